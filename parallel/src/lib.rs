@@ -1,0 +1,1 @@
+//! Data, pipeline and model parallelism over `phalanx-autograd` and `phalanx-comm`.
