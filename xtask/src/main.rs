@@ -1,3 +1,42 @@
-//! `cargo xtask`: the project's chores.
+//! `cargo xtask`: the project's chores, one file each. It depends on no library crate, so that it builds in
+//! seconds and still runs when they do not build.
 
-fn main() {}
+mod bench;
+mod cargo;
+mod check;
+mod tally;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's chores.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Run every test that this machine can run, and print the totals.
+    Test(test::Args),
+    /// Check formatting, lints and documentation; warnings are errors.
+    Check,
+    /// Time the library, and its peers beside it.
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().chore {
+        Chore::Test(args) => test::run(&args),
+        Chore::Check => check::run(),
+        Chore::Bench(args) => bench::run(&args),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,85 @@
+//! How chores start programs: from the root of the workspace, each command echoed before it runs.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, ExitCode, ExitStatus, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+/// The root of the workspace: the folder above this package.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask is a folder of the workspace")
+}
+
+/// The cargo that started us, in the workspace's root. `+toolchain` as first argument picks another toolchain.
+pub fn cargo<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
+    let mut args = args.into_iter().peekable();
+    let toolchain = args
+        .peek()
+        .is_some_and(|a| a.as_ref().as_encoded_bytes().starts_with(b"+"));
+    // `$CARGO` is the cargo of one toolchain; only rustup's proxy understands `+toolchain`.
+    let own = std::env::var_os("CARGO").filter(|_| !toolchain);
+    let mut command = Command::new(own.unwrap_or_else(|| "cargo".into()));
+    if toolchain {
+        // rustup names its pick here, and a pick in the environment would win over `+toolchain`.
+        command
+            .env_remove("RUSTUP_TOOLCHAIN")
+            .env_remove("RUSTC")
+            .env_remove("RUSTDOC");
+    }
+    command.args(args).current_dir(root());
+    command
+}
+
+/// Runs `command` with our own streams.
+pub fn status(command: &mut Command) -> Result<ExitStatus> {
+    echo(command);
+    command
+        .status()
+        .with_context(|| format!("cannot start {}", program(command)))
+}
+
+/// Runs `command`; anything but success is an error that names `what`.
+pub fn succeed(what: &str, command: &mut Command) -> Result<()> {
+    let status = status(command)?;
+    ensure!(status.success(), "{what} failed ({status})");
+    Ok(())
+}
+
+/// Runs `command`, passing its stdout on and showing each line to `each`.
+pub fn watch(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitStatus> {
+    echo(command);
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {}", program(command)))?;
+    let stdout = child.stdout.take().expect("stdout was asked for");
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = line.context("cannot read the command's output")?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        each(&line);
+    }
+    Ok(child.wait()?)
+}
+
+/// The exit code of a child as our own.
+pub fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+fn echo(command: &Command) {
+    let args: Vec<_> = command.get_args().map(OsStr::to_string_lossy).collect();
+    let name = Path::new(command.get_program())
+        .file_stem()
+        .unwrap_or_default();
+    eprintln!("$ {} {}", name.to_string_lossy(), args.join(" "));
+}
+
+fn program(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}

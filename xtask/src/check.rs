@@ -1,0 +1,25 @@
+//! `cargo xtask check`: formatting, lints and documentation, with every warning an error.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use crate::cargo::{cargo, succeed};
+
+pub fn run() -> Result<ExitCode> {
+    succeed("formatting", &mut cargo(["fmt", "--all", "--check"]))?;
+    let lint = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    succeed("clippy", &mut cargo(lint))?;
+    let mut doc = cargo(["doc", "--workspace", "--no-deps", "--quiet"]);
+    succeed("documentation", doc.env("RUSTDOCFLAGS", "-D warnings"))?;
+    println!("formatting, lints and documentation are clean");
+    Ok(ExitCode::SUCCESS)
+}
