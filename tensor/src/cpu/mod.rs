@@ -1,0 +1,11 @@
+//! What every CPU kernel stands on: buffers from a pool, threads under control, SIMD dispatch,
+//! walks over strided views.
+
+pub(crate) mod buffer;
+pub(crate) mod pool;
+mod simd;
+pub(crate) mod strided;
+mod threads;
+
+pub use simd::{SimdLevel, simd_level, vectorize};
+pub use threads::{parallel_for, threads, with_threads};

@@ -1,0 +1,84 @@
+//! Run-time SIMD dispatch: one loop, compiled for each level, the best one chosen on the machine
+//! where it runs. So a plain `cargo build --release` is as fast as `target-cpu=native`.
+#![allow(unsafe_code)]
+
+use std::sync::LazyLock;
+
+/// What the processor's vector unit offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum SimdLevel {
+    /// What every processor of the target architecture has.
+    Baseline,
+    /// AVX2 and FMA (x86-64-v3).
+    Avx2,
+    /// AVX-512 F, BW, CD, DQ, VL (x86-64-v4).
+    Avx512,
+}
+
+/// The level of this machine, read once.
+pub fn simd_level() -> SimdLevel {
+    static LEVEL: LazyLock<SimdLevel> = LazyLock::new(|| {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let v3 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+                && is_x86_feature_detected!("bmi2");
+            let v4 = v3
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512cd")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if v4 {
+                return SimdLevel::Avx512;
+            }
+            if v3 {
+                return SimdLevel::Avx2;
+            }
+        }
+        SimdLevel::Baseline
+    });
+    *LEVEL
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,bmi2")]
+fn run_avx2<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
+fn run_avx512<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+/// Runs `f` compiled for the best SIMD level of this machine.
+///
+/// The loops inside `f` vectorise for that level as far as they are inlined into it: keep the hot
+/// loop in the closure itself, and mark the functions that it calls `#[inline(always)]`.
+///
+/// ```
+/// let x = vec![1.0f32; 1000];
+/// let mut y = vec![2.0f32; 1000];
+/// phalanx_tensor::cpu::vectorize(|| {
+///     for (y, x) in y.iter_mut().zip(&x) {
+///         *y = x.mul_add(3.0, *y);
+///     }
+/// });
+/// assert_eq!(y[999], 5.0);
+/// ```
+#[inline(always)]
+pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
+    match simd_level() {
+        // SAFETY: the level says that the processor has the features.
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Avx512 => unsafe { run_avx512(f) },
+        // SAFETY: the level says that the processor has the features.
+        #[cfg(target_arch = "x86_64")]
+        SimdLevel::Avx2 => unsafe { run_avx2(f) },
+        _ => f(),
+    }
+}

@@ -1,0 +1,150 @@
+//! How many threads an operation may use: a property of the calling thread, set for a scope.
+//!
+//! A rank of a data-parallel run is a thread that works alone (`with_threads(1, …)`); a program
+//! without ranks uses every core. The choice never changes a result: kernels split their output,
+//! not their sums.
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::cell::RefCell;
+use std::num::NonZero;
+use std::ops::Range;
+use std::sync::{Arc, LazyLock};
+
+/// Helpers for a thread that may use `threads` threads in all; `None` where it works alone.
+#[derive(Clone)]
+struct Team {
+    threads: usize,
+    helpers: Option<Arc<ThreadPool>>,
+}
+
+impl Team {
+    fn new(threads: usize) -> Team {
+        let helpers = (threads > 1).then(|| {
+            ThreadPoolBuilder::new()
+                .num_threads(threads - 1) // the caller is the first
+                .thread_name(|i| format!("phalanx-helper-{i}"))
+                .build()
+                .ok()
+        });
+        // A system that refuses threads leaves the caller to work alone.
+        let helpers = helpers.flatten().map(Arc::new);
+        Team {
+            threads: if helpers.is_some() { threads } else { 1 },
+            helpers,
+        }
+    }
+
+    fn all_cores() -> Team {
+        static ALL: LazyLock<Team> = LazyLock::new(|| {
+            Team::new(std::thread::available_parallelism().map_or(1, NonZero::get))
+        });
+        ALL.clone()
+    }
+}
+
+thread_local! {
+    static TEAM: RefCell<Option<Team>> = const { RefCell::new(None) };
+}
+
+/// Lets the operations that this thread calls inside `f` use `threads` threads (at least 1).
+///
+/// Helper threads are started once per call and stopped when `f` returns, so put it around the
+/// whole program or training loop.
+///
+/// ```
+/// use phalanx_tensor::cpu;
+/// assert_eq!(cpu::with_threads(2, cpu::threads), 2);
+/// ```
+pub fn with_threads<R>(threads: usize, f: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Team>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            TEAM.with(|t| *t.borrow_mut() = self.0.take());
+        }
+    }
+    let team = Team::new(threads.max(1));
+    let _restore = Restore(TEAM.with(|t| t.borrow_mut().replace(team)));
+    f()
+}
+
+/// How many threads an operation called from this thread may use: what
+/// [`with_threads`] says, else all cores; 1 inside a parallel operation.
+pub fn threads() -> usize {
+    TEAM.with(|t| t.borrow().as_ref().map(|t| t.threads))
+        .unwrap_or_else(|| {
+            if rayon::current_thread_index().is_some() {
+                1
+            } else {
+                Team::all_cores().threads
+            }
+        })
+}
+
+/// Splits `0..len` into one contiguous range per thread and runs `f` on all of them, on the
+/// calling thread and its helpers. Ranges are multiples of `grain` long but for the last; with
+/// `len <= grain` or one thread, `f(0..len)` runs on the caller.
+///
+/// The split depends on the number of threads, so `f` must compute each index independently of
+/// the range that it comes in.
+pub fn parallel_for(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
+    let grain = grain.max(1);
+    let pieces = if len <= grain {
+        1
+    } else {
+        threads().min(len.div_ceil(grain))
+    };
+    if pieces <= 1 {
+        return f(0..len);
+    }
+    let team = TEAM
+        .with(|t| t.borrow().clone())
+        .unwrap_or_else(Team::all_cores);
+    let Some(helpers) = &team.helpers else {
+        return f(0..len);
+    };
+    let step = len.div_ceil(grain).div_ceil(pieces) * grain;
+    let range = |i: usize| (i * step).min(len)..((i + 1) * step).min(len);
+    helpers.in_place_scope(|scope| {
+        for i in 1..pieces {
+            let f = &f;
+            scope.spawn(move |_| f(range(i)));
+        }
+        // The caller is no worker of the pool: keep operations inside `f` from forking again.
+        with_threads(1, || f(range(0)));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn every_index_once_whatever_the_threads() {
+        for threads in [1, 2, 3, 8] {
+            for (len, grain) in [(0, 4), (1, 4), (17, 4), (1000, 1), (1000, 64)] {
+                let hits: Vec<AtomicU32> = (0..len).map(|_| AtomicU32::new(0)).collect();
+                with_threads(threads, || {
+                    parallel_for(len, grain, |range| {
+                        assert!(super::threads() == 1 || threads == 1 || len <= grain);
+                        range.for_each(|i| _ = hits[i].fetch_add(1, Ordering::Relaxed));
+                    });
+                });
+                assert!(
+                    hits.iter().all(|h| h.load(Ordering::Relaxed) == 1),
+                    "{threads} {len} {grain}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_setting_ends_with_its_scope() {
+        with_threads(3, || {
+            assert_eq!(with_threads(2, threads), 2);
+            assert_eq!(threads(), 3);
+            let panicked = std::panic::catch_unwind(|| with_threads(5, || panic!("on purpose")));
+            assert!(panicked.is_err() && threads() == 3);
+        });
+    }
+}

@@ -1,0 +1,124 @@
+//! [`Device`]: where a tensor lives.
+
+use crate::error::{Error, Result};
+use crate::memory::{self, MemoryStats};
+use std::fmt;
+use std::str::FromStr;
+
+/// Where a tensor lives: `cpu:0`, `cpu:1`, …, `cuda:0`, ….
+///
+/// CPU devices are virtual: every index exists, with a memory account and a buffer pool of its
+/// own. CUDA devices always exist as values; using one without the card is
+/// [`Error::DeviceUnavailable`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Device {
+    /// A virtual CPU device.
+    Cpu(usize),
+    /// A CUDA device by ordinal.
+    Cuda(usize),
+}
+
+impl Device {
+    /// The virtual CPU device `index`.
+    pub const fn cpu(index: usize) -> Device {
+        Device::Cpu(index)
+    }
+
+    /// The CUDA device `ordinal`.
+    pub const fn cuda(ordinal: usize) -> Device {
+        Device::Cuda(ordinal)
+    }
+
+    /// Live, peak and reserved bytes of this device.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnavailable`] for a device that this build or machine does not have.
+    pub fn memory(self) -> Result<MemoryStats> {
+        Ok(self.account("memory")?.stats())
+    }
+
+    /// Sets the peak of [`memory`](Device::memory) to what is live now.
+    ///
+    /// # Errors
+    /// As [`memory`](Device::memory).
+    pub fn reset_peak(self) -> Result<()> {
+        self.account("reset_peak")?.reset_peak();
+        Ok(())
+    }
+
+    /// Gives the pool's unused buffers back to the system (PyTorch: `empty_cache`).
+    ///
+    /// # Errors
+    /// As [`memory`](Device::memory).
+    pub fn empty_cache(self) -> Result<()> {
+        self.account("empty_cache")?.empty_cache();
+        Ok(())
+    }
+
+    pub(crate) fn account(self, op: &'static str) -> Result<&'static memory::DeviceMemory> {
+        match self {
+            Device::Cpu(index) => Ok(memory::cpu(index)),
+            Device::Cuda(_) => Err(Error::DeviceUnavailable {
+                op,
+                device: self,
+                reason: "this build has no CUDA backend".into(),
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Device::Cpu(i) => write!(f, "cpu:{i}"),
+            Device::Cuda(i) => write!(f, "cuda:{i}"),
+        }
+    }
+}
+
+impl FromStr for Device {
+    type Err = Error;
+
+    /// Reads `cpu`, `cpu:1`, `cuda`, `cuda:1`; a missing index is 0.
+    fn from_str(s: &str) -> Result<Device> {
+        let (kind, index) = s.split_once(':').unwrap_or((s, "0"));
+        match (kind, index.parse()) {
+            ("cpu", Ok(i)) => Ok(Device::Cpu(i)),
+            ("cuda", Ok(i)) => Ok(Device::Cuda(i)),
+            _ => Err(Error::InvalidArgument {
+                op: "Device::from_str",
+                reason: format!("`{s}` is no device; write cpu, cpu:1, cuda or cuda:1"),
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_round_trips() {
+        for d in [Device::cpu(0), Device::cpu(17), Device::cuda(3)] {
+            assert_eq!(d.to_string().parse::<Device>().unwrap(), d);
+        }
+        assert_eq!("cuda".parse::<Device>().unwrap(), Device::cuda(0));
+        assert!("tpu:0".parse::<Device>().is_err() && "cpu:x".parse::<Device>().is_err());
+    }
+
+    #[test]
+    fn a_missing_card_is_an_error() {
+        let e = Device::cuda(0).memory().unwrap_err();
+        assert!(
+            matches!(
+                e,
+                Error::DeviceUnavailable {
+                    device: Device::Cuda(0),
+                    ..
+                }
+            ),
+            "{e}"
+        );
+    }
+}

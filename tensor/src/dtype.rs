@@ -1,0 +1,271 @@
+//! Element types: the [`DType`] tag, the [`Element`] trait that ties a Rust type to it, and the
+//! macros that turn a tag into a type.
+
+use crate::error::Error;
+pub use half::{bf16, f16};
+use std::fmt;
+use std::str::FromStr;
+
+/// The type of a tensor's elements.
+///
+/// The half types [`BF16`](DType::BF16) and [`F16`](DType::F16) are storage formats: sums and
+/// products of them accumulate in `f32` and are rounded once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum DType {
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 double precision.
+    F64,
+    /// bfloat16: the upper half of an `f32`.
+    BF16,
+    /// IEEE 754 half precision.
+    F16,
+    /// Signed 64-bit integers: class labels, token ids, indices.
+    I64,
+    /// Unsigned bytes: masks, raw images.
+    U8,
+}
+
+impl DType {
+    /// Every element type, in the order of declaration.
+    pub const ALL: [DType; 6] = [
+        DType::F32,
+        DType::F64,
+        DType::BF16,
+        DType::F16,
+        DType::I64,
+        DType::U8,
+    ];
+
+    /// Bytes per element.
+    pub const fn size(self) -> usize {
+        match self {
+            DType::U8 => 1,
+            DType::BF16 | DType::F16 => 2,
+            DType::F32 => 4,
+            DType::F64 | DType::I64 => 8,
+        }
+    }
+
+    /// Whether the type is a floating-point type (and can carry a gradient).
+    pub const fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::F64 | DType::BF16 | DType::F16)
+    }
+
+    /// The printed name, as in `"f32"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::F64 => "f64",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            DType::I64 => "i64",
+            DType::U8 => "u8",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for DType {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self, Error> {
+        DType::ALL
+            .into_iter()
+            .find(|d| d.name() == s)
+            .ok_or_else(|| Error::InvalidArgument {
+                op: "DType::from_str",
+                reason: format!("`{s}` is none of f32, f64, bf16, f16, i64, u8"),
+            })
+    }
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+/// A Rust type that can be a tensor's element.
+pub trait Element:
+    bytemuck::Pod + Send + Sync + PartialOrd + fmt::Debug + fmt::Display + sealed::Sealed + 'static
+{
+    /// The tag of this type.
+    const DTYPE: DType;
+    /// The nearest value of this type: floats round to nearest, integers truncate and saturate.
+    fn from_f64(value: f64) -> Self;
+    /// The value as `f64` (exact but for `i64` beyond 2⁵³).
+    fn to_f64(self) -> f64;
+}
+
+/// A floating-point element and the type in which its sums and products are computed.
+pub trait Float: Element {
+    /// `f32` for `f32`, `bf16` and `f16`; `f64` for `f64`.
+    type Compute: Float<Compute = Self::Compute>
+        + std::ops::Add<Output = Self::Compute>
+        + std::ops::Sub<Output = Self::Compute>
+        + std::ops::Mul<Output = Self::Compute>
+        + std::ops::Div<Output = Self::Compute>
+        + std::ops::Neg<Output = Self::Compute>
+        + std::ops::AddAssign
+        + Default;
+    /// Widens to the type of computation: exact.
+    fn widen(self) -> Self::Compute;
+    /// Rounds to nearest even from the type of computation.
+    fn narrow(value: Self::Compute) -> Self;
+}
+
+macro_rules! element {
+    ($t:ty, $tag:ident, |$v:ident| $from:expr, |$s:ident| $to:expr) => {
+        impl sealed::Sealed for $t {}
+        impl Element for $t {
+            const DTYPE: DType = DType::$tag;
+            #[inline(always)]
+            fn from_f64($v: f64) -> Self {
+                $from
+            }
+            #[inline(always)]
+            fn to_f64(self) -> f64 {
+                let $s = self;
+                $to
+            }
+        }
+    };
+}
+element!(f32, F32, |v| v as f32, |s| f64::from(s));
+element!(f64, F64, |v| v, |s| s);
+element!(bf16, BF16, |v| bf16::from_f64(v), |s| s.to_f64());
+element!(f16, F16, |v| f16::from_f64(v), |s| s.to_f64());
+element!(i64, I64, |v| v as i64, |s| s as f64);
+element!(u8, U8, |v| v as u8, |s| f64::from(s));
+
+macro_rules! float {
+    ($t:ty, $compute:ty, |$s:ident| $widen:expr, |$v:ident| $narrow:expr) => {
+        impl Float for $t {
+            type Compute = $compute;
+            #[inline(always)]
+            fn widen(self) -> $compute {
+                let $s = self;
+                $widen
+            }
+            #[inline(always)]
+            fn narrow($v: $compute) -> Self {
+                $narrow
+            }
+        }
+    };
+}
+float!(f32, f32, |s| s, |v| v);
+float!(f64, f64, |s| s, |v| v);
+float!(
+    bf16,
+    f32,
+    |s| f32::from_bits(u32::from(s.to_bits()) << 16),
+    |v| {
+        // Branch-free but for the select on NaN, so that loops over it vectorise.
+        let bits = v.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let quiet = (bits >> 16) | 0x40;
+        bf16::from_bits(if bits & 0x7fff_ffff > 0x7f80_0000 {
+            quiet
+        } else {
+            rounded
+        } as u16)
+    }
+);
+float!(f16, f32, |s| s.to_f32(), |v| f16::from_f32(v));
+
+/// Runs `$body` with `$t` bound to the Rust type of a float dtype, or returns
+/// [`Error::UnsupportedDType`] for an integer one. The body's value is the macro's value.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! dispatch_float {
+    ($op:expr, $dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $t = $crate::bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $t = $crate::f16;
+                $body
+            }
+            other => {
+                return Err($crate::Error::UnsupportedDType {
+                    op: $op,
+                    dtype: other,
+                })
+            }
+        }
+    };
+}
+
+/// Runs `$body` with `$t` bound to the Rust type of any dtype.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! dispatch_any {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $t = $crate::bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $t = $crate::f16;
+                $body
+            }
+            $crate::DType::I64 => {
+                type $t = i64;
+                $body
+            }
+            $crate::DType::U8 => {
+                type $t = u8;
+                $body
+            }
+        }
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for d in DType::ALL {
+            assert_eq!(d.name().parse::<DType>().unwrap(), d);
+        }
+        assert!("f8".parse::<DType>().is_err());
+    }
+
+    #[test]
+    fn bf16_narrowing_is_the_reference_rounding() {
+        for bits in (0..=u32::MAX)
+            .step_by(65_537)
+            .chain([0x7f7f_ffff, 0x7f80_0001, 0xff80_0000])
+        {
+            let v = f32::from_bits(bits);
+            let (ours, reference) = (<bf16 as Float>::narrow(v), bf16::from_f32(v));
+            assert!(ours.to_bits() == reference.to_bits() || (ours.is_nan() && reference.is_nan()));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The crate's one error type.
+
+use crate::{DType, Device, Shape};
+
+/// `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong in an operation on tensors. Each variant names the operation.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Two shapes do not fit together.
+    #[error("{op}: shapes {lhs} and {rhs} do not fit: {reason}")]
+    ShapeMismatch {
+        /// The operation.
+        op: &'static str,
+        /// Shape of the first operand.
+        lhs: Shape,
+        /// Shape of the second operand.
+        rhs: Shape,
+        /// What was expected.
+        reason: &'static str,
+    },
+    /// One shape is not what the operation needs.
+    #[error("{op}: shape {shape} is not usable: {reason}")]
+    InvalidShape {
+        /// The operation.
+        op: &'static str,
+        /// The offending shape.
+        shape: Shape,
+        /// What was expected.
+        reason: String,
+    },
+    /// Operands of different element types.
+    #[error("{op}: element types {lhs} and {rhs} differ")]
+    DTypeMismatch {
+        /// The operation.
+        op: &'static str,
+        /// Element type of the first operand.
+        lhs: DType,
+        /// Element type of the second operand.
+        rhs: DType,
+    },
+    /// The operation is not defined for the element type.
+    #[error("{op}: not defined for elements of type {dtype}")]
+    UnsupportedDType {
+        /// The operation.
+        op: &'static str,
+        /// The offending element type.
+        dtype: DType,
+    },
+    /// Operands on different devices; move one with `to_device`.
+    #[error("{op}: operands are on {lhs} and on {rhs}; move one with to_device")]
+    DeviceMismatch {
+        /// The operation.
+        op: &'static str,
+        /// Device of the first operand.
+        lhs: Device,
+        /// Device of the second operand.
+        rhs: Device,
+    },
+    /// The device cannot be used in this build or on this machine.
+    #[error("{op}: device {device} is not available: {reason}")]
+    DeviceUnavailable {
+        /// The operation.
+        op: &'static str,
+        /// The device.
+        device: Device,
+        /// Why not.
+        reason: String,
+    },
+    /// An axis outside the tensor's rank.
+    #[error("{op}: axis {axis} is out of range for a tensor of rank {rank}")]
+    AxisOutOfRange {
+        /// The operation.
+        op: &'static str,
+        /// The axis as given; negative axes count from the end.
+        axis: isize,
+        /// The tensor's number of axes.
+        rank: usize,
+    },
+    /// An index (a label, a token id, a position) outside its extent.
+    #[error("{op}: index {index} is out of range for an extent of {extent}")]
+    IndexOutOfRange {
+        /// The operation.
+        op: &'static str,
+        /// The offending index.
+        index: i64,
+        /// The extent that it points into.
+        extent: usize,
+    },
+    /// A view of the elements as a slice needs a contiguous tensor.
+    #[error("{op}: needs a contiguous tensor, got shape {shape} with strides {strides}")]
+    NotContiguous {
+        /// The operation.
+        op: &'static str,
+        /// The tensor's shape.
+        shape: Shape,
+        /// Its strides, in elements.
+        strides: crate::Strides,
+    },
+    /// Any other argument that makes no sense.
+    #[error("{op}: {reason}")]
+    InvalidArgument {
+        /// The operation.
+        op: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The system gave no memory.
+    #[error("{op}: out of memory on {device}: {bytes} bytes asked for, {live} live")]
+    OutOfMemory {
+        /// The operation.
+        op: &'static str,
+        /// The device.
+        device: Device,
+        /// Bytes asked for.
+        bytes: usize,
+        /// Bytes live on the device at that time.
+        live: usize,
+    },
+}

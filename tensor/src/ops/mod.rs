@@ -1,0 +1,2 @@
+//! The operations, a folder for each family: `mod.rs` checks, allocates and dispatches, `cpu.rs`
+//! holds the CPU kernel. They are methods of [`Tensor`](crate::Tensor).

@@ -1,0 +1,424 @@
+//! [`Tensor`]: construction, and reading and writing of elements.
+
+use crate::cpu::strided;
+use crate::layout::Layout;
+use crate::storage::{CpuStorage, Storage};
+use crate::{DType, Device, Element, Error, Result, Shape, dispatch_any};
+use std::fmt;
+use std::sync::Arc;
+
+/// A multi-dimensional array: a shared storage and the [`Layout`] of a view of it.
+///
+/// A tensor is a value. Clones and views share storage, and nothing changes a storage that two
+/// tensors share: [`make_mut`](Tensor::make_mut) copies first.
+#[derive(Clone)]
+pub struct Tensor {
+    storage: Arc<Storage>,
+    layout: Layout,
+}
+
+impl Tensor {
+    // ---- construction ------------------------------------------------------------------------
+
+    /// A tensor of `shape` with arbitrary contents.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`], [`Error::DeviceUnavailable`].
+    pub fn empty(shape: impl Into<Shape>, dtype: DType, device: Device) -> Result<Tensor> {
+        Tensor::allocate("empty", shape.into(), dtype, device)
+    }
+
+    /// As [`empty`](Tensor::empty), for the result of the operation `op`.
+    pub(crate) fn allocate(
+        op: &'static str,
+        shape: Shape,
+        dtype: DType,
+        device: Device,
+    ) -> Result<Tensor> {
+        let storage = Storage::new(op, device, dtype, shape.numel())?;
+        Ok(Tensor {
+            storage: Arc::new(storage),
+            layout: Layout::contiguous(shape),
+        })
+    }
+
+    /// A tensor whose elements are all `value`.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{DType, Device, Tensor};
+    /// let t = Tensor::full([2, 2], 0.5, DType::F64, Device::cpu(0))?;
+    /// assert_eq!(t.to_vec::<f64>()?, [0.5; 4]);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`empty`](Tensor::empty).
+    pub fn full(
+        shape: impl Into<Shape>,
+        value: f64,
+        dtype: DType,
+        device: Device,
+    ) -> Result<Tensor> {
+        let mut out = Tensor::allocate("full", shape.into(), dtype, device)?;
+        dispatch_any!(dtype, T => out.make_mut::<T>()?.fill(T::from_f64(value)));
+        Ok(out)
+    }
+
+    /// A tensor of zeros.
+    ///
+    /// # Errors
+    /// As [`empty`](Tensor::empty).
+    pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: Device) -> Result<Tensor> {
+        let mut out = Tensor::allocate("zeros", shape.into(), dtype, device)?;
+        out.bytes_mut()?.fill(0); // all-zero bits are zero in every element type
+        Ok(out)
+    }
+
+    /// A tensor of ones.
+    ///
+    /// # Errors
+    /// As [`empty`](Tensor::empty).
+    pub fn ones(shape: impl Into<Shape>, dtype: DType, device: Device) -> Result<Tensor> {
+        Tensor::full(shape, 1.0, dtype, device)
+    }
+
+    /// A tensor of rank 0.
+    ///
+    /// # Errors
+    /// As [`empty`](Tensor::empty).
+    pub fn scalar<T: Element>(value: T, device: Device) -> Result<Tensor> {
+        Tensor::from_slice(&[value], (), device)
+    }
+
+    /// The numbers `0, 1, …, len - 1`.
+    ///
+    /// # Errors
+    /// As [`empty`](Tensor::empty).
+    pub fn arange(len: usize, dtype: DType, device: Device) -> Result<Tensor> {
+        let mut out = Tensor::allocate("arange", len.into(), dtype, device)?;
+        dispatch_any!(dtype, T => {
+            let values = out.make_mut::<T>()?.iter_mut().enumerate();
+            values.for_each(|(i, v)| *v = T::from_f64(i as f64));
+        });
+        Ok(out)
+    }
+
+    /// Copies a slice, in row-major order.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] where the shape has another number of elements; as
+    /// [`empty`](Tensor::empty).
+    pub fn from_slice<T: Element>(
+        data: &[T],
+        shape: impl Into<Shape>,
+        device: Device,
+    ) -> Result<Tensor> {
+        let shape = shape.into();
+        if shape.numel() != data.len() {
+            return Err(Error::InvalidShape {
+                op: "from_slice",
+                reason: format!(
+                    "it has {} elements, the data has {}",
+                    shape.numel(),
+                    data.len()
+                ),
+                shape,
+            });
+        }
+        let mut out = Tensor::allocate("from_slice", shape, T::DTYPE, device)?;
+        out.make_mut::<T>()?.copy_from_slice(data);
+        Ok(out)
+    }
+
+    /// As [`from_slice`](Tensor::from_slice), from a vector.
+    ///
+    /// # Errors
+    /// As [`from_slice`](Tensor::from_slice).
+    pub fn from_vec<T: Element>(
+        data: Vec<T>,
+        shape: impl Into<Shape>,
+        device: Device,
+    ) -> Result<Tensor> {
+        Tensor::from_slice(&data, shape, device)
+    }
+
+    // ---- what it is --------------------------------------------------------------------------
+
+    /// The extents, outermost first.
+    pub fn shape(&self) -> &Shape {
+        self.layout.shape()
+    }
+
+    /// The extents as a slice.
+    pub fn dims(&self) -> &[usize] {
+        self.layout.shape()
+    }
+
+    /// The number of axes.
+    pub fn rank(&self) -> usize {
+        self.dims().len()
+    }
+
+    /// The number of elements.
+    pub fn numel(&self) -> usize {
+        self.shape().numel()
+    }
+
+    /// Shape, strides and offset.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.storage.dtype()
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> Device {
+        self.storage.device()
+    }
+
+    /// Whether the elements lie in row-major order without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        self.layout.is_contiguous()
+    }
+
+    /// Whether no other tensor shares the storage, so that [`make_mut`](Tensor::make_mut) will
+    /// not copy a contiguous tensor.
+    pub fn is_unique(&self) -> bool {
+        Arc::strong_count(&self.storage) == 1
+    }
+
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// The same storage under another layout.
+    pub(crate) fn with_layout(&self, layout: Layout) -> Tensor {
+        Tensor {
+            storage: Arc::clone(&self.storage),
+            layout,
+        }
+    }
+
+    // ---- reading and writing elements --------------------------------------------------------
+
+    /// The elements as a slice, without a copy.
+    ///
+    /// # Errors
+    /// [`Error::DTypeMismatch`] where `T` is another type, [`Error::NotContiguous`] for a view
+    /// with gaps, [`Error::DeviceUnavailable`] for a tensor that the host cannot address.
+    pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
+        self.expect_dtype::<T>("as_slice")?;
+        self.expect_contiguous("as_slice")?;
+        let Storage::Cpu(s) = self.storage();
+        Ok(&s.as_slice()[self.layout.offset()..][..self.numel()])
+    }
+
+    /// The elements' bytes, without a copy.
+    ///
+    /// # Errors
+    /// As [`as_slice`](Tensor::as_slice).
+    pub fn as_bytes(&self) -> Result<&[u8]> {
+        self.expect_contiguous("as_bytes")?;
+        let Storage::Cpu(s) = self.storage();
+        let size = self.dtype().size();
+        Ok(&s.as_raw::<u8>()[self.layout.offset() * size..][..self.numel() * size])
+    }
+
+    /// The elements for writing. Copies first where another tensor shares the storage or the view
+    /// has gaps; afterwards the tensor is contiguous and unique.
+    ///
+    /// # Errors
+    /// [`Error::DTypeMismatch`] where `T` is another type; as [`empty`](Tensor::empty).
+    pub fn make_mut<T: Element>(&mut self) -> Result<&mut [T]> {
+        self.expect_dtype::<T>("make_mut")?;
+        let (offset, len) = (self.layout.offset(), self.numel());
+        let (storage, offset) = self.unique("make_mut", offset)?;
+        Ok(&mut storage.as_mut_slice()[offset..][..len])
+    }
+
+    /// The elements' bytes for writing, as [`make_mut`](Tensor::make_mut).
+    ///
+    /// # Errors
+    /// As [`empty`](Tensor::empty).
+    pub fn bytes_mut(&mut self) -> Result<&mut [u8]> {
+        let size = self.dtype().size();
+        let (offset, len) = (self.layout.offset(), self.numel());
+        let (storage, offset) = self.unique("bytes_mut", offset)?;
+        Ok(&mut storage.as_raw_mut::<u8>()[offset * size..][..len * size])
+    }
+
+    /// Makes the tensor contiguous and the only holder of its storage; returns the storage and
+    /// the offset of the first element in it.
+    fn unique(&mut self, op: &'static str, offset: usize) -> Result<(&mut CpuStorage, usize)> {
+        let in_place = self.is_contiguous() && Arc::get_mut(&mut self.storage).is_some();
+        let offset = if in_place { offset } else { 0 };
+        if !in_place {
+            *self = self.copy_to(op, self.device())?;
+        }
+        match Arc::get_mut(&mut self.storage) {
+            Some(Storage::Cpu(s)) => Ok((s, offset)),
+            None => unreachable!("{op}: a fresh copy has one holder"),
+        }
+    }
+
+    /// Copies the elements out, in row-major order.
+    ///
+    /// # Errors
+    /// [`Error::DTypeMismatch`] where `T` is another type; as [`empty`](Tensor::empty).
+    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+        Ok(self.contiguous()?.as_slice::<T>()?.to_vec())
+    }
+
+    /// The value of a tensor with a single element, as `f64`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] where there is not exactly one element.
+    pub fn item(&self) -> Result<f64> {
+        if self.numel() != 1 {
+            return Err(Error::InvalidShape {
+                op: "item",
+                shape: self.shape().clone(),
+                reason: "needs exactly one element".into(),
+            });
+        }
+        let Storage::Cpu(s) = self.storage();
+        Ok(dispatch_any!(self.dtype(), T => s.as_slice::<T>()[self.layout.offset()].to_f64()))
+    }
+
+    /// The same elements in row-major order without gaps: `self` where it is so already, else a
+    /// copy.
+    ///
+    /// # Errors
+    /// As [`empty`](Tensor::empty).
+    pub fn contiguous(&self) -> Result<Tensor> {
+        if self.is_contiguous() {
+            Ok(self.clone())
+        } else {
+            self.copy_to("contiguous", self.device())
+        }
+    }
+
+    /// The same elements on `device`: `self` where it is there already, else a copy.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{DType, Device, Tensor};
+    /// let t = Tensor::zeros([3], DType::F32, Device::cpu(0))?;
+    /// assert_eq!(t.to_device(Device::cpu(1))?.device(), Device::cpu(1));
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`empty`](Tensor::empty).
+    pub fn to_device(&self, device: Device) -> Result<Tensor> {
+        if self.device() == device {
+            Ok(self.clone())
+        } else {
+            self.copy_to("to_device", device)
+        }
+    }
+
+    /// A contiguous copy with a storage of its own.
+    pub(crate) fn copy_to(&self, op: &'static str, device: Device) -> Result<Tensor> {
+        let mut storage = Storage::new(op, device, self.dtype(), self.numel())?;
+        match (self.storage(), &mut storage) {
+            (Storage::Cpu(from), Storage::Cpu(to)) => match self.dtype().size() {
+                1 => strided::gather::<u8>(from.as_raw(), &self.layout, to.as_raw_mut()),
+                2 => strided::gather::<u16>(from.as_raw(), &self.layout, to.as_raw_mut()),
+                4 => strided::gather::<u32>(from.as_raw(), &self.layout, to.as_raw_mut()),
+                _ => strided::gather::<u64>(from.as_raw(), &self.layout, to.as_raw_mut()),
+            },
+        }
+        Ok(Tensor {
+            storage: Arc::new(storage),
+            layout: Layout::contiguous(self.shape().clone()),
+        })
+    }
+
+    // ---- checks that operations share --------------------------------------------------------
+
+    fn expect_dtype<T: Element>(&self, op: &'static str) -> Result<()> {
+        if self.dtype() == T::DTYPE {
+            Ok(())
+        } else {
+            Err(Error::DTypeMismatch {
+                op,
+                lhs: self.dtype(),
+                rhs: T::DTYPE,
+            })
+        }
+    }
+
+    fn expect_contiguous(&self, op: &'static str) -> Result<()> {
+        if self.is_contiguous() {
+            Ok(())
+        } else {
+            Err(Error::NotContiguous {
+                op,
+                shape: self.shape().clone(),
+                strides: self.layout.strides().clone(),
+            })
+        }
+    }
+
+    /// Both operands have one element type and live on one device.
+    pub(crate) fn expect_same_kind(&self, op: &'static str, other: &Tensor) -> Result<()> {
+        self.expect_same_device(op, other)?;
+        if self.dtype() == other.dtype() {
+            Ok(())
+        } else {
+            Err(Error::DTypeMismatch {
+                op,
+                lhs: self.dtype(),
+                rhs: other.dtype(),
+            })
+        }
+    }
+
+    /// Both operands live on one device.
+    pub(crate) fn expect_same_device(&self, op: &'static str, other: &Tensor) -> Result<()> {
+        if self.device() == other.device() {
+            Ok(())
+        } else {
+            Err(Error::DeviceMismatch {
+                op,
+                lhs: self.device(),
+                rhs: other.device(),
+            })
+        }
+    }
+
+    /// The element type is a float.
+    pub(crate) fn expect_float(&self, op: &'static str) -> Result<()> {
+        if self.dtype().is_float() {
+            Ok(())
+        } else {
+            Err(Error::UnsupportedDType {
+                op,
+                dtype: self.dtype(),
+            })
+        }
+    }
+}
+
+impl fmt::Debug for Tensor {
+    /// Shape, type and device, and the elements of a small tensor.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Tensor({}, {}, {}",
+            self.shape(),
+            self.dtype(),
+            self.device()
+        )?;
+        if self.numel() <= 16
+            && let Ok(t) = self.contiguous()
+        {
+            let values = dispatch_any!(t.dtype(), T => t.as_slice::<T>().map(|s| format!("{s:?}")));
+            write!(f, ", {}", values.unwrap_or_default())?;
+        }
+        f.write_str(")")
+    }
+}
