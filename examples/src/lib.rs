@@ -1,1 +1,3 @@
-//! Placeholder until the crate's first module lands.
+//! What the example programs share: the data set, the models, the training loop and its report.
+
+pub mod data;
