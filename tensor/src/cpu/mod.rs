@@ -8,4 +8,4 @@ pub(crate) mod strided;
 mod threads;
 
 pub use simd::{SimdLevel, simd_level, vectorize};
-pub use threads::{parallel_for, threads, with_threads};
+pub use threads::{parallel_chunks, parallel_for, threads, with_threads};

@@ -87,31 +87,63 @@ pub fn threads() -> usize {
 /// The split depends on the number of threads, so `f` must compute each index independently of
 /// the range that it comes in.
 pub fn parallel_for(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
-    let grain = grain.max(1);
-    let pieces = if len <= grain {
-        1
-    } else {
-        threads().min(len.div_ceil(grain))
-    };
-    if pieces <= 1 {
-        return f(0..len);
-    }
-    let team = TEAM
-        .with(|t| t.borrow().clone())
-        .unwrap_or_else(Team::all_cores);
-    let Some(helpers) = &team.helpers else {
+    let Some((helpers, step)) = split(len, grain) else {
         return f(0..len);
     };
-    let step = len.div_ceil(grain).div_ceil(pieces) * grain;
     let range = |i: usize| (i * step).min(len)..((i + 1) * step).min(len);
     helpers.in_place_scope(|scope| {
-        for i in 1..pieces {
+        for i in 1..len.div_ceil(step) {
             let f = &f;
             scope.spawn(move |_| f(range(i)));
         }
         // The caller is no worker of the pool: keep operations inside `f` from forking again.
         with_threads(1, || f(range(0)));
     });
+}
+
+/// As [`parallel_for`], over a slice that is written: `f(start, piece)` gets the elements
+/// `start..start + piece.len()` of `out`, and `start` is a multiple of `grain`.
+///
+/// ```
+/// let mut squares = vec![0usize; 1000];
+/// phalanx_tensor::cpu::parallel_chunks(&mut squares, 64, |start, piece| {
+///     piece.iter_mut().enumerate().for_each(|(i, v)| *v = (start + i).pow(2));
+/// });
+/// assert_eq!(squares[999], 999 * 999);
+/// ```
+pub fn parallel_chunks<T: Send>(out: &mut [T], grain: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    let Some((helpers, step)) = split(out.len(), grain) else {
+        return f(0, out);
+    };
+    let mut pieces = out.chunks_mut(step).enumerate();
+    let first = pieces.next();
+    helpers.in_place_scope(|scope| {
+        for (i, piece) in pieces {
+            let f = &f;
+            scope.spawn(move |_| f(i * step, piece));
+        }
+        if let Some((_, piece)) = first {
+            with_threads(1, || f(0, piece));
+        }
+    });
+}
+
+/// The helpers and the length of a piece for `len` items in multiples of `grain`; `None` where
+/// the caller works alone.
+fn split(len: usize, grain: usize) -> Option<(Arc<ThreadPool>, usize)> {
+    let grain = grain.max(1);
+    if len <= grain {
+        return None;
+    }
+    let pieces = threads().min(len.div_ceil(grain));
+    if pieces <= 1 {
+        return None;
+    }
+    let team = TEAM
+        .with(|t| t.borrow().clone())
+        .unwrap_or_else(Team::all_cores);
+    let step = len.div_ceil(grain).div_ceil(pieces) * grain;
+    Some((team.helpers?, step))
 }
 
 #[cfg(test)]
@@ -129,9 +161,14 @@ mod tests {
                         assert!(super::threads() == 1 || threads == 1 || len <= grain);
                         range.for_each(|i| _ = hits[i].fetch_add(1, Ordering::Relaxed));
                     });
+                    parallel_chunks(&mut vec![(); len], grain, |start, piece| {
+                        assert!(start % grain == 0);
+                        (start..start + piece.len())
+                            .for_each(|i| _ = hits[i].fetch_add(1, Ordering::Relaxed));
+                    });
                 });
                 assert!(
-                    hits.iter().all(|h| h.load(Ordering::Relaxed) == 1),
+                    hits.iter().all(|h| h.load(Ordering::Relaxed) == 2),
                     "{threads} {len} {grain}"
                 );
             }
