@@ -6,6 +6,7 @@ mod cargo;
 mod check;
 mod tally;
 mod test;
+mod tidy;
 
 use std::process::ExitCode;
 
@@ -23,7 +24,7 @@ struct Cli {
 enum Chore {
     /// Run every test that this machine can run, and print the totals.
     Test(test::Args),
-    /// Check formatting, lints and documentation; warnings are errors.
+    /// Check files, formatting, lints and documentation; warnings are errors.
     Check,
     /// Time the library, and its peers beside it.
     Bench(bench::Args),
