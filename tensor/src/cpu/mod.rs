@@ -3,6 +3,7 @@
 
 pub(crate) mod buffer;
 pub(crate) mod pool;
+pub(crate) mod share;
 mod simd;
 pub(crate) mod strided;
 mod threads;

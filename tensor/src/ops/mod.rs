@@ -1,2 +1,7 @@
 //! The operations, a folder for each family: `mod.rs` checks, allocates and dispatches, `cpu.rs`
 //! holds the CPU kernel. They are methods of [`Tensor`](crate::Tensor).
+
+pub mod conv;
+pub mod norm;
+pub mod pool;
+mod working;

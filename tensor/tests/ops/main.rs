@@ -1,4 +1,7 @@
 //! Tests of the operations, one module for each family, in one binary. A kernel's reference is
 //! plain code over `f64` in the test itself.
 
+mod batch_norm;
+mod conv;
+mod pool;
 mod util;

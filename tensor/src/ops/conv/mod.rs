@@ -1,0 +1,149 @@
+//! Two-dimensional convolution and its gradients, NCHW × OIHW.
+//!
+//! As in deep-learning libraries, the kernel is not flipped (this is a cross-correlation), and the
+//! operations carry PyTorch's names and shape rules.
+
+mod cpu;
+mod geometry;
+
+pub use geometry::Conv2dConfig;
+use geometry::Geometry;
+
+use super::working::{on_real, rounded, working};
+use crate::storage::Storage;
+use crate::{Error, Result, Shape, Tensor};
+
+impl Tensor {
+    /// The convolution of `self` `[n, c, h, w]` with `weight` `[out, c / groups, kh, kw]`, plus
+    /// `bias` `[out]`: `[n, out, h', w']` with
+    /// `h' = ⌊(h + 2·padding − dilation·(kh − 1) − 1) / stride⌋ + 1`.
+    ///
+    /// Half types compute in `f32` and round once.
+    ///
+    /// ```
+    /// use phalanx_tensor::ops::conv::Conv2dConfig;
+    /// use phalanx_tensor::{Device, Tensor};
+    ///
+    /// let x = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0], [1, 1, 2, 2], Device::cpu(0))?;
+    /// let w = Tensor::from_slice(&[1.0f32; 9], [1, 1, 3, 3], Device::cpu(0))?;
+    /// let y = x.conv2d(&w, None, &Conv2dConfig::default().with_padding(1))?;
+    /// assert_eq!(y.to_vec::<f32>()?, [10.0; 4]);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Operands of different types or devices, of shapes that do not fit, or no float type.
+    pub fn conv2d(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        config: &Conv2dConfig,
+    ) -> Result<Tensor> {
+        const OP: &str = "conv2d";
+        check_kind(OP, self, weight)?;
+        let g = geometry(OP, self.shape(), weight.shape(), config)?;
+        if let Some(b) = bias {
+            check_kind(OP, self, b)?;
+            if b.dims() != [g.co] {
+                return Err(Error::ShapeMismatch {
+                    op: OP,
+                    lhs: weight.shape().clone(),
+                    rhs: b.shape().clone(),
+                    reason: "the bias wants one element per output channel",
+                });
+            }
+        }
+        let bias = bias.map(|b| working(OP, b)).transpose()?;
+        let (x, w) = (working(OP, self)?, working(OP, weight)?);
+        let mut out = Tensor::allocate(OP, output_shape(&g), x.dtype(), x.device())?;
+        match self.storage() {
+            Storage::Cpu(_) => on_real!(x, T => {
+                let bias = bias.as_ref().map(|b| b.as_slice::<T>()).transpose()?;
+                cpu::forward(&g, x.as_slice::<T>()?, w.as_slice()?, bias, out.make_mut()?);
+            }),
+        }
+        rounded(OP, out, self.dtype())
+    }
+
+    /// The gradient of [`conv2d`](Tensor::conv2d) with respect to its input of shape
+    /// `input_shape`, given `grad` with respect to its output.
+    ///
+    /// # Errors
+    /// As [`conv2d`](Tensor::conv2d); where `grad` does not have the output's shape.
+    pub fn conv2d_input_grad(
+        grad: &Tensor,
+        weight: &Tensor,
+        input_shape: impl Into<Shape>,
+        config: &Conv2dConfig,
+    ) -> Result<Tensor> {
+        const OP: &str = "conv2d_input_grad";
+        let input_shape = input_shape.into();
+        check_kind(OP, grad, weight)?;
+        let g = geometry(OP, &input_shape, weight.shape(), config)?;
+        check_grad(OP, grad, &g)?;
+        let (dy, w) = (working(OP, grad)?, working(OP, weight)?);
+        let mut dx = Tensor::allocate(OP, input_shape, dy.dtype(), dy.device())?;
+        match grad.storage() {
+            Storage::Cpu(_) => on_real!(dy, T => {
+                cpu::input_grad(&g, dy.as_slice::<T>()?, w.as_slice()?, dx.make_mut()?);
+            }),
+        }
+        rounded(OP, dx, grad.dtype())
+    }
+
+    /// The gradient of [`conv2d`](Tensor::conv2d) with respect to its weight of shape
+    /// `weight_shape`, given `grad` with respect to its output. (The bias' gradient is the sum of
+    /// `grad` over all axes but the channels'.)
+    ///
+    /// # Errors
+    /// As [`conv2d`](Tensor::conv2d); where `grad` does not have the output's shape.
+    pub fn conv2d_weight_grad(
+        input: &Tensor,
+        grad: &Tensor,
+        weight_shape: impl Into<Shape>,
+        config: &Conv2dConfig,
+    ) -> Result<Tensor> {
+        const OP: &str = "conv2d_weight_grad";
+        let weight_shape = weight_shape.into();
+        check_kind(OP, input, grad)?;
+        let g = geometry(OP, input.shape(), &weight_shape, config)?;
+        check_grad(OP, grad, &g)?;
+        let (x, dy) = (working(OP, input)?, working(OP, grad)?);
+        let mut dw = Tensor::allocate(OP, weight_shape, x.dtype(), x.device())?;
+        match input.storage() {
+            Storage::Cpu(_) => on_real!(x, T => {
+                cpu::weight_grad(&g, x.as_slice::<T>()?, dy.as_slice()?, dw.make_mut()?);
+            }),
+        }
+        rounded(OP, dw, input.dtype())
+    }
+}
+
+fn check_kind(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
+    a.expect_float(op)?;
+    a.expect_same_kind(op, b)
+}
+
+fn geometry(op: &'static str, x: &Shape, w: &Shape, config: &Conv2dConfig) -> Result<Geometry> {
+    Geometry::new(x, w, config).map_err(|reason| Error::InvalidArgument {
+        op,
+        reason: format!("input {x} and weight {w} do not fit: {reason}"),
+    })
+}
+
+fn output_shape(g: &Geometry) -> Shape {
+    [g.n, g.co, g.out[0], g.out[1]].into()
+}
+
+fn check_grad(op: &'static str, grad: &Tensor, g: &Geometry) -> Result<()> {
+    let want = output_shape(g);
+    if *grad.shape() == want {
+        return Ok(());
+    }
+    Err(Error::ShapeMismatch {
+        op,
+        lhs: grad.shape().clone(),
+        rhs: want,
+        reason: "the gradient must have the shape of the convolution's output",
+    })
+}
