@@ -1,6 +1,7 @@
 //! Element types: the [`DType`] tag, the [`Element`] trait that ties a Rust type to it, and the
 //! macros that turn a tag into a type.
 
+use crate::cpu::math::Real;
 use crate::error::Error;
 pub use half::{bf16, f16};
 use std::fmt;
@@ -104,14 +105,7 @@ pub trait Element:
 /// A floating-point element and the type in which its sums and products are computed.
 pub trait Float: Element {
     /// `f32` for `f32`, `bf16` and `f16`; `f64` for `f64`.
-    type Compute: Float<Compute = Self::Compute>
-        + std::ops::Add<Output = Self::Compute>
-        + std::ops::Sub<Output = Self::Compute>
-        + std::ops::Mul<Output = Self::Compute>
-        + std::ops::Div<Output = Self::Compute>
-        + std::ops::Neg<Output = Self::Compute>
-        + std::ops::AddAssign
-        + Default;
+    type Compute: Real;
     /// Widens to the type of computation: exact.
     fn widen(self) -> Self::Compute;
     /// Rounds to nearest even from the type of computation.

@@ -2,6 +2,7 @@
 //! walks over strided views.
 
 pub(crate) mod buffer;
+pub mod math;
 pub(crate) mod pool;
 pub(crate) mod share;
 mod simd;
