@@ -1,1 +1,3 @@
 //! Data, pipeline and model parallelism over `phalanx-autograd` and `phalanx-comm`.
+
+pub mod pipeline;

@@ -1,0 +1,163 @@
+//! A whole plan: one list of actions per rank, and where the stages live.
+
+use super::{Action, Kind, PlanError, StageGraph};
+
+/// One list of actions per rank, the graph of stages, and the rank of each stage.
+///
+/// A schedule is plain data and need not be right: [`super::validate`] says whether it is. It
+/// prints as text and is read back from text, a line per rank; see [`super::text`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    graph: StageGraph,
+    rank_of: Vec<u16>,
+    microbatches: u16,
+    ranks: Vec<Vec<Action>>,
+}
+
+impl Schedule {
+    /// Puts a plan together.
+    ///
+    /// # Errors
+    /// The placement must name a rank that exists for every stage of the graph, and every action a
+    /// stage of the graph.
+    pub fn new(
+        graph: StageGraph,
+        rank_of: Vec<u16>,
+        microbatches: u16,
+        ranks: Vec<Vec<Action>>,
+    ) -> Result<Self, PlanError> {
+        let wrong = |reason: String| Err(PlanError::Placement { reason });
+        if ranks.len() > usize::from(u16::MAX) {
+            return wrong(format!(
+                "{} ranks are more than a plan can hold",
+                ranks.len()
+            ));
+        }
+        if rank_of.len() != graph.stages() {
+            return wrong(format!(
+                "{} stages, but {} ranks named",
+                graph.stages(),
+                rank_of.len()
+            ));
+        }
+        if let Some(stage) = rank_of.iter().position(|&r| usize::from(r) >= ranks.len()) {
+            let (rank, count) = (rank_of[stage], ranks.len());
+            return wrong(format!("stage {stage} is on rank {rank}, of {count} ranks"));
+        }
+        for (rank, actions) in ranks.iter().enumerate() {
+            let outside = |a: &&Action| a.stage() >= graph.stages() || a.peer() >= graph.stages();
+            if let Some(action) = actions.iter().find(outside) {
+                let stages = graph.stages();
+                return wrong(format!(
+                    "rank {rank} has {action}, but there are {stages} stages"
+                ));
+            }
+        }
+        Ok(Self {
+            graph,
+            rank_of,
+            microbatches,
+            ranks,
+        })
+    }
+
+    /// The same stages and placement with other lists; the caller has checked that they fit.
+    pub(crate) fn with_ranks(&self, ranks: Vec<Vec<Action>>) -> Self {
+        debug_assert_eq!(ranks.len(), self.ranks.len());
+        Self {
+            graph: self.graph.clone(),
+            rank_of: self.rank_of.clone(),
+            microbatches: self.microbatches,
+            ranks,
+        }
+    }
+
+    /// The stages and their edges.
+    pub fn graph(&self) -> &StageGraph {
+        &self.graph
+    }
+
+    /// How many stages there are.
+    pub fn stages(&self) -> usize {
+        self.rank_of.len()
+    }
+
+    /// How many ranks there are.
+    pub fn rank_count(&self) -> usize {
+        self.ranks.len()
+    }
+
+    /// How many microbatches a step has.
+    pub fn microbatches(&self) -> usize {
+        usize::from(self.microbatches)
+    }
+
+    /// The rank that holds `stage`.
+    pub fn rank_of(&self, stage: usize) -> usize {
+        usize::from(self.rank_of[stage])
+    }
+
+    /// The rank of each stage.
+    pub fn placement(&self) -> &[u16] {
+        &self.rank_of
+    }
+
+    /// The stages that `rank` holds, in ascending order.
+    pub fn stages_of(&self, rank: usize) -> impl Iterator<Item = usize> + '_ {
+        (0..self.stages()).filter(move |&s| self.rank_of(s) == rank)
+    }
+
+    /// The actions of each rank, in the order in which it does them.
+    pub fn ranks(&self) -> &[Vec<Action>] {
+        &self.ranks
+    }
+
+    /// The lists, to be changed at will; nothing is checked until [`super::validate`].
+    pub fn ranks_mut(&mut self) -> &mut [Vec<Action>] {
+        &mut self.ranks
+    }
+
+    /// How many actions there are in all.
+    pub fn len(&self) -> usize {
+        self.ranks.iter().map(Vec::len).sum()
+    }
+
+    /// Whether there is no action at all.
+    pub fn is_empty(&self) -> bool {
+        self.ranks.iter().all(Vec::is_empty)
+    }
+
+    /// Whether transfers are written out; if not, they are understood.
+    pub fn has_transfers(&self) -> bool {
+        self.ranks.iter().flatten().any(|a| a.kind().is_transfer())
+    }
+
+    /// The plan without all that is not compute.
+    pub fn compute_only(&self) -> Self {
+        let keep = |list: &Vec<Action>| {
+            list.iter()
+                .copied()
+                .filter(|a| a.kind().is_compute())
+                .collect()
+        };
+        self.with_ranks(self.ranks.iter().map(keep).collect())
+    }
+
+    /// The plan with every `B` written as `I` and then `W`.
+    pub fn split_backward(&self) -> Self {
+        let split = |list: &Vec<Action>| {
+            let mut out = Vec::with_capacity(list.len());
+            for &a in list {
+                if a.kind() == Kind::Backward {
+                    let (stage, mb) = (a.stage() as u16, a.microbatch() as u16);
+                    out.push(Action::compute(Kind::Input, stage, mb));
+                    out.push(Action::compute(Kind::Weight, stage, mb));
+                } else {
+                    out.push(a);
+                }
+            }
+            out
+        };
+        self.with_ranks(self.ranks.iter().map(split).collect())
+    }
+}

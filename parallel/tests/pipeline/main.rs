@@ -1,0 +1,9 @@
+//! Pipeline plans against PyTorch's, against the papers' formulas, and against exhaustive search.
+
+mod formulas;
+mod golden;
+mod lowering;
+mod mutations;
+mod oracle;
+mod rng;
+mod text;
