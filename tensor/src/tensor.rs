@@ -390,6 +390,25 @@ impl Tensor {
         }
     }
 
+    /// Both operands have one shape.
+    pub(crate) fn expect_same_shape(
+        &self,
+        op: &'static str,
+        other: &Tensor,
+        reason: &'static str,
+    ) -> Result<()> {
+        if self.shape() == other.shape() {
+            Ok(())
+        } else {
+            Err(Error::ShapeMismatch {
+                op,
+                lhs: self.shape().clone(),
+                rhs: other.shape().clone(),
+                reason,
+            })
+        }
+    }
+
     /// The element type is a float.
     pub(crate) fn expect_float(&self, op: &'static str) -> Result<()> {
         if self.dtype().is_float() {

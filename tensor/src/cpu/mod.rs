@@ -3,7 +3,9 @@
 
 pub(crate) mod buffer;
 pub mod math;
+pub(crate) mod pieces;
 pub(crate) mod pool;
+pub(crate) mod rows;
 pub(crate) mod share;
 mod simd;
 pub(crate) mod strided;

@@ -130,7 +130,7 @@ pub fn parallel_chunks<T: Send>(out: &mut [T], grain: usize, f: impl Fn(usize, &
 
 /// The helpers and the length of a piece for `len` items in multiples of `grain`; `None` where
 /// the caller works alone.
-fn split(len: usize, grain: usize) -> Option<(Arc<ThreadPool>, usize)> {
+pub(super) fn split(len: usize, grain: usize) -> Option<(Arc<ThreadPool>, usize)> {
     let grain = grain.max(1);
     if len <= grain {
         return None;

@@ -2,6 +2,9 @@
 //! holds the CPU kernel. They are methods of [`Tensor`](crate::Tensor).
 
 pub mod conv;
+mod embedding;
 pub mod norm;
+pub mod optim;
 pub mod pool;
+pub mod softmax;
 mod working;

@@ -3,5 +3,8 @@
 
 mod batch_norm;
 mod conv;
+mod embedding;
+mod optim;
 mod pool;
+mod softmax;
 mod util;

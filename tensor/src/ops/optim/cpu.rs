@@ -1,0 +1,141 @@
+//! The optimizers' loops: one pass over all arrays of a parameter. They are bound by memory, so
+//! each is compiled once for each type and its switches are settled by the compiler outside the
+//! loop.
+
+use super::{AdamConfig, DecayMode, SgdConfig};
+use crate::cpu::math::Real;
+use crate::cpu::pieces::parallel_pieces;
+use crate::cpu::{parallel_chunks, vectorize};
+use crate::{Element, Float};
+
+/// Elements to a thread, at least: some 50 µs of work.
+const GRAIN: usize = 32 * 1024;
+
+/// Elements whose squares are summed at a time; fixes the order of summation.
+pub(super) const BLOCK: usize = 4096;
+/// Blocks to a thread, at least.
+pub(super) const BLOCKS_PER_THREAD: usize = GRAIN / BLOCK;
+
+type C<T> = <T as Float>::Compute;
+
+fn c<T: Float>(value: f64) -> C<T> {
+    C::<T>::from_f64(value)
+}
+
+/// SGD without momentum.
+pub(super) fn sgd<T: Float>(p: &mut [T], g: &[T], config: &SgdConfig) {
+    let (lr, decay) = (c::<T>(config.lr), c::<T>(config.weight_decay));
+    parallel_pieces((p, g), GRAIN, |_, (p, g)| {
+        vectorize(|| {
+            for (p, g) in p.iter_mut().zip(g) {
+                let old = p.widen();
+                *p = T::narrow(old - lr * (g.widen() + decay * old));
+            }
+        });
+    });
+}
+
+/// SGD with momentum; the `first` step sets the momentum and does not read it.
+pub(super) fn sgd_momentum<T: Float>(
+    p: &mut [T],
+    g: &[T],
+    m: &mut [C<T>],
+    first: bool,
+    config: &SgdConfig,
+) {
+    let (lr, decay) = (c::<T>(config.lr), c::<T>(config.weight_decay));
+    let momentum = c::<T>(config.momentum);
+    let fresh = c::<T>(1.0 - config.dampening);
+    let nesterov = config.nesterov;
+    parallel_pieces((p, g, m), GRAIN, |_, (p, g, m)| {
+        vectorize(|| {
+            for ((p, g), m) in p.iter_mut().zip(g).zip(m) {
+                let old = p.widen();
+                let g = g.widen() + decay * old;
+                let kept = if first { g } else { momentum * *m + fresh * g };
+                *m = kept;
+                let step = if nesterov { g + momentum * kept } else { kept };
+                *p = T::narrow(old - lr * step);
+            }
+        });
+    });
+}
+
+/// Adam or AdamW at the step `step`, counted from 1.
+pub(super) fn adam<T: Float>(
+    p: &mut [T],
+    g: &[T],
+    m: &mut [C<T>],
+    v: &mut [C<T>],
+    step: u64,
+    config: &AdamConfig,
+) {
+    let [beta1, beta2] = config.betas;
+    let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+    let (coupled, shrink) = match config.decay {
+        DecayMode::Coupled => (config.weight_decay, 1.0),
+        DecayMode::Decoupled => (0.0, 1.0 - config.lr * config.weight_decay),
+    };
+    let (coupled, shrink) = (c::<T>(coupled), c::<T>(shrink));
+    let (fresh1, keep2, fresh2) = (c::<T>(1.0 - beta1), c::<T>(beta2), c::<T>(1.0 - beta2));
+    let rate = c::<T>(config.lr / correction(beta1));
+    let root = c::<T>(1.0 / correction(beta2).sqrt());
+    let eps = c::<T>(config.eps);
+    parallel_pieces((p, g, m, v), GRAIN / 2, |_, (p, g, m, v)| {
+        vectorize(|| {
+            for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+                let old = p.widen();
+                let g = g.widen() + coupled * old;
+                *m += fresh1 * (g - *m);
+                *v = keep2 * *v + fresh2 * g * g;
+                let denominator = v.sqrt() * root + eps;
+                *p = T::narrow(old * shrink - rate * *m / denominator);
+            }
+        });
+    });
+}
+
+/// Multiplies by `factor`.
+pub(super) fn scale<T: Float>(x: &mut [T], factor: f64) {
+    let factor = c::<T>(factor);
+    parallel_chunks(x, GRAIN, |_, x| {
+        vectorize(|| {
+            x.iter_mut()
+                .for_each(|x| *x = T::narrow(x.widen() * factor))
+        });
+    });
+}
+
+/// The sum of the squares, block by block.
+pub(super) fn square_sum_in_order<T: Float>(x: &[T]) -> f64 {
+    x.chunks(BLOCK).map(block).sum()
+}
+
+/// The same to the last bit, by several threads; `partial` has an element for each block.
+pub(super) fn square_sum<T: Float>(x: &[T], partial: &mut [f64]) -> f64 {
+    parallel_chunks(partial, BLOCKS_PER_THREAD, |first, partial| {
+        let blocks = x[first * BLOCK..].chunks(BLOCK);
+        partial
+            .iter_mut()
+            .zip(blocks)
+            .for_each(|(p, x)| *p = block(x));
+    });
+    partial.iter().sum()
+}
+
+/// The sum of the squares of up to [`BLOCK`] elements.
+fn block<T: Float>(x: &[T]) -> f64 {
+    const LANES: usize = 16;
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let mut lanes = [0.0f64; LANES];
+    vectorize(|| {
+        for chunk in chunks {
+            for (lane, x) in lanes.iter_mut().zip(chunk) {
+                let x = x.widen().to_f64();
+                *lane += x * x;
+            }
+        }
+    });
+    let rest: f64 = rest.iter().map(|x| x.to_f64() * x.to_f64()).sum();
+    lanes.iter().sum::<f64>() + rest
+}

@@ -1,0 +1,302 @@
+//! Cross-entropy: log-softmax and negative log-likelihood in one pass, and the gradient of the
+//! logits in another.
+
+use super::cpu;
+use crate::{DType, Element, Error, Float, Result, Tensor, dispatch_float};
+
+/// How the losses of a batch become the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Reduction {
+    /// One loss for each target.
+    None,
+    /// The mean over the targets that count, weighted by their class weights.
+    #[default]
+    Mean,
+    /// The sum.
+    Sum,
+}
+
+/// The options of [`Tensor::cross_entropy`], as in `torch.nn.functional.cross_entropy`.
+#[derive(Debug, Clone)]
+pub struct CrossEntropyConfig {
+    /// How the losses become the result.
+    pub reduction: Reduction,
+    /// Share of the target's probability that is spread over all classes (Szegedy et al. 2016),
+    /// in `0..=1`.
+    pub label_smoothing: f64,
+    /// Targets of this value do not count.
+    pub ignore_index: i64,
+    /// A weight for each class, of shape `[classes]`; 1 where there is none.
+    pub weight: Option<Tensor>,
+}
+
+impl Default for CrossEntropyConfig {
+    /// The mean, no smoothing, no weights; −100 is ignored.
+    fn default() -> Self {
+        CrossEntropyConfig {
+            reduction: Reduction::Mean,
+            label_smoothing: 0.0,
+            ignore_index: -100,
+            weight: None,
+        }
+    }
+}
+
+/// What [`Tensor::cross_entropy`] returns.
+#[derive(Debug, Clone)]
+pub struct CrossEntropyOutput {
+    /// The loss: a scalar, or of the targets' shape under [`Reduction::None`].
+    pub loss: Tensor,
+    /// For the backward pass: the maximum of each row of logits and the logarithm of the sum of
+    /// the exponentials above it, `[targets, 2]`.
+    pub saved: Tensor,
+}
+
+impl Tensor {
+    /// The cross-entropy between the softmax of these logits and class indices.
+    ///
+    /// The logits are `[classes]`, `[batch, classes]` or `[batch, classes, …]`; the targets are
+    /// `I64` of the same shape without the class axis. The loss of a target `t` is `−w[t] ·
+    /// log_softmax(logits)[t]`; with label smoothing ε it is `1 − ε` of that and `ε / classes` of
+    /// the sum of the same over all classes. With [`Reduction::Mean`], a batch whose targets are
+    /// all ignored gives NaN, as in PyTorch.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{Device, Tensor, ops::softmax::CrossEntropyConfig};
+    /// let logits = Tensor::from_slice(&[0.0f64, 3f64.ln()], [1, 2], Device::cpu(0))?;
+    /// let target = Tensor::from_slice(&[1i64], [1], Device::cpu(0))?;
+    /// let out = logits.cross_entropy(&target, &CrossEntropyConfig::default())?;
+    /// assert!((out.loss.item()? + 0.75f64.ln()).abs() < 1e-12);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::IndexOutOfRange`] names a target that is no class; [`Error::ShapeMismatch`],
+    /// [`Error::DTypeMismatch`], [`Error::DeviceMismatch`], [`Error::InvalidArgument`] for a
+    /// smoothing outside `0..=1`.
+    pub fn cross_entropy(
+        &self,
+        targets: &Tensor,
+        config: &CrossEntropyConfig,
+    ) -> Result<CrossEntropyOutput> {
+        const OP: &str = "cross_entropy";
+        let problem = Problem::new(OP, self, targets, config)?;
+        let (device, dtype, rows) = (self.device(), self.dtype(), problem.rows);
+        dispatch_float!(OP, dtype, T => {
+            let terms = problem.terms::<T>(config)?;
+            let compute = <<T as Float>::Compute as Element>::DTYPE;
+            let mut saved = Tensor::allocate(OP, [rows, 2].into(), compute, device)?;
+            let mut losses = Tensor::allocate(OP, targets.shape().clone(), compute, device)?;
+            cpu::cross_entropy::<T>(
+                problem.logits.as_slice()?,
+                problem.targets.as_slice()?,
+                &terms,
+                saved.make_mut()?,
+                losses.make_mut()?,
+            );
+            let losses = losses.as_slice::<<T as Float>::Compute>()?;
+            let loss = if config.reduction == Reduction::None {
+                let mut out = Tensor::allocate(OP, targets.shape().clone(), dtype, device)?;
+                let pairs = out.make_mut::<T>()?.iter_mut().zip(losses);
+                pairs.for_each(|(out, loss)| *out = T::narrow(*loss));
+                out
+            } else {
+                let sum: f64 = losses.iter().map(|loss| loss.to_f64()).sum();
+                Tensor::scalar(T::from_f64(sum / problem.denominator(config)?), device)?
+            };
+            Ok(CrossEntropyOutput { loss, saved })
+        })
+    }
+
+    /// The gradient of [`cross_entropy`](Tensor::cross_entropy)'s logits, in one pass over them;
+    /// `self` is the gradient of the loss, `saved` what the forward pass left.
+    ///
+    /// # Errors
+    /// As [`cross_entropy`](Tensor::cross_entropy).
+    pub fn cross_entropy_backward(
+        &self,
+        logits: &Tensor,
+        targets: &Tensor,
+        saved: &Tensor,
+        config: &CrossEntropyConfig,
+    ) -> Result<Tensor> {
+        const OP: &str = "cross_entropy_backward";
+        let problem = Problem::new(OP, logits, targets, config)?;
+        self.expect_same_kind(OP, logits)?;
+        self.expect_same_device(OP, saved)?;
+        match config.reduction {
+            Reduction::None => {
+                self.expect_same_shape(OP, targets, "there is a gradient for each target")?;
+            }
+            _ if self.numel() == 1 => {}
+            _ => {
+                return Err(Error::InvalidShape {
+                    op: OP,
+                    shape: self.shape().clone(),
+                    reason: "the gradient of a reduced loss has one element".into(),
+                });
+            }
+        }
+        if saved.dims() != [problem.rows, 2] {
+            return Err(Error::InvalidShape {
+                op: OP,
+                shape: saved.shape().clone(),
+                reason: format!("the forward pass has saved [{}, 2]", problem.rows),
+            });
+        }
+        let (shape, dtype) = (problem.logits.shape().clone(), logits.dtype());
+        let mut out = Tensor::allocate(OP, shape, dtype, logits.device())?;
+        let (grad, saved) = (self.contiguous()?, saved.contiguous()?);
+        dispatch_float!(OP, dtype, T => {
+            cpu::cross_entropy_backward::<T>(
+                grad.as_slice()?,
+                1.0 / problem.denominator(config)?,
+                (problem.logits.as_slice()?, saved.as_slice()?),
+                problem.targets.as_slice()?,
+                &problem.terms::<T>(config)?,
+                out.make_mut()?,
+            );
+        });
+        match logits.rank() {
+            0..=2 => Ok(out),
+            rank => {
+                let axes: smallvec::SmallVec<[isize; 4]> = std::iter::once(0)
+                    .chain(std::iter::once(rank as isize - 1))
+                    .chain(1..rank as isize - 1)
+                    .collect();
+                out.permute(&axes)
+            }
+        }
+    }
+}
+
+/// The operands, checked and brought into rows of classes.
+struct Problem {
+    op: &'static str,
+    logits: Tensor,
+    targets: Tensor,
+    rows: usize,
+    classes: usize,
+    ignore: i64,
+    weight: Option<Tensor>,
+}
+
+impl Problem {
+    fn new(
+        op: &'static str,
+        logits: &Tensor,
+        targets: &Tensor,
+        config: &CrossEntropyConfig,
+    ) -> Result<Problem> {
+        logits.expect_float(op)?;
+        logits.expect_same_device(op, targets)?;
+        if targets.dtype() != DType::I64 {
+            return Err(Error::DTypeMismatch {
+                op,
+                lhs: DType::I64,
+                rhs: targets.dtype(),
+            });
+        }
+        let class_axis = usize::from(logits.rank() > 1);
+        let mut expected = logits.shape().clone();
+        let classes = match logits.rank() {
+            0 => {
+                return Err(Error::InvalidShape {
+                    op,
+                    shape: expected,
+                    reason: "logits have a class axis".into(),
+                });
+            }
+            _ => expected.remove(class_axis),
+        };
+        if *targets.shape() != expected {
+            return Err(Error::ShapeMismatch {
+                op,
+                lhs: logits.shape().clone(),
+                rhs: targets.shape().clone(),
+                reason: "targets have the logits' shape without the class axis",
+            });
+        }
+        if !(0.0..=1.0).contains(&config.label_smoothing) {
+            return Err(Error::InvalidArgument {
+                op,
+                reason: format!("label_smoothing {} is not in 0..=1", config.label_smoothing),
+            });
+        }
+        if let Some(weight) = &config.weight {
+            logits.expect_same_kind(op, weight)?;
+            if weight.dims() != [classes] {
+                return Err(Error::ShapeMismatch {
+                    op,
+                    lhs: logits.shape().clone(),
+                    rhs: weight.shape().clone(),
+                    reason: "there is a weight for each class",
+                });
+            }
+        }
+        let targets = targets.contiguous()?;
+        let wrong = |&&t: &&i64| t != config.ignore_index && !(0..classes as i64).contains(&t);
+        if let Some(&index) = targets.as_slice::<i64>()?.iter().find(wrong) {
+            return Err(Error::IndexOutOfRange {
+                op,
+                index,
+                extent: classes,
+            });
+        }
+        let logits = match logits.rank() {
+            1 | 2 => logits.contiguous()?,
+            rank => {
+                let axes: smallvec::SmallVec<[isize; 4]> = std::iter::once(0)
+                    .chain(2..rank as isize)
+                    .chain(std::iter::once(1))
+                    .collect();
+                logits.permute(&axes)?.contiguous()?
+            }
+        };
+        Ok(Problem {
+            op,
+            logits,
+            rows: targets.numel(),
+            targets,
+            classes,
+            ignore: config.ignore_index,
+            weight: match &config.weight {
+                Some(weight) => Some(weight.contiguous()?),
+                None => None,
+            },
+        })
+    }
+
+    /// The loss in the numbers that the kernels use.
+    fn terms<T: Float>(&self, config: &CrossEntropyConfig) -> Result<cpu::Terms<T::Compute>> {
+        let weights = match &self.weight {
+            Some(weight) => Some(weight.as_slice::<T>()?.iter().map(|w| w.widen()).collect()),
+            None => None,
+        };
+        Ok(cpu::Terms::new(
+            self.classes,
+            config.label_smoothing,
+            self.ignore,
+            weights,
+        ))
+    }
+
+    /// By what the sum of the losses is divided.
+    fn denominator(&self, config: &CrossEntropyConfig) -> Result<f64> {
+        if config.reduction != Reduction::Mean {
+            return Ok(1.0);
+        }
+        let counted = self
+            .targets
+            .as_slice::<i64>()?
+            .iter()
+            .filter(|&&t| t != self.ignore);
+        Ok(match &self.weight {
+            None => counted.count() as f64,
+            Some(weight) => dispatch_float!(self.op, weight.dtype(), T => {
+                let weight = weight.as_slice::<T>()?;
+                counted.map(|&t| weight[t as usize].to_f64()).sum()
+            }),
+        })
+    }
+}
