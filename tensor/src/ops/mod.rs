@@ -8,3 +8,4 @@ pub mod optim;
 pub mod pool;
 pub mod softmax;
 mod working;
+mod accumulate;

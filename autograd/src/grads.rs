@@ -1,0 +1,129 @@
+//! [`Gradients`]: what a backward pass returns.
+
+use crate::error::Result;
+use crate::param::{IdMap, Param, ParamId};
+use crate::tape::NodeRef;
+use crate::var::Var;
+use phalanx_tensor::Tensor;
+
+/// Gradients by parameter, and by variable where inputs were asked for.
+///
+/// What the roots do not depend on has no gradient: `None`, not zeros.
+#[derive(Debug, Default)]
+pub struct Gradients {
+    /// In the order in which they became final; `None` where taken.
+    params: Vec<(Param, Option<Tensor>)>,
+    place: IdMap<usize>,
+    vars: Vec<(NodeRef, Tensor)>,
+}
+
+impl Gradients {
+    /// No gradients.
+    pub fn new() -> Gradients {
+        Gradients::default()
+    }
+
+    /// The gradient of a parameter.
+    pub fn get(&self, param: &Param) -> Option<&Tensor> {
+        self.by_id(param.id())
+    }
+
+    /// The gradient of the parameter with this id.
+    pub fn by_id(&self, id: ParamId) -> Option<&Tensor> {
+        self.params[*self.place.get(&id)?].1.as_ref()
+    }
+
+    /// The gradient of a variable: one made by [`Tape::input`](crate::Tape::input), or one that
+    /// was named in [`Backward::inputs`](crate::Backward::inputs).
+    pub fn wrt(&self, var: &Var) -> Option<&Tensor> {
+        let node = var.node()?;
+        let found = self.vars.iter().find(|(n, _)| *n == node);
+        found.map(|(_, grad)| grad)
+    }
+
+    /// Takes the gradient of a variable out.
+    pub fn take_wrt(&mut self, var: &Var) -> Option<Tensor> {
+        let node = var.node()?;
+        let at = self.vars.iter().position(|(n, _)| *n == node)?;
+        Some(self.vars.swap_remove(at).1)
+    }
+
+    /// Takes the gradient of a parameter out.
+    pub fn take(&mut self, param: &Param) -> Option<Tensor> {
+        self.params[*self.place.get(&param.id())?].1.take()
+    }
+
+    /// Puts a gradient in, in place of one that may be there.
+    pub fn insert(&mut self, param: &Param, grad: Tensor) {
+        let next = self.params.len();
+        let at = *self.place.entry(param.id()).or_insert(next);
+        if at == next {
+            self.params.push((param.clone(), Some(grad)));
+        } else {
+            self.params[at].1 = Some(grad);
+        }
+    }
+
+    pub(crate) fn insert_var(&mut self, node: NodeRef, grad: Tensor) {
+        self.vars.push((node, grad));
+    }
+
+    /// The parameters that have a gradient, in the order in which these became final.
+    pub fn iter(&self) -> impl Iterator<Item = (&Param, &Tensor)> {
+        self.params
+            .iter()
+            .filter_map(|(param, grad)| Some((param, grad.as_ref()?)))
+    }
+
+    /// As [`iter`](Gradients::iter), to change gradients in place.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (&Param, &mut Tensor)> {
+        self.params
+            .iter_mut()
+            .filter_map(|(param, grad)| Some((&*param, grad.as_mut()?)))
+    }
+
+    /// How many parameters have a gradient.
+    pub fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    /// Whether no parameter has a gradient.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Adds the gradients of another pass: gradient accumulation over micro-batches.
+    ///
+    /// # Errors
+    /// As [`Tensor::add_assign`]; gradients before the failing one have been added.
+    pub fn accumulate(&mut self, other: Gradients) -> Result<()> {
+        for (param, grad) in other.params {
+            let Some(grad) = grad else { continue };
+            match self.place.get(&param.id()) {
+                Some(&at) => add_to(&mut self.params[at].1, grad)?,
+                None => self.insert(&param, grad),
+            }
+        }
+        self.vars.extend(other.vars);
+        Ok(())
+    }
+}
+
+/// Adds a contribution to a gradient, in place where one side belongs to nobody else.
+pub(crate) fn add_to(slot: &mut Option<Tensor>, grad: Tensor) -> Result<()> {
+    let sum = match slot.take() {
+        None => grad,
+        Some(mut sum) if sum.is_unique() || !grad.is_unique() => {
+            sum.add_assign(&grad)?;
+            sum
+        }
+        // Floating-point addition commutes: into whichever is free.
+        Some(sum) => {
+            let mut grad = grad;
+            grad.add_assign(&sum)?;
+            grad
+        }
+    };
+    *slot = Some(sum);
+    Ok(())
+}

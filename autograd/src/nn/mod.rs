@@ -1,0 +1,7 @@
+//! Layers, losses and initialisers, with PyTorch's names and defaults.
+
+mod module;
+mod sequential;
+
+pub use module::{Module, Training, Visitor};
+pub use sequential::Sequential;

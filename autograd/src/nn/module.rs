@@ -1,0 +1,225 @@
+//! [`Module`]: a computation with parameters, and the one way to walk through it.
+
+use crate::error::Result;
+use crate::param::{Buffer, Param, ParamId};
+use crate::tape::Tape;
+use crate::var::Var;
+use phalanx_tensor::Device;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+/// A layer, or a model made of layers.
+///
+/// A module says how it computes and what it consists of; names, counts, states, training mode
+/// and everything else follow from that one description.
+///
+/// ```
+/// use phalanx_autograd::nn::{Linear, Module, Visitor};
+/// use phalanx_autograd::{Result, Tape, Var};
+/// use phalanx_tensor::{DType, Device, Rng};
+///
+/// struct Residual {
+///     inner: Linear,
+/// }
+///
+/// impl Module for Residual {
+///     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
+///         self.inner.forward(tape, x)?.add(x)
+///     }
+///     fn visit(&self, v: &mut Visitor<'_>) {
+///         v.child("inner", &self.inner);
+///     }
+/// }
+///
+/// let mut rng = Rng::new(0);
+/// let model = Residual { inner: Linear::new(4, 4, DType::F32, Device::cpu(0), &mut rng)? };
+/// let names: Vec<String> = model.named_parameters().into_iter().map(|(name, _)| name).collect();
+/// assert_eq!(names, ["inner.weight", "inner.bias"]);
+/// # Ok::<(), phalanx_autograd::Error>(())
+/// ```
+pub trait Module: Send + Sync {
+    /// Computes the output for `x`. The same on every tape: one that records and one that does not.
+    ///
+    /// # Errors
+    /// Those of the operations inside.
+    fn forward(&self, tape: &Tape, x: &Var) -> Result<Var>;
+
+    /// Shows `v` the module's own parameters, buffers and training flag, then its children, each by
+    /// its name and always in the same order.
+    fn visit(&self, v: &mut Visitor<'_>);
+
+    /// Every parameter with its dotted name, in the order of the visit. One that the module uses in
+    /// several places is listed once, under its first name.
+    fn named_parameters(&self) -> Vec<(String, Param)> {
+        let mut seen = HashSet::new();
+        let mut out = Vec::new();
+        walk(self, &mut |path, item| {
+            if let Item::Param(p) = item
+                && seen.insert(p.id())
+            {
+                out.push((path.to_owned(), p.clone()));
+            }
+        });
+        out
+    }
+
+    /// Every parameter once, in the order of the visit.
+    fn parameters(&self) -> Vec<Param> {
+        self.named_parameters()
+            .into_iter()
+            .map(|(_, p)| p)
+            .collect()
+    }
+
+    /// Every buffer with its dotted name, each once.
+    fn named_buffers(&self) -> Vec<(String, Buffer)> {
+        let mut seen = HashSet::new();
+        let mut out = Vec::new();
+        walk(self, &mut |path, item| {
+            if let Item::Buffer(b) = item
+                && seen.insert(b.id())
+            {
+                out.push((path.to_owned(), b.clone()));
+            }
+        });
+        out
+    }
+
+    /// Whether layers such as dropout and batch norm behave as in training (they do at first).
+    /// Batch norm updates its running statistics in this mode, dropout drops.
+    fn set_training(&self, on: bool) {
+        walk(self, &mut |_, item| {
+            if let Item::Mode(mode) = item {
+                mode.0.store(on, Relaxed);
+            }
+        });
+    }
+
+    /// Moves every parameter and buffer to `device`.
+    ///
+    /// # Errors
+    /// As [`phalanx_tensor::Tensor::to_device`].
+    fn to_device(&self, device: Device) -> Result<()> {
+        for (_, p) in self.named_parameters() {
+            p.set(p.value().to_device(device)?)?;
+        }
+        for (_, b) in self.named_buffers() {
+            b.set(b.value().to_device(device)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl<M: Module + ?Sized> Module for Box<M> {
+    fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
+        (**self).forward(tape, x)
+    }
+    fn visit(&self, v: &mut Visitor<'_>) {
+        (**self).visit(v);
+    }
+}
+
+impl<M: Module + ?Sized> Module for std::sync::Arc<M> {
+    fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
+        (**self).forward(tape, x)
+    }
+    fn visit(&self, v: &mut Visitor<'_>) {
+        (**self).visit(v);
+    }
+}
+
+/// A module's own training flag: on at first. Show it in [`Module::visit`], and
+/// [`Module::set_training`] of whatever contains the module reaches it.
+#[derive(Debug)]
+pub struct Training(AtomicBool);
+
+impl Training {
+    /// Whether the module is in training.
+    pub fn is_on(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+impl Default for Training {
+    fn default() -> Training {
+        Training(AtomicBool::new(true))
+    }
+}
+
+/// What a module consists of.
+pub(crate) enum Item<'a> {
+    Param(&'a Param),
+    Buffer(&'a Buffer),
+    Mode(&'a Training),
+}
+
+/// Sees a module's parts and keeps the path to them. See [`Module::visit`].
+pub struct Visitor<'a> {
+    path: String,
+    see: &'a mut dyn FnMut(&str, Item<'_>),
+}
+
+impl Visitor<'_> {
+    /// A parameter.
+    pub fn param(&mut self, name: &str, param: &Param) {
+        self.at(name, |v| (v.see)(&v.path, Item::Param(param)));
+    }
+
+    /// A parameter that may be absent, such as a bias.
+    pub fn optional_param(&mut self, name: &str, param: Option<&Param>) {
+        if let Some(param) = param {
+            self.param(name, param);
+        }
+    }
+
+    /// A buffer.
+    pub fn buffer(&mut self, name: &str, buffer: &Buffer) {
+        self.at(name, |v| (v.see)(&v.path, Item::Buffer(buffer)));
+    }
+
+    /// The module's training flag.
+    pub fn training(&mut self, flag: &Training) {
+        (self.see)(&self.path, Item::Mode(flag));
+    }
+
+    /// A module inside this one: its parts get the prefix `name.`.
+    pub fn child<M: Module + ?Sized>(&mut self, name: &str, module: &M) {
+        self.at(name, |v| module.visit(v));
+    }
+
+    fn at(&mut self, name: &str, f: impl FnOnce(&mut Self)) {
+        let len = self.path.len();
+        if len > 0 {
+            self.path.push('.');
+        }
+        self.path.push_str(name);
+        f(self);
+        self.path.truncate(len);
+    }
+}
+
+/// Shows every part of a module, under each of its names.
+pub(crate) fn walk<M: Module + ?Sized>(module: &M, see: &mut dyn FnMut(&str, Item<'_>)) {
+    module.visit(&mut Visitor {
+        path: String::new(),
+        see,
+    });
+}
+
+/// The names of one parameter or buffer beyond the first: `(alias, first name)` pairs.
+pub(crate) fn aliases<M: Module + ?Sized>(module: &M) -> Vec<(String, String)> {
+    let mut first: std::collections::HashMap<ParamId, String> = Default::default();
+    let mut out = Vec::new();
+    walk(module, &mut |path, item| {
+        let id = match item {
+            Item::Param(p) => p.id(),
+            Item::Buffer(b) => b.id(),
+            Item::Mode(_) => return,
+        };
+        match first.get(&id) {
+            Some(name) => out.push((path.to_owned(), name.clone())),
+            None => _ = first.insert(id, path.to_owned()),
+        }
+    });
+    out
+}

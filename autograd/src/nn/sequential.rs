@@ -1,0 +1,60 @@
+//! [`Sequential`]: modules one after another.
+
+use super::module::{Module, Visitor};
+use crate::error::Result;
+use crate::tape::Tape;
+use crate::var::Var;
+
+/// Modules one after another, named `0`, `1`, …, as `torch.nn.Sequential`.
+#[derive(Default)]
+pub struct Sequential {
+    layers: Vec<Box<dyn Module>>,
+}
+
+impl Sequential {
+    /// No layers: the identity.
+    pub fn new() -> Sequential {
+        Sequential::default()
+    }
+
+    /// The same with one more layer at the end.
+    #[must_use]
+    pub fn with(mut self, layer: impl Module + 'static) -> Sequential {
+        self.layers.push(Box::new(layer));
+        self
+    }
+
+    /// The layers in order.
+    pub fn layers(&self) -> &[Box<dyn Module>] {
+        &self.layers
+    }
+
+    /// Takes the layers out, to cut the model into stages.
+    pub fn into_layers(self) -> Vec<Box<dyn Module>> {
+        self.layers
+    }
+}
+
+impl FromIterator<Box<dyn Module>> for Sequential {
+    fn from_iter<I: IntoIterator<Item = Box<dyn Module>>>(layers: I) -> Sequential {
+        Sequential {
+            layers: layers.into_iter().collect(),
+        }
+    }
+}
+
+impl Module for Sequential {
+    fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
+        let mut layers = self.layers.iter();
+        let Some(first) = layers.next() else {
+            return Ok(x.clone());
+        };
+        layers.try_fold(first.forward(tape, x)?, |x, layer| layer.forward(tape, &x))
+    }
+
+    fn visit(&self, v: &mut Visitor<'_>) {
+        for (i, layer) in self.layers.iter().enumerate() {
+            v.child(&i.to_string(), layer);
+        }
+    }
+}

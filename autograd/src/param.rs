@@ -1,0 +1,263 @@
+//! [`Param`] and [`Buffer`]: the tensors that a model keeps between steps.
+
+use crate::error::{Error, Result};
+use phalanx_tensor::{DType, Device, Shape, Tensor};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// What identifies a [`Param`] within the process. Later parameters have larger ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParamId(pub(crate) u64);
+
+impl fmt::Display for ParamId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// A cell of a tensor whose shape and element type never change.
+struct Slot {
+    shape: Shape,
+    dtype: DType,
+    value: RwLock<Tensor>,
+}
+
+impl Slot {
+    fn new(value: Tensor) -> Slot {
+        Slot {
+            shape: value.shape().clone(),
+            dtype: value.dtype(),
+            value: RwLock::new(value),
+        }
+    }
+
+    // A panic while the lock was held leaves a whole tensor behind: poison is of no interest.
+    fn read(&self) -> RwLockReadGuard<'_, Tensor> {
+        self.value.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tensor> {
+        self.value.write().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn check(&self, id: ParamId, value: &Tensor) -> Result<()> {
+        if *value.shape() == self.shape && value.dtype() == self.dtype {
+            return Ok(());
+        }
+        Err(Error::ValueMismatch {
+            id,
+            shape: self.shape.clone(),
+            dtype: self.dtype,
+            new_shape: value.shape().clone(),
+            new_dtype: value.dtype(),
+        })
+    }
+}
+
+/// Parameters and buffers draw their ids from one counter.
+fn next_id() -> ParamId {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    ParamId(NEXT.fetch_add(1, Relaxed))
+}
+
+/// A trainable tensor with an identity: clones are handles to the same parameter.
+///
+/// The value inside is replaced or updated, never changed behind a holder's back: whoever took a
+/// [`value`](Param::value), a tape above all, keeps what it took. A parameter is `Send` and `Sync`.
+///
+/// ```
+/// use phalanx_autograd::Param;
+/// use phalanx_tensor::{Device, Tensor};
+///
+/// let w = Param::new(Tensor::from_slice(&[1.0f32, 2.0], [2], Device::cpu(0))?);
+/// let before = w.value();
+/// w.set(Tensor::from_slice(&[3.0f32, 4.0], [2], Device::cpu(0))?)?;
+/// assert_eq!(before.to_vec::<f32>()?, [1.0, 2.0]);
+/// assert_eq!(w.value().to_vec::<f32>()?, [3.0, 4.0]);
+/// # Ok::<(), phalanx_autograd::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Param(Arc<ParamInner>);
+
+struct ParamInner {
+    id: ParamId,
+    requires_grad: AtomicBool,
+    slot: Slot,
+}
+
+impl Param {
+    /// A new parameter that wants gradients.
+    pub fn new(value: Tensor) -> Param {
+        Param(Arc::new(ParamInner {
+            id: next_id(),
+            requires_grad: AtomicBool::new(true),
+            slot: Slot::new(value),
+        }))
+    }
+
+    /// What identifies it.
+    pub fn id(&self) -> ParamId {
+        self.0.id
+    }
+
+    /// Its value now: shares the storage, costs no copy.
+    pub fn value(&self) -> Tensor {
+        self.0.slot.read().clone()
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> &Shape {
+        &self.0.slot.shape
+    }
+
+    /// Its element type.
+    pub fn dtype(&self) -> DType {
+        self.0.slot.dtype
+    }
+
+    /// Where its value is.
+    pub fn device(&self) -> Device {
+        self.0.slot.read().device()
+    }
+
+    /// Replaces the value. Tapes that recorded the old one are not touched.
+    ///
+    /// # Errors
+    /// [`Error::ValueMismatch`] where shape or element type differ. The device may differ.
+    pub fn set(&self, value: Tensor) -> Result<()> {
+        self.0.slot.check(self.0.id, &value)?;
+        *self.0.slot.write() = value;
+        Ok(())
+    }
+
+    /// Changes the value in place: `change` gets the parameter's own tensor, so that where nobody
+    /// else holds it, writing to it copies nothing.
+    ///
+    /// # Errors
+    /// Those of `change`; [`Error::ValueMismatch`] where it leaves another shape or element type:
+    /// the value is then what `change` left, and the caller's to repair with `set`.
+    pub fn update(&self, change: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<()> {
+        update_all(std::slice::from_ref(self), |values| change(values[0]))
+    }
+
+    /// Whether tapes record it. A frozen parameter is a constant.
+    pub fn requires_grad(&self) -> bool {
+        self.0.requires_grad.load(Relaxed)
+    }
+
+    /// Freezes or thaws it.
+    pub fn set_requires_grad(&self, on: bool) {
+        self.0.requires_grad.store(on, Relaxed);
+    }
+}
+
+/// Changes several parameters at once, as [`Param::update`]: the fused optimizers' way in.
+/// No parameter may occur twice.
+pub(crate) fn update_all<T>(
+    params: &[Param],
+    change: impl FnOnce(&mut [&mut Tensor]) -> Result<T>,
+) -> Result<T> {
+    // Locks are taken in the order of the list. Two optimizers that share parameters in different
+    // orders, on two threads, would be a deadlock and nonsense besides.
+    let mut guards: Vec<_> = params.iter().map(|p| p.0.slot.write()).collect();
+    let mut values: Vec<&mut Tensor> = guards.iter_mut().map(|g| &mut **g).collect();
+    let out = change(&mut values)?;
+    for (param, value) in params.iter().zip(&values) {
+        param.0.slot.check(param.id(), value)?;
+    }
+    Ok(out)
+}
+
+impl fmt::Debug for Param {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Param({}, {}, {})",
+            self.0.id, self.0.slot.shape, self.0.slot.dtype
+        )
+    }
+}
+
+/// A tensor that a module keeps and that has no gradient, such as batch norm's running mean.
+/// Clones are handles to the same buffer.
+#[derive(Clone)]
+pub struct Buffer(Arc<(ParamId, Slot)>);
+
+impl Buffer {
+    /// A new buffer.
+    pub fn new(value: Tensor) -> Buffer {
+        Buffer(Arc::new((next_id(), Slot::new(value))))
+    }
+
+    /// What identifies it; no parameter has the same id.
+    pub fn id(&self) -> ParamId {
+        self.0.0
+    }
+
+    /// Its value now: shares the storage, costs no copy.
+    pub fn value(&self) -> Tensor {
+        self.0.1.read().clone()
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> &Shape {
+        &self.0.1.shape
+    }
+
+    /// Its element type.
+    pub fn dtype(&self) -> DType {
+        self.0.1.dtype
+    }
+
+    /// Replaces the value.
+    ///
+    /// # Errors
+    /// [`Error::ValueMismatch`] where shape or element type differ. The device may differ.
+    pub fn set(&self, value: Tensor) -> Result<()> {
+        self.0.1.check(self.0.0, &value)?;
+        *self.0.1.write() = value;
+        Ok(())
+    }
+
+    /// Changes the value in place, as [`Param::update`].
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn update(&self, change: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<()> {
+        change(&mut self.0.1.write())
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Buffer({}, {}, {})",
+            self.0.0,
+            self.shape(),
+            self.dtype()
+        )
+    }
+}
+
+/// Hashes an id by itself: ids are consecutive, and a lookup stands in every use of a parameter.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct IdHasher(u64);
+
+impl std::hash::Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only a ParamId is hashed here")
+    }
+    fn write_u64(&mut self, id: u64) {
+        // The table takes its control bits from the top: an odd multiplier spreads the id there.
+        self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// A map from parameters.
+pub(crate) type IdMap<V> =
+    std::collections::HashMap<ParamId, V, std::hash::BuildHasherDefault<IdHasher>>;

@@ -1,0 +1,495 @@
+//! The backward pass: one loop over the tape, from the end.
+//!
+//! A node's gradient is complete when the loop reaches it, because everything that uses it was
+//! recorded later. A node without a gradient at that moment is one that the roots do not depend
+//! on; it costs a check. Each node is dropped, with the tensors it saved, as soon as it is done.
+
+use crate::error::{Error, Result};
+use crate::grads::{Gradients, add_to};
+use crate::param::{Param, ParamId};
+use crate::tape::{Kind, Node, NodeId, NodeRef, Tape};
+use crate::var::Var;
+use crate::vjp::{Grads, Vjp};
+use phalanx_tensor::Tensor;
+use smallvec::SmallVec;
+
+/// Called once for every parameter that the roots depend on, when its gradient is final.
+///
+/// What it returns is put into the [`Gradients`]; a hook that keeps the gradient returns `None`.
+/// An error stops the sweep; [`Error::other`] carries one of another crate.
+pub type OnReady<'a> = dyn FnMut(&Param, Tensor) -> Result<Option<Tensor>> + 'a;
+
+/// What a backward pass is to do.
+///
+/// ```
+/// use phalanx_autograd::{Backward, Param, Tape};
+/// use phalanx_tensor::{Device, Tensor};
+///
+/// let w = Param::new(Tensor::from_slice(&[1.0f32, 2.0], [2], Device::cpu(0))?);
+/// let tape = Tape::new();
+/// let y = tape.leaf(&w).square()?;
+/// let seed = Tensor::from_slice(&[10.0f32, 100.0], [2], Device::cpu(0))?;
+/// let mut order = Vec::new();
+/// let gradients = tape.sweep(Backward {
+///     roots: &[(&y, Some(seed))],
+///     on_ready: Some(&mut |param, gradient| {
+///         order.push(param.id());
+///         Ok(Some(gradient))
+///     }),
+///     ..Backward::default()
+/// })?;
+/// assert_eq!(gradients.get(&w).unwrap().to_vec::<f32>()?, [20.0, 400.0]);
+/// assert_eq!(order, [w.id()]);
+/// # Ok::<(), phalanx_autograd::Error>(())
+/// ```
+#[derive(Default)]
+pub struct Backward<'a> {
+    /// Where to start, each with the gradient that comes in there; `None` stands for 1, and is
+    /// right for a single element only.
+    pub roots: &'a [(&'a Var, Option<Tensor>)],
+    /// Where to stop: only these variables get a gradient (read it with
+    /// [`Gradients::wrt`]), and what none of them leads to is not computed. `None`: every
+    /// parameter and every [`Tape::input`].
+    pub inputs: Option<&'a [&'a Var]>,
+    /// Told of each parameter's gradient as soon as it is final.
+    pub on_ready: Option<&'a mut OnReady<'a>>,
+}
+
+/// The parameters that roots depend on, in the order in which backward makes their gradients
+/// final. See [`Tape::plan`].
+#[derive(Debug, Clone, Default)]
+pub struct ReadyOrder {
+    params: Vec<Param>,
+}
+
+impl ReadyOrder {
+    /// The parameters, the first ready first.
+    pub fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// Whether a parameter will get a gradient.
+    pub fn contains(&self, id: ParamId) -> bool {
+        self.params.iter().any(|p| p.id() == id)
+    }
+}
+
+impl Tape {
+    /// Runs the recording backward from one element, a loss: every parameter that it depends on
+    /// gets its gradient. Consumes the recording.
+    ///
+    /// # Errors
+    /// [`Error::SeedMissing`] for a root of several elements, [`Error::NothingToDifferentiate`],
+    /// [`Error::TapeMismatch`], [`Error::Consumed`]; those of the operations' backward passes.
+    pub fn backward(&self, root: &Var) -> Result<Gradients> {
+        self.sweep(Backward {
+            roots: &[(root, None)],
+            ..Backward::default()
+        })
+    }
+
+    /// Runs the recording backward as `how` says. Consumes the recording.
+    ///
+    /// # Errors
+    /// As [`backward`](Tape::backward); [`Error::SeedMismatch`]; those of the hook.
+    pub fn sweep(&self, how: Backward<'_>) -> Result<Gradients> {
+        let (mut slots, wanted) = self.prepare(&how)?;
+        let mut sink = Sink::new(self.recording(), how);
+        let mut nodes = self.take_nodes();
+        while let Some(node) = nodes.pop() {
+            let index = nodes.len();
+            if index >= slots.len() {
+                continue; // after the last root
+            }
+            let Some(grad) = slots.pop().flatten() else {
+                continue; // the roots do not depend on it
+            };
+            sink.keep_chosen(index, &grad);
+            if let Kind::Op(vjp) = node.kind {
+                let needs = needs(&node.inputs, |id| wanted.contains(id));
+                if needs.contains(&true) || node.inputs.is_empty() {
+                    let grads = call(&*vjp, grad, &needs)?;
+                    drop(vjp);
+                    distribute(&mut slots, &node.inputs, &needs, grads)?;
+                }
+            } else {
+                sink.leaf(index, node.kind, grad)?;
+            }
+        }
+        self.recycle(nodes);
+        Ok(sink.gradients)
+    }
+
+    /// The first half of a backward pass split in two: the gradients of the inputs (`I`) now, those
+    /// of the parameters (`W`) when the returned work is run. A pipeline stage sends the first to
+    /// its neighbour and fills idle time with the second. Consumes the recording; what `W` needs of
+    /// it moves into the returned work.
+    ///
+    /// Both halves together do exactly what [`sweep`](Tape::sweep) does, with the same bits.
+    ///
+    /// # Errors
+    /// As [`sweep`](Tape::sweep).
+    pub fn sweep_inputs<'a>(&self, how: Backward<'a>) -> Result<(Gradients, WeightSweep)> {
+        let reached = self.reach(how.roots)?;
+        let (mut slots, mut wanted) = self.prepare(&how)?;
+        if how.inputs.is_none() {
+            wanted = self.leading_to(|_, node| matches!(node.kind, Kind::Input));
+        }
+        let mut sink = Sink::new(self.recording(), how);
+        let mut nodes = self.take_nodes();
+        let mut later = WeightSweep::default();
+        later.slots.resize_with(nodes.len(), || None);
+        while let Some(mut node) = nodes.pop() {
+            let index = nodes.len();
+            if index >= slots.len() {
+                continue;
+            }
+            let slot = slots.pop().flatten();
+            if !reached[index] {
+                continue;
+            }
+            if !wanted.contains_index(index) {
+                // Parameters, and what lies only between them and the rest.
+                later.slots[index] = slot;
+                later.nodes.push((index, node, Work::Whole));
+                continue;
+            }
+            let Some(grad) = slot else { continue };
+            sink.keep_chosen(index, &grad);
+            let Kind::Op(vjp) = &mut node.kind else {
+                sink.leaf(index, node.kind, grad)?;
+                continue;
+            };
+            let now = needs(&node.inputs, |id| wanted.contains(id));
+            let rest = needs(&node.inputs, |id| !wanted.contains(id));
+            if !rest.contains(&true) {
+                let grads = call(&**vjp, grad, &now)?;
+                distribute(&mut slots, &node.inputs, &now, grads)?;
+            } else if vjp.joint() {
+                let all = needs(&node.inputs, |_| true);
+                let mut grads = call(&**vjp, grad, &all)?;
+                let held = rest
+                    .iter()
+                    .zip(&mut grads)
+                    .map(|(&rest, g)| if rest { g.take() } else { None })
+                    .collect();
+                distribute(&mut slots, &node.inputs, &now, grads)?;
+                node.kind = Kind::Input; // its work is done, the saved tensors go
+                later.nodes.push((index, node, Work::Deliver(held, rest)));
+            } else {
+                let grads = call(&**vjp, grad.clone(), &now)?;
+                distribute(&mut slots, &node.inputs, &now, grads)?;
+                vjp.shrink(&rest);
+                later.slots[index] = Some(grad);
+                later.nodes.push((index, node, Work::Part(rest)));
+            }
+        }
+        self.recycle(nodes);
+        later.nodes.reverse();
+        Ok((sink.gradients, later))
+    }
+
+    /// The parameters that the roots depend on, in the order in which their gradients will become
+    /// final. Reads the recording, changes nothing.
+    ///
+    /// **The order is exact**: a sweep from these roots calls its hook for these parameters, for
+    /// each once, in this order.
+    ///
+    /// # Errors
+    /// [`Error::NothingToDifferentiate`], [`Error::TapeMismatch`], [`Error::Consumed`].
+    pub fn plan(&self, roots: &[&Var]) -> Result<ReadyOrder> {
+        let roots: SmallVec<[(&Var, Option<Tensor>); 2]> =
+            roots.iter().map(|&root| (root, None)).collect();
+        let reached = self.reach(&roots)?;
+        let params = self.with_nodes(|nodes| {
+            let backwards = nodes[..reached.len()].iter().zip(&reached).rev();
+            backwards
+                .filter_map(|(node, &reached)| match &node.kind {
+                    Kind::Param(param) if reached => Some(param.clone()),
+                    _ => None,
+                })
+                .collect()
+        });
+        Ok(ReadyOrder { params })
+    }
+
+    /// Which nodes the roots depend on, up to the last root.
+    fn reach(&self, roots: &[(&Var, Option<Tensor>)]) -> Result<Vec<bool>> {
+        let mut reached = Vec::new();
+        for (root, _) in roots {
+            let index = self.root(root)?;
+            reached.resize(reached.len().max(index + 1), false);
+            reached[index] = true;
+        }
+        self.with_nodes(|nodes| {
+            for index in (0..reached.len()).rev() {
+                if reached[index] {
+                    let inputs = nodes[index].inputs.iter();
+                    inputs
+                        .filter(|&&id| id != NodeId::NONE)
+                        .for_each(|id| reached[id.index()] = true);
+                }
+            }
+        });
+        Ok(reached)
+    }
+
+    fn root(&self, root: &Var) -> Result<usize> {
+        root.check(self, "backward")?;
+        let node = root.node().ok_or_else(|| Error::NothingToDifferentiate {
+            op: "backward",
+            shape: root.shape().clone(),
+        })?;
+        Ok(node.id.index())
+    }
+
+    /// The nodes that lead back to one that `chosen` picks, themselves included.
+    fn leading_to(&self, chosen: impl Fn(usize, &Node) -> bool) -> Wanted {
+        self.with_nodes(|nodes| {
+            let mut wanted: Vec<bool> = Vec::with_capacity(nodes.len());
+            for (index, node) in nodes.iter().enumerate() {
+                let mut inputs = node.inputs.iter();
+                let leads = inputs.any(|&id| id != NodeId::NONE && wanted[id.index()]);
+                wanted.push(leads || chosen(index, node));
+            }
+            Wanted(Some(wanted))
+        })
+    }
+
+    /// Checks the request; returns the gradients of the nodes up to the last root, with the seeds
+    /// in place, and the nodes that need one.
+    fn prepare(&self, how: &Backward<'_>) -> Result<(Vec<Option<Tensor>>, Wanted)> {
+        let mut slots: Vec<Option<Tensor>> = Vec::new();
+        for (root, seed) in how.roots {
+            let index = self.root(root)?;
+            let seed = match seed {
+                Some(seed) => like_root(root, seed)?.clone(),
+                None if root.numel() == 1 => {
+                    Tensor::ones(root.shape(), root.dtype(), root.device())?
+                }
+                None => {
+                    return Err(Error::SeedMissing {
+                        op: "backward",
+                        shape: root.shape().clone(),
+                    });
+                }
+            };
+            let len = slots.len().max(index + 1);
+            slots.resize_with(len, || None);
+            add_to(&mut slots[index], seed)?;
+        }
+        let Some(inputs) = how.inputs else {
+            return Ok((slots, Wanted(None)));
+        };
+        let mut chosen: SmallVec<[usize; 4]> = SmallVec::new();
+        for input in inputs {
+            chosen.push(self.root(input)?);
+        }
+        Ok((slots, self.leading_to(|index, _| chosen.contains(&index))))
+    }
+}
+
+fn like_root<'a>(root: &Var, seed: &'a Tensor) -> Result<&'a Tensor> {
+    if seed.shape() == root.shape() && seed.dtype() == root.dtype() {
+        return Ok(seed);
+    }
+    Err(Error::SeedMismatch {
+        op: "backward",
+        root: root.shape().clone(),
+        root_dtype: root.dtype(),
+        seed: seed.shape().clone(),
+        seed_dtype: seed.dtype(),
+    })
+}
+
+/// The nodes whose gradient is asked for; `None` means all of them, the common case.
+struct Wanted(Option<Vec<bool>>);
+
+impl Wanted {
+    fn contains(&self, id: NodeId) -> bool {
+        self.contains_index(id.index())
+    }
+
+    fn contains_index(&self, index: usize) -> bool {
+        self.0.as_ref().is_none_or(|wanted| wanted[index])
+    }
+}
+
+type Needs = SmallVec<[bool; 8]>;
+
+fn needs(inputs: &[NodeId], wanted: impl Fn(NodeId) -> bool) -> Needs {
+    let wanted = |&id: &NodeId| id != NodeId::NONE && wanted(id);
+    inputs.iter().map(wanted).collect()
+}
+
+/// Runs a vjp and holds it to its contract.
+fn call(vjp: &dyn Vjp, grad: Tensor, needs: &[bool]) -> Result<Grads> {
+    let grads = vjp.backward(grad, needs)?;
+    let missing = || needs.iter().zip(&grads).any(|(&n, g)| n && g.is_none());
+    if grads.len() != needs.len() || missing() {
+        return Err(Error::VjpContract {
+            vjp: vjp.name(),
+            reason: format!(
+                "needs {needs:?}, got gradients {:?}",
+                grads.iter().map(Option::is_some).collect::<Vec<_>>()
+            ),
+        });
+    }
+    Ok(grads)
+}
+
+fn distribute(
+    slots: &mut [Option<Tensor>],
+    inputs: &[NodeId],
+    needs: &[bool],
+    grads: Grads,
+) -> Result<()> {
+    for ((id, &needed), grad) in inputs.iter().zip(needs).zip(grads) {
+        if let (true, Some(grad)) = (needed, grad) {
+            add_to(&mut slots[id.index()], grad)?;
+        }
+    }
+    Ok(())
+}
+
+/// Where final gradients go.
+struct Sink<'a> {
+    recording: u64,
+    gradients: Gradients,
+    chosen: SmallVec<[usize; 4]>,
+    on_ready: Option<&'a mut OnReady<'a>>,
+}
+
+impl<'a> Sink<'a> {
+    fn new(recording: u64, how: Backward<'a>) -> Sink<'a> {
+        let nodes = how
+            .inputs
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|v| v.node());
+        Sink {
+            recording,
+            gradients: Gradients::new(),
+            chosen: nodes.map(|node| node.id.index()).collect(),
+            on_ready: how.on_ready,
+        }
+    }
+
+    /// Keeps the gradient of a variable that was named.
+    fn keep_chosen(&mut self, index: usize, grad: &Tensor) {
+        if self.chosen.contains(&index) {
+            self.keep(index, grad.clone());
+        }
+    }
+
+    fn keep(&mut self, index: usize, grad: Tensor) {
+        let node = NodeRef {
+            recording: self.recording,
+            id: NodeId::at(index),
+        };
+        self.gradients.insert_var(node, grad);
+    }
+
+    fn leaf(&mut self, index: usize, kind: Kind, grad: Tensor) -> Result<()> {
+        match kind {
+            Kind::Param(param) => {
+                if grad.shape() != param.shape() || grad.dtype() != param.dtype() {
+                    return Err(Error::VjpContract {
+                        vjp: "parameter",
+                        reason: format!("{param:?} got the gradient {grad:?}"),
+                    });
+                }
+                let kept = match &mut self.on_ready {
+                    Some(hook) => hook(&param, grad)?,
+                    None => Some(grad),
+                };
+                if let Some(grad) = kept {
+                    self.gradients.insert(&param, grad);
+                }
+            }
+            Kind::Input if !self.chosen.contains(&index) => self.keep(index, grad),
+            Kind::Input | Kind::Op(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// What is left to do at a node.
+enum Work {
+    /// All of it.
+    Whole,
+    /// The inputs that are marked; the gradient of the output waits in the slot.
+    Part(Needs),
+    /// Nothing but handing out the gradients of the marked inputs.
+    Deliver(Grads, Needs),
+}
+
+/// The second half of a split backward pass, made by [`Tape::sweep_inputs`]. Dropping it gives up
+/// the parameters' gradients.
+#[derive(Default)]
+#[must_use = "the parameters' gradients are computed by `run`"]
+pub struct WeightSweep {
+    slots: Vec<Option<Tensor>>,
+    /// In the order of the tape.
+    nodes: Vec<(usize, Node, Work)>,
+}
+
+impl WeightSweep {
+    /// Computes the parameters' gradients, in the order that [`Tape::plan`] gave.
+    ///
+    /// # Errors
+    /// Those of the operations' backward passes and of the hook.
+    pub fn run<'a>(mut self, on_ready: Option<&'a mut OnReady<'a>>) -> Result<Gradients> {
+        let how = Backward {
+            on_ready,
+            ..Backward::default()
+        };
+        let mut sink = Sink::new(u64::MAX, how);
+        while let Some((index, node, work)) = self.nodes.pop() {
+            let (grads, needs) = match (work, node.kind) {
+                (Work::Deliver(grads, needs), _) => (grads, needs),
+                (work, Kind::Op(vjp)) => {
+                    let Some(grad) = self.slots[index].take() else {
+                        continue;
+                    };
+                    let needs = match work {
+                        Work::Part(needs) => needs,
+                        _ => needs(&node.inputs, |_| true),
+                    };
+                    (call(&*vjp, grad, &needs)?, needs)
+                }
+                (_, leaf) => {
+                    if let Some(grad) = self.slots[index].take() {
+                        sink.leaf(index, leaf, grad)?;
+                    }
+                    continue;
+                }
+            };
+            distribute(&mut self.slots, &node.inputs, &needs, grads)?;
+        }
+        Ok(sink.gradients)
+    }
+
+    /// Bytes held for the second half: saved tensors and waiting gradients, shared storage counted
+    /// at each holder.
+    pub fn saved_bytes(&self) -> usize {
+        let saved = self.nodes.iter().map(|(_, node, work)| {
+            let vjp = match &node.kind {
+                Kind::Op(vjp) => vjp.saved_bytes(),
+                _ => 0,
+            };
+            let held = match work {
+                Work::Deliver(grads, _) => grads.iter().flatten().map(crate::tensor_bytes).sum(),
+                _ => 0,
+            };
+            vjp + held
+        });
+        saved.sum::<usize>()
+            + self
+                .slots
+                .iter()
+                .flatten()
+                .map(crate::tensor_bytes)
+                .sum::<usize>()
+    }
+}

@@ -1,0 +1,51 @@
+//! [`Vjp`]: what a node of the tape knows about its operation's backward pass.
+
+use crate::error::Result;
+use phalanx_tensor::Tensor;
+use smallvec::SmallVec;
+use std::fmt;
+
+/// One gradient per input of a node, `None` for an input that needs none.
+pub type Grads = SmallVec<[Option<Tensor>; 2]>;
+
+/// The vector-Jacobian product of one recorded operation: from the gradient of its output to the
+/// gradients of its inputs.
+///
+/// Implementors are named structs that hold the tensors which the backward pass reads. They print,
+/// they can be counted and sized, and other crates add their own (a collective, a checkpoint).
+///
+/// **The contract.** `backward` returns exactly one entry per input of the node, and `Some` at
+/// least where `needs` is true; each gradient has the shape, element type and device of its input.
+/// The sweep calls it at most once per needed input, with the complete gradient of the output.
+pub trait Vjp: fmt::Debug {
+    /// The operation, as PyTorch calls it: `"relu"`.
+    fn name(&self) -> &'static str;
+
+    /// The gradients of the inputs, given that of the output. Entries of inputs whose `needs` is
+    /// false are not read: leave their work undone.
+    ///
+    /// # Errors
+    /// Those of the operations inside.
+    fn backward(&self, grad: Tensor, needs: &[bool]) -> Result<Grads>;
+
+    /// Bytes of the tensors held for the backward pass. Storage that several nodes share counts
+    /// at each of them.
+    fn saved_bytes(&self) -> usize;
+
+    /// Whether all gradients come out of one computation, so that a split backward had better take
+    /// them all at once and keep the weights' ones for later.
+    fn joint(&self) -> bool {
+        false
+    }
+
+    /// Drops what only other inputs' gradients read: from now on `backward` is called with no
+    /// `needs` beyond these.
+    fn shrink(&mut self, needs: &[bool]) {
+        let _ = needs;
+    }
+}
+
+/// Bytes that a saved tensor's elements take.
+pub fn tensor_bytes(tensor: &Tensor) -> usize {
+    tensor.numel() * tensor.dtype().size()
+}
