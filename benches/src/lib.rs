@@ -1,1 +1,7 @@
-//! Placeholder until the crate's first module lands.
+//! Benchmarks: the workloads, how they are timed, and the peers that they are timed beside.
+//!
+//! `cargo xtask bench` prints tables and ratios; `cargo bench` follows single functions through Criterion.
+
+pub mod peer;
+pub mod sample;
+pub mod table;

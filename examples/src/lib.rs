@@ -1,3 +1,5 @@
 //! What the example programs share: the data set, the models, the training loop and its report.
 
+pub mod chart;
 pub mod data;
+pub mod report;

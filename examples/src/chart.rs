@@ -1,0 +1,212 @@
+//! Draws how a training went: loss by step, accuracy by epoch, as one SVG picture.
+
+use std::path::Path;
+
+use plotters::chart::{ChartBuilder, ChartContext, SeriesLabelPosition};
+use plotters::coord::types::RangedCoordf64;
+use plotters::prelude::{
+    BLACK, Cartesian2d, Circle, Color, DrawingArea, DrawingAreaErrorKind, EmptyElement,
+    IntoDrawingArea, LineSeries, PathElement, RGBColor, SVGBackend, Text, WHITE,
+};
+use plotters::style::{IntoFont, TextStyle};
+
+use crate::report::Curves;
+
+const BLUE: RGBColor = RGBColor(31, 102, 173);
+const PALE: RGBColor = RGBColor(173, 203, 232);
+const ORANGE: RGBColor = RGBColor(196, 88, 12);
+const GRID: RGBColor = RGBColor(228, 228, 228);
+const SIZE: (u32, u32) = (960, 400);
+
+type Panel<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
+type Drawing<T> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
+
+/// Draws `curves` into the file at `path`, under `title`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn draw(path: &Path, title: &str, curves: &Curves) -> Result<(), String> {
+    let fail = |error| format!("cannot draw {}: {error}", path.display());
+    let area = SVGBackend::new(path, SIZE).into_drawing_area();
+    paint(&area, title, curves).map_err(|error| fail(error.to_string()))
+}
+
+fn paint(
+    area: &DrawingArea<SVGBackend<'_>, plotters::coord::Shift>,
+    title: &str,
+    curves: &Curves,
+) -> Drawing<()> {
+    area.fill(&WHITE)?;
+    let area = area.titled(title, font(20))?;
+    let (left, right) = area.split_horizontally(SIZE.0 / 2);
+    let epochs = curves.accuracies.len().max(1) as f64;
+    let per_epoch = curves.losses.len().max(1) as f64 / epochs;
+
+    let losses: Vec<(f64, f64)> = curves
+        .losses
+        .iter()
+        .enumerate()
+        .map(|(step, &loss)| ((step as f64 + 0.5) / per_epoch, f64::from(loss)))
+        .collect();
+    let smooth = running_mean(&losses, (per_epoch / 4.0).ceil() as usize);
+    let highest = losses
+        .iter()
+        .map(|point| point.1)
+        .fold(f64::MIN_POSITIVE, f64::max);
+    let mut panel = self::panel(&left, "training loss", epochs, 0.0, highest * 1.05, &|y| {
+        format!("{y:.1}")
+    })?;
+    line(&mut panel, losses, PALE, 1, "each step")?;
+    line(&mut panel, smooth, BLUE, 2, "mean over a quarter epoch")?;
+    legend(&mut panel, SeriesLabelPosition::UpperRight)?;
+
+    let points: Vec<(f64, f64)> = curves
+        .accuracies
+        .iter()
+        .enumerate()
+        .map(|(epoch, &accuracy)| (epoch as f64 + 1.0, 100.0 * f64::from(accuracy)))
+        .collect();
+    let lowest = points.iter().map(|point| point.1).fold(100.0, f64::min);
+    let floor = ((lowest - 2.0) / 10.0).floor().max(0.0) * 10.0;
+    let mut panel = self::panel(&right, "test accuracy, %", epochs, floor, 100.0, &|y| {
+        format!("{y:.0}")
+    })?;
+    let dots = points
+        .iter()
+        .map(|&point| Circle::new(point, 3, ORANGE.filled()));
+    panel.draw_series(dots)?;
+    if let Some(&last) = points.last() {
+        let style = TextStyle::from(font(15)).color(&BLACK);
+        let label = format!("{:.1} %", last.1);
+        let text = EmptyElement::at(last) + Text::new(label, (-54, -24), style);
+        panel.draw_series(std::iter::once(text))?;
+    }
+    line(&mut panel, points, ORANGE, 2, "after each epoch")?;
+    legend(&mut panel, SeriesLabelPosition::LowerRight)?;
+    area.present()
+}
+
+fn panel<'a, 'b>(
+    area: &'a DrawingArea<SVGBackend<'b>, plotters::coord::Shift>,
+    what: &str,
+    epochs: f64,
+    low: f64,
+    high: f64,
+    label: &dyn Fn(&f64) -> String,
+) -> Drawing<Panel<'a, 'b>> {
+    let mut panel = ChartBuilder::on(area)
+        .margin(12)
+        .x_label_area_size(42)
+        .y_label_area_size(58)
+        .build_cartesian_2d(0.0..epochs, low..high)?;
+    panel
+        .configure_mesh()
+        .x_desc("epoch")
+        .y_desc(what)
+        .axis_desc_style(font(15))
+        .label_style(font(13))
+        .x_labels(epochs.min(10.0) as usize + 1)
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_labels(6)
+        .y_label_formatter(label)
+        .bold_line_style(GRID)
+        .light_line_style(WHITE)
+        .draw()?;
+    Ok(panel)
+}
+
+fn line(
+    panel: &mut Panel<'_, '_>,
+    points: Vec<(f64, f64)>,
+    color: RGBColor,
+    width: u32,
+    name: &str,
+) -> Drawing<()> {
+    let key = move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2));
+    let series = LineSeries::new(points, color.stroke_width(width));
+    panel.draw_series(series)?.label(name).legend(key);
+    Ok(())
+}
+
+fn legend<'a, 'b: 'a>(panel: &mut Panel<'a, 'b>, position: SeriesLabelPosition) -> Drawing<()> {
+    let mut labels = panel.configure_series_labels();
+    labels
+        .position(position)
+        .label_font(font(13))
+        .background_style(WHITE.mix(0.85))
+        .draw()
+}
+
+fn font(size: i32) -> plotters::style::FontDesc<'static> {
+    ("sans-serif", size).into_font()
+}
+
+/// Each point's mean with the `window - 1` points before it.
+fn running_mean(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
+    (0..points.len())
+        .map(|end| {
+            let part = &points[(end + 1).saturating_sub(window.max(1))..=end];
+            let mean = part.iter().map(|point| point.1).sum::<f64>() / part.len() as f64;
+            (points[end].0, mean)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_looks_back() {
+        let points = [(0.0, 1.0), (1.0, 3.0), (2.0, 5.0)];
+        assert_eq!(
+            running_mean(&points, 2),
+            [(0.0, 1.0), (1.0, 2.0), (2.0, 4.0)]
+        );
+        assert_eq!(running_mean(&points, 0), points);
+    }
+
+    #[test]
+    fn pictures_hold_both_curves() {
+        let path = std::env::temp_dir().join(format!("phalanx-chart-{}.svg", std::process::id()));
+        let losses = (0..40u32)
+            .map(|step| (step * 37 % 11) as f32 * 0.02 + 2.3 / (1.0 + step as f32))
+            .collect();
+        let curves = Curves {
+            losses,
+            accuracies: vec![0.61, 0.7, 0.85],
+        };
+        draw(&path, "a title", &curves).unwrap();
+        let picture = std::fs::read_to_string(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        for text in [
+            "a title",
+            "training loss",
+            "test accuracy, %",
+            "85.0 %",
+            "</svg>",
+        ] {
+            assert!(picture.contains(text), "no {text:?} in the picture");
+        }
+        assert!(
+            draw(Path::new("/no/such/folder/x.svg"), "", &curves)
+                .unwrap_err()
+                .contains("/no/such")
+        );
+    }
+
+    #[test]
+    fn a_training_of_no_epochs_has_a_picture() {
+        let path = std::env::temp_dir().join(format!("phalanx-empty-{}.svg", std::process::id()));
+        draw(
+            &path,
+            "nothing",
+            &Curves {
+                losses: vec![],
+                accuracies: vec![],
+            },
+        )
+        .unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
+}
