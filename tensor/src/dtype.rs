@@ -131,10 +131,26 @@ macro_rules! element {
 }
 element!(f32, F32, |v| v as f32, |s| f64::from(s));
 element!(f64, F64, |v| v, |s| s);
-element!(bf16, BF16, |v| bf16::from_f64(v), |s| s.to_f64());
-element!(f16, F16, |v| f16::from_f64(v), |s| s.to_f64());
+element!(bf16, BF16, |v| Float::narrow(round_to_odd(v)), |s| s
+    .to_f64());
+element!(f16, F16, |v| Float::narrow(round_to_odd(v)), |s| s.to_f64());
 element!(i64, I64, |v| v as i64, |s| s as f64);
 element!(u8, U8, |v| v as u8, |s| f64::from(s));
+
+/// The neighbour in `f32` with an odd last bit, where `v` is not exact: rounding that to a shorter
+/// type is as good as rounding `v` itself. (`half`'s own conversion drops the low 32 bits first,
+/// and so takes what is just above a tie for a tie: seen in version 2.7.1.)
+fn round_to_odd(v: f64) -> f32 {
+    let nearest = v as f32;
+    let (bits, back) = (nearest.to_bits(), f64::from(nearest));
+    if back == v || v.is_nan() || bits & 1 == 1 {
+        nearest
+    } else if v.abs() > back.abs() {
+        f32::from_bits(bits + 1)
+    } else {
+        f32::from_bits(bits - 1)
+    }
+}
 
 macro_rules! float {
     ($t:ty, $compute:ty, |$s:ident| $widen:expr, |$v:ident| $narrow:expr) => {
@@ -249,6 +265,44 @@ mod tests {
             assert_eq!(d.name().parse::<DType>().unwrap(), d);
         }
         assert!("f8".parse::<DType>().is_err());
+    }
+
+    #[test]
+    fn halves_of_f64_are_the_nearest() {
+        fn check<T: Element>(next: impl Fn(T, i32) -> T, epsilon: f64) {
+            for i in 0..2000 {
+                let base = T::from_f64(1.0 + f64::from(i) * 0.37).to_f64();
+                // Ties, and just beside them by less than f32 resolves.
+                for step in [0.5, 0.49, 0.51, 0.1, 1.5] {
+                    for nudge in [0.0, 1e-13, -1e-13] {
+                        let v = (base * (1.0 + step * epsilon)) * (1.0 + nudge);
+                        let rounded = T::from_f64(v);
+                        let error = (rounded.to_f64() - v).abs();
+                        for side in [-1, 1] {
+                            let other = (next(rounded, side).to_f64() - v).abs();
+                            assert!(error <= other, "{v}: {rounded} is not the nearest");
+                        }
+                    }
+                }
+            }
+            for (v, expected) in [
+                (1e300, f64::INFINITY),
+                (-1e300, f64::NEG_INFINITY),
+                (1e-300, 0.0),
+            ] {
+                assert_eq!(T::from_f64(v).to_f64(), expected);
+            }
+            assert!(T::from_f64(f64::NAN).to_f64().is_nan());
+        }
+        let step = |bits: u16, by: i32| (i32::from(bits) + by) as u16;
+        check(
+            |v: bf16, by| bf16::from_bits(step(v.to_bits(), by)),
+            2f64.powi(-7),
+        );
+        check(
+            |v: f16, by| f16::from_bits(step(v.to_bits(), by)),
+            2f64.powi(-10),
+        );
     }
 
     #[test]

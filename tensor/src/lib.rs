@@ -47,5 +47,6 @@ pub use dtype::{DType, Element, Float, bf16, f16};
 pub use error::{Error, Result};
 pub use layout::Layout;
 pub use memory::MemoryStats;
+pub use ops::unary::GeluKind;
 pub use shape::{Shape, Strides};
 pub use tensor::Tensor;

@@ -2,6 +2,8 @@
 //! walks over strided views.
 
 pub(crate) mod buffer;
+pub(crate) mod convert;
+pub(crate) mod elementwise;
 pub mod math;
 pub(crate) mod pieces;
 pub(crate) mod pool;

@@ -2,13 +2,15 @@
 
 use crate::layout::Layout;
 use bytemuck::Pod;
+use smallvec::SmallVec;
+use std::ops::Range;
 
 /// The views of `N` operands of one shape, with axes merged wherever all operands allow it and
 /// axes of extent 1 dropped. The innermost axis is the last.
 #[derive(Debug, Clone)]
 pub(crate) struct Walk<const N: usize> {
     /// Extents and, for each operand, the stride; outermost first. At least one axis.
-    pub(crate) axes: Vec<(usize, [usize; N])>,
+    pub(crate) axes: SmallVec<[(usize, [usize; N]); 4]>,
     offsets: [usize; N],
 }
 
@@ -18,7 +20,7 @@ impl<const N: usize> Walk<N> {
     pub(crate) fn new(layouts: [&Layout; N]) -> Walk<N> {
         let shape = layouts[0].shape();
         assert!(layouts.iter().all(|l| l.shape() == shape));
-        let mut axes: Vec<(usize, [usize; N])> = Vec::with_capacity(shape.len().max(1));
+        let mut axes: SmallVec<[(usize, [usize; N]); 4]> = SmallVec::new();
         for (i, &extent) in shape.iter().enumerate() {
             if extent == 1 {
                 continue;
@@ -57,14 +59,10 @@ impl<const N: usize> Walk<N> {
     /// Calls `f(row, first)` for the rows in `rows`, with each operand's index of the row's first
     /// element.
     #[inline(always)]
-    pub(crate) fn for_rows(
-        &self,
-        rows: std::ops::Range<usize>,
-        mut f: impl FnMut(usize, [usize; N]),
-    ) {
+    pub(crate) fn for_rows(&self, rows: Range<usize>, mut f: impl FnMut(usize, [usize; N])) {
         let outer = &self.axes[..self.axes.len() - 1];
         let mut at = self.offsets;
-        let mut counter: smallvec::SmallVec<[usize; 6]> = smallvec::smallvec![0; outer.len()];
+        let mut counter: SmallVec<[usize; 4]> = smallvec::smallvec![0; outer.len()];
         let mut rest = rows.start;
         for (i, (extent, strides)) in outer.iter().enumerate().rev() {
             counter[i] = rest % extent.max(&1);
@@ -83,6 +81,28 @@ impl<const N: usize> Walk<N> {
                 counter[i] = 0;
             }
         }
+    }
+}
+
+impl<const N: usize> Walk<N> {
+    /// Calls `f(first, len, at)` for the pieces of rows that make up the elements `range` (in
+    /// row-major order): `len` elements from the `first` on, with each operand's index of it.
+    #[inline(always)]
+    pub(crate) fn for_runs(
+        &self,
+        range: Range<usize>,
+        mut f: impl FnMut(usize, usize, [usize; N]),
+    ) {
+        let (len, strides) = self.row();
+        if range.is_empty() {
+            return;
+        }
+        self.for_rows(range.start / len..range.end.div_ceil(len), |row, mut at| {
+            let first = range.start.max(row * len);
+            let end = range.end.min((row + 1) * len);
+            (0..N).for_each(|k| at[k] += (first - row * len) * strides[k]);
+            f(first, end - first, at);
+        });
     }
 }
 

@@ -1,11 +1,15 @@
 //! The operations, a folder for each family: `mod.rs` checks, allocates and dispatches, `cpu.rs`
 //! holds the CPU kernel. They are methods of [`Tensor`](crate::Tensor).
 
+mod accumulate;
+pub mod binary;
+pub mod cast;
+pub mod compare;
 pub mod conv;
 mod embedding;
 pub mod norm;
 pub mod optim;
 pub mod pool;
 pub mod softmax;
+pub mod unary;
 mod working;
-mod accumulate;

@@ -2,9 +2,13 @@
 //! plain code over `f64` in the test itself.
 
 mod batch_norm;
+mod binary;
+mod cast;
+mod compare;
 mod conv;
 mod embedding;
 mod optim;
 mod pool;
 mod softmax;
+mod unary;
 mod util;

@@ -1,0 +1,220 @@
+//! The one loop over elements: it brings operands of any layout to kernels that see only plain
+//! slices, so that an operation is compiled once per type and not once per layout.
+//!
+//! Contiguous operands go to the kernel as they are. What is stretched, or comes in short rows, is
+//! gathered block by block into a buffer that stays in the first-level cache, where the second
+//! pass costs little beside the memory traffic. Half types are widened there in the same way, so
+//! kernels exist for `f32` and `f64` only.
+
+use super::convert;
+use super::math::Real;
+use super::strided::Walk;
+use super::threads::parallel_chunks;
+use crate::storage::Storage;
+use crate::{DType, Element, Error, Float, Layout, Result, Tensor, bf16, f16};
+use std::array::from_fn;
+use std::ops::Range;
+
+/// Elements per thread below which a second thread does not pay.
+pub(crate) const GRAIN: usize = 32 * 1024;
+/// Elements of a block: three buffers of the widest type fit the first-level cache.
+pub(crate) const BLOCK: usize = 512;
+/// Rows shorter than this are gathered, several to a block.
+const SHORT_ROW: usize = 48;
+
+/// `kernel(start, operands, out)` computes the elements `start..start + out.len()`.
+pub(crate) type Kernel<'a, T, O, const N: usize> = &'a (dyn Fn(usize, [&[T]; N], &mut [O]) + Sync);
+
+/// A kernel over the types of computation.
+pub(crate) trait RealKernel<const N: usize>: Sync {
+    /// Computes `out` from the operands' elements at the same positions.
+    fn run<R: Real>(&self, operands: [&[R]; N], out: &mut [R]);
+}
+
+/// All elements of a tensor's storage, to be read through its layout.
+///
+/// # Panics
+/// If `T` is not the tensor's element type: the dispatch above has chosen it.
+pub(crate) fn raw<T: Element>(t: &Tensor) -> &[T] {
+    let Storage::Cpu(s) = t.storage();
+    s.as_slice()
+}
+
+/// Brings an operand into a form that the loop reads well: rows of neighbouring (or equal)
+/// elements. Other views are gathered, in tiles.
+pub(crate) fn readable(t: &Tensor) -> Result<Tensor> {
+    let layout = t.layout();
+    let innermost = layout
+        .shape()
+        .iter()
+        .zip(layout.strides().iter())
+        .rfind(|(d, _)| **d != 1);
+    match innermost {
+        Some((_, &stride)) if stride > 1 => t.contiguous(),
+        _ => Ok(t.clone()),
+    }
+}
+
+/// `out[i] = kernel(operands[i])` over operands of `out`'s shape.
+///
+/// The kernel also gets the old contents of `out`, so it can update in place.
+pub(crate) fn map<T: Element, O: Element, const N: usize>(
+    operands: [&Tensor; N],
+    out: &mut [O],
+    kernel: Kernel<'_, T, O, N>,
+) {
+    let layouts = operands.map(Tensor::layout);
+    let data = operands.map(raw::<T>);
+    if layouts.iter().all(|l| l.is_contiguous()) {
+        return parallel_chunks(out, GRAIN, |start, out| {
+            let at = |k: usize| &data[k][layouts[k].offset() + start..][..out.len()];
+            kernel(start, from_fn(at), out);
+        });
+    }
+    let walk = Walk::new(layouts);
+    parallel_chunks(out, GRAIN, |start, out| {
+        if walk.row().0 >= SHORT_ROW {
+            long_rows(&walk, data, start, out, kernel);
+        } else {
+            short_rows(layouts, data, start, out, kernel);
+        }
+    });
+}
+
+/// Row by row: neighbouring elements are passed as they lie, others go through a buffer.
+fn long_rows<T: Element, O: Element, const N: usize>(
+    walk: &Walk<N>,
+    data: [&[T]; N],
+    start: usize,
+    out: &mut [O],
+    kernel: Kernel<'_, T, O, N>,
+) {
+    let (_, strides) = walk.row();
+    let mut buffers = [[T::zeroed(); BLOCK]; N];
+    let longest = if strides == [1; N] { usize::MAX } else { BLOCK };
+    walk.for_runs(start..start + out.len(), |first, len, at| {
+        for (k, buffer) in buffers
+            .iter_mut()
+            .enumerate()
+            .filter(|(k, _)| strides[*k] == 0)
+        {
+            buffer[..len.min(BLOCK)].fill(data[k][at[k]]);
+        }
+        let mut done = 0;
+        while done < len {
+            let n = longest.min(len - done);
+            for (k, &stride) in strides.iter().enumerate().filter(|(_, s)| **s > 1) {
+                let from = data[k][at[k] + done * stride..].iter().step_by(stride);
+                buffers[k][..n]
+                    .iter_mut()
+                    .zip(from)
+                    .for_each(|(b, s)| *b = *s);
+            }
+            let operand = |k: usize| match strides[k] {
+                1 => &data[k][at[k] + done..][..n],
+                _ => &buffers[k][..n],
+            };
+            let first = first + done;
+            kernel(first, from_fn(operand), &mut out[first - start..][..n]);
+            done += n;
+        }
+    });
+}
+
+/// Block by block: each operand that is not contiguous is gathered into a buffer.
+fn short_rows<T: Element, O: Element, const N: usize>(
+    layouts: [&Layout; N],
+    data: [&[T]; N],
+    start: usize,
+    out: &mut [O],
+    kernel: Kernel<'_, T, O, N>,
+) {
+    let walks = layouts.map(|l| (!l.is_contiguous()).then(|| Walk::new([l])));
+    let mut buffers = [[T::zeroed(); BLOCK]; N];
+    for (i, out) in out.chunks_mut(BLOCK).enumerate() {
+        let (first, n) = (start + i * BLOCK, out.len());
+        for (k, walk) in walks.iter().enumerate() {
+            if let Some(walk) = walk {
+                gather_range(data[k], walk, first..first + n, &mut buffers[k][..n]);
+            }
+        }
+        let operand = |k: usize| match walks[k] {
+            None => &data[k][layouts[k].offset() + first..][..n],
+            Some(_) => &buffers[k][..n],
+        };
+        kernel(first, from_fn(operand), out);
+    }
+}
+
+/// The elements `range` (in row-major order) of a view.
+fn gather_range<T: Element>(src: &[T], walk: &Walk<1>, range: Range<usize>, dst: &mut [T]) {
+    let (_, [stride]) = walk.row();
+    let start = range.start;
+    walk.for_runs(range, |first, len, [at]| {
+        let dst = &mut dst[first - start..][..len];
+        match stride {
+            1 => dst.copy_from_slice(&src[at..at + len]),
+            0 => dst.fill(src[at]),
+            _ => dst
+                .iter_mut()
+                .zip(src[at..].iter().step_by(stride))
+                .for_each(|(d, s)| *d = *s),
+        }
+    });
+}
+
+/// [`map`] with a kernel over the types of computation, from and to tensors of one float type.
+///
+/// # Errors
+/// [`Error::UnsupportedDType`] for an integer type.
+pub(crate) fn map_real<const N: usize>(
+    op: &'static str,
+    operands: [&Tensor; N],
+    out: &mut Tensor,
+    kernel: &impl RealKernel<N>,
+) -> Result<()> {
+    match out.dtype() {
+        DType::F32 => map(operands, out.make_mut::<f32>()?, &|_, x, y| {
+            kernel.run(x, y)
+        }),
+        DType::F64 => map(operands, out.make_mut::<f64>()?, &|_, x, y| {
+            kernel.run(x, y)
+        }),
+        DType::BF16 => map_half::<bf16, N>(operands, out.make_mut()?, &|_, x, y| kernel.run(x, y)),
+        DType::F16 => map_half::<f16, N>(operands, out.make_mut()?, &|_, x, y| kernel.run(x, y)),
+        dtype => return Err(Error::UnsupportedDType { op, dtype }),
+    }
+    Ok(())
+}
+
+/// [`map`] for a half type, through a kernel over `f32`; each result is rounded once.
+fn map_half<T: Float<Compute = f32>, const N: usize>(
+    operands: [&Tensor; N],
+    out: &mut [T],
+    kernel: Kernel<'_, f32, f32, N>,
+) {
+    map(operands, out, &|start, x: [&[T]; N], y: &mut [T]| {
+        let mut result = [0f32; BLOCK];
+        for_widened(x, |range, x| {
+            let result = &mut result[..range.len()];
+            kernel(start + range.start, x, result);
+            convert::narrow(result, &mut y[range]);
+        });
+    });
+}
+
+/// Calls `f` with blocks of the operands, widened.
+pub(crate) fn for_widened<T: Float<Compute = f32>, const N: usize>(
+    operands: [&[T]; N],
+    mut f: impl FnMut(Range<usize>, [&[f32]; N]),
+) {
+    let mut buffers = [[0f32; BLOCK]; N];
+    let len = operands[0].len();
+    for first in (0..len).step_by(BLOCK) {
+        let n = BLOCK.min(len - first);
+        for (buffer, x) in buffers.iter_mut().zip(operands) {
+            convert::widen(&x[first..][..n], &mut buffer[..n]);
+        }
+        f(first..first + n, from_fn(|k| &buffers[k][..n]));
+    }
+}

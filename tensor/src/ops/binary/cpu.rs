@@ -1,0 +1,148 @@
+//! CPU kernels: one line for each function and kind of number.
+
+use super::{Binary, WithScalar};
+use crate::cpu::elementwise::{BLOCK, RealKernel, map};
+use crate::cpu::math::Real;
+use crate::cpu::{convert, vectorize};
+use crate::{DType, Element, Error, Float, Result, Tensor, bf16, f16};
+
+#[inline(always)]
+fn each<T: Copy>([a, b]: [&[T]; 2], out: &mut [T], f: impl Fn(T, T) -> T) {
+    vectorize(|| {
+        let operands = a.iter().zip(b);
+        out.iter_mut()
+            .zip(operands)
+            .for_each(|(o, (a, b))| *o = f(*a, *b));
+    });
+}
+
+/// The larger; NaN where either is NaN.
+#[inline(always)]
+fn maximum<R: Real>(a: R, b: R) -> R {
+    if a > b || a.is_nan() { a } else { b }
+}
+
+/// The smaller; NaN where either is NaN.
+#[inline(always)]
+fn minimum<R: Real>(a: R, b: R) -> R {
+    if a < b || a.is_nan() { a } else { b }
+}
+
+impl RealKernel<2> for Binary {
+    fn run<R: Real>(&self, x: [&[R]; 2], out: &mut [R]) {
+        match self {
+            Binary::Add => each(x, out, |a, b| a + b),
+            Binary::Sub => each(x, out, |a, b| a - b),
+            Binary::Mul => each(x, out, |a, b| a * b),
+            Binary::Div => each(x, out, |a, b| a / b),
+            Binary::Maximum => each(x, out, maximum),
+            Binary::Minimum => each(x, out, minimum),
+            Binary::Pow => each(x, out, R::powf),
+        }
+    }
+}
+
+impl RealKernel<1> for WithScalar {
+    fn run<R: Real>(&self, [x]: [&[R]; 1], out: &mut [R]) {
+        #[inline(always)]
+        fn each<R: Real>(x: &[R], out: &mut [R], f: impl Fn(R) -> R) {
+            vectorize(|| out.iter_mut().zip(x).for_each(|(o, x)| *o = f(*x)));
+        }
+        let c = R::from_f64(self.scalar);
+        match self.kind {
+            Binary::Add => each(x, out, |x| x + c),
+            Binary::Sub => each(x, out, |x| x - c),
+            Binary::Mul => each(x, out, |x| x * c),
+            Binary::Div => each(x, out, |x| x / c),
+            Binary::Maximum => each(x, out, |x| maximum(x, c)),
+            Binary::Minimum => each(x, out, |x| minimum(x, c)),
+            Binary::Pow if self.scalar == 2.0 => each(x, out, |x| x * x),
+            Binary::Pow if self.scalar == 3.0 => each(x, out, |x| x * x * x),
+            Binary::Pow => each(x, out, |x| x.powf(c)),
+        }
+    }
+}
+
+/// What integer elements can do; overflow wraps.
+pub(super) trait Integer: Element + Ord {
+    fn add(self, rhs: Self) -> Self;
+    fn sub(self, rhs: Self) -> Self;
+    fn mul(self, rhs: Self) -> Self;
+}
+
+macro_rules! integer {
+    ($($t:ty),*) => {$(
+        impl Integer for $t {
+            #[inline(always)]
+            fn add(self, rhs: $t) -> $t {
+                self.wrapping_add(rhs)
+            }
+            #[inline(always)]
+            fn sub(self, rhs: $t) -> $t {
+                self.wrapping_sub(rhs)
+            }
+            #[inline(always)]
+            fn mul(self, rhs: $t) -> $t {
+                self.wrapping_mul(rhs)
+            }
+        }
+    )*};
+}
+integer!(i64, u8);
+
+/// The functions that integers have.
+pub(super) fn integer<T: Integer>(
+    op: &'static str,
+    kind: Binary,
+    operands: [&Tensor; 2],
+    out: &mut Tensor,
+) -> Result<()> {
+    if matches!(kind, Binary::Div | Binary::Pow) {
+        let dtype = T::DTYPE;
+        return Err(Error::UnsupportedDType { op, dtype });
+    }
+    map(
+        operands,
+        out.make_mut::<T>()?,
+        &|_, x: [&[T]; 2], out| match kind {
+            Binary::Add => each(x, out, T::add),
+            Binary::Sub => each(x, out, T::sub),
+            Binary::Mul => each(x, out, T::mul),
+            Binary::Maximum => each(x, out, T::max),
+            _ => each(x, out, T::min),
+        },
+    );
+    Ok(())
+}
+
+/// `out += rhs`, where `rhs` has `out`'s shape.
+pub(super) fn add_into(out: &mut Tensor, rhs: &Tensor) -> Result<()> {
+    match out.dtype() {
+        DType::F32 => accumulate(out.make_mut()?, rhs, |o: f32, x| o + x),
+        DType::F64 => accumulate(out.make_mut()?, rhs, |o: f64, x| o + x),
+        DType::BF16 => accumulate_half::<bf16>(out.make_mut()?, rhs),
+        DType::F16 => accumulate_half::<f16>(out.make_mut()?, rhs),
+        DType::I64 => accumulate(out.make_mut()?, rhs, i64::wrapping_add),
+        DType::U8 => accumulate(out.make_mut()?, rhs, u8::wrapping_add),
+    }
+    Ok(())
+}
+
+fn accumulate<T: Element>(out: &mut [T], rhs: &Tensor, add: impl Fn(T, T) -> T + Sync) {
+    map([rhs], out, &|_, [x]: [&[T]; 1], out| {
+        vectorize(|| out.iter_mut().zip(x).for_each(|(o, x)| *o = add(*o, *x)));
+    });
+}
+
+fn accumulate_half<T: Float<Compute = f32>>(out: &mut [T], rhs: &Tensor) {
+    map([rhs], out, &|_, [x]: [&[T]; 1], out| {
+        let (mut sum, mut addend) = ([0f32; BLOCK], [0f32; BLOCK]);
+        for (out, x) in out.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
+            let (sum, addend) = (&mut sum[..x.len()], &mut addend[..x.len()]);
+            convert::widen(out, sum);
+            convert::widen(x, addend);
+            vectorize(|| sum.iter_mut().zip(&*addend).for_each(|(s, a)| *s += *a));
+            convert::narrow(sum, out);
+        }
+    });
+}

@@ -1,0 +1,208 @@
+//! Arithmetic of two tensors that broadcast against each other, and of a tensor and a number.
+
+mod cpu;
+
+use crate::cpu::elementwise;
+use crate::{DType, Error, Result, Shape, Tensor};
+
+/// The functions of this family, of two tensors or of a tensor and a number.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Binary {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Maximum,
+    Minimum,
+    Pow,
+}
+
+/// A function with one side fixed to a number.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct WithScalar {
+    kind: Binary,
+    scalar: f64,
+}
+
+macro_rules! binary {
+    ($($(#[$doc:meta])* $name:ident = $kind:expr;)*) => {
+        impl Tensor {
+            $(
+                $(#[$doc])*
+                ///
+                /// Shapes broadcast by NumPy's rules; element types must be equal.
+                ///
+                /// # Errors
+                /// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`];
+                /// [`Error::UnsupportedDType`] where the element type has no such function;
+                /// [`Error::OutOfMemory`].
+                pub fn $name(&self, rhs: &Tensor) -> Result<Tensor> {
+                    self.binary(stringify!($name), rhs, $kind)
+                }
+            )*
+        }
+    };
+}
+
+binary! {
+    /// `self + rhs`. Integers wrap.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{Device, Tensor};
+    /// let rows = Tensor::from_vec(vec![1.0f32, 2.0, 3.0, 4.0], [2, 2], Device::cpu(0))?;
+    /// let bias = Tensor::from_vec(vec![10.0f32, 20.0], [2], Device::cpu(0))?;
+    /// assert_eq!(rows.add(&bias)?.to_vec::<f32>()?, [11.0, 22.0, 13.0, 24.0]);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    add = Binary::Add;
+    /// `self - rhs`. Integers wrap.
+    sub = Binary::Sub;
+    /// `self · rhs`. Integers wrap.
+    mul = Binary::Mul;
+    /// `self / rhs`. Floats only: cast integers first.
+    div = Binary::Div;
+    /// The larger of the two; NaN where either is NaN.
+    maximum = Binary::Maximum;
+    /// The smaller of the two; NaN where either is NaN.
+    minimum = Binary::Minimum;
+    /// `self` to the power `rhs`. Floats only.
+    pow = Binary::Pow;
+}
+
+macro_rules! with_scalar {
+    ($($(#[$doc:meta])* $name:ident = $kind:expr;)*) => {
+        impl Tensor {
+            $(
+                $(#[$doc])*
+                ///
+                /// # Errors
+                /// [`Error::InvalidArgument`] for integers and a number that their type does not
+                /// hold; [`Error::UnsupportedDType`] where the element type has no such function;
+                /// [`Error::OutOfMemory`].
+                pub fn $name(&self, rhs: f64) -> Result<Tensor> {
+                    self.with_scalar(stringify!($name), rhs, $kind)
+                }
+            )*
+        }
+    };
+}
+
+with_scalar! {
+    /// `self + rhs`.
+    add_scalar = Binary::Add;
+    /// `self - rhs`.
+    sub_scalar = Binary::Sub;
+    /// `self · rhs`.
+    mul_scalar = Binary::Mul;
+    /// `self / rhs`. Floats only.
+    div_scalar = Binary::Div;
+    /// The larger of each element and `rhs` (PyTorch: `clamp_min`); NaN stays NaN.
+    maximum_scalar = Binary::Maximum;
+    /// The smaller of each element and `rhs` (PyTorch: `clamp_max`); NaN stays NaN.
+    minimum_scalar = Binary::Minimum;
+    /// `self` to the power `rhs`. Floats only.
+    pow_scalar = Binary::Pow;
+}
+
+impl Tensor {
+    /// Each element limited to `low ..= high`; NaN stays NaN.
+    ///
+    /// # Errors
+    /// As [`maximum_scalar`](Tensor::maximum_scalar).
+    pub fn clamp(&self, low: f64, high: f64) -> Result<Tensor> {
+        self.maximum_scalar(low)?.minimum_scalar(high)
+    }
+
+    /// `self + rhs`, in the buffer of `self` where nobody else holds it: how gradients accumulate
+    /// (PyTorch: `add_`). `rhs` broadcasts to the shape of `self`. The bits are those of
+    /// [`add`](Tensor::add).
+    ///
+    /// ```
+    /// # use phalanx_tensor::{DType, Device, Tensor};
+    /// let mut sum = Tensor::zeros([2], DType::F32, Device::cpu(0))?;
+    /// for step in 1..=3 {
+    ///     let grad = Tensor::full([2], f64::from(step), DType::F32, Device::cpu(0))?;
+    ///     sum = sum.add_into(&grad)?; // no allocation
+    /// }
+    /// assert_eq!(sum.to_vec::<f32>()?, [6.0, 6.0]);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`],
+    /// [`Error::OutOfMemory`].
+    pub fn add_into(mut self, rhs: &Tensor) -> Result<Tensor> {
+        self.expect_same_kind("add_into", rhs)?;
+        let stretched = || rhs.layout().broadcast_to("add_into", self.shape());
+        if stretched().is_err() {
+            return Err(Error::ShapeMismatch {
+                op: "add_into",
+                lhs: self.shape().clone(),
+                rhs: rhs.shape().clone(),
+                reason: "the second does not broadcast to the first",
+            });
+        }
+        if !self.is_unique() || !self.is_contiguous() {
+            return self.binary("add_into", rhs, Binary::Add);
+        }
+        let rhs = elementwise::readable(rhs)?.broadcast_to(self.shape())?;
+        cpu::add_into(&mut self, &rhs)?;
+        Ok(self)
+    }
+
+    fn binary(&self, op: &'static str, rhs: &Tensor, kind: Binary) -> Result<Tensor> {
+        self.expect_same_kind(op, rhs)?;
+        let (a, b, shape) = broadcast(op, self, rhs)?;
+        let mut out = Tensor::allocate(op, shape, self.dtype(), self.device())?;
+        match self.dtype() {
+            DType::I64 => cpu::integer::<i64>(op, kind, [&a, &b], &mut out)?,
+            DType::U8 => cpu::integer::<u8>(op, kind, [&a, &b], &mut out)?,
+            _ => elementwise::map_real(op, [&a, &b], &mut out, &kind)?,
+        }
+        Ok(out)
+    }
+
+    fn with_scalar(&self, op: &'static str, scalar: f64, kind: Binary) -> Result<Tensor> {
+        if !self.dtype().is_float() {
+            // A tensor of rank 0 in the integer type: no kernels of their own for this rare case.
+            let rhs = Tensor::full((), scalar, self.dtype(), self.device())?;
+            if rhs.item()? != scalar {
+                return Err(Error::InvalidArgument {
+                    op,
+                    reason: format!("{scalar} is no {}", self.dtype()),
+                });
+            }
+            return self.binary(op, &rhs, kind);
+        }
+        let x = elementwise::readable(self)?;
+        let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
+        elementwise::map_real(op, [&x], &mut out, &WithScalar { kind, scalar })?;
+        Ok(out)
+    }
+}
+
+/// Both tensors stretched to their common shape.
+pub(crate) fn broadcast(
+    op: &'static str,
+    a: &Tensor,
+    b: &Tensor,
+) -> Result<(Tensor, Tensor, Shape)> {
+    let shape = a
+        .shape()
+        .broadcast(b.shape())
+        .ok_or_else(|| Error::ShapeMismatch {
+            op,
+            lhs: a.shape().clone(),
+            rhs: b.shape().clone(),
+            reason: "they do not broadcast",
+        })?;
+    let stretch = |t: &Tensor| {
+        let t = elementwise::readable(t)?;
+        if *t.shape() == shape {
+            Ok(t)
+        } else {
+            t.broadcast_to(&shape)
+        }
+    };
+    Ok((stretch(a)?, stretch(b)?, shape))
+}

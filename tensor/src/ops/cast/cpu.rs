@@ -1,0 +1,110 @@
+//! CPU kernels: the native types convert directly, half types through `f32` in blocks.
+
+use crate::cpu::elementwise::{BLOCK, map};
+use crate::cpu::{convert, vectorize};
+use crate::{DType, Element, Float, Result, Tensor, bf16, f16};
+
+/// `out = x`, in `out`'s type.
+pub(super) fn cast(x: &Tensor, out: &mut Tensor) -> Result<()> {
+    match x.dtype() {
+        DType::F32 => from_native::<f32>(x, out),
+        DType::F64 => from_native::<f64>(x, out),
+        DType::I64 => from_native::<i64>(x, out),
+        DType::U8 => from_native::<u8>(x, out),
+        DType::BF16 => from_half::<bf16>(x, out),
+        DType::F16 => from_half::<f16>(x, out),
+    }
+}
+
+/// A type that the processor converts itself.
+trait Native: Element + As<f32> + As<f64> + As<i64> + As<u8> {}
+impl<T: Element + As<f32> + As<f64> + As<i64> + As<u8>> Native for T {}
+
+/// The language's `as`.
+trait As<U> {
+    fn as_(self) -> U;
+}
+
+macro_rules! as_ {
+    ($($from:ty => $($to:ty)*;)*) => {$($(
+        impl As<$to> for $from {
+            #[inline(always)]
+            fn as_(self) -> $to {
+                self as $to
+            }
+        }
+    )*)*};
+}
+as_! {
+    f32 => f32 f64 i64 u8;
+    f64 => f32 f64 i64 u8;
+    i64 => f32 f64 i64 u8;
+    u8 => f32 f64 i64 u8;
+}
+
+#[inline(always)]
+fn run<T: Copy + As<U>, U>(src: &[T], dst: &mut [U]) {
+    vectorize(|| dst.iter_mut().zip(src).for_each(|(d, s)| *d = s.as_()));
+}
+
+fn from_native<T: Native>(x: &Tensor, out: &mut Tensor) -> Result<()> {
+    match out.dtype() {
+        DType::F32 => map([x], out.make_mut::<f32>()?, &|_, [x]: [&[T]; 1], y| {
+            run(x, y)
+        }),
+        DType::F64 => map([x], out.make_mut::<f64>()?, &|_, [x]: [&[T]; 1], y| {
+            run(x, y)
+        }),
+        DType::I64 => map([x], out.make_mut::<i64>()?, &|_, [x]: [&[T]; 1], y| {
+            run(x, y)
+        }),
+        DType::U8 => map([x], out.make_mut::<u8>()?, &|_, [x]: [&[T]; 1], y| {
+            run(x, y)
+        }),
+        DType::BF16 => to_half::<T, bf16>(x, out.make_mut()?),
+        DType::F16 => to_half::<T, f16>(x, out.make_mut()?),
+    }
+    Ok(())
+}
+
+fn to_half<T: Native, H: Float<Compute = f32>>(x: &Tensor, out: &mut [H]) {
+    map([x], out, &|_, [x]: [&[T]; 1], out| {
+        if T::DTYPE == DType::F64 {
+            // Not through f32, which would round twice.
+            return out
+                .iter_mut()
+                .zip(x)
+                .for_each(|(o, x)| *o = H::from_f64(x.to_f64()));
+        }
+        let mut wide = [0f32; BLOCK];
+        for (out, x) in out.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
+            let wide = &mut wide[..x.len()];
+            run(x, wide);
+            convert::narrow(wide, out);
+        }
+    });
+}
+
+fn from_half<H: Float<Compute = f32>>(x: &Tensor, out: &mut Tensor) -> Result<()> {
+    match out.dtype() {
+        DType::F32 => map([x], out.make_mut()?, &|_, [x]: [&[H]; 1], y| {
+            convert::widen(x, y)
+        }),
+        DType::F64 => widened::<H, _>(x, out.make_mut()?, run::<f32, f64>),
+        DType::I64 => widened::<H, _>(x, out.make_mut()?, run::<f32, i64>),
+        DType::U8 => widened::<H, _>(x, out.make_mut()?, run::<f32, u8>),
+        DType::BF16 => widened::<H, _>(x, out.make_mut()?, convert::narrow::<bf16>),
+        DType::F16 => widened::<H, _>(x, out.make_mut()?, convert::narrow::<f16>),
+    }
+    return Ok(());
+
+    fn widened<H: Float<Compute = f32>, U: Element>(
+        x: &Tensor,
+        out: &mut [U],
+        finish: fn(&[f32], &mut [U]),
+    ) {
+        map([x], out, &|_, x: [&[H]; 1], out| {
+            crate::cpu::elementwise::for_widened(x, |range, [x]| finish(x, &mut out[range]));
+        });
+    }
+}

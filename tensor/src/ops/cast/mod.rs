@@ -1,0 +1,33 @@
+//! Conversion between element types.
+
+mod cpu;
+
+use crate::{DType, Result, Tensor};
+
+impl Tensor {
+    /// The same values as `dtype`: `self` where it is so already, else a copy.
+    ///
+    /// To floats, values round to nearest even, and what is too large becomes an infinity
+    /// (`i64` to a half type rounds to `f32` on the way). From floats to integers they truncate
+    /// towards zero and saturate, and NaN becomes 0. From `i64` to `u8` the low byte remains.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{DType, Device, Tensor};
+    /// let x = Tensor::from_vec(vec![-1.5f32, 300.0, f32::NAN], [3], Device::cpu(0))?;
+    /// assert_eq!(x.cast(DType::I64)?.to_vec::<i64>()?, [-1, 300, 0]);
+    /// assert_eq!(x.cast(DType::U8)?.to_vec::<u8>()?, [0, 255, 0]);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn cast(&self, dtype: DType) -> Result<Tensor> {
+        if self.dtype() == dtype {
+            return Ok(self.clone());
+        }
+        let x = crate::cpu::elementwise::readable(self)?;
+        let mut out = Tensor::allocate("cast", self.shape().clone(), dtype, self.device())?;
+        cpu::cast(&x, &mut out)?;
+        Ok(out)
+    }
+}

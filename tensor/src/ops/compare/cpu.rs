@@ -1,0 +1,61 @@
+//! CPU kernels.
+
+use super::Comparison;
+use crate::cpu::elementwise::{for_widened, map};
+use crate::cpu::vectorize;
+use crate::{DType, Element, Float, Result, Tensor, bf16, dispatch_any, f16};
+
+/// `out = operands[0] <kind> operands[1]`, as 0 or 1.
+pub(super) fn compare(kind: Comparison, operands: [&Tensor; 2], out: &mut Tensor) -> Result<()> {
+    let out = out.make_mut::<u8>()?;
+    match operands[0].dtype() {
+        DType::F32 => map(operands, out, &|_, x, y| run::<f32>(kind, x, y)),
+        DType::F64 => map(operands, out, &|_, x, y| run::<f64>(kind, x, y)),
+        DType::I64 => map(operands, out, &|_, x, y| run::<i64>(kind, x, y)),
+        DType::U8 => map(operands, out, &|_, x, y| run::<u8>(kind, x, y)),
+        DType::BF16 => map(operands, out, &|_, x, y| run_half::<bf16>(kind, x, y)),
+        DType::F16 => map(operands, out, &|_, x, y| run_half::<f16>(kind, x, y)),
+    }
+    Ok(())
+}
+
+fn run<T: Element>(kind: Comparison, x: [&[T]; 2], out: &mut [u8]) {
+    #[inline(always)]
+    fn each<T: Copy>([a, b]: [&[T]; 2], out: &mut [u8], f: impl Fn(&T, &T) -> bool) {
+        vectorize(|| {
+            let operands = a.iter().zip(b);
+            out.iter_mut()
+                .zip(operands)
+                .for_each(|(o, (a, b))| *o = u8::from(f(a, b)));
+        });
+    }
+    match kind {
+        Comparison::Eq => each(x, out, T::eq),
+        Comparison::Ne => each(x, out, T::ne),
+        Comparison::Lt => each(x, out, T::lt),
+        Comparison::Le => each(x, out, T::le),
+        Comparison::Gt => each(x, out, T::gt),
+        Comparison::Ge => each(x, out, T::ge),
+    }
+}
+
+fn run_half<T: Float<Compute = f32>>(kind: Comparison, x: [&[T]; 2], out: &mut [u8]) {
+    for_widened(x, |range, x| run(kind, x, &mut out[range]));
+}
+
+/// `out = cond ? operands[0] : operands[1]`; `cond` is contiguous.
+pub(super) fn choose(cond: &Tensor, operands: [&Tensor; 2], out: &mut Tensor) -> Result<()> {
+    let cond = cond.as_slice::<u8>()?;
+    dispatch_any!(out.dtype(), T => {
+        map(operands, out.make_mut::<T>()?, &|start, [a, b]: [&[T]; 2], out| {
+            let cond = &cond[start..];
+            vectorize(|| {
+                let operands = cond.iter().zip(a.iter().zip(b));
+                out.iter_mut()
+                    .zip(operands)
+                    .for_each(|(o, (c, (a, b)))| *o = if *c != 0 { *a } else { *b });
+            });
+        });
+    });
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Comparisons, which give masks of `u8` (0 or 1), and the choice by a mask.
+
+mod cpu;
+
+use crate::ops::binary::broadcast;
+use crate::{DType, Error, Result, Tensor};
+
+/// The comparisons.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Comparison {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+}
+
+macro_rules! compare {
+    ($($(#[$doc:meta])* $name:ident = $kind:expr;)*) => {
+        impl Tensor {
+            $(
+                $(#[$doc])*
+                ///
+                /// The result is 1 or 0 of type `u8`. Shapes broadcast; element types must be
+                /// equal. NaN is not equal to anything, nor less or greater.
+                ///
+                /// # Errors
+                /// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`],
+                /// [`Error::OutOfMemory`].
+                pub fn $name(&self, rhs: &Tensor) -> Result<Tensor> {
+                    let op = stringify!($name);
+                    self.expect_same_kind(op, rhs)?;
+                    let (lhs, rhs, shape) = broadcast(op, self, rhs)?;
+                    let mut out = Tensor::allocate(op, shape, DType::U8, self.device())?;
+                    cpu::compare($kind, [&lhs, &rhs], &mut out)?;
+                    Ok(out)
+                }
+            )*
+        }
+    };
+}
+
+compare! {
+    /// Whether `self == rhs`.
+    eq = Comparison::Eq;
+    /// Whether `self != rhs`.
+    ne = Comparison::Ne;
+    /// Whether `self < rhs`.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{Device, Tensor};
+    /// let a = Tensor::from_vec(vec![1i64, 2, 3], [3], Device::cpu(0))?;
+    /// let two = Tensor::scalar(2i64, Device::cpu(0))?;
+    /// assert_eq!(a.lt(&two)?.to_vec::<u8>()?, [1, 0, 0]);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    lt = Comparison::Lt;
+    /// Whether `self <= rhs`.
+    le = Comparison::Le;
+    /// Whether `self > rhs`.
+    gt = Comparison::Gt;
+    /// Whether `self >= rhs`.
+    ge = Comparison::Ge;
+}
+
+impl Tensor {
+    /// `a` where `cond` (of type `u8`) is not 0, else `b`. All three shapes broadcast
+    /// (PyTorch: `torch.where`).
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedDType`] where `cond` is not `u8`; [`Error::ShapeMismatch`],
+    /// [`Error::DTypeMismatch`], [`Error::DeviceMismatch`], [`Error::OutOfMemory`].
+    pub fn where_cond(cond: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let op = "where_cond";
+        if cond.dtype() != DType::U8 {
+            return Err(Error::UnsupportedDType {
+                op,
+                dtype: cond.dtype(),
+            });
+        }
+        a.expect_same_kind(op, b)?;
+        a.expect_same_device(op, cond)?;
+        let (a, b, values) = broadcast(op, a, b)?;
+        let shape = values
+            .broadcast(cond.shape())
+            .ok_or_else(|| Error::ShapeMismatch {
+                op,
+                lhs: cond.shape().clone(),
+                rhs: values.clone(),
+                reason: "the condition and the values do not broadcast",
+            })?;
+        let stretch = |t: &Tensor| t.broadcast_to(&shape);
+        // The mask is a byte an element: stretched in full, so that the kernel reads it plainly.
+        let cond = stretch(cond)?.contiguous()?;
+        let mut out = Tensor::allocate(op, shape.clone(), a.dtype(), a.device())?;
+        let (a, b) = (stretch(&a)?, stretch(&b)?);
+        cpu::choose(&cond, [&a, &b], &mut out)?;
+        Ok(out)
+    }
+}

@@ -1,0 +1,119 @@
+//! Conversions between all pairs of element types.
+
+use crate::util::*;
+use phalanx_tensor::{DType, Device, Tensor, bf16, f16};
+use proptest::prelude::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_pair_rounds_once(seed: u64) {
+        let mut rng = TestRng::new(seed);
+        let mut shape = rng.shape(3, 8);
+        if let Some(last) = shape.last_mut() && rng.below(3) == 0 {
+            *last = 40 + rng.below(1200);
+        }
+        for from in DType::ALL {
+            let x = rng.tensor(&shape, from, (-300.0, 300.0));
+            for to in DType::ALL {
+                // `from_f64` of the test's reference rounds once from the exact value.
+                // Between integers it is the language's `as`: the low byte.
+                let low_byte = |v: f64| if from == DType::I64 && to == DType::U8 { v.rem_euclid(256.0) } else { v };
+                let exact: Vec<f64> = values(&x).into_iter().map(low_byte).collect();
+                let expected = values(&tensor_of(&exact, &shape, to));
+                let y = x.cast(to).unwrap();
+                prop_assert_eq!(y.dtype(), to);
+                assert_close(&y, &shape, &expected, 0.0, &format!("{from} to {to}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn every_half_value_widens_exactly_and_comes_back() {
+    let bits: Vec<u16> = (0..=u16::MAX).collect();
+    let halves: Vec<f16> = bits.iter().map(|&b| f16::from_bits(b)).collect();
+    let brains: Vec<bf16> = bits.iter().map(|&b| bf16::from_bits(b)).collect();
+    let f = Tensor::from_vec(halves, [1 << 16], Device::cpu(0)).unwrap();
+    let b = Tensor::from_vec(brains, [1 << 16], Device::cpu(0)).unwrap();
+    for t in [f, b] {
+        for wide in [DType::F32, DType::F64] {
+            let w = t.cast(wide).unwrap();
+            assert_close(&w, &[1 << 16], &values(&t), 0.0, "widened");
+            assert_close(
+                &w.cast(t.dtype()).unwrap(),
+                &[1 << 16],
+                &values(&t),
+                0.0,
+                "and back",
+            );
+        }
+    }
+}
+
+#[test]
+fn ties_round_to_even_and_excess_overflows() {
+    let x = [
+        1.0 + 2f64.powi(-11),
+        1.0 + 3.0 * 2f64.powi(-11),
+        65519.9,
+        65520.0,
+        1e-9,
+        -0.0,
+    ];
+    let inf = f64::INFINITY;
+    let expected = [1.0, 1.0 + 2f64.powi(-9), 65504.0, inf, 0.0, 0.0];
+    for from in [DType::F64, DType::F32] {
+        let y = tensor_of(&x, &[6], from).cast(DType::F16).unwrap();
+        // 65519.9 is 65519.898 in f32: below the tie in both.
+        assert_close(&y, &[6], &expected, 0.0, "f16");
+    }
+    // Just above a tie of bf16, where rounding to f32 first would make it a tie, and even.
+    let above = 1.0 + 2f64.powi(-8) + 2f64.powi(-40);
+    let y = tensor_of(&[above], &[1], DType::F64)
+        .cast(DType::BF16)
+        .unwrap();
+    assert_eq!(y.item().unwrap(), 1.0 + 2f64.powi(-7));
+}
+
+#[test]
+fn integers_truncate_and_saturate() {
+    let x = [
+        -1.9,
+        1.9,
+        255.9,
+        256.0,
+        -1e30,
+        1e30,
+        f64::NAN,
+        f64::INFINITY,
+    ];
+    for from in [DType::F32, DType::F64] {
+        let t = tensor_of(&x, &[8], from);
+        assert_eq!(
+            t.cast(DType::I64).unwrap().to_vec::<i64>().unwrap(),
+            [-1, 1, 255, 256, i64::MIN, i64::MAX, 0, i64::MAX]
+        );
+        assert_eq!(
+            t.cast(DType::U8).unwrap().to_vec::<u8>().unwrap(),
+            [0, 1, 255, 255, 0, 255, 0, 255]
+        );
+    }
+    let wide = Tensor::from_vec(vec![-1i64, 300], [2], Device::cpu(0)).unwrap();
+    // Between integers it is the language's `as`: the low byte.
+    assert_eq!(
+        wide.cast(DType::U8).unwrap().to_vec::<u8>().unwrap(),
+        [255, 44]
+    );
+}
+
+#[test]
+fn the_same_type_is_no_copy() {
+    let t = Tensor::zeros([3], DType::F32, Device::cpu(0)).unwrap();
+    let same = t.cast(DType::F32).unwrap();
+    assert_eq!(
+        t.as_bytes().unwrap().as_ptr(),
+        same.as_bytes().unwrap().as_ptr()
+    );
+}
