@@ -1,0 +1,179 @@
+//! The arithmetic of collectives on the CPU: reads the tensors of all ranks in rank order, writes
+//! the result wherever it is wanted. Used by every backend whose buffers the host can address.
+#![allow(unsafe_code)]
+
+use crate::group::ReduceOp;
+use phalanx_tensor::{DType, Element, Float, bf16, cpu::vectorize, f16};
+use std::ops::Range;
+
+/// For every element `i` in `range`: the reduction of `src[0][i], src[1][i], …`, in this order,
+/// written to every `dst[k][i]`. With one source it is a copy.
+///
+/// A source may be the same as a destination (`src[a] == dst[b]`, in place).
+///
+/// # Safety
+/// - Every pointer in `src` is valid for reads, and every one in `dst` for writes, of the elements
+///   `range` of type `dtype`.
+/// - During the call nobody else writes to these elements of a source, or reads or writes those of
+///   a destination.
+/// - Distinct pointers do not overlap in `range`, but for a source that equals a destination.
+/// - There is at least one source; with several, `op` is a reduction that supports `dtype`.
+pub(crate) unsafe fn fold(
+    dtype: DType,
+    op: Option<ReduceOp>,
+    src: &[*const u8],
+    dst: &[*mut u8],
+    range: Range<usize>,
+) {
+    let at = range.start * dtype.size();
+    if let &[from] = src {
+        let bytes = range.len() * dtype.size();
+        for &to in dst.iter().filter(|to| !std::ptr::eq(**to, from)) {
+            // SAFETY: valid by the caller; distinct pointers do not overlap.
+            unsafe { to.add(at).copy_from_nonoverlapping(from.add(at), bytes) };
+        }
+        return;
+    }
+    let Some(op) = op else {
+        unreachable!("several sources are only read by a reduction");
+    };
+    let io = Operands {
+        src,
+        dst,
+        at,
+        len: range.len(),
+    };
+    // SAFETY: handed on from the caller; the match picks the type that `dtype` names.
+    unsafe {
+        match dtype {
+            DType::F32 => float::<f32, 32>(io, op),
+            DType::F64 => float::<f64, 16>(io, op),
+            DType::BF16 => float::<bf16, 32>(io, op),
+            DType::F16 => float::<f16, 32>(io, op),
+            DType::I64 => integer_i64(io, op),
+            DType::U8 => integer_u8(io, op),
+        }
+    }
+}
+
+/// Where to read and write: `len` elements from byte `at` of each pointer.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    src: &'a [*const u8],
+    dst: &'a [*mut u8],
+    at: usize,
+    len: usize,
+}
+
+/// Smallest or largest, or NaN.
+#[inline(always)]
+fn pick<C: PartialOrd + Copy>(acc: C, x: C, better: bool) -> C {
+    // `x != x` is true of NaN only; an `acc` that is NaN loses against nothing but NaN.
+    #[expect(clippy::eq_op, reason = "a test for NaN that needs no other trait")]
+    if better || x != x { x } else { acc }
+}
+
+/// # Safety
+/// As [`fold`], with elements of type `T`.
+unsafe fn float<T: Float, const L: usize>(io: Operands<'_>, op: ReduceOp) {
+    let ranks = T::Compute::from_f64(io.src.len() as f64);
+    let store = T::narrow;
+    // SAFETY: handed on from the caller.
+    unsafe {
+        match op {
+            ReduceOp::Sum => run::<T, _, L>(io, T::widen, |a, x| a + x, store),
+            // Multiplying by the reciprocal of a power of two is the same division, but faster.
+            ReduceOp::Avg if io.src.len().is_power_of_two() => {
+                let share = T::Compute::from_f64(1.0) / ranks;
+                run::<T, _, L>(io, T::widen, |a, x| a + x, |a| store(a * share));
+            }
+            ReduceOp::Avg => run::<T, _, L>(io, T::widen, |a, x| a + x, |a| store(a / ranks)),
+            ReduceOp::Product => run::<T, _, L>(io, T::widen, |a, x| a * x, store),
+            ReduceOp::Min => run::<T, _, L>(io, T::widen, |a, x| pick(a, x, x < a), store),
+            ReduceOp::Max => run::<T, _, L>(io, T::widen, |a, x| pick(a, x, x > a), store),
+            ReduceOp::BitAnd | ReduceOp::BitOr | ReduceOp::BitXor => not_supported(op),
+        }
+    }
+}
+
+macro_rules! integer {
+    ($name:ident, $t:ty, $lanes:literal) => {
+        /// # Safety
+        /// As [`fold`], with elements of this type.
+        unsafe fn $name(io: Operands<'_>, op: ReduceOp) {
+            let same = |x: $t| x;
+            // SAFETY: handed on from the caller.
+            unsafe {
+                match op {
+                    ReduceOp::Sum => run::<_, _, $lanes>(io, same, <$t>::wrapping_add, same),
+                    ReduceOp::Product => run::<_, _, $lanes>(io, same, <$t>::wrapping_mul, same),
+                    ReduceOp::Min => run::<_, _, $lanes>(io, same, |a: $t, x| a.min(x), same),
+                    ReduceOp::Max => run::<_, _, $lanes>(io, same, |a: $t, x| a.max(x), same),
+                    ReduceOp::BitAnd => run::<_, _, $lanes>(io, same, |a: $t, x| a & x, same),
+                    ReduceOp::BitOr => run::<_, _, $lanes>(io, same, |a: $t, x| a | x, same),
+                    ReduceOp::BitXor => run::<_, _, $lanes>(io, same, |a: $t, x| a ^ x, same),
+                    ReduceOp::Avg => not_supported(op),
+                }
+            }
+        }
+    };
+}
+integer!(integer_i64, i64, 16);
+integer!(integer_u8, u8, 64);
+
+fn not_supported(op: ReduceOp) -> ! {
+    unreachable!("check.rs lets no {op} through that its element type does not support")
+}
+
+/// # Safety
+/// As [`fold`], with elements of type `T`.
+unsafe fn run<T: Copy, A: Copy, const L: usize>(
+    io: Operands<'_>,
+    load: impl Fn(T) -> A + Copy,
+    f: impl Fn(A, A) -> A + Copy,
+    store: impl Fn(A) -> T + Copy,
+) {
+    vectorize(|| {
+        let mut i = 0;
+        while i + L <= io.len {
+            // SAFETY: elements `i..i + L` are in range.
+            unsafe { step::<T, A, L>(io, i, load, f, store) };
+            i += L;
+        }
+        while i < io.len {
+            // SAFETY: element `i` is in range.
+            unsafe { step::<T, A, 1>(io, i, load, f, store) };
+            i += 1;
+        }
+    });
+}
+
+/// `L` elements: all loaded before the first is stored, so a source may be a destination.
+///
+/// # Safety
+/// As [`fold`], for the elements `i..i + L`.
+#[inline(always)]
+unsafe fn step<T: Copy, A: Copy, const L: usize>(
+    io: Operands<'_>,
+    i: usize,
+    load: impl Fn(T) -> A + Copy,
+    f: impl Fn(A, A) -> A + Copy,
+    store: impl Fn(A) -> T + Copy,
+) {
+    let byte = io.at + i * size_of::<T>();
+    // SAFETY: in range by the caller. An unaligned access needs no alignment. Shared memory is
+    // only ever touched through raw pointers, never by reference.
+    let read = |p: *const u8| unsafe { p.add(byte).cast::<[T; L]>().read_unaligned() };
+    let mut acc = read(io.src[0]).map(load);
+    for &p in &io.src[1..] {
+        let x = read(p);
+        for k in 0..L {
+            acc[k] = f(acc[k], load(x[k]));
+        }
+    }
+    let out = acc.map(store);
+    for &p in io.dst {
+        // SAFETY: as above.
+        unsafe { p.add(byte).cast::<[T; L]>().write_unaligned(out) };
+    }
+}

@@ -1,0 +1,266 @@
+//! The default backend: the ranks are threads of one process, and share its memory.
+//!
+//! Issuing puts a call, with its tensors, where the other ranks find it, and returns. Nobody waits
+//! for a slower rank before `wait`; the ranks that wait do the work together, each a share, straight
+//! out of each other's buffers and into them. A rank that comes late finds it done.
+//!
+//! Between ranks, collectives take no lock: their [`Slot`](slot::Slot)s form a list that grows as
+//! the fastest rank issues, and its docs say why sharing is sound. A waiting rank spins for a
+//! moment, where each rank can have a core, then yields, then sleeps.
+//!
+//! One failure ends the whole world, that is the group that [`world`] made and all groups split off
+//! it: every rank gets the same error, and all further work is refused.
+
+mod mail;
+mod park;
+mod plan;
+mod slot;
+mod wait;
+mod world;
+
+use self::mail::{End, Mailbox};
+use self::slot::{Post, Slot};
+use self::wait::LocalWork;
+use self::world::World;
+use crate::backends::{Backend, Membership};
+use crate::check::{Call, Op};
+use crate::error::{Error, Result};
+use crate::work::Pending;
+use phalanx_tensor::Device;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+/// One rank's handle on a group of threads.
+pub struct LocalGroup {
+    endpoint: Arc<Endpoint>,
+}
+
+/// What all ranks of a group share.
+struct Group {
+    /// How many collectives each rank has issued: for messages only.
+    issued: Box<[Counter]>,
+    /// From rank `a` to rank `b`, at `a * size + b`.
+    mail: Box<[Mailbox]>,
+    /// Groups that are being split off, by name, until all their members have them.
+    offspring: Mutex<HashMap<Arc<str>, Offspring>>,
+}
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Counter(AtomicU64);
+
+struct Offspring {
+    group: Arc<Group>,
+    first: Arc<Slot>,
+    /// Members that do not have it yet.
+    expected: usize,
+}
+
+/// One rank's side of a group.
+struct Endpoint {
+    membership: Membership,
+    group: Arc<Group>,
+    seat: Arc<Seat>,
+    /// The slot of this rank's next collective. Locked by the rank's own threads only.
+    next: Mutex<Arc<Slot>>,
+}
+
+/// A rank in the world, as long as it holds one of its groups.
+struct Seat {
+    world: Arc<World>,
+    rank: usize,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.world.depart(self.rank);
+    }
+}
+
+/// The handles of a new world with a rank for each device, on which the rank's results live.
+///
+/// [`launch`](crate::launch::launch) does this, and starts the threads too.
+pub fn world(devices: &[Device], deadline: Duration) -> Vec<LocalGroup> {
+    let world = Arc::new(World::new(devices.len()));
+    let world_ranks: Arc<[usize]> = (0..devices.len()).collect();
+    let group = Arc::new(Group::new(devices.len()));
+    let first = Slot::new(0, 0..devices.len());
+    let name: Arc<str> = "world".into();
+    let handle = |(rank, &device)| {
+        let membership = Membership {
+            rank,
+            world_ranks: Arc::clone(&world_ranks),
+            name: Arc::clone(&name),
+            device,
+            deadline,
+        };
+        let seat = Arc::new(Seat {
+            world: Arc::clone(&world),
+            rank,
+        });
+        LocalGroup::new(membership, Arc::clone(&group), seat, Arc::clone(&first))
+    };
+    devices.iter().enumerate().map(handle).collect()
+}
+
+impl Group {
+    fn new(size: usize) -> Group {
+        Group {
+            issued: (0..size).map(|_| Counter::default()).collect(),
+            mail: (0..size * size).map(|_| Mailbox::default()).collect(),
+            offspring: Mutex::default(),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that can panic runs while one of this module's locks is held.
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+impl LocalGroup {
+    fn new(membership: Membership, group: Arc<Group>, seat: Arc<Seat>, first: Arc<Slot>) -> Self {
+        LocalGroup {
+            endpoint: Arc::new(Endpoint {
+                membership,
+                group,
+                seat,
+                next: Mutex::new(first),
+            }),
+        }
+    }
+
+    /// Declares that this rank will issue nothing more. Who waits for it is told at once.
+    pub(crate) fn depart(&self) {
+        let seat = &self.endpoint.seat;
+        seat.world.depart(seat.rank);
+    }
+}
+
+impl Endpoint {
+    fn world(&self) -> &World {
+        &self.seat.world
+    }
+
+    /// The slot and the cell for a call.
+    fn place(&self, op: &Op) -> (Arc<Slot>, usize) {
+        let me = &self.membership;
+        let message = match op {
+            Op::Send { destination, tag } => Some((End::Send, me.rank, *destination, *tag)),
+            Op::Recv { source, tag } => Some((End::Recv, *source, me.rank, *tag)),
+            _ => None,
+        };
+        if let Some((end, from, to, tag)) = message {
+            let ranks = [me.world_ranks[from], me.world_ranks[to]];
+            let slot = self.group.mail[from * me.size() + to].meet(end, tag, ranks);
+            return (slot, end as usize);
+        }
+        self.group.issued[me.rank].0.fetch_add(1, Relaxed);
+        let mut next = lock(&self.next);
+        let after = next.next();
+        (std::mem::replace(&mut next, after), me.rank)
+    }
+
+    /// What is known about a rank of the world that did not come to meet `mine` of this slot.
+    fn note(&self, slot: &Slot, mine: usize, rank: usize) -> String {
+        let me = &self.membership;
+        let rank_here = |world_rank| me.world_ranks.iter().position(|r| *r == world_rank);
+        let Some(number) = rank_here(rank) else {
+            return String::new();
+        };
+        let (from, to, lacks) = match slot.op(mine) {
+            Some(Op::Send { .. }) => (me.rank, number, End::Recv),
+            Some(Op::Recv { .. }) => (number, me.rank, End::Send),
+            _ => {
+                let issued = self.group.issued[number].0.load(Relaxed);
+                return format!("rank {rank} has issued {issued} collectives of this group");
+            }
+        };
+        let tags = self.group.mail[from * me.size() + to].waiting(lacks);
+        let what = lacks.name();
+        match tags.is_empty() {
+            true => format!("rank {rank} has issued no {what} that waits for its other end"),
+            false => format!("rank {rank} has issued a {what} with other tags: {tags:?}"),
+        }
+    }
+}
+
+impl Backend for LocalGroup {
+    const NAME: &'static str = "local";
+
+    fn membership(&self) -> &Membership {
+        &self.endpoint.membership
+    }
+
+    fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
+        let me = &self.endpoint;
+        let world = me.world();
+        if let Some(fault) = world.fault() {
+            return Err(fault.clone());
+        }
+        let post = Post::new(call, &me.membership)?;
+        Ok(Box::new(LocalWork::issue(me, post)?))
+    }
+
+    fn split_off(&self, color: u32, members: &[usize]) -> Result<LocalGroup> {
+        let me = &self.endpoint;
+        let old = &me.membership;
+        let number = lock(&me.next).sequence - 1; // of the `split` that all ranks have just done
+        let name: Arc<str> = format!("{}/{number}:{color}", old.name).into();
+        let world_ranks: Arc<[usize]> = members.iter().map(|&m| old.world_ranks[m]).collect();
+        let rank = members.iter().position(|&m| m == old.rank);
+        let rank = rank.ok_or_else(|| Error::InvalidArgument {
+            op: "split",
+            rank: old.world_rank(),
+            reason: "this rank is no member".into(),
+        })?;
+        let (group, first) = {
+            let mut offspring = lock(&me.group.offspring);
+            let entry = offspring
+                .entry(Arc::clone(&name))
+                .or_insert_with(|| Offspring {
+                    group: Arc::new(Group::new(members.len())),
+                    first: Slot::new(0, world_ranks.iter().copied()),
+                    expected: members.len(),
+                });
+            let handles = (Arc::clone(&entry.group), Arc::clone(&entry.first));
+            entry.expected -= 1;
+            if entry.expected == 0 {
+                offspring.remove(&name);
+            }
+            handles
+        };
+        let membership = Membership {
+            rank,
+            world_ranks,
+            name,
+            ..old.clone()
+        };
+        Ok(LocalGroup::new(
+            membership,
+            group,
+            Arc::clone(&me.seat),
+            first,
+        ))
+    }
+
+    fn fail(&self, error: Error) {
+        self.endpoint.world().fail(error);
+    }
+}
+
+impl fmt::Debug for LocalGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let me = &self.endpoint.membership;
+        write!(
+            f,
+            "LocalGroup(rank {} of {} in {})",
+            me.rank,
+            me.size(),
+            me.name
+        )
+    }
+}

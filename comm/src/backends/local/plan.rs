@@ -1,0 +1,175 @@
+//! [`Plan`]: an operation as chunks of plain data movement, which any rank may carry out.
+#![allow(unsafe_code)]
+
+use crate::backends::fold::fold;
+use crate::check::{Op, Signature};
+use crate::group::ReduceOp;
+use phalanx_tensor::DType;
+use smallvec::SmallVec;
+
+/// Where one rank's data lies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ends {
+    /// The elements that the rank gives; null where it gives none.
+    pub(super) src: *const u8,
+    /// Room for the elements that it gets; null where it gets none.
+    pub(super) dst: *mut u8,
+}
+
+/// Reads each element of all `src`, reduces, writes it to all `dst`.
+#[derive(Debug)]
+struct Task {
+    src: SmallVec<[*const u8; 4]>,
+    dst: SmallVec<[*mut u8; 4]>,
+    elements: usize,
+    /// Elements per chunk.
+    step: usize,
+    /// Number of the task's first chunk.
+    first: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Plan {
+    tasks: SmallVec<[Task; 1]>,
+    dtype: DType,
+    reduction: Option<ReduceOp>,
+    chunks: usize,
+    bytes: usize,
+}
+
+/// A chunk is at least this long, so that claiming it costs little beside it, …
+const MIN_CHUNK: usize = 16 << 10;
+/// … and at most this long, so that ranks end together, and a rank that polls returns soon.
+const MAX_CHUNK: usize = 256 << 10;
+
+impl Plan {
+    /// The data movement of a collective of `ends.len()` ranks that agree on `signature`, or of a
+    /// message from the first end to the second. `splits(r)` are rank `r`'s rows by rank.
+    pub(super) fn new<'a>(
+        signature: &Signature,
+        ends: &[Ends],
+        sends: impl Fn(usize) -> &'a [usize],
+    ) -> Plan {
+        let n = ends.len();
+        let mut plan = Plan {
+            tasks: SmallVec::new(),
+            dtype: DType::U8,
+            reduction: signature.op.reduction(),
+            chunks: 0,
+            bytes: 0,
+        };
+        let Some((dtype, shape)) = &signature.tensor else {
+            return plan; // nothing moves
+        };
+        plan.dtype = *dtype;
+        let size = dtype.size();
+        let numel = shape.numel();
+        let part = numel / n; // where the first axis counts the ranks
+        let src = |r: usize, at: usize| ends[r].src.wrapping_add(at * size);
+        let dst = |r: usize, at: usize| ends[r].dst.wrapping_add(at * size);
+        let ranks = 0..n;
+        match &signature.op {
+            Op::AllReduce(_) => plan.add(
+                ranks.clone().map(|r| src(r, 0)),
+                ranks.map(|r| dst(r, 0)),
+                numel,
+            ),
+            Op::Reduce { root, .. } => plan.add(ranks.map(|r| src(r, 0)), [dst(*root, 0)], numel),
+            Op::Broadcast { root } => {
+                let others = ranks.filter(|r| r != root);
+                plan.add([src(*root, 0)], others.map(|r| dst(r, 0)), numel);
+            }
+            Op::AllGather | Op::Split => {
+                for r in ranks.clone() {
+                    plan.add([src(r, 0)], ranks.clone().map(|s| dst(s, r * numel)), numel);
+                }
+            }
+            Op::Gather { root } => {
+                ranks.for_each(|r| plan.add([src(r, 0)], [dst(*root, r * numel)], numel));
+            }
+            Op::Scatter { root } => {
+                ranks.for_each(|r| plan.add([src(*root, r * numel)], [dst(r, 0)], numel));
+            }
+            Op::ReduceScatter(_) => {
+                for r in ranks.clone() {
+                    plan.add(ranks.clone().map(|s| src(s, r * part)), [dst(r, 0)], part);
+                }
+            }
+            Op::AllToAll => {
+                for r in ranks.clone() {
+                    for s in ranks.clone() {
+                        plan.add([src(r, s * part)], [dst(s, r * part)], part);
+                    }
+                }
+            }
+            Op::AllToAllV(_) => {
+                let row: usize = shape[1..].iter().product();
+                let mut filled = vec![0; n];
+                for r in ranks {
+                    let mut given = 0;
+                    for (s, rows) in sends(r).iter().enumerate() {
+                        plan.add([src(r, given * row)], [dst(s, filled[s] * row)], rows * row);
+                        given += rows;
+                        filled[s] += rows;
+                    }
+                }
+            }
+            Op::Send { .. } | Op::Recv { .. } => plan.add([src(0, 0)], [dst(1, 0)], numel),
+            Op::Barrier => {}
+        }
+        plan
+    }
+
+    fn add(
+        &mut self,
+        src: impl IntoIterator<Item = *const u8>,
+        dst: impl IntoIterator<Item = *mut u8>,
+        elements: usize,
+    ) {
+        let dst: SmallVec<[*mut u8; 4]> = dst.into_iter().collect();
+        if elements == 0 || dst.is_empty() {
+            return;
+        }
+        let size = self.dtype.size();
+        let step = (elements * size / 4).clamp(MIN_CHUNK, MAX_CHUNK) / size;
+        self.tasks.push(Task {
+            src: src.into_iter().collect(),
+            dst,
+            elements,
+            step,
+            first: self.chunks,
+        });
+        self.chunks += elements.div_ceil(step);
+        self.bytes += elements * size;
+    }
+
+    /// The number of chunks.
+    pub(super) fn chunks(&self) -> usize {
+        self.chunks
+    }
+
+    /// The number of bytes that are written once or more.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Carries out one chunk.
+    ///
+    /// # Safety
+    /// `chunk < self.chunks()`, each chunk is run once, and from the first run to the last
+    /// - the `src` and `dst` of every rank are valid for as many elements as the rank's call says;
+    /// - nobody else writes to what they point to, or reads what a `dst` points to;
+    /// - two ranks' buffers do not overlap, and of one rank `src` and `dst` are equal, or do not
+    ///   overlap.
+    pub(super) unsafe fn run(&self, chunk: usize) {
+        let task = &self.tasks[self.tasks.partition_point(|t| t.first <= chunk) - 1];
+        let start = (chunk - task.first) * task.step;
+        let range = start..task.elements.min(start + task.step);
+        // SAFETY: the chunks of a plan write to disjoint elements and read none that another one
+        // writes: `add` is called with disjoint destinations, and where a source is a destination
+        // (in `all_reduce` and `reduce`) the plan is a single task, which reads and writes the
+        // same elements. Sources may be equal to each other (two ranks that give one shared
+        // tensor), since they are only read then. The rest is the caller's promise.
+        unsafe { fold(self.dtype, self.reduction, &task.src, &task.dst, range) };
+    }
+}

@@ -1,0 +1,73 @@
+//! [`World`]: what all groups of one set of ranks share: who is gone, whether it has failed, and
+//! where its ranks sleep.
+
+use super::park::Parker;
+use crate::error::Error;
+use std::num::NonZero;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+
+#[derive(Debug)]
+pub(super) struct World {
+    ranks: Box<[RankState]>,
+    /// The first failure; the only one that anybody hears of.
+    fault: OnceLock<Error>,
+    /// Counts departures and the failure: a sleeper wakes up for either.
+    events: AtomicU64,
+    /// Whether each rank can have a core to itself, so that spinning is better than sleeping.
+    pub(super) cores_to_spare: bool,
+}
+
+#[derive(Debug, Default)]
+struct RankState {
+    gone: AtomicBool,
+    parker: Parker,
+}
+
+impl World {
+    pub(super) fn new(size: usize) -> World {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        World {
+            ranks: (0..size).map(|_| RankState::default()).collect(),
+            fault: OnceLock::new(),
+            events: AtomicU64::new(0),
+            cores_to_spare: size <= cores,
+        }
+    }
+
+    /// The failure of the world, if it has failed.
+    pub(super) fn fault(&self) -> Option<&Error> {
+        self.fault.get()
+    }
+
+    /// Fails the world, unless it has failed before; returns the failure that counts.
+    pub(super) fn fail(&self, error: Error) -> Error {
+        let fault = self.fault.get_or_init(|| error).clone();
+        self.announce();
+        fault
+    }
+
+    /// Rank `rank` will issue nothing more. What it has issued stays good.
+    pub(super) fn depart(&self, rank: usize) {
+        if !self.ranks[rank].gone.swap(true, SeqCst) {
+            self.announce();
+        }
+    }
+
+    pub(super) fn is_gone(&self, rank: usize) -> bool {
+        self.ranks[rank].gone.load(SeqCst)
+    }
+
+    pub(super) fn events(&self) -> u64 {
+        self.events.load(SeqCst)
+    }
+
+    pub(super) fn parker(&self, rank: usize) -> &Parker {
+        &self.ranks[rank].parker
+    }
+
+    fn announce(&self) {
+        self.events.fetch_add(1, SeqCst);
+        self.ranks.iter().for_each(|r| r.parker.unpark());
+    }
+}

@@ -1,0 +1,70 @@
+//! The engines below [`ProcessGroup`](crate::ProcessGroup), and what they have in common.
+//!
+//! A backend implements [`Backend`]: one method that issues a checked [`Call`]. All else, the
+//! checks of arguments above all, is done once, above.
+
+pub(crate) mod fold;
+pub mod local;
+
+use crate::check::Call;
+use crate::error::{Error, Result};
+use crate::work::Pending;
+use phalanx_tensor::Device;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Who a rank is in a group.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    /// This rank's number in the group.
+    pub rank: usize,
+    /// The members' numbers in the world, in the order of their ranks.
+    pub world_ranks: Arc<[usize]>,
+    /// The group's name in error messages.
+    pub name: Arc<str>,
+    /// Where results live if no tensor went in.
+    pub device: Device,
+    /// How long a wait may last.
+    pub deadline: Duration,
+}
+
+impl Membership {
+    /// The number of ranks in the group.
+    pub fn size(&self) -> usize {
+        self.world_ranks.len()
+    }
+
+    /// This rank's number in the world, which errors name.
+    pub fn world_rank(&self) -> usize {
+        self.world_ranks[self.rank]
+    }
+}
+
+/// An engine that carries out checked calls between ranks.
+///
+/// A backend compares the [`Signature`](crate::check::Signature)s of all ranks, keeps deadlines,
+/// and gives every rank the same error when the world fails.
+pub trait Backend: Send + Sync + Sized + 'static {
+    /// The backend's name.
+    const NAME: &'static str;
+
+    /// Who this rank is.
+    fn membership(&self) -> &Membership;
+
+    /// Starts an operation without waiting for anybody.
+    ///
+    /// # Errors
+    /// The world's failure, or memory that could not be had.
+    fn issue(&self, call: Call) -> Result<Box<dyn Pending>>;
+
+    /// This rank's handle on a new group of these ranks of this group, in this order. Called by
+    /// every rank after all have told each other their colors ([`Op::Split`](crate::check::Op)),
+    /// with its own color and the ranks of the same.
+    ///
+    /// # Errors
+    /// The world's failure.
+    fn split_off(&self, color: u32, members: &[usize]) -> Result<Self>;
+
+    /// Ends the world with this error, unless it has failed already.
+    fn fail(&self, error: Error);
+}

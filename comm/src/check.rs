@@ -1,0 +1,469 @@
+//! All validation of arguments, above every backend: a method of
+//! [`ProcessGroup`](crate::ProcessGroup) becomes a [`Call`] here, or a typed error. And the one
+//! place that says what ranks must agree on: [`Signature::difference`].
+
+use crate::backends::Membership;
+use crate::error::{Error, Result};
+use crate::group::ReduceOp;
+use phalanx_tensor::{DType, Shape, Tensor};
+use std::fmt;
+use std::sync::Arc;
+
+/// An operation with its parameters. Ranks count within the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+#[expect(
+    missing_docs,
+    reason = "named as the methods of ProcessGroup and their arguments"
+)]
+pub enum Op {
+    AllReduce(ReduceOp),
+    Broadcast { root: usize },
+    Reduce { op: ReduceOp, root: usize },
+    AllGather,
+    Gather { root: usize },
+    Scatter { root: usize },
+    ReduceScatter(ReduceOp),
+    AllToAll,
+    AllToAllV(Arc<Splits>),
+    Send { destination: usize, tag: u32 },
+    Recv { source: usize, tag: u32 },
+    Barrier,
+    Split,
+}
+
+/// How many rows go to and come from each rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Splits {
+    /// Rows for each rank.
+    pub send: Box<[usize]>,
+    /// Rows from each rank.
+    pub recv: Box<[usize]>,
+}
+
+impl Op {
+    /// The method's name.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Op::AllReduce(_) => "all_reduce",
+            Op::Broadcast { .. } => "broadcast",
+            Op::Reduce { .. } => "reduce",
+            Op::AllGather => "all_gather",
+            Op::Gather { .. } => "gather",
+            Op::Scatter { .. } => "scatter",
+            Op::ReduceScatter(_) => "reduce_scatter",
+            Op::AllToAll => "all_to_all",
+            Op::AllToAllV(_) => "all_to_all_v",
+            Op::Send { .. } => "send",
+            Op::Recv { .. } => "recv",
+            Op::Barrier => "barrier",
+            Op::Split => "split",
+        }
+    }
+
+    /// The reduction, where there is one.
+    pub const fn reduction(&self) -> Option<ReduceOp> {
+        match self {
+            Op::AllReduce(op) | Op::ReduceScatter(op) | Op::Reduce { op, .. } => Some(*op),
+            _ => None,
+        }
+    }
+
+    /// The root, where there is one.
+    pub const fn root(&self) -> Option<usize> {
+        match self {
+            Op::Broadcast { root }
+            | Op::Reduce { root, .. }
+            | Op::Gather { root }
+            | Op::Scatter { root } => Some(*root),
+            _ => None,
+        }
+    }
+
+    /// Whether this is one end of a message.
+    pub const fn is_message(&self) -> bool {
+        matches!(self, Op::Send { .. } | Op::Recv { .. })
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Op::AllReduce(op) | Op::ReduceScatter(op) => write!(f, "({op})"),
+            Op::Reduce { op, root } => write!(f, "({op}, root {root})"),
+            Op::Broadcast { root } | Op::Gather { root } | Op::Scatter { root } => {
+                write!(f, "(root {root})")
+            }
+            Op::AllToAllV(s) => write!(f, "(send {:?}, recv {:?})", s.send, s.recv),
+            Op::Send { destination, tag } => write!(f, "(to {destination}, tag {tag})"),
+            Op::Recv { source, tag } => write!(f, "(from {source}, tag {tag})"),
+            Op::AllGather | Op::AllToAll | Op::Barrier | Op::Split => Ok(()),
+        }
+    }
+}
+
+/// What the ranks of a group must agree on when they call the same collective.
+///
+/// Prints as `all_reduce(sum) of f32 [2, 3]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    /// The operation.
+    pub op: Op,
+    /// Type and shape of what each rank gives; of what it gets in `scatter` and `recv`; `None`
+    /// where there is no tensor.
+    pub tensor: Option<(DType, Shape)>,
+}
+
+/// In which respect two ranks' calls differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Difference {
+    /// They called different operations.
+    Operation,
+    /// They asked for different reductions.
+    Reduction,
+    /// They named different roots.
+    Root,
+    /// Their element types differ.
+    DType,
+    /// Their shapes differ.
+    Shape,
+    /// One sends another number of rows than the other expects.
+    Splits,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Difference::Operation => "operation",
+            Difference::Reduction => "reduction",
+            Difference::Root => "root",
+            Difference::DType => "element type",
+            Difference::Shape => "shape",
+            Difference::Splits => "splits",
+        })
+    }
+}
+
+impl Signature {
+    /// What keeps rank `a`'s call and rank `b`'s from being the same collective, or the two ends
+    /// of one message.
+    pub fn difference(a: (usize, &Signature), b: (usize, &Signature)) -> Option<Difference> {
+        let ((a_rank, a), (b_rank, b)) = (a, b);
+        let ends = matches!(
+            (&a.op, &b.op),
+            (Op::Send { .. }, Op::Recv { .. }) | (Op::Recv { .. }, Op::Send { .. })
+        );
+        if !ends && std::mem::discriminant(&a.op) != std::mem::discriminant(&b.op) {
+            return Some(Difference::Operation);
+        }
+        if a.op.reduction() != b.op.reduction() {
+            return Some(Difference::Reduction);
+        }
+        if a.op.root() != b.op.root() {
+            return Some(Difference::Root);
+        }
+        let rows = usize::from(matches!(a.op, Op::AllToAllV(_))); // axis 0 may differ
+        if let (Some((a_type, a_shape)), Some((b_type, b_shape))) = (&a.tensor, &b.tensor) {
+            if a_type != b_type {
+                return Some(Difference::DType);
+            }
+            if a_shape.get(rows..) != b_shape.get(rows..) {
+                return Some(Difference::Shape);
+            }
+        }
+        if let (Op::AllToAllV(a), Op::AllToAllV(b)) = (&a.op, &b.op)
+            && (a.send[b_rank] != b.recv[a_rank] || b.send[a_rank] != a.recv[b_rank])
+        {
+            return Some(Difference::Splits);
+        }
+        None
+    }
+
+    /// Whether agreement with one rank is agreement with all: not for `all_to_all_v`, where every
+    /// pair has its own number of rows.
+    pub fn agrees_transitively(&self) -> bool {
+        !matches!(self.op, Op::AllToAllV(_))
+    }
+}
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.op)?;
+        match &self.tensor {
+            Some((dtype, shape)) => write!(f, " of {dtype} {shape}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A checked call of one rank.
+#[derive(Debug)]
+pub struct Call {
+    /// What all ranks agree on.
+    pub signature: Signature,
+    /// This rank's tensor, of any layout.
+    pub input: Option<Tensor>,
+    /// The shape of this rank's result, where it gets one.
+    pub output: Option<Shape>,
+}
+
+fn call(op: Op, input: Tensor, output: Option<Shape>) -> Call {
+    Call {
+        signature: Signature {
+            op,
+            tensor: Some((input.dtype(), input.shape().clone())),
+        },
+        input: Some(input),
+        output,
+    }
+}
+
+fn reducible(me: &Membership, name: &'static str, op: ReduceOp, dtype: DType) -> Result<()> {
+    if op.supports(dtype) {
+        return Ok(());
+    }
+    Err(Error::UnsupportedReduction {
+        op: name,
+        rank: me.world_rank(),
+        reduction: op,
+        dtype,
+    })
+}
+
+fn member(me: &Membership, op: &'static str, role: &'static str, value: usize) -> Result<()> {
+    if value < me.size() {
+        return Ok(());
+    }
+    Err(Error::RankOutOfRange {
+        op,
+        rank: me.world_rank(),
+        role,
+        value,
+        size: me.size(),
+    })
+}
+
+/// The shape of a part of a tensor `[size, …]`.
+fn part(me: &Membership, op: &'static str, shape: &Shape) -> Result<Shape> {
+    if shape.first() == Some(&me.size()) {
+        return Ok(Shape::from(&shape[1..]));
+    }
+    Err(Error::InvalidShape {
+        op,
+        rank: me.world_rank(),
+        shape: shape.clone(),
+        reason: format!(
+            "its first axis counts the group's ranks, which are {}",
+            me.size()
+        ),
+    })
+}
+
+fn stacked(me: &Membership, shape: &Shape) -> Shape {
+    let mut stacked = shape.clone();
+    stacked.insert(0, me.size());
+    stacked
+}
+
+pub(crate) fn all_reduce(me: &Membership, t: Tensor, op: ReduceOp) -> Result<Call> {
+    reducible(me, "all_reduce", op, t.dtype())?;
+    let out = t.shape().clone();
+    Ok(call(Op::AllReduce(op), t, Some(out)))
+}
+
+pub(crate) fn broadcast(me: &Membership, t: Tensor, root: usize) -> Result<Call> {
+    member(me, "broadcast", "root", root)?;
+    let out = t.shape().clone();
+    Ok(call(Op::Broadcast { root }, t, Some(out)))
+}
+
+pub(crate) fn reduce(me: &Membership, t: Tensor, op: ReduceOp, root: usize) -> Result<Call> {
+    member(me, "reduce", "root", root)?;
+    reducible(me, "reduce", op, t.dtype())?;
+    let out = (me.rank == root).then(|| t.shape().clone());
+    Ok(call(Op::Reduce { op, root }, t, out))
+}
+
+pub(crate) fn all_gather(me: &Membership, t: Tensor) -> Result<Call> {
+    let out = stacked(me, t.shape());
+    Ok(call(Op::AllGather, t, Some(out)))
+}
+
+pub(crate) fn gather(me: &Membership, t: Tensor, root: usize) -> Result<Call> {
+    member(me, "gather", "root", root)?;
+    let out = (me.rank == root).then(|| stacked(me, t.shape()));
+    Ok(call(Op::Gather { root }, t, out))
+}
+
+pub(crate) fn scatter(
+    me: &Membership,
+    parts: Option<Tensor>,
+    shape: Shape,
+    dtype: DType,
+    root: usize,
+) -> Result<Call> {
+    member(me, "scatter", "root", root)?;
+    let wrong = |reason: String| Error::InvalidArgument {
+        op: "scatter",
+        rank: me.world_rank(),
+        reason,
+    };
+    match &parts {
+        Some(t) if me.rank == root => {
+            if t.dtype() != dtype {
+                let parts = t.dtype();
+                return Err(wrong(format!(
+                    "the parts are {parts}, but {dtype} was asked for"
+                )));
+            }
+            if part(me, "scatter", t.shape())? != shape {
+                return Err(Error::InvalidShape {
+                    op: "scatter",
+                    rank: me.world_rank(),
+                    shape: t.shape().clone(),
+                    reason: format!("parts of shape {shape} were asked for"),
+                });
+            }
+        }
+        None if me.rank == root => return Err(wrong("the root gives no parts".into())),
+        Some(_) => {
+            let reason = format!("only the root, rank {root} of the group, gives parts");
+            return Err(wrong(reason));
+        }
+        None => {}
+    }
+    Ok(Call {
+        signature: Signature {
+            op: Op::Scatter { root },
+            tensor: Some((dtype, shape.clone())),
+        },
+        input: parts,
+        output: Some(shape),
+    })
+}
+
+pub(crate) fn reduce_scatter(me: &Membership, t: Tensor, op: ReduceOp) -> Result<Call> {
+    reducible(me, "reduce_scatter", op, t.dtype())?;
+    let out = part(me, "reduce_scatter", t.shape())?;
+    Ok(call(Op::ReduceScatter(op), t, Some(out)))
+}
+
+pub(crate) fn all_to_all(me: &Membership, t: Tensor) -> Result<Call> {
+    part(me, "all_to_all", t.shape())?;
+    let out = t.shape().clone();
+    Ok(call(Op::AllToAll, t, Some(out)))
+}
+
+pub(crate) fn all_to_all_v(
+    me: &Membership,
+    t: Tensor,
+    send: &[usize],
+    recv: &[usize],
+) -> Result<Call> {
+    let wrong = |reason: String| Error::InvalidArgument {
+        op: "all_to_all_v",
+        rank: me.world_rank(),
+        reason,
+    };
+    for (name, splits) in [("send", send), ("recv", recv)] {
+        if splits.len() != me.size() {
+            return Err(wrong(format!(
+                "`{name}` has {} entries, the group has {} ranks",
+                splits.len(),
+                me.size()
+            )));
+        }
+        if splits
+            .iter()
+            .try_fold(0usize, |n, &s| n.checked_add(s))
+            .is_none()
+        {
+            return Err(wrong(format!("the sum of `{name}` overflows")));
+        }
+    }
+    if send[me.rank] != recv[me.rank] {
+        return Err(wrong(format!(
+            "it sends {} rows to itself, but expects {}",
+            send[me.rank], recv[me.rank]
+        )));
+    }
+    let rows: usize = send.iter().sum();
+    if t.shape().first() != Some(&rows) {
+        return Err(Error::InvalidShape {
+            op: "all_to_all_v",
+            rank: me.world_rank(),
+            shape: t.shape().clone(),
+            reason: format!("`send` adds up to {rows} rows"),
+        });
+    }
+    let mut out = t.shape().clone();
+    out[0] = recv.iter().sum();
+    let splits = Splits {
+        send: send.into(),
+        recv: recv.into(),
+    };
+    Ok(call(Op::AllToAllV(Arc::new(splits)), t, Some(out)))
+}
+
+fn other(me: &Membership, op: &'static str, role: &'static str, peer: usize) -> Result<()> {
+    member(me, op, role, peer)?;
+    if peer != me.rank {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument {
+        op,
+        rank: me.world_rank(),
+        reason: format!("the {role} is the rank itself"),
+    })
+}
+
+pub(crate) fn send(me: &Membership, t: Tensor, destination: usize, tag: u32) -> Result<Call> {
+    other(me, "send", "destination", destination)?;
+    Ok(call(Op::Send { destination, tag }, t, None))
+}
+
+pub(crate) fn recv(
+    me: &Membership,
+    shape: Shape,
+    dtype: DType,
+    source: usize,
+    tag: u32,
+) -> Result<Call> {
+    other(me, "recv", "source", source)?;
+    Ok(Call {
+        signature: Signature {
+            op: Op::Recv { source, tag },
+            tensor: Some((dtype, shape.clone())),
+        },
+        input: None,
+        output: Some(shape),
+    })
+}
+
+pub(crate) fn barrier() -> Call {
+    Call {
+        signature: Signature {
+            op: Op::Barrier,
+            tensor: None,
+        },
+        input: None,
+        output: None,
+    }
+}
+
+/// Color and key of every rank go to every rank: `[size, 2]`.
+pub(crate) fn split(me: &Membership, color: u32, key: i32) -> Result<Call> {
+    // MPI's colors are non-negative `int`s; one rule for every backend.
+    if i32::try_from(color).is_err() {
+        return Err(Error::InvalidArgument {
+            op: "split",
+            rank: me.world_rank(),
+            reason: format!("color {color} is larger than {}", i32::MAX),
+        });
+    }
+    let t = Tensor::from_slice(&[i64::from(color), i64::from(key)], [2], me.device)?;
+    let out = stacked(me, t.shape());
+    Ok(call(Op::Split, t, Some(out)))
+}

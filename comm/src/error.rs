@@ -1,0 +1,178 @@
+//! The crate's one error type.
+//!
+//! Where a group of ranks fails, every live rank gets the same value. Ranks are named by their
+//! number in the world, also in errors of a group that was split off.
+
+use crate::check::Difference;
+use crate::group::ReduceOp;
+use phalanx_tensor::{DType, Shape};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// `Result` with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can go wrong between ranks.
+///
+/// The first variants are mistakes in a single call: the call had no effect, and the group goes
+/// on. [`is_fatal`](Error::is_fatal) tells the others, after which the group refuses all work.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A root, source or destination that is no rank of the group.
+    #[error("{op} on rank {rank}: there is no {role} rank {value} in a group of {size}")]
+    RankOutOfRange {
+        /// The operation.
+        op: &'static str,
+        /// The rank that called.
+        rank: usize,
+        /// What the argument stands for: `root`, `source`, `destination`.
+        role: &'static str,
+        /// The argument.
+        value: usize,
+        /// The number of ranks in the group.
+        size: usize,
+    },
+    /// A tensor whose shape the operation cannot use.
+    #[error("{op} on rank {rank}: shape {shape} is not usable: {reason}")]
+    InvalidShape {
+        /// The operation.
+        op: &'static str,
+        /// The rank that called.
+        rank: usize,
+        /// The offending shape.
+        shape: Shape,
+        /// What was expected.
+        reason: String,
+    },
+    /// A reduction that is not defined for the element type.
+    #[error("{op} on rank {rank}: {reduction} is not defined for elements of type {dtype}")]
+    UnsupportedReduction {
+        /// The operation.
+        op: &'static str,
+        /// The rank that called.
+        rank: usize,
+        /// The reduction.
+        reduction: ReduceOp,
+        /// The offending element type.
+        dtype: DType,
+    },
+    /// Any other argument that makes no sense.
+    #[error("{op} on rank {rank}: {reason}")]
+    InvalidArgument {
+        /// The operation.
+        op: &'static str,
+        /// The rank that called.
+        rank: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor could not be made or read.
+    #[error(transparent)]
+    Tensor(#[from] phalanx_tensor::Error),
+    /// Two ranks called different things where one collective was expected.
+    #[error(
+        "the ranks of group {group} disagree on the {difference} of number {sequence}: \
+         rank {rank} called {call}, but rank {other} called {other_call}"
+    )]
+    Divergence {
+        /// The group.
+        group: Arc<str>,
+        /// The collective's number in the group, or the message's number between the two ranks.
+        sequence: u64,
+        /// The rank that differs from most others (from rank `other`, where there are two).
+        rank: usize,
+        /// What it called.
+        call: String,
+        /// A rank that it differs from.
+        other: usize,
+        /// What that one called.
+        other_call: String,
+        /// What differs.
+        difference: Difference,
+    },
+    /// A rank did not come in time.
+    #[error(
+        "rank {rank} waited {deadline:?} in {call} (number {sequence} of group {group}) for {}: {note}",
+        ranks(missing)
+    )]
+    DeadlineExceeded {
+        /// The group.
+        group: Arc<str>,
+        /// The collective's number in the group, or the message's number between the two ranks.
+        sequence: u64,
+        /// The rank whose patience ended.
+        rank: usize,
+        /// What it waited in.
+        call: String,
+        /// The ranks that did not come.
+        missing: Vec<usize>,
+        /// How long it waited.
+        deadline: Duration,
+        /// What is known about the first of the missing.
+        note: String,
+    },
+    /// A rank ended while another waited for it.
+    #[error(
+        "rank {rank} returned without the call that rank {waiting} waits for: \
+         {call} (number {sequence} of group {group})"
+    )]
+    RankReturned {
+        /// The group.
+        group: Arc<str>,
+        /// The collective's number in the group, or the message's number between the two ranks.
+        sequence: u64,
+        /// The rank that returned.
+        rank: usize,
+        /// A rank that waits for it.
+        waiting: usize,
+        /// What that one called.
+        call: String,
+    },
+    /// A rank's program returned an error.
+    #[error("rank {rank} failed: {message}")]
+    RankFailed {
+        /// The rank.
+        rank: usize,
+        /// Its error.
+        message: String,
+    },
+    /// A rank's program panicked.
+    #[error("rank {rank} panicked: {message}")]
+    RankPanicked {
+        /// The rank.
+        rank: usize,
+        /// The panic's message.
+        message: String,
+    },
+    /// A rank called `abort`.
+    #[error("rank {rank} aborted the group: {reason}")]
+    Aborted {
+        /// The rank.
+        rank: usize,
+        /// Its reason.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Whether the whole world has failed: every rank gets this error, and all further work is
+    /// refused with it.
+    pub fn is_fatal(&self) -> bool {
+        !matches!(
+            self,
+            Error::RankOutOfRange { .. }
+                | Error::InvalidShape { .. }
+                | Error::UnsupportedReduction { .. }
+                | Error::InvalidArgument { .. }
+                | Error::Tensor(_)
+        )
+    }
+}
+
+/// `rank 1` or `ranks 1, 3`.
+fn ranks(missing: &[usize]) -> String {
+    let list: Vec<String> = missing.iter().map(usize::to_string).collect();
+    let plural = if list.len() == 1 { "" } else { "s" };
+    format!("rank{plural} {}", list.join(", "))
+}

@@ -1,0 +1,303 @@
+//! [`ProcessGroup`]: what ranks say to each other, on every backend.
+
+use crate::backends::Backend;
+use crate::check;
+use crate::error::Result;
+use crate::work::Work;
+use phalanx_tensor::{DType, Device, Shape, Tensor};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How the tensors of all ranks become one. Applied in rank order, so that a run repeats bit for
+/// bit; half types accumulate in `f32` and are rounded once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReduceOp {
+    /// The sum; integers wrap around.
+    Sum,
+    /// The sum divided by the number of ranks; float types only.
+    Avg,
+    /// The product; integers wrap around.
+    Product,
+    /// The smallest value; NaN where any rank has NaN.
+    Min,
+    /// The largest value; NaN where any rank has NaN.
+    Max,
+    /// Bitwise and; integer types only.
+    BitAnd,
+    /// Bitwise or; integer types only.
+    BitOr,
+    /// Bitwise exclusive or; integer types only.
+    BitXor,
+}
+
+impl ReduceOp {
+    /// Every reduction, in the order of declaration.
+    pub const ALL: [ReduceOp; 8] = [
+        ReduceOp::Sum,
+        ReduceOp::Avg,
+        ReduceOp::Product,
+        ReduceOp::Min,
+        ReduceOp::Max,
+        ReduceOp::BitAnd,
+        ReduceOp::BitOr,
+        ReduceOp::BitXor,
+    ];
+
+    /// The printed name, as in `"sum"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ReduceOp::Sum => "sum",
+            ReduceOp::Avg => "avg",
+            ReduceOp::Product => "product",
+            ReduceOp::Min => "min",
+            ReduceOp::Max => "max",
+            ReduceOp::BitAnd => "bitand",
+            ReduceOp::BitOr => "bitor",
+            ReduceOp::BitXor => "bitxor",
+        }
+    }
+
+    /// Whether the reduction is defined for elements of this type.
+    pub const fn supports(self, dtype: DType) -> bool {
+        match self {
+            ReduceOp::Avg => dtype.is_float(),
+            ReduceOp::BitAnd | ReduceOp::BitOr | ReduceOp::BitXor => !dtype.is_float(),
+            ReduceOp::Sum | ReduceOp::Product | ReduceOp::Min | ReduceOp::Max => true,
+        }
+    }
+}
+
+impl fmt::Display for ReduceOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for ReduceOp {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<ReduceOp, String> {
+        let found = ReduceOp::ALL.into_iter().find(|op| op.name() == s);
+        found.ok_or_else(|| {
+            let names = ReduceOp::ALL.map(ReduceOp::name).join(", ");
+            format!("`{s}` is none of {names}")
+        })
+    }
+}
+
+/// One rank's handle on a group of ranks that call the same collectives in the same order.
+///
+/// A call *issues* the operation and returns without waiting for anybody; [`Work::wait`] finishes
+/// it. Any number of operations may be in flight. Where a tensor has a part for each rank, its
+/// first axis counts the ranks.
+///
+/// Results live on the device of the tensor that went in, or on [`device`](ProcessGroup::device)
+/// where none did. A tensor that nobody else shares is changed in place.
+///
+/// # Errors
+/// Every method returns [`Error`](crate::Error): for an argument that makes no sense, which the
+/// other ranks do not hear of; or the failure of the group, which all ranks get alike, after which
+/// the group, all groups split off it and all that it was split off from refuse further work.
+/// Operations of one rank are issued by one thread at a time; two threads that race are reported
+/// as a divergence.
+pub trait ProcessGroup: Send + Sync {
+    /// This rank's number in the group, from 0.
+    fn rank(&self) -> usize;
+
+    /// The number of ranks in the group.
+    fn size(&self) -> usize;
+
+    /// The backend's name: `"local"`, `"mpi"`, `"nccl"`.
+    fn backend(&self) -> &'static str;
+
+    /// The group's name in error messages: `world`, or for a group that was split off
+    /// `world/3:1`: by collective 3 of the world, with color 1.
+    fn name(&self) -> &str;
+
+    /// The ranks' numbers in the world, in the order of this group's ranks.
+    fn world_ranks(&self) -> &[usize];
+
+    /// Where this rank's results live if no tensor went in.
+    fn device(&self) -> Device;
+
+    /// How long a wait may last.
+    fn deadline(&self) -> Duration;
+
+    /// Every rank gets the reduction of all ranks' tensors. Shapes and types agree.
+    fn all_reduce(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>>;
+
+    /// Every rank gets the tensor of rank `root`. The others give one of the same shape and type,
+    /// whose memory is used again and whose values do not matter.
+    fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Work<Tensor>>;
+
+    /// Rank `root` gets the reduction of all ranks' tensors, the others get `None`.
+    fn reduce(&self, tensor: Tensor, op: ReduceOp, root: usize) -> Result<Work<Option<Tensor>>>;
+
+    /// Every rank gets all ranks' tensors, stacked: of shape `s`, in a tensor `[size, s…]`.
+    /// (PyTorch's `all_gather_into_tensor`, which puts them end to end, is a reshape away.)
+    fn all_gather(&self, tensor: Tensor) -> Result<Work<Tensor>>;
+
+    /// As [`all_gather`](ProcessGroup::all_gather), for rank `root` only; the others get `None`.
+    fn gather(&self, tensor: Tensor, root: usize) -> Result<Work<Option<Tensor>>>;
+
+    /// Every rank gets its part of rank `root`'s tensor `[size, shape…]`. Only `root` gives one;
+    /// all name the shape and the type of a part.
+    fn scatter(
+        &self,
+        parts: Option<Tensor>,
+        shape: Shape,
+        dtype: DType,
+        root: usize,
+    ) -> Result<Work<Tensor>>;
+
+    /// Rank `r` gets the reduction of all ranks' part `r`: of tensors `[size, s…]`, one of shape
+    /// `s`.
+    fn reduce_scatter(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>>;
+
+    /// Rank `r` gives its part `s` to rank `s`, and gets that one's part `r` as its part `s`:
+    /// tensors `[size, …]` on all ranks, of one shape.
+    fn all_to_all(&self, tensor: Tensor) -> Result<Work<Tensor>>;
+
+    /// As [`all_to_all`](ProcessGroup::all_to_all), with parts of any number of rows: this rank
+    /// gives `send[s]` rows of its tensor `[rows, …]` to rank `s`, in order, and gets `recv[s]`
+    /// rows from it, in a tensor `[sum of recv, …]`. What `r` sends to `s` is what `s` expects
+    /// from `r`. (PyTorch: `all_to_all_single` with split sizes.)
+    fn all_to_all_v(&self, tensor: Tensor, send: &[usize], recv: &[usize]) -> Result<Work<Tensor>>;
+
+    /// Gives a tensor to rank `destination`. Done when that one has it: every backend may make
+    /// `wait` meet the receiver, so a rank that sends and receives at once issues both first.
+    ///
+    /// Messages of one tag arrive in order. They do not mix with collectives.
+    fn send(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>>;
+
+    /// Gets a tensor of this shape and type from rank `source`, sent with this tag.
+    fn recv(&self, shape: Shape, dtype: DType, source: usize, tag: u32) -> Result<Work<Tensor>>;
+
+    /// Done when every rank has called it.
+    fn barrier(&self) -> Result<Work<()>>;
+
+    /// Splits the group: ranks of one `color` make a new one, in the order of `key`, then of rank.
+    /// All ranks call it, and it waits for them all. The groups may be used at the same time.
+    fn split(&self, color: u32, key: i32) -> Result<Arc<dyn ProcessGroup>>;
+
+    /// Ends the world: every rank gets [`Error::Aborted`](crate::Error::Aborted), in what it waits
+    /// for and in what it calls next.
+    fn abort(&self, reason: &str);
+}
+
+/// Every backend is a process group, with its arguments checked.
+impl<B: Backend> ProcessGroup for B {
+    fn rank(&self) -> usize {
+        self.membership().rank
+    }
+
+    fn size(&self) -> usize {
+        self.membership().size()
+    }
+
+    fn backend(&self) -> &'static str {
+        B::NAME
+    }
+
+    fn name(&self) -> &str {
+        &self.membership().name
+    }
+
+    fn world_ranks(&self) -> &[usize] {
+        &self.membership().world_ranks
+    }
+
+    fn device(&self) -> Device {
+        self.membership().device
+    }
+
+    fn deadline(&self) -> Duration {
+        self.membership().deadline
+    }
+
+    fn all_reduce(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>> {
+        let call = check::all_reduce(self.membership(), tensor, op)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Work<Tensor>> {
+        let call = check::broadcast(self.membership(), tensor, root)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn reduce(&self, tensor: Tensor, op: ReduceOp, root: usize) -> Result<Work<Option<Tensor>>> {
+        let call = check::reduce(self.membership(), tensor, op, root)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn all_gather(&self, tensor: Tensor) -> Result<Work<Tensor>> {
+        let call = check::all_gather(self.membership(), tensor)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn gather(&self, tensor: Tensor, root: usize) -> Result<Work<Option<Tensor>>> {
+        let call = check::gather(self.membership(), tensor, root)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn scatter(
+        &self,
+        parts: Option<Tensor>,
+        shape: Shape,
+        dtype: DType,
+        root: usize,
+    ) -> Result<Work<Tensor>> {
+        let call = check::scatter(self.membership(), parts, shape, dtype, root)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn reduce_scatter(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>> {
+        let call = check::reduce_scatter(self.membership(), tensor, op)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn all_to_all(&self, tensor: Tensor) -> Result<Work<Tensor>> {
+        let call = check::all_to_all(self.membership(), tensor)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn all_to_all_v(&self, tensor: Tensor, send: &[usize], recv: &[usize]) -> Result<Work<Tensor>> {
+        let call = check::all_to_all_v(self.membership(), tensor, send, recv)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn send(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>> {
+        let call = check::send(self.membership(), tensor, destination, tag)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn recv(&self, shape: Shape, dtype: DType, source: usize, tag: u32) -> Result<Work<Tensor>> {
+        let call = check::recv(self.membership(), shape, dtype, source, tag)?;
+        self.issue(call).map(Work::new)
+    }
+
+    fn barrier(&self) -> Result<Work<()>> {
+        self.issue(check::barrier()).map(Work::new)
+    }
+
+    fn split(&self, color: u32, key: i32) -> Result<Arc<dyn ProcessGroup>> {
+        let call = check::split(self.membership(), color, key)?;
+        let all = Work::<Tensor>::new(self.issue(call)?).wait()?;
+        let all = all.to_device(Device::cpu(0))?.to_vec::<i64>()?;
+        let of = |r: usize| (all[2 * r], all[2 * r + 1]);
+        let mut members: Vec<usize> = (0..self.size())
+            .filter(|&r| of(r).0 == i64::from(color))
+            .collect();
+        members.sort_by_key(|&r| of(r).1); // stable: then by rank
+        Ok(Arc::new(self.split_off(color, &members)?))
+    }
+
+    fn abort(&self, reason: &str) {
+        self.fail(crate::Error::Aborted {
+            rank: self.membership().world_rank(),
+            reason: reason.into(),
+        });
+    }
+}

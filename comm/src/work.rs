@@ -1,0 +1,111 @@
+//! [`Work`]: an operation on its way. It owns its tensors until it is waited for.
+
+use crate::error::Result;
+use phalanx_tensor::Tensor;
+use std::fmt;
+use std::marker::PhantomData;
+
+/// A backend's side of a [`Work`].
+///
+/// Dropping it without [`wait`](Pending::wait) must be sound at any time and must not block: it
+/// happens on a rank that unwinds while others still copy from its buffers.
+pub trait Pending: Send {
+    /// Does a bounded share of what is left to do, without blocking. Returns whether
+    /// [`wait`](Pending::wait) would return at once.
+    fn poll(&mut self) -> bool;
+
+    /// Blocks until the operation is done, and returns what this rank gets out of it.
+    ///
+    /// # Errors
+    /// The group's failure, at the latest when the deadline has passed.
+    fn wait(self: Box<Self>) -> Result<Option<Tensor>>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for () {}
+    impl Sealed for super::Tensor {}
+    impl Sealed for Option<super::Tensor> {}
+}
+
+/// What an operation gives: nothing, a tensor, or a tensor on one rank only.
+pub trait Outcome: sealed::Sealed {
+    #[doc(hidden)]
+    fn from_backend(tensor: Option<Tensor>) -> Self;
+}
+
+impl Outcome for () {
+    fn from_backend(_: Option<Tensor>) {}
+}
+
+impl Outcome for Option<Tensor> {
+    fn from_backend(tensor: Option<Tensor>) -> Self {
+        tensor
+    }
+}
+
+impl Outcome for Tensor {
+    fn from_backend(tensor: Option<Tensor>) -> Self {
+        tensor.expect("check.rs has asked the backend for an output on every rank")
+    }
+}
+
+/// An operation that was issued and not yet waited for.
+///
+/// Tensors go in by value and come back from [`wait`](Work::wait), so nothing can be touched while
+/// it is in flight. Dropping a work waits too (but not while the thread unwinds), and forgets the
+/// result; an error shows in the group's next call.
+///
+/// Works may be waited for in any order, and on another thread than the one that issued them.
+#[must_use = "an operation is finished by `wait`"]
+pub struct Work<T: Outcome> {
+    pending: Option<Box<dyn Pending>>,
+    gives: PhantomData<fn() -> T>,
+}
+
+impl<T: Outcome> Work<T> {
+    /// Wraps a backend's operation. The backend gives a tensor on every rank where `T` is one.
+    pub fn new(pending: Box<dyn Pending>) -> Work<T> {
+        Work {
+            pending: Some(pending),
+            gives: PhantomData,
+        }
+    }
+
+    /// Blocks until the operation is done.
+    ///
+    /// # Errors
+    /// The group's failure: a divergence, a rank that returned or panicked, or the deadline, which
+    /// starts to run when `wait` is called.
+    pub fn wait(mut self) -> Result<T> {
+        let pending = self.pending.take();
+        let pending = pending.expect("only `wait` and `drop` take it, and both consume the work");
+        pending.wait().map(T::from_backend)
+    }
+
+    /// Whether [`wait`](Work::wait) would return at once, with a result or an error.
+    ///
+    /// Never blocks, but lends a hand: where the other ranks have come, it does one small share of
+    /// the data movement (at most some 100 µs). A rank that calls it now and then between two
+    /// pieces of its own work finds less to do in `wait`. It need not be called at all.
+    pub fn poll(&mut self) -> bool {
+        self.pending.as_mut().is_none_or(|p| p.poll())
+    }
+}
+
+impl<T: Outcome> Drop for Work<T> {
+    fn drop(&mut self) {
+        if let Some(pending) = self.pending.take()
+            && !std::thread::panicking()
+        {
+            // Whoever wanted the error would have waited; the group keeps it for the next call.
+            drop(pending.wait());
+        }
+    }
+}
+
+impl<T: Outcome> fmt::Debug for Work<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Work<{}>", std::any::type_name::<T>())
+    }
+}
