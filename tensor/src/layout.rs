@@ -65,6 +65,14 @@ impl Layout {
         true
     }
 
+    /// The same layout at the start of a storage.
+    pub(crate) fn at_origin(&self) -> Layout {
+        Layout {
+            offset: 0,
+            ..self.clone()
+        }
+    }
+
     /// Exchanges two axes.
     pub fn transpose(&self, a: isize, b: isize) -> Result<Layout> {
         let a = resolve_axis("transpose", a, self.shape.len())?;

@@ -29,7 +29,7 @@ impl<T: Send> Cut for &mut [T] {
     }
 }
 
-/// A row-major matrix, cut between rows.
+/// A row-major matrix, cut between rows; the last row may be shorter.
 #[derive(Debug)]
 pub(crate) struct Rows<S> {
     /// All elements.
@@ -40,11 +40,12 @@ pub(crate) struct Rows<S> {
 
 impl<S: Cut> Cut for Rows<S> {
     fn items(&self) -> usize {
-        self.data.items() / self.width
+        self.data.items().div_ceil(self.width)
     }
     fn cut(self, at: usize) -> (Self, Self) {
         let width = self.width;
-        let (head, tail) = self.data.cut(at * width);
+        let at = (at * width).min(self.data.items());
+        let (head, tail) = self.data.cut(at);
         (Rows { data: head, width }, Rows { data: tail, width })
     }
 }

@@ -1,8 +1,9 @@
 //! Embedding: rows of a table by index, and the gradient of the table.
 
-mod cpu;
-
-use crate::{DType, Element, Error, Float, Result, Shape, Tensor, dispatch_float};
+use super::index::{checked, cpu};
+use super::working::{rounded, working_dtype};
+use crate::storage::Storage;
+use crate::{Error, Result, Tensor, dispatch_float};
 
 impl Tensor {
     /// The rows of this table `[entries, width]` at `ids` (`I64`, any shape): `ids`' shape with
@@ -28,17 +29,19 @@ impl Tensor {
                 reason: "a table has two axes".into(),
             });
         };
-        let (table, ids) = (self.contiguous()?, checked_ids(OP, self, ids, entries)?);
+        let (table, ids) = (self.contiguous()?, checked(OP, self, ids, entries)?);
         let mut shape = ids.shape().clone();
         shape.push(width);
         let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
-        let row_bytes = width * self.dtype().size();
-        cpu::select(
-            table.as_bytes()?,
-            ids.as_slice()?,
-            row_bytes,
-            out.bytes_mut()?,
-        );
+        match self.storage() {
+            Storage::Cpu(_) => cpu::select(
+                table.as_bytes()?,
+                entries,
+                width * self.dtype().size(),
+                ids.as_slice()?,
+                out.bytes_mut()?,
+            ),
+        }
         Ok(out)
     }
 
@@ -63,44 +66,14 @@ impl Tensor {
                 });
             }
         };
-        let (grad, ids) = (self.contiguous()?, checked_ids(OP, self, ids, entries)?);
-        let shape = Shape::from([entries, width]);
-        dispatch_float!(OP, self.dtype(), T => {
-            let compute = <<T as Float>::Compute as Element>::DTYPE;
-            let mut sum = Tensor::allocate(OP, shape.clone(), compute, self.device())?;
-            let total = sum.make_mut()?;
-            cpu::sum_by_id::<T>(grad.as_slice()?, ids.as_slice()?, width, total);
-            if compute == self.dtype() {
-                return Ok(sum);
-            }
-            let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
-            cpu::narrow::<T>(total, out.make_mut()?);
-            Ok(out)
-        })
-    }
-}
-
-/// The ids, contiguous, all in `0..entries`.
-fn checked_ids(op: &'static str, table: &Tensor, ids: &Tensor, entries: usize) -> Result<Tensor> {
-    table.expect_same_device(op, ids)?;
-    if ids.dtype() != DType::I64 {
-        return Err(Error::DTypeMismatch {
-            op,
-            lhs: DType::I64,
-            rhs: ids.dtype(),
-        });
-    }
-    let ids = ids.contiguous()?;
-    let values = ids.as_slice::<i64>()?;
-    match values
-        .iter()
-        .find(|&&id| !(0..entries as i64).contains(&id))
-    {
-        None => Ok(ids),
-        Some(&index) => Err(Error::IndexOutOfRange {
-            op,
-            index,
-            extent: entries,
-        }),
+        let (grad, ids) = (self.contiguous()?, checked(OP, self, ids, entries)?);
+        let mut sum = Tensor::zeros([entries, width], working_dtype(self.dtype()), self.device())?;
+        match self.storage() {
+            Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
+                let (grad, ids) = (grad.as_slice()?, ids.as_slice()?);
+                cpu::add::<T>(grad, ids, entries, width, sum.make_mut()?);
+            }),
+        }
+        rounded(OP, sum, self.dtype())
     }
 }

@@ -7,6 +7,7 @@
 
 mod cpu;
 
+use crate::storage::Storage;
 use crate::{DType, Element, Error, Float, Result, Tensor, dispatch_float};
 use std::borrow::Cow;
 
@@ -150,7 +151,9 @@ pub fn sgd_step(
         for (param, grad) in params.iter_mut().zip(grads) {
             let grad = dense(grad)?;
             dispatch_float!(OP, param.dtype(), T => {
-                cpu::sgd::<T>(param.make_mut()?, grad.as_slice()?, c);
+                match grad.storage() {
+                    Storage::Cpu(_) => cpu::sgd::<T>(param.make_mut()?, grad.as_slice()?, c),
+                }
             });
         }
         return Ok(());
@@ -167,13 +170,15 @@ pub fn sgd_step(
                 Some(m) => m,
                 None => momentum.insert(new_state::<T>(OP, param)?),
             };
-            cpu::sgd_momentum::<T>(
-                param.make_mut()?,
-                grad.as_slice()?,
-                momentum.make_mut()?,
-                first,
-                c,
-            );
+            match grad.storage() {
+                Storage::Cpu(_) => cpu::sgd_momentum::<T>(
+                    param.make_mut()?,
+                    grad.as_slice()?,
+                    momentum.make_mut()?,
+                    first,
+                    c,
+                ),
+            }
         });
     }
     Ok(())
@@ -226,14 +231,16 @@ pub fn adam_step(
                 }
             };
             state.step += 1;
-            cpu::adam::<T>(
-                param.make_mut()?,
-                grad.as_slice()?,
-                state.exp_avg.make_mut()?,
-                state.exp_avg_sq.make_mut()?,
-                state.step,
-                c,
-            );
+            match grad.storage() {
+                Storage::Cpu(_) => cpu::adam::<T>(
+                    param.make_mut()?,
+                    grad.as_slice()?,
+                    state.exp_avg.make_mut()?,
+                    state.exp_avg_sq.make_mut()?,
+                    state.step,
+                    c,
+                ),
+            }
         });
     }
     Ok(())

@@ -2,6 +2,7 @@
 //! logits in another.
 
 use super::cpu;
+use crate::storage::Storage;
 use crate::{DType, Element, Error, Float, Result, Tensor, dispatch_float};
 
 /// How the losses of a batch become the result.
@@ -87,13 +88,15 @@ impl Tensor {
             let compute = <<T as Float>::Compute as Element>::DTYPE;
             let mut saved = Tensor::allocate(OP, [rows, 2].into(), compute, device)?;
             let mut losses = Tensor::allocate(OP, targets.shape().clone(), compute, device)?;
-            cpu::cross_entropy::<T>(
-                problem.logits.as_slice()?,
-                problem.targets.as_slice()?,
-                &terms,
-                saved.make_mut()?,
-                losses.make_mut()?,
-            );
+            match self.storage() {
+                Storage::Cpu(_) => cpu::cross_entropy::<T>(
+                    problem.logits.as_slice()?,
+                    problem.targets.as_slice()?,
+                    &terms,
+                    saved.make_mut()?,
+                    losses.make_mut()?,
+                ),
+            }
             let losses = losses.as_slice::<<T as Float>::Compute>()?;
             let loss = if config.reduction == Reduction::None {
                 let mut out = Tensor::allocate(OP, targets.shape().clone(), dtype, device)?;
@@ -147,16 +150,18 @@ impl Tensor {
         let (shape, dtype) = (problem.logits.shape().clone(), logits.dtype());
         let mut out = Tensor::allocate(OP, shape, dtype, logits.device())?;
         let (grad, saved) = (self.contiguous()?, saved.contiguous()?);
-        dispatch_float!(OP, dtype, T => {
-            cpu::cross_entropy_backward::<T>(
-                grad.as_slice()?,
-                1.0 / problem.denominator(config)?,
-                (problem.logits.as_slice()?, saved.as_slice()?),
-                problem.targets.as_slice()?,
-                &problem.terms::<T>(config)?,
-                out.make_mut()?,
-            );
-        });
+        match logits.storage() {
+            Storage::Cpu(_) => dispatch_float!(OP, dtype, T => {
+                cpu::cross_entropy_backward::<T>(
+                    grad.as_slice()?,
+                    1.0 / problem.denominator(config)?,
+                    (problem.logits.as_slice()?, saved.as_slice()?),
+                    problem.targets.as_slice()?,
+                    &problem.terms::<T>(config)?,
+                    out.make_mut()?,
+                );
+            }),
+        }
         match logits.rank() {
             0..=2 => Ok(out),
             rank => {

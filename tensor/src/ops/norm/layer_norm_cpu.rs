@@ -1,0 +1,225 @@
+//! Kernels of layer normalisation. A row is read once and stays in cache for its passes.
+
+use crate::cpu::math::Real;
+use crate::cpu::pieces::{Rows, parallel_pieces};
+use crate::cpu::rows::{LANES, fold, for_vectors, rows_per_grain};
+use crate::cpu::vectorize;
+
+/// Rows of a block: the parameters' gradients are summed block by block, so that the sums do not
+/// depend on the threads.
+fn block_rows(rows: usize) -> usize {
+    rows.div_ceil(32).max(64)
+}
+
+/// How many blocks `rows` rows make.
+pub(super) fn blocks(rows: usize) -> usize {
+    rows.div_ceil(block_rows(rows))
+}
+
+/// `Σ f(x)`; elements beyond the end of the row are `pad`.
+#[inline(always)]
+fn sum<R: Real>(row: &[R], pad: R, f: impl Fn(R) -> R) -> R {
+    let mut lanes = [R::ZERO; LANES];
+    for_vectors(row, pad, |v| {
+        for i in 0..LANES {
+            lanes[i] += f(v[i]);
+        }
+    });
+    fold(lanes, |a, b| a + b)
+}
+
+/// Normalises rows of `width` and keeps their statistics `(mean, rstd)`. The variance is the mean
+/// square distance from the mean, so a mean far from zero costs no digits.
+pub(super) fn forward<R: Real>(
+    x: &[R],
+    width: usize,
+    affine: (Option<&[R]>, Option<&[R]>),
+    eps: f64,
+    (mean, rstd): (&mut [R], &mut [R]),
+    out: &mut [R],
+) {
+    let (eps, n) = (R::from_f64(eps), R::from_f64(width as f64));
+    let (x, out) = (Rows { data: x, width }, Rows { data: out, width });
+    let work = (x, mean, rstd, out);
+    parallel_pieces(work, rows_per_grain(width), |_, (x, mean, rstd, out)| {
+        vectorize(|| {
+            let rows = x
+                .data
+                .chunks_exact(width)
+                .zip(out.data.chunks_exact_mut(width));
+            for ((x, out), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
+                let m = sum(x, R::ZERO, |x| x) / n;
+                let variance = sum(x, m, |x| (x - m) * (x - m)) / n;
+                let r = R::ONE / (variance + eps).sqrt();
+                (*mean, *rstd) = (m, r);
+                let pairs = out.iter_mut().zip(x);
+                match affine {
+                    (Some(w), Some(b)) => {
+                        for ((out, x), (w, b)) in pairs.zip(w.iter().zip(b)) {
+                            *out = (*x - m) * r * *w + *b;
+                        }
+                    }
+                    (Some(w), None) => {
+                        pairs
+                            .zip(w)
+                            .for_each(|((out, x), w)| *out = (*x - m) * r * *w);
+                    }
+                    (None, Some(b)) => {
+                        pairs
+                            .zip(b)
+                            .for_each(|((out, x), b)| *out = (*x - m) * r + *b);
+                    }
+                    (None, None) => pairs.for_each(|(out, x)| *out = (*x - m) * r),
+                }
+            }
+        });
+    });
+}
+
+/// The input's gradient, and under a weight the sums of each block of rows for the weight's and
+/// the bias's: `partial` is `[blocks, 2, width]`, or empty.
+pub(super) fn backward<R: Real>(
+    dy: &[R],
+    x: &[R],
+    width: usize,
+    w: Option<&[R]>,
+    (mean, rstd): (&[R], &[R]),
+    dx: &mut [R],
+    partial: &mut [R],
+) {
+    let block = block_rows(mean.len());
+    let width_of_block = block * width;
+    let (dy, x) = (blocks_of(dy, width_of_block), blocks_of(x, width_of_block));
+    let dx = blocks_of(dx, width_of_block);
+    match w {
+        None => parallel_pieces((dy, x, dx), 1, |first, (dy, x, dx)| {
+            vectorize(|| {
+                let rows = dy.data.chunks_exact(width).zip(x.data.chunks_exact(width));
+                let rows = rows.zip(dx.data.chunks_exact_mut(width));
+                for (i, ((dy, x), dx)) in (first * block..).zip(rows) {
+                    row_backward(dy, x, None, (mean[i], rstd[i]), dx, &mut [], &mut []);
+                }
+            });
+        }),
+        Some(_) => {
+            let partial = blocks_of(partial, 2 * width);
+            parallel_pieces((dy, x, dx, partial), 1, |first, (dy, x, dx, partial)| {
+                vectorize(|| {
+                    let inputs = dy
+                        .data
+                        .chunks(width_of_block)
+                        .zip(x.data.chunks(width_of_block));
+                    let outputs = dx.data.chunks_mut(width_of_block);
+                    let outputs = outputs.zip(partial.data.chunks_exact_mut(2 * width));
+                    for (k, ((dy, x), (dx, partial))) in (first..).zip(inputs.zip(outputs)) {
+                        partial.fill(R::ZERO);
+                        let (dw, db) = partial.split_at_mut(width);
+                        let rows = dy.chunks_exact(width).zip(x.chunks_exact(width));
+                        let rows = rows.zip(dx.chunks_exact_mut(width));
+                        for (i, ((dy, x), dx)) in (k * block..).zip(rows) {
+                            row_backward(dy, x, w, (mean[i], rstd[i]), dx, dw, db);
+                        }
+                    }
+                });
+            });
+        }
+    }
+}
+
+fn blocks_of<S>(data: S, width: usize) -> Rows<S> {
+    Rows { data, width }
+}
+
+/// With `x̂ = (x − mean) · rstd` and `g = dy · w`:
+/// `dx = rstd · (g − (Σg + x̂ · Σ g x̂) / width)`, `dw += dy · x̂`, `db += dy`.
+#[inline(always)]
+fn row_backward<R: Real>(
+    dy: &[R],
+    x: &[R],
+    w: Option<&[R]>,
+    (mean, rstd): (R, R),
+    dx: &mut [R],
+    dw: &mut [R],
+    db: &mut [R],
+) {
+    let width = dy.len();
+    let mut sums = [[R::ZERO; LANES]; 2];
+    // `dx` holds g between the passes. The whole vectors have a length that the compiler knows.
+    let whole = width - width % LANES;
+    for start in (0..whole).step_by(LANES) {
+        part_backward(
+            start,
+            LANES,
+            (dy, x, w),
+            (mean, rstd),
+            (dx, dw, db),
+            &mut sums,
+        );
+    }
+    part_backward(
+        whole,
+        width - whole,
+        (dy, x, w),
+        (mean, rstd),
+        (dx, dw, db),
+        &mut sums,
+    );
+    let share = R::from_f64(1.0 / width as f64);
+    let plain = fold(sums[0], |a, b| a + b) * share;
+    let along = fold(sums[1], |a, b| a + b) * share;
+    for (dx, x) in dx.iter_mut().zip(x) {
+        *dx = rstd * (*dx - plain - (*x - mean) * rstd * along);
+    }
+}
+
+/// The first pass over the `len` elements from `start` on: g, and the two sums in lanes.
+#[inline(always)]
+fn part_backward<R: Real>(
+    start: usize,
+    len: usize,
+    (dy, x, w): (&[R], &[R], Option<&[R]>),
+    (mean, rstd): (R, R),
+    (dx, dw, db): (&mut [R], &mut [R], &mut [R]),
+    [plain, along]: &mut [[R; LANES]; 2],
+) {
+    let (dy, x, dx) = (
+        &dy[start..][..len],
+        &x[start..][..len],
+        &mut dx[start..][..len],
+    );
+    let Some(w) = w else {
+        for i in 0..len {
+            plain[i] += dy[i];
+            along[i] += dy[i] * ((x[i] - mean) * rstd);
+        }
+        return dx.copy_from_slice(dy);
+    };
+    let (w, dw, db) = (
+        &w[start..][..len],
+        &mut dw[start..][..len],
+        &mut db[start..][..len],
+    );
+    for i in 0..len {
+        let normal = (x[i] - mean) * rstd;
+        let g = dy[i] * w[i];
+        dw[i] += dy[i] * normal;
+        db[i] += dy[i];
+        plain[i] += g;
+        along[i] += g * normal;
+        dx[i] = g;
+    }
+}
+
+/// Sums the blocks' parts of the parameters' gradients, in order.
+pub(super) fn sum_blocks<R: Real>(partial: &[R], dw: &mut [R], db: &mut [R]) {
+    let width = dw.len();
+    dw.fill(R::ZERO);
+    db.fill(R::ZERO);
+    vectorize(|| {
+        for block in partial.chunks_exact(2 * width) {
+            let (w, b) = block.split_at(width);
+            dw.iter_mut().zip(w).for_each(|(sum, v)| *sum += *v);
+            db.iter_mut().zip(b).for_each(|(sum, v)| *sum += *v);
+        }
+    });
+}
