@@ -11,6 +11,7 @@ mod index;
 pub mod norm;
 pub mod optim;
 pub mod pool;
+pub mod reduce;
 mod shape;
 pub mod softmax;
 pub mod unary;

@@ -11,6 +11,7 @@ mod index;
 mod layer_norm;
 mod optim;
 mod pool;
+mod reduce;
 mod shape;
 mod softmax;
 mod unary;
