@@ -2,6 +2,8 @@
 //!
 //! `cargo xtask bench` prints tables and ratios; `cargo bench` follows single functions through Criterion.
 
+pub mod collectives;
 pub mod peer;
+pub mod ranks;
 pub mod sample;
 pub mod table;

@@ -1,0 +1,330 @@
+//! `bench collectives`: every collective between ranks, in the conventions of nccl-tests.
+//!
+//! Sizes are those of the whole message: the buffer of all_reduce, broadcast and reduce, what all_gather and gather
+//! end with, what reduce_scatter, scatter and all_to_all begin with. The algorithm bandwidth is size over time, the
+//! bus bandwidth counts what has to move. Each call works on input that its rank has just written, as gradients are;
+//! the writing, and the meeting of the ranks before the call, are not timed.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
+use phalanx_comm::{ProcessGroup, ReduceOp};
+use phalanx_tensor::{DType, Shape, Tensor};
+use serde::Serialize;
+
+use crate::peer::{CProgram, PeerArgs, number};
+use crate::ranks::{launch, slowest};
+use crate::sample::{Sampling, Spread, calls_per_sample};
+use crate::table::{Table, figure, ratio};
+
+/// What to time.
+#[derive(Args, Clone, Debug)]
+pub struct CollectivesArgs {
+    /// Collectives
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = Op::value_variants().to_vec())]
+    pub op: Vec<Op>,
+    /// Ranks
+    #[arg(long, value_delimiter = ',', default_value = "2")]
+    pub ranks: Vec<usize>,
+    /// Sizes of the message
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1024,65536,1048576,16777216,67108864"
+    )]
+    pub bytes: Vec<usize>,
+    /// What carries the messages
+    #[arg(long, value_enum, default_value = "local")]
+    pub backend: Backend,
+    /// End with one line of JSON per row
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    peer: PeerArgs,
+}
+
+/// What carries the messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// Threads of one process.
+    Local,
+}
+
+/// A collective.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "they are named as in `ProcessGroup`")]
+pub enum Op {
+    AllReduce,
+    Broadcast,
+    Reduce,
+    AllGather,
+    ReduceScatter,
+    Gather,
+    Scatter,
+    AllToAll,
+}
+
+impl Op {
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default()
+    }
+
+    /// Bus bandwidth over algorithm bandwidth.
+    fn bus_factor(self, ranks: usize) -> f64 {
+        let n = ranks as f64;
+        match self {
+            Op::AllReduce => 2.0 * (n - 1.0) / n,
+            Op::Broadcast | Op::Reduce => 1.0,
+            Op::AllGather | Op::ReduceScatter | Op::Gather | Op::Scatter | Op::AllToAll => {
+                (n - 1.0) / n
+            }
+        }
+    }
+
+    /// Whether gloo's script has it.
+    fn has_peer(self) -> bool {
+        matches!(
+            self,
+            Op::AllReduce | Op::Broadcast | Op::AllGather | Op::ReduceScatter
+        )
+    }
+}
+
+#[derive(Serialize)]
+struct Row {
+    bench: &'static str,
+    op: String,
+    backend: &'static str,
+    ranks: usize,
+    bytes: usize,
+    microseconds: f64,
+    min: f64,
+    max: f64,
+    algbw: f64,
+    busbw: f64,
+    wrong: usize,
+    over_plain_c: Option<f64>,
+    peer_over_ours: Option<f64>,
+}
+
+/// One kind of call of one rank: fresh input for every call, and a look at the result.
+struct Call<'a> {
+    op: Op,
+    group: &'a dyn ProcessGroup,
+    /// Elements of the whole message.
+    count: usize,
+}
+
+impl Call<'_> {
+    /// What this rank puts in, everywhere its number plus one. A tensor with a part for each rank has a row for each.
+    fn input(&self) -> phalanx_tensor::Result<Tensor> {
+        let (ranks, part) = (self.group.size(), self.part());
+        let shape = match self.op {
+            Op::AllReduce | Op::Broadcast | Op::Reduce => Shape::from([self.count]),
+            Op::AllGather | Op::Gather => Shape::from([part]),
+            Op::ReduceScatter | Op::Scatter | Op::AllToAll => Shape::from([ranks, part]),
+        };
+        Tensor::full(
+            shape,
+            self.group.rank() as f64 + 1.0,
+            DType::F32,
+            self.group.device(),
+        )
+    }
+
+    /// Elements of one rank's part of the message.
+    fn part(&self) -> usize {
+        self.count / self.group.size()
+    }
+
+    /// The call; what it ends with on this rank.
+    fn run(&self, input: Tensor) -> phalanx_comm::Result<Option<Tensor>> {
+        let group = self.group;
+        Ok(match self.op {
+            Op::AllReduce => Some(group.all_reduce(input, ReduceOp::Sum)?.wait()?),
+            Op::Broadcast => Some(group.broadcast(input, 0)?.wait()?),
+            Op::Reduce => group.reduce(input, ReduceOp::Sum, 0)?.wait()?,
+            Op::AllGather => Some(group.all_gather(input)?.wait()?),
+            Op::ReduceScatter => Some(group.reduce_scatter(input, ReduceOp::Sum)?.wait()?),
+            Op::Gather => group.gather(input, 0)?.wait()?,
+            Op::Scatter => {
+                let (parts, shape) = (
+                    (group.rank() == 0).then_some(input),
+                    Shape::from([self.part()]),
+                );
+                Some(group.scatter(parts, shape, DType::F32, 0)?.wait()?)
+            }
+            Op::AllToAll => Some(group.all_to_all(input)?.wait()?),
+        })
+    }
+
+    /// How many elements of the result are not what they should be.
+    fn wrong(&self, output: Option<Tensor>) -> phalanx_tensor::Result<usize> {
+        let (ranks, part) = (self.group.size(), self.part());
+        let sum = (ranks * (ranks + 1) / 2) as f32;
+        let rows = || {
+            (1..=ranks)
+                .flat_map(|rank| std::iter::repeat_n(rank as f32, part))
+                .collect()
+        };
+        let expected: Vec<f32> = match self.op {
+            Op::Reduce | Op::Gather if self.group.rank() != 0 => Vec::new(),
+            Op::AllReduce | Op::Reduce => vec![sum; self.count],
+            Op::Broadcast => vec![1.0; self.count],
+            Op::ReduceScatter => vec![sum; part],
+            Op::Scatter => vec![1.0; part],
+            Op::AllGather | Op::Gather | Op::AllToAll => rows(),
+        };
+        let got = output.map_or(Ok(Vec::new()), |output| output.to_vec::<f32>())?;
+        let wrong = got
+            .iter()
+            .zip(&expected)
+            .filter(|(got, expected)| got != expected)
+            .count();
+        Ok(wrong + got.len().abs_diff(expected.len()))
+    }
+}
+
+/// Seconds that a call takes on the slowest rank, and how many elements of all results were wrong.
+fn measure(op: Op, ranks: usize, bytes: usize, sampling: Sampling) -> Result<(Spread, usize)> {
+    let outcomes = launch(ranks, move |group| {
+        let call = Call {
+            op,
+            group: &*group,
+            count: bytes / DType::F32.size(),
+        };
+        let wrong = call.wrong(call.run(call.input()?)?)?;
+        let timed = |calls: u32| -> Result<f64> {
+            let mut spent = 0.0;
+            for _ in 0..calls {
+                let input = call.input()?;
+                group.barrier()?.wait()?;
+                let start = Instant::now();
+                let output = call.run(input)?;
+                spent += start.elapsed().as_secs_f64();
+                drop(output);
+            }
+            slowest(&*group, spent / f64::from(calls))
+        };
+        timed(3)?;
+        let calls = calls_per_sample(sampling, timed(5)?).max(2);
+        let samples = (0..sampling.samples)
+            .map(|_| timed(calls))
+            .collect::<Result<Vec<_>>>()?;
+        Ok((samples, wrong))
+    })?;
+    let wrong = outcomes.iter().map(|(_, wrong)| wrong).sum();
+    let (samples, _) = outcomes.into_iter().next().unwrap_or_default();
+    Ok((Spread::of(samples), wrong))
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// A collective or a peer fails.
+pub fn run(args: &CollectivesArgs) -> Result<()> {
+    let limit = CProgram::build("shm_allreduce")?;
+    let columns = [
+        "op",
+        "ranks",
+        "size (B)",
+        "count",
+        "time (us)",
+        "min",
+        "max",
+        "algbw GB/s",
+        "busbw GB/s",
+        "#wrong",
+        "vs plain C",
+        "peer/ours",
+    ];
+    let title = "f32 on the local backend; plain C: time over that of shm_allreduce.c; peer: gloo";
+    let mut table = Table::new(title, &columns, args.json);
+    for (&ranks, &op) in args
+        .ranks
+        .iter()
+        .flat_map(|ranks| args.op.iter().map(move |op| (ranks, op)))
+    {
+        for &bytes in &args.bytes {
+            // The limit is that of two threads that both end with the sum.
+            let limit = limit.as_ref().filter(|_| op == Op::AllReduce && ranks == 2);
+            let limit = || limit.map(|program| plain_c(program, bytes)).transpose();
+            let before = limit()?;
+            let (seconds, wrong) = measure(op, ranks, bytes, args.sampling)?;
+            let limit = before
+                .zip(limit()?)
+                .map(|(before, after)| (before + after) / 2.0);
+            let peer = if op.has_peer() {
+                peer(args, op, ranks, bytes)?
+            } else {
+                None
+            };
+            let algbw = bytes as f64 / seconds.median * 1e-9;
+            let micro = seconds.scaled(1e6);
+            let row = Row {
+                bench: "collectives",
+                op: op.name(),
+                backend: "local",
+                ranks,
+                bytes,
+                microseconds: micro.median,
+                min: micro.min,
+                max: micro.max,
+                algbw,
+                busbw: algbw * op.bus_factor(ranks),
+                wrong,
+                over_plain_c: limit.map(|limit| micro.median / limit),
+                peer_over_ours: peer.map(|peer| peer / micro.median),
+            };
+            let cells = [
+                row.op.clone(),
+                ranks.to_string(),
+                bytes.to_string(),
+                (bytes / DType::F32.size()).to_string(),
+                figure(micro.median),
+                figure(micro.min),
+                figure(micro.max),
+                figure(row.algbw),
+                figure(row.busbw),
+                wrong.to_string(),
+                ratio(row.over_plain_c),
+                ratio(row.peer_over_ours),
+            ];
+            table.row(&cells, &row)?;
+            ensure!(
+                wrong == 0,
+                "{} of {bytes} bytes on {ranks} ranks gave wrong results",
+                op.name()
+            );
+        }
+    }
+    table.finish();
+    Ok(())
+}
+
+/// Microseconds of the plain C program.
+fn plain_c(program: &CProgram, bytes: usize) -> Result<f64> {
+    let lines = program.run(&[bytes.to_string()])?;
+    ensure!(
+        lines.len() == 1,
+        "shm_allreduce printed {} lines",
+        lines.len()
+    );
+    number(&lines[0], "microseconds")
+}
+
+/// Microseconds of gloo's collective.
+fn peer(args: &CollectivesArgs, op: Op, ranks: usize, bytes: usize) -> Result<Option<f64>> {
+    let (ranks, bytes) = (ranks.to_string(), bytes.to_string());
+    let options = ["--op", &op.name(), "--ranks", &ranks, "--bytes", &bytes];
+    let figures = args.peer.figures("collectives.py", &options)?;
+    figures
+        .map(|figures| number(&figures, "microseconds"))
+        .transpose()
+}

@@ -1,0 +1,27 @@
+//! Ranks for a measurement: threads of this process, and what they agree on.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+use phalanx_comm::{ProcessGroup, ReduceOp};
+use phalanx_tensor::Tensor;
+
+/// Runs `work` on `ranks` threads; what each returned, in rank order.
+///
+/// # Errors
+/// A rank failed.
+pub fn launch<T: Send>(
+    ranks: usize,
+    work: impl Fn(Arc<dyn ProcessGroup>) -> Result<T> + Send + Sync,
+) -> Result<Vec<T>> {
+    Ok(phalanx_comm::launch(ranks, work)?)
+}
+
+/// The largest of the ranks' `seconds`, on every rank.
+///
+/// # Errors
+/// The group has failed.
+pub fn slowest(group: &dyn ProcessGroup, seconds: f64) -> Result<f64> {
+    let mine = Tensor::scalar(seconds, group.device())?;
+    Ok(group.all_reduce(mine, ReduceOp::Max)?.wait()?.item()?)
+}
