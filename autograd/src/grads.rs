@@ -95,7 +95,7 @@ impl Gradients {
     /// Adds the gradients of another pass: gradient accumulation over micro-batches.
     ///
     /// # Errors
-    /// As [`Tensor::add_assign`]; gradients before the failing one have been added.
+    /// As [`Tensor::add_into`]; gradients before the failing one have been added.
     pub fn accumulate(&mut self, other: Gradients) -> Result<()> {
         for (param, grad) in other.params {
             let Some(grad) = grad else { continue };
@@ -107,22 +107,25 @@ impl Gradients {
         self.vars.extend(other.vars);
         Ok(())
     }
+
+    /// Multiplies every gradient by `factor`, in place where nobody shares it.
+    ///
+    /// # Errors
+    /// As [`scale`](phalanx_tensor::ops::optim::scale).
+    pub fn scale(&mut self, factor: f64) -> Result<()> {
+        let params = self.params.iter_mut().filter_map(|(_, grad)| grad.as_mut());
+        let all = params.chain(self.vars.iter_mut().map(|(_, grad)| grad));
+        Ok(phalanx_tensor::ops::optim::scale(all, factor)?)
+    }
 }
 
 /// Adds a contribution to a gradient, in place where one side belongs to nobody else.
 pub(crate) fn add_to(slot: &mut Option<Tensor>, grad: Tensor) -> Result<()> {
     let sum = match slot.take() {
         None => grad,
-        Some(mut sum) if sum.is_unique() || !grad.is_unique() => {
-            sum.add_assign(&grad)?;
-            sum
-        }
         // Floating-point addition commutes: into whichever is free.
-        Some(sum) => {
-            let mut grad = grad;
-            grad.add_assign(&sum)?;
-            grad
-        }
+        Some(sum) if grad.is_unique() && !sum.is_unique() => grad.add_into(&sum)?,
+        Some(sum) => sum.add_into(&grad)?,
     };
     *slot = Some(sum);
     Ok(())

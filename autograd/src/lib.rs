@@ -12,11 +12,14 @@ mod vjp;
 
 pub mod nn;
 pub mod ops;
+pub mod optim;
+mod state;
 
 pub use checkpoint::checkpoint;
 pub use error::{Error, Result};
 pub use grads::Gradients;
 pub use param::{Buffer, Param, ParamId};
+pub use state::State;
 pub use sweep::{Backward, OnReady, ReadyOrder, WeightSweep};
 pub use tape::Tape;
 pub use var::Var;

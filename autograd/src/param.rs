@@ -138,7 +138,7 @@ impl Param {
     /// Those of `change`; [`Error::ValueMismatch`] where it leaves another shape or element type:
     /// the value is then what `change` left, and the caller's to repair with `set`.
     pub fn update(&self, change: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<()> {
-        update_all(std::slice::from_ref(self), |values| change(values[0]))
+        update_all(&[self], |values| change(values[0]))
     }
 
     /// Whether tapes record it. A frozen parameter is a constant.
@@ -155,7 +155,7 @@ impl Param {
 /// Changes several parameters at once, as [`Param::update`]: the fused optimizers' way in.
 /// No parameter may occur twice.
 pub(crate) fn update_all<T>(
-    params: &[Param],
+    params: &[&Param],
     change: impl FnOnce(&mut [&mut Tensor]) -> Result<T>,
 ) -> Result<T> {
     // Locks are taken in the order of the list. Two optimizers that share parameters in different

@@ -399,6 +399,9 @@ impl<'a> Sink<'a> {
                         reason: format!("{param:?} got the gradient {grad:?}"),
                     });
                 }
+                // A view, such as the gradient of a sum, becomes a tensor that optimizers and
+                // buckets read in one go.
+                let grad = grad.contiguous()?;
                 let kept = match &mut self.on_ready {
                     Some(hook) => hook(&param, grad)?,
                     None => Some(grad),

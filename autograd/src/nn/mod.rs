@@ -1,6 +1,6 @@
 //! Layers, losses and initialisers, with PyTorch's names and defaults.
 
-mod module;
+pub(crate) mod module;
 mod sequential;
 
 pub use module::{Module, Training, Visitor};

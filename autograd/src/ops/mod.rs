@@ -1,2 +1,36 @@
 //! The operations of [`Var`](crate::Var), family by family as in `phalanx_tensor::ops`: each is the
 //! tensor's method of the same name, with a [`Vjp`](crate::Vjp) beside it.
+
+use crate::error::Result;
+use crate::vjp::Grads;
+use phalanx_tensor::{Shape, Tensor};
+
+pub mod binary;
+pub mod conv;
+pub mod index;
+pub mod norm;
+pub mod pool;
+pub mod reduce;
+pub mod shape;
+pub mod softmax;
+pub mod unary;
+
+/// The gradients of a node with one input.
+fn one(grad: Tensor) -> Grads {
+    let mut grads = Grads::new();
+    grads.push(Some(grad));
+    grads
+}
+
+fn zeros_like(t: &Tensor) -> phalanx_tensor::Result<Tensor> {
+    Tensor::zeros(t.shape(), t.dtype(), t.device())
+}
+
+/// The gradient of an operand that was stretched: summed over what it was stretched along.
+fn unbroadcast(grad: Tensor, shape: &Shape) -> Result<Tensor> {
+    if grad.shape() == shape {
+        Ok(grad)
+    } else {
+        Ok(grad.sum_to_shape(shape)?)
+    }
+}

@@ -1,7 +1,6 @@
 //! The operations, a folder for each family: `mod.rs` checks, allocates and dispatches, `cpu.rs`
 //! holds the CPU kernel. They are methods of [`Tensor`](crate::Tensor).
 
-mod accumulate;
 pub mod binary;
 pub mod cast;
 pub mod compare;

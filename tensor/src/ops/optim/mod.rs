@@ -9,7 +9,7 @@ mod cpu;
 
 use crate::storage::Storage;
 use crate::{DType, Element, Error, Float, Result, Tensor, dispatch_float};
-use std::borrow::Cow;
+use std::borrow::{Borrow, BorrowMut, Cow};
 
 /// Stochastic gradient descent, as `torch.optim.SGD`.
 ///
@@ -104,9 +104,7 @@ pub struct AdamState {
     pub step: u64,
 }
 
-/// One step of SGD for each parameter.
-///
-/// `momenta` holds what the step leaves for the next one: start with `None`s. Without momentum
+/// One step of SGD for each parameter. The lists may hold tensors or references to them. `momenta` holds what the step leaves for the next one: start with `None`s. Without momentum
 /// it is not looked at, and may be empty.
 ///
 /// ```
@@ -128,9 +126,9 @@ pub struct AdamState {
 /// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`] where gradient or
 /// momentum do not fit their parameter, before anything is written. [`Error::OutOfMemory`] may
 /// leave a part of the list updated.
-pub fn sgd_step(
-    params: &mut [Tensor],
-    grads: &[Tensor],
+pub fn sgd_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
+    params: &mut [P],
+    grads: &[G],
     momenta: &mut [Option<Tensor>],
     config: &SgdConfig,
 ) -> Result<()> {
@@ -149,7 +147,7 @@ pub fn sgd_step(
     check_pairs(OP, params, grads)?;
     if c.momentum == 0.0 {
         for (param, grad) in params.iter_mut().zip(grads) {
-            let grad = dense(grad)?;
+            let (param, grad) = (param.borrow_mut(), dense(grad.borrow())?);
             dispatch_float!(OP, param.dtype(), T => {
                 match grad.storage() {
                     Storage::Cpu(_) => cpu::sgd::<T>(param.make_mut()?, grad.as_slice()?, c),
@@ -160,10 +158,10 @@ pub fn sgd_step(
     }
     expect_equal_lengths(OP, params.len(), "momenta", momenta.len())?;
     for (param, momentum) in params.iter().zip(momenta.iter().flatten()) {
-        check_state(OP, param, momentum)?;
+        check_state(OP, param.borrow(), momentum)?;
     }
     for ((param, grad), momentum) in params.iter_mut().zip(grads).zip(momenta) {
-        let grad = dense(grad)?;
+        let (param, grad) = (param.borrow_mut(), dense(grad.borrow())?);
         let first = momentum.is_none();
         dispatch_float!(OP, param.dtype(), T => {
             let momentum = match momentum {
@@ -191,9 +189,9 @@ pub fn sgd_step(
 ///
 /// # Errors
 /// As [`sgd_step`].
-pub fn adam_step(
-    params: &mut [Tensor],
-    grads: &[Tensor],
+pub fn adam_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
+    params: &mut [P],
+    grads: &[G],
     states: &mut [Option<AdamState>],
     config: &AdamConfig,
 ) -> Result<()> {
@@ -213,12 +211,12 @@ pub fn adam_step(
     check_pairs(OP, params, grads)?;
     for (param, state) in params.iter().zip(states.iter()) {
         if let Some(state) = state {
-            check_state(OP, param, &state.exp_avg)?;
-            check_state(OP, param, &state.exp_avg_sq)?;
+            check_state(OP, param.borrow(), &state.exp_avg)?;
+            check_state(OP, param.borrow(), &state.exp_avg_sq)?;
         }
     }
     for ((param, grad), state) in params.iter_mut().zip(grads).zip(states) {
-        let grad = dense(grad)?;
+        let (param, grad) = (param.borrow_mut(), dense(grad.borrow())?);
         dispatch_float!(OP, param.dtype(), T => {
             let state = match state {
                 Some(state) => state,
@@ -306,8 +304,13 @@ fn new_state<T: Float>(op: &'static str, param: &Tensor) -> Result<Tensor> {
     )
 }
 
-fn check_pairs(op: &'static str, params: &[Tensor], grads: &[Tensor]) -> Result<()> {
+fn check_pairs<P: Borrow<Tensor>, G: Borrow<Tensor>>(
+    op: &'static str,
+    params: &[P],
+    grads: &[G],
+) -> Result<()> {
     for (param, grad) in params.iter().zip(grads) {
+        let (param, grad): (&Tensor, &Tensor) = (param.borrow(), grad.borrow());
         param.expect_float(op)?;
         param.expect_same_kind(op, grad)?;
         param.expect_same_shape(op, grad, "a gradient has its parameter's shape")?;

@@ -1,0 +1,126 @@
+//! Functions of one variable, element by element, with numbers as further arguments.
+
+use super::{one, zeros_like};
+use crate::error::Result;
+use crate::var::Var;
+use crate::vjp::{Grads, Vjp, tensor_bytes};
+use phalanx_tensor::Tensor;
+use phalanx_tensor::ops::unary::GeluKind;
+
+/// One row an operation: its Vjp, the tensor's method, what the backward pass reads (the argument
+/// `x`, the result `out`), and the gradient of the argument given that of the result.
+macro_rules! unary {
+    (|$x:ident, $out:ident, $g:ident|
+     $($(#[$doc:meta])* $vjp:ident: $name:ident($($arg:ident: $ty:ty),*) [$($save:ident),*] $back:expr;)*) => {
+        $(
+            #[doc = concat!("Backward of [`Var::", stringify!($name), "`].")]
+            #[derive(Debug)]
+            pub struct $vjp {
+                $($save: Tensor,)*
+                $($arg: $ty,)*
+            }
+
+            impl Vjp for $vjp {
+                fn name(&self) -> &'static str {
+                    stringify!($name)
+                }
+
+                fn backward(&self, $g: Tensor, _needs: &[bool]) -> Result<Grads> {
+                    let Self { $($save,)* $($arg,)* } = self;
+                    $(let $arg = *$arg;)*
+                    Ok(one($back?))
+                }
+
+                fn saved_bytes(&self) -> usize {
+                    0 $(+ tensor_bytes(&self.$save))*
+                }
+            }
+        )*
+
+        impl Var {
+            $(
+                $(#[$doc])*
+                #[doc = concat!("As [`Tensor::", stringify!($name), "`].")]
+                ///
+                /// # Errors
+                /// As the tensor's method.
+                pub fn $name(&self, $($arg: $ty),*) -> Result<Var> {
+                    let $x = self.value();
+                    let $out = $x.$name($($arg),*)?;
+                    Var::from_vjp(self.tape(), &[self], $out.clone(), |_| $vjp {
+                        $($save: $save.clone(),)*
+                        $($arg,)*
+                    })
+                }
+            )*
+        }
+    };
+}
+
+unary! { |x, out, g|
+    /// −x.
+    Neg: neg() [] g.neg();
+    /// |x|; the subgradient at 0 is 0.
+    Abs: abs() [x] g.abs_backward(x);
+    /// x².
+    Square: square() [x] g.square_backward(x);
+    /// √x.
+    Sqrt: sqrt() [out] g.sqrt_backward(out);
+    /// 1 / √x.
+    Rsqrt: rsqrt() [out] g.rsqrt_backward(out);
+    /// 1 / x.
+    Recip: recip() [out] g.recip_backward(out);
+    /// eˣ.
+    Exp: exp() [out] g.mul(out);
+    /// The natural logarithm.
+    Log: log() [x] g.div(x);
+    /// The sine.
+    Sin: sin() [x] g.sin_backward(x);
+    /// The cosine.
+    Cos: cos() [x] g.cos_backward(x);
+    /// The hyperbolic tangent.
+    Tanh: tanh() [out] g.tanh_backward(out);
+    /// The logistic function.
+    Sigmoid: sigmoid() [out] g.sigmoid_backward(out);
+    /// The larger of x and 0; the subgradient at 0 is 0.
+    Relu: relu() [out] g.relu_backward(out);
+    /// x where it is positive, else `slope` · x.
+    LeakyRelu: leaky_relu(slope: f64) [x] g.leaky_relu_backward(x, slope);
+    /// The Gaussian error linear unit.
+    Gelu: gelu(kind: GeluKind) [x] g.gelu_backward(x, kind);
+    /// x · sigmoid(x).
+    Silu: silu() [x] g.silu_backward(x);
+    /// ln(1 + eˣ).
+    Softplus: softplus() [x] g.softplus_backward(x);
+    /// x + `rhs`.
+    AddScalar: add_scalar(rhs: f64) [] { let _ = rhs; Ok::<_, phalanx_tensor::Error>(g) };
+    /// x − `rhs`.
+    SubScalar: sub_scalar(rhs: f64) [] { let _ = rhs; Ok::<_, phalanx_tensor::Error>(g) };
+    /// x · `rhs`.
+    MulScalar: mul_scalar(rhs: f64) [] g.mul_scalar(rhs);
+    /// x / `rhs`.
+    DivScalar: div_scalar(rhs: f64) [] g.div_scalar(rhs);
+    /// xʳ for a number r.
+    PowScalar: pow_scalar(rhs: f64) [x] {
+        // The derivative of x⁰ is 0 at 0 too, where the formula would give 0 · ∞.
+        if rhs == 0.0 { zeros_like(&g) } else { g.mul(&x.pow_scalar(rhs - 1.0)?.mul_scalar(rhs)?) }
+    };
+    /// The larger of x and `rhs`; at equality the gradient passes.
+    MaximumScalar: maximum_scalar(rhs: f64) [x] {
+        Tensor::where_cond(&x.ge(&number(rhs, x)?)?, &g, &number(0.0, x)?)
+    };
+    /// The smaller of x and `rhs`; at equality the gradient passes.
+    MinimumScalar: minimum_scalar(rhs: f64) [x] {
+        Tensor::where_cond(&x.le(&number(rhs, x)?)?, &g, &number(0.0, x)?)
+    };
+    /// x limited to `low ..= high`; at the limits the gradient passes.
+    Clamp: clamp(low: f64, high: f64) [x] {
+        let inside = x.ge(&number(low, x)?)?.mul(&x.le(&number(high, x)?)?)?;
+        Tensor::where_cond(&inside, &g, &number(0.0, x)?)
+    };
+}
+
+/// A number as a tensor of rank 0 that goes with `like`.
+fn number(value: f64, like: &Tensor) -> phalanx_tensor::Result<Tensor> {
+    Tensor::full((), value, like.dtype(), like.device())
+}

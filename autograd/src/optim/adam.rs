@@ -1,0 +1,109 @@
+//! [`Adam`], with coupled or decoupled weight decay (AdamW).
+
+use super::Optimizer;
+use super::groups::{Group, Groups, expect_empty, insert_number, take_like, take_number};
+use crate::error::{Error, Result};
+use crate::grads::Gradients;
+use crate::param::Param;
+use crate::state::State;
+pub use phalanx_tensor::ops::optim::{AdamConfig, DecayMode};
+use phalanx_tensor::ops::optim::{AdamState, adam_step};
+use phalanx_tensor::{Device, Tensor};
+
+/// Adam and AdamW, as `torch.optim.Adam` and `torch.optim.AdamW`: [`AdamConfig::adam`] and
+/// [`AdamConfig::adamw`] are their defaults.
+///
+/// ```
+/// use phalanx_autograd::optim::{Adam, AdamConfig, Optimizer};
+/// use phalanx_autograd::{Param, Tape};
+/// use phalanx_tensor::{Device, Tensor};
+///
+/// let w = Param::new(Tensor::scalar(5.0f64, Device::cpu(0))?);
+/// let mut adam = Adam::new(vec![w.clone()], AdamConfig { lr: 0.5, ..AdamConfig::adam() });
+/// let tape = Tape::new();
+/// let loss = tape.leaf(&w).square()?;
+/// adam.step(&tape.backward(&loss)?)?;
+/// assert!((w.value().item()? - 4.5).abs() < 1e-6); // the first step has the length lr
+/// # Ok::<(), phalanx_autograd::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Adam {
+    config: AdamConfig,
+    groups: Groups<AdamState>,
+}
+
+impl Adam {
+    /// For these parameters; one that occurs twice gets one step.
+    pub fn new(params: Vec<Param>, config: AdamConfig) -> Adam {
+        Adam {
+            config,
+            groups: Groups::new(params),
+        }
+    }
+
+    /// Gives some parameters peculiarities of their own, whether they are in already or not.
+    #[must_use]
+    pub fn with_group(mut self, group: Group) -> Adam {
+        self.groups.push(group);
+        self
+    }
+}
+
+impl Optimizer for Adam {
+    fn step(&mut self, gradients: &Gradients) -> Result<()> {
+        let config = self.config;
+        self.groups.step(gradients, |group, params, grads, states| {
+            let config = AdamConfig {
+                lr: config.lr * group.lr_scale,
+                weight_decay: group.weight_decay.unwrap_or(config.weight_decay),
+                ..config
+            };
+            Ok(adam_step(params, grads, states, &config)?)
+        })
+    }
+
+    fn lr(&self) -> f64 {
+        self.config.lr
+    }
+
+    fn set_lr(&mut self, lr: f64) {
+        self.config.lr = lr;
+    }
+
+    fn state(&self) -> Result<State> {
+        let mut state = State::new();
+        insert_number(&mut state, "lr", self.config.lr)?;
+        for (i, (_, adam)) in self.groups.iter().enumerate() {
+            if let Some(adam) = adam {
+                state.insert(format!("{i}.exp_avg"), adam.exp_avg.clone());
+                state.insert(format!("{i}.exp_avg_sq"), adam.exp_avg_sq.clone());
+                let step = Tensor::scalar(adam.step as i64, Device::cpu(0))?;
+                state.insert(format!("{i}.step"), step);
+            }
+        }
+        Ok(state)
+    }
+
+    fn load_state(&mut self, mut state: State) -> Result<()> {
+        let lr = take_number(&mut state, "lr")?;
+        let mut states = Vec::new();
+        for (i, (param, _)) in self.groups.iter().enumerate() {
+            let mean = take_like(&mut state, &format!("{i}.exp_avg"), param)?;
+            let name = format!("{i}.exp_avg_sq");
+            let square = take_like(&mut state, &name, param)?;
+            states.push(match (mean, square) {
+                (None, None) => None,
+                (Some(exp_avg), Some(exp_avg_sq)) => Some(AdamState {
+                    exp_avg,
+                    exp_avg_sq,
+                    step: take_number(&mut state, &format!("{i}.step"))? as u64,
+                }),
+                _ => return Err(Error::MissingTensor { name }),
+            });
+        }
+        expect_empty(&state)?;
+        self.groups.replace(states);
+        self.config.lr = lr;
+        Ok(())
+    }
+}

@@ -1,0 +1,31 @@
+//! Gradient clipping by the global norm.
+
+use crate::error::Result;
+use crate::grads::Gradients;
+use phalanx_tensor::ops::optim::{global_norm, scale};
+
+/// The Euclidean norm of all gradients together.
+///
+/// # Errors
+/// As [`global_norm`].
+pub fn grad_norm(gradients: &Gradients) -> Result<f64> {
+    Ok(global_norm(gradients.iter().map(|(_, grad)| grad))?)
+}
+
+/// Scales all gradients by one factor so that their common norm is at most `max_norm`; returns the
+/// norm before (Pascanu et al. 2013; PyTorch: `clip_grad_norm_`, whose factor is
+/// `max_norm / (norm + 1e-6)` where that is below 1).
+///
+/// A norm that is infinite or no number is returned, and the gradients are scaled by what the
+/// formula gives: look at the value before stepping.
+///
+/// # Errors
+/// As [`global_norm`] and [`scale`].
+pub fn clip_grad_norm(gradients: &mut Gradients, max_norm: f64) -> Result<f64> {
+    let norm = grad_norm(gradients)?;
+    let factor = max_norm / (norm + 1e-6);
+    if factor < 1.0 || factor.is_nan() {
+        scale(gradients.iter_mut().map(|(_, grad)| grad), factor)?;
+    }
+    Ok(norm)
+}

@@ -1,0 +1,52 @@
+//! Optimizers, gradient clipping and learning-rate schedules, with PyTorch's names and formulas.
+//!
+//! A step is one fused pass over each parameter, its gradient and its state. After a backward pass
+//! nobody but the parameter holds its value, so it is changed in place.
+
+mod adam;
+mod clip;
+mod groups;
+mod schedule;
+mod sgd;
+
+pub use adam::{Adam, AdamConfig, DecayMode};
+pub use clip::{clip_grad_norm, grad_norm};
+pub use groups::Group;
+pub use schedule::Schedule;
+pub use sgd::{Sgd, SgdConfig};
+
+use crate::error::Result;
+use crate::grads::Gradients;
+use crate::state::State;
+
+/// Changes parameters by their gradients.
+pub trait Optimizer {
+    /// One step. A parameter without a gradient stays as it is, and so does its state.
+    ///
+    /// # Errors
+    /// As the tensor operation; where a gradient does not fit its parameter, nothing of its group
+    /// is changed.
+    fn step(&mut self, gradients: &Gradients) -> Result<()>;
+
+    /// The learning rate of the next step.
+    fn lr(&self) -> f64;
+
+    /// Sets the learning rate, for instance to what a [`Schedule`] gives.
+    fn set_lr(&mut self, lr: f64);
+
+    /// What the optimizer needs to continue: momenta, step counts, the learning rate. The
+    /// parameters count in the order in which they were given: `3.momentum_buffer`.
+    ///
+    /// # Errors
+    /// As [`Tensor::scalar`](phalanx_tensor::Tensor::scalar).
+    fn state(&self) -> Result<State>;
+
+    /// Continues from a saved state: training goes on bit for bit as it would have without the
+    /// pause. Nothing is changed where something does not fit.
+    ///
+    /// # Errors
+    /// [`Error::SavedMismatch`](crate::Error::SavedMismatch),
+    /// [`Error::MissingTensor`](crate::Error::MissingTensor),
+    /// [`Error::UnexpectedTensor`](crate::Error::UnexpectedTensor).
+    fn load_state(&mut self, state: State) -> Result<()>;
+}

@@ -1,0 +1,100 @@
+//! [`Sgd`]: stochastic gradient descent.
+
+use super::Optimizer;
+use super::groups::{Group, Groups, expect_empty, insert_number, take_like, take_number};
+use crate::error::Result;
+use crate::grads::Gradients;
+use crate::param::Param;
+use crate::state::State;
+use phalanx_tensor::Tensor;
+pub use phalanx_tensor::ops::optim::SgdConfig;
+use phalanx_tensor::ops::optim::sgd_step;
+
+/// Stochastic gradient descent with momentum, Nesterov's variant, dampening and weight decay, as
+/// `torch.optim.SGD`.
+///
+/// ```
+/// use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
+/// use phalanx_autograd::{Param, Tape};
+/// use phalanx_tensor::{Device, Tensor};
+///
+/// let w = Param::new(Tensor::scalar(5.0f64, Device::cpu(0))?);
+/// let config = SgdConfig { lr: 0.1, momentum: 0.5, ..SgdConfig::default() };
+/// let mut sgd = Sgd::new(vec![w.clone()], config);
+/// let tape = Tape::new();
+/// for _ in 0..60 {
+///     let loss = tape.leaf(&w).add_scalar(-3.0)?.square()?;
+///     sgd.step(&tape.backward(&loss)?)?;
+/// }
+/// assert!((w.value().item()? - 3.0).abs() < 1e-6);
+/// # Ok::<(), phalanx_autograd::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Sgd {
+    config: SgdConfig,
+    groups: Groups<Tensor>,
+}
+
+impl Sgd {
+    /// For these parameters; one that occurs twice gets one step.
+    pub fn new(params: Vec<Param>, config: SgdConfig) -> Sgd {
+        Sgd {
+            config,
+            groups: Groups::new(params),
+        }
+    }
+
+    /// Gives some parameters peculiarities of their own, whether they are in already or not.
+    #[must_use]
+    pub fn with_group(mut self, group: Group) -> Sgd {
+        self.groups.push(group);
+        self
+    }
+}
+
+impl Optimizer for Sgd {
+    fn step(&mut self, gradients: &Gradients) -> Result<()> {
+        let config = self.config;
+        self.groups
+            .step(gradients, |group, params, grads, momenta| {
+                let config = SgdConfig {
+                    lr: config.lr * group.lr_scale,
+                    weight_decay: group.weight_decay.unwrap_or(config.weight_decay),
+                    ..config
+                };
+                Ok(sgd_step(params, grads, momenta, &config)?)
+            })
+    }
+
+    fn lr(&self) -> f64 {
+        self.config.lr
+    }
+
+    fn set_lr(&mut self, lr: f64) {
+        self.config.lr = lr;
+    }
+
+    fn state(&self) -> Result<State> {
+        let mut state = State::new();
+        insert_number(&mut state, "lr", self.config.lr)?;
+        for (i, (_, momentum)) in self.groups.iter().enumerate() {
+            if let Some(momentum) = momentum {
+                state.insert(format!("{i}.momentum_buffer"), momentum.clone());
+            }
+        }
+        Ok(state)
+    }
+
+    fn load_state(&mut self, mut state: State) -> Result<()> {
+        let lr = take_number(&mut state, "lr")?;
+        let mut momenta = Vec::new();
+        for (i, (param, _)) in self.groups.iter().enumerate() {
+            let name = format!("{i}.momentum_buffer");
+            momenta.push(take_like(&mut state, &name, param)?);
+        }
+        expect_empty(&state)?;
+        self.groups.replace(momenta);
+        self.config.lr = lr;
+        Ok(())
+    }
+}
