@@ -13,8 +13,23 @@ pub(crate) trait Real:
     + Sub<Output = Self>
     + Mul<Output = Self>
 {
+    /// The slice itself where this type is `f32`: the way into kernels that exist for it alone.
+    fn f32s(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+    /// As [`f32s`](Real::f32s), for writing.
+    fn f32s_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
 }
-impl Real for f32 {}
+impl Real for f32 {
+    fn f32s(s: &[f32]) -> Option<&[f32]> {
+        Some(s)
+    }
+    fn f32s_mut(s: &mut [f32]) -> Option<&mut [f32]> {
+        Some(s)
+    }
+}
 impl Real for f64 {}
 
 /// Runs the body with the Rust type of a working tensor, which is `f32` or `f64`.

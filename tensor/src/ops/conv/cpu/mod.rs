@@ -1,5 +1,7 @@
 //! The CPU kernels of the convolution and the choice between them.
 
+#[cfg(target_arch = "x86_64")]
+mod blocked;
 mod planar;
 
 use super::geometry::Geometry;
@@ -7,15 +9,42 @@ use crate::ops::working::Real;
 
 /// `out = x ⋆ w + bias`.
 pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]>, out: &mut [T]) {
+    if out.is_empty() {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(x), Some(w), true) = (T::f32s(x), T::f32s(w), blocked::pays(g.cog())) {
+        if let Some(out) = T::f32s_mut(out) {
+            return blocked::forward(g, x, w, bias.and_then(T::f32s), out);
+        }
+    }
     planar::forward(g, x, w, bias, out);
 }
 
 /// The gradient with respect to `x`.
 pub(super) fn input_grad<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T]) {
+    if dx.is_empty() {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(dy), Some(w), true) = (T::f32s(dy), T::f32s(w), blocked::pays(g.cig())) {
+        if let Some(dx) = T::f32s_mut(dx) {
+            return blocked::input_grad(g, dy, w, dx);
+        }
+    }
     planar::input_grad(g, dy, w, dx);
 }
 
 /// The gradient with respect to `w`.
 pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]) {
+    if g.n == 0 || dw.is_empty() {
+        return dw.fill(T::default());
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(x), Some(dy), true) = (T::f32s(x), T::f32s(dy), blocked::pays(g.cog())) {
+        if let Some(dw) = T::f32s_mut(dw) {
+            return blocked::weight_grad(g, x, dy, dw);
+        }
+    }
     planar::weight_grad(g, x, dy, dw);
 }

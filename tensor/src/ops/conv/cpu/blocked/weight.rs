@@ -1,0 +1,308 @@
+//! Weight gradient: for each weight, a sum over all pixels of all images.
+//!
+//! A lane is an output channel, so the output's gradient is brought to channels innermost. A
+//! register tile holds the weights of a few blocks of channels at a few rows of taps; for each
+//! pixel it reads the blocks of the gradient once, and one scalar of the padded input per tap.
+//!
+//! The batch is cut into chunks by its size alone, each with its own sums, which are added in
+//! order: so the result does not depend on the number of threads.
+#![allow(unsafe_code)]
+
+use super::super::super::geometry::Geometry;
+use super::lanes::Lanes;
+use super::pack::{Padded, Scratch, channels_last, with_scratch};
+use crate::cpu::parallel_for;
+use crate::cpu::share::Shared;
+
+/// Images of a chunk, at least: enough work to be worth its own sums.
+const CHUNK: usize = 8;
+/// Chunks of a batch, at most.
+const CHUNKS: usize = 16;
+/// Elements of scratch that the images between two visits of a register tile may take: 1 MiB.
+const CACHED: usize = 1 << 18;
+
+/// What is summed over what.
+struct Plan {
+    source: Padded,
+    /// Where each row of taps starts in a padded image: (channel, kernel row) for kernels three
+    /// wide, single taps otherwise. Rounded up to whole tiles by repeating the first.
+    rows: Vec<usize>,
+    /// Neighbouring taps of a row: 3 or 1.
+    run: usize,
+    /// Source elements from output row to output row, and from column to column.
+    steps: [usize; 2],
+    out: [usize; 2],
+    /// Output channels of a group, rounded up to whole blocks.
+    width: usize,
+}
+
+/// Rows of taps are rounded up to a multiple of this, which every tile divides.
+const ROWS: usize = 8;
+
+impl Plan {
+    fn new(g: &Geometry, lanes: usize) -> Plan {
+        let reach = |d: usize| (g.out[d].max(1) - 1) * g.stride[d] + g.dil[d] * (g.ker[d] - 1) + 1;
+        let source = Padded {
+            size: g.inp,
+            before: g.pad,
+            rows: reach(0),
+            cols: reach(1),
+            phases: 1,
+        };
+        let run = if g.ker[1] == 3 && g.dil[1] == 1 { 3 } else { 1 };
+        let mut rows = Vec::new();
+        for c in 0..g.cig() {
+            for u in 0..g.ker[0] {
+                for v in (0..g.ker[1]).step_by(run) {
+                    rows.push(c * source.plane() + source.at(u * g.dil[0], v * g.dil[1]));
+                }
+            }
+        }
+        rows.resize(rows.len().next_multiple_of(ROWS), 0);
+        Plan {
+            source,
+            rows,
+            run,
+            steps: [g.stride[0] * source.pitch(), g.stride[1]],
+            out: g.out,
+            width: g.cog().next_multiple_of(lanes),
+        }
+    }
+
+    /// Elements of the sums of one group.
+    fn sums(&self) -> usize {
+        self.rows.len() * self.run * self.width
+    }
+}
+
+/// The gradient with respect to `w`.
+///
+/// # Safety
+/// The processor has the features of `V`.
+pub(super) unsafe fn weight_grad<V: Lanes>(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+    let plan = Plan::new(g, V::LEN);
+    let (cig, cog) = (g.cig(), g.cog());
+    let (in_group, out_group) = (cig * g.in_plane(), cog * g.out_plane());
+    // Many large sums would cost more memory than their additions save time.
+    let most = ((1 << 24) / (plan.sums() * g.groups).max(1)).clamp(1, CHUNKS);
+    let chunk = g.n.div_ceil(most).max(CHUNK);
+    let items = g.n.div_ceil(chunk) * g.groups;
+    with_scratch(|[sums]: &mut [Scratch; 1]| {
+        let sums = sums.get(items * plan.sums());
+        let shared = Shared::new(sums);
+        parallel_for(items, 1, |range| {
+            with_scratch(|[padded, last]: &mut [Scratch; 2]| {
+                let (x_len, dy_len) = (cig * plan.source.plane(), g.out_plane() * plan.width);
+                let batch = (CACHED / (x_len + dy_len).max(1)).clamp(1, chunk);
+                let padded = padded.get(batch * x_len);
+                let last = last.get(batch * dy_len);
+                padded.fill(0.0);
+                for item in range {
+                    let (chunk_at, group) = (item / g.groups * chunk, item % g.groups);
+                    let images = chunk_at..(chunk_at + chunk).min(g.n);
+                    // SAFETY: each item is handed out once and has sums of its own.
+                    let sums =
+                        unsafe { shared.range(item * plan.sums()..(item + 1) * plan.sums()) };
+                    sums.fill(0.0);
+                    for first in images.clone().step_by(batch) {
+                        let images = first..(first + batch).min(images.end);
+                        // SAFETY: the features are the caller's promise.
+                        unsafe {
+                            V::run(
+                                #[inline(always)]
+                                || {
+                                    for (i, n) in images.clone().enumerate() {
+                                        let at = n * g.groups + group;
+                                        let x = &x[at * in_group..][..in_group];
+                                        let dy = &dy[at * out_group..][..out_group];
+                                        plan.source.fill::<V>(x, cig, &mut padded[i * x_len..]);
+                                        let last = &mut last[i * dy_len..][..dy_len];
+                                        let shape = (cog, g.out_plane());
+                                        channels_last::<V>(dy, shape, last, plan.width);
+                                    }
+                                    let (x, dy) = ((&*padded, x_len), (&*last, dy_len));
+                                    add_images::<V>(&plan, images.len(), x, dy, sums);
+                                },
+                            );
+                        }
+                    }
+                }
+            });
+        });
+        let sums = &mut *sums;
+        // SAFETY: the features are the caller's promise.
+        unsafe {
+            V::run(
+                #[inline(always)]
+                || {
+                    let (total, others) = sums.split_at_mut(plan.sums() * g.groups);
+                    for chunk in others.chunks_exact(total.len().max(1)) {
+                        total.iter_mut().zip(chunk).for_each(|(t, c)| *t += c);
+                    }
+                    let groups = total.chunks_exact(plan.sums().max(1));
+                    for (sums, dw) in groups.zip(dw.chunks_exact_mut(cog * cig * g.taps())) {
+                        unpack::<V>(&plan, sums, dw, (cog, cig * g.taps()));
+                    }
+                },
+            );
+        }
+    });
+}
+
+/// Tiles of channel blocks: first channel, blocks (2 or 1).
+fn tiles<V: Lanes>(width: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..width)
+        .step_by(2 * V::LEN)
+        .map(move |c| (c, if c + V::LEN < width { 2 } else { 1 }))
+}
+
+/// Adds the products of `images` images to the sums.
+///
+/// # Safety
+/// As [`Lanes`].
+#[inline(always)]
+unsafe fn add_images<V: Lanes>(
+    plan: &Plan,
+    images: usize,
+    (x, x_len): (&[f32], usize),
+    (dy, dy_len): (&[f32], usize),
+    sums: &mut [f32],
+) {
+    let [oh, ow] = plan.out;
+    let reach = (oh - 1) * plan.steps[0] + (ow - 1) * plan.steps[1] + plan.run;
+    assert!(
+        images == 0
+            || x.len() >= (images - 1) * x_len + plan.rows.iter().max().map_or(0, |r| r + reach)
+    );
+    assert!(dy.len() >= images * dy_len && dy_len >= oh * ow * plan.width);
+    assert!(sums.len() == plan.sums());
+    for (first, blocks) in tiles::<V>(plan.width) {
+        let sums = &mut sums[plan.rows.len() * plan.run * first..];
+        let job = Job {
+            plan,
+            images,
+            x: x.as_ptr(),
+            x_len,
+            dy: dy[first..].as_ptr(),
+            dy_len,
+        };
+        // SAFETY: the assertions bound what the tiles read: every row of taps, at every pixel of
+        // every image; `sums` starts at this tile's.
+        unsafe {
+            match (plan.run, blocks, V::ACCUMULATORS >= 28) {
+                (3, 2, true) => job.rows::<V, 4, 3, 2>(sums),
+                (3, 1, true) => job.rows::<V, 8, 3, 1>(sums),
+                (1, 2, true) => job.rows::<V, 8, 1, 2>(sums),
+                (1, 1, true) => job.rows::<V, 8, 1, 1>(sums),
+                (3, 2, false) => job.rows::<V, 2, 3, 2>(sums),
+                (3, 1, false) => job.rows::<V, 4, 3, 1>(sums),
+                (_, 2, _) => job.rows::<V, 4, 1, 2>(sums),
+                _ => job.rows::<V, 8, 1, 1>(sums),
+            }
+        }
+    }
+}
+
+/// One tile of channel blocks over some images.
+struct Job<'a> {
+    plan: &'a Plan,
+    images: usize,
+    x: *const f32,
+    x_len: usize,
+    dy: *const f32,
+    dy_len: usize,
+}
+
+impl Job<'_> {
+    /// All rows of taps, `R` at a time.
+    ///
+    /// # Safety
+    /// As [`tile`](Job::tile), for every row.
+    #[inline(always)]
+    unsafe fn rows<V: Lanes, const R: usize, const K: usize, const B: usize>(
+        &self,
+        sums: &mut [f32],
+    ) {
+        const { assert!(ROWS.is_multiple_of(R)) };
+        let tiles = sums.chunks_exact_mut(R * K * B * V::LEN);
+        for (rows, sums) in self.plan.rows.chunks_exact(R).zip(tiles) {
+            // SAFETY: the caller's promise.
+            unsafe { self.tile::<V, R, K, B>(rows, sums.as_mut_ptr()) };
+        }
+    }
+
+    /// `R` rows of `K` taps by `B` blocks, over all pixels of all images.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; `rows` are `R` starts of rows, valid at every pixel of every image for `K`
+    /// taps, `dy` for `B` blocks at every pixel, `sums` for the tile.
+    #[inline(always)]
+    unsafe fn tile<V: Lanes, const R: usize, const K: usize, const B: usize>(
+        &self,
+        rows: &[usize],
+        sums: *mut f32,
+    ) {
+        let ([oh, ow], [down, right], width) = (self.plan.out, self.plan.steps, self.plan.width);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut acc = [[[V::zero(); B]; K]; R];
+            let slot = |r: usize, k: usize, b: usize| sums.add(((r * K + k) * B + b) * V::LEN);
+            for r in 0..R {
+                for k in 0..K {
+                    for b in 0..B {
+                        acc[r][k][b] = V::load(slot(r, k, b));
+                    }
+                }
+            }
+            for image in 0..self.images {
+                let mut dy = self.dy.add(image * self.dy_len);
+                for i in 0..oh {
+                    let start = self.x.add(image * self.x_len + i * down);
+                    let x: [*const f32; R] = std::array::from_fn(|r| start.add(rows[r]));
+                    let mut at = 0;
+                    for _ in 0..ow {
+                        let mut grad = [V::zero(); B];
+                        for (b, grad) in grad.iter_mut().enumerate() {
+                            *grad = V::load(dy.add(b * V::LEN));
+                        }
+                        dy = dy.add(width);
+                        for r in 0..R {
+                            for k in 0..K {
+                                let x = V::splat(*x[r].add(at + k));
+                                for b in 0..B {
+                                    acc[r][k][b] = acc[r][k][b].fma(x, grad[b]);
+                                }
+                            }
+                        }
+                        at += right;
+                    }
+                }
+            }
+            for r in 0..R {
+                for k in 0..K {
+                    for b in 0..B {
+                        acc[r][k][b].store(slot(r, k, b));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `dw[channel][tap]` from the sums of a group.
+#[inline(always)]
+fn unpack<V: Lanes>(plan: &Plan, sums: &[f32], dw: &mut [f32], (channels, taps): (usize, usize)) {
+    for (first, blocks) in tiles::<V>(plan.width) {
+        let lanes = blocks * V::LEN;
+        let sums = &sums[plan.rows.len() * plan.run * first..];
+        for (l, dw) in dw[first * taps..]
+            .chunks_exact_mut(taps)
+            .take(channels.min(first + lanes) - first)
+            .enumerate()
+        {
+            for (tap, v) in dw.iter_mut().enumerate() {
+                *v = sums[tap * lanes + l];
+            }
+        }
+    }
+}
