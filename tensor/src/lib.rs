@@ -47,6 +47,7 @@ pub use dtype::{DType, Element, Float, bf16, f16};
 pub use error::{Error, Result};
 pub use layout::Layout;
 pub use memory::MemoryStats;
+pub use ops::random::Rng;
 pub use ops::unary::GeluKind;
 pub use shape::{Shape, Strides};
 pub use tensor::Tensor;

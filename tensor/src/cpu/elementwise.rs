@@ -188,7 +188,7 @@ pub(crate) fn map_real<const N: usize>(
 }
 
 /// [`map`] for a half type, through a kernel over `f32`; each result is rounded once.
-fn map_half<T: Float<Compute = f32>, const N: usize>(
+pub(crate) fn map_half<T: Float<Compute = f32>, const N: usize>(
     operands: [&Tensor; N],
     out: &mut [T],
     kernel: Kernel<'_, f32, f32, N>,

@@ -10,6 +10,7 @@ mod index;
 pub mod norm;
 pub mod optim;
 pub mod pool;
+pub mod random;
 pub mod reduce;
 mod shape;
 pub mod softmax;

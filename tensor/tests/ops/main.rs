@@ -11,6 +11,7 @@ mod index;
 mod layer_norm;
 mod optim;
 mod pool;
+mod random;
 mod reduce;
 mod shape;
 mod softmax;
