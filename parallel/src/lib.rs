@@ -1,3 +1,4 @@
 //! Data, pipeline and model parallelism over `phalanx-autograd` and `phalanx-comm`.
 
+pub mod partition;
 pub mod pipeline;

@@ -4,6 +4,7 @@
 mod bench;
 mod cargo;
 mod check;
+mod schedule;
 mod tally;
 mod test;
 mod tidy;
@@ -28,6 +29,8 @@ enum Chore {
     Check,
     /// Time the library, and its peers beside it.
     Bench(bench::Args),
+    /// Make, prove, predict and draw a pipeline plan.
+    Schedule(schedule::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Chore::Test(args) => test::run(&args),
         Chore::Check => check::run(),
         Chore::Bench(args) => bench::run(&args),
+        Chore::Schedule(args) => schedule::run(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -6,4 +6,5 @@ mod lowering;
 mod mutations;
 mod oracle;
 mod rng;
+mod search;
 mod text;

@@ -1,0 +1,443 @@
+//! Plans built event by event: whenever a rank is free, a rule picks the next of its actions.
+//!
+//! A rule says which kind goes first, whether weight gradients fill gaps or come at once, whether a
+//! rank would rather wait a little than begin one, and how many activations a rank takes on. No
+//! rule is best for all costs, so all are tried.
+
+use std::time::Instant;
+
+use super::super::Kind;
+use super::instance::{Evaluator, Instance, Plan};
+use super::{Action, Best};
+
+/// Which goes first where a forward and a backward could both begin.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum First {
+    Backward,
+    Forward,
+    /// The other of what the rank did last.
+    InTurn,
+}
+
+/// How many pairs a rank takes on, counted in stages from its first one to the end of the model.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Room {
+    /// As many as those: what 1F1B holds.
+    Once,
+    /// One less than twice as many: what interleaved 1F1B and ZB-H2 hold.
+    Twice,
+    /// As many as there are stages.
+    Stages,
+    /// As many as memory holds.
+    All,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Rule {
+    first: First,
+    room: Room,
+    /// Weight gradients come before forwards; else they fill gaps.
+    eager_weights: bool,
+    /// A rank waits rather than begin a W if something better comes within this share of it.
+    patience: f64,
+    /// Later stages first; else earlier microbatches.
+    deep: bool,
+    /// Backward passes stay whole.
+    whole: bool,
+}
+
+fn rules(instance: &Instance) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    // Where B is I and W, a whole backward never ends sooner than a split one.
+    let wholes: &[bool] = if instance.merges {
+        &[true, false]
+    } else {
+        &[false]
+    };
+    for &whole in wholes {
+        for room in [Room::Once, Room::Twice, Room::Stages, Room::All] {
+            for first in [First::Backward, First::InTurn, First::Forward] {
+                for deep in [true, false] {
+                    for (eager_weights, patience) in [
+                        (false, 0.0),
+                        (false, 0.5),
+                        (false, 1.0),
+                        (true, 0.0),
+                        (true, 1.0),
+                    ] {
+                        if whole && (eager_weights || patience > 0.0) {
+                            continue;
+                        }
+                        rules.push(Rule {
+                            first,
+                            room,
+                            eager_weights,
+                            patience,
+                            deep,
+                            whole,
+                        });
+                    }
+                }
+            }
+        }
+    }
+    rules
+}
+
+/// Tries every rule on every placement worth trying, as far as there is time; the first placement
+/// always has its turn.
+pub(super) fn all(
+    instance: &Instance,
+    evaluator: &mut Evaluator,
+    best: &mut Best,
+    lower_bound: f64,
+    deadline: Instant,
+) {
+    let rules = rules(instance);
+    let mut placed: Vec<(f64, Vec<u16>)> = Vec::new();
+    let mut try_placement = |placement: Vec<u16>, best: &mut Best| {
+        let mut least = f64::INFINITY;
+        for rule in &rules {
+            let Some(plan) = build(instance, &placement, rule) else {
+                continue;
+            };
+            let origin = || format!("list scheduling, {rule:?}");
+            if let Some(time) = best.offer(instance, evaluator, &plan, origin) {
+                least = least.min(time);
+            }
+        }
+        placed.push((least, placement));
+        least
+    };
+    for (i, placement) in placements(instance).into_iter().enumerate() {
+        if i > 0 && (Instant::now() > deadline || instance.reached(best.makespan, lower_bound)) {
+            return;
+        }
+        try_placement(placement, best);
+    }
+    if instance.stages == instance.ranks {
+        return;
+    }
+    // Exchange stages, or move one, as long as it helps.
+    let Some((mut time, mut here)) = placed.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
+        return;
+    };
+    let mut try_placement = |placement: &[u16], best: &mut Best| {
+        let mut least = f64::INFINITY;
+        for rule in rules.iter().filter(|r| r.patience == 0.0) {
+            let Some(plan) = build(instance, placement, rule) else {
+                continue;
+            };
+            let origin = || format!("list scheduling on another placement, {rule:?}");
+            if let Some(time) = best.offer(instance, evaluator, &plan, origin) {
+                least = least.min(time);
+            }
+        }
+        least
+    };
+    let mut improved = true;
+    while improved {
+        improved = false;
+        for a in 0..instance.stages {
+            for b in 0..instance.stages + instance.ranks {
+                if Instant::now() > deadline || instance.reached(best.makespan, lower_bound) {
+                    return;
+                }
+                let mut there = here.clone();
+                match b.checked_sub(instance.stages) {
+                    Some(rank) => there[a] = rank as u16,
+                    None => there.swap(a, b),
+                }
+                if there == here {
+                    continue;
+                }
+                let then = try_placement(&there, best);
+                if then < time {
+                    (time, here, improved) = (then, there, true);
+                }
+            }
+        }
+    }
+}
+
+/// Placements to begin with: dealt out in turn, as a zigzag, in blocks, and by weight.
+fn placements(instance: &Instance) -> Vec<Vec<u16>> {
+    let (n, p) = (instance.stages, instance.ranks);
+    let looped: Vec<u16> = (0..n).map(|s| (s % p) as u16).collect();
+    if n == p {
+        return vec![looped];
+    }
+    let zigzag = (0..n).map(|s| if s / p % 2 == 0 { s % p } else { p - 1 - s % p } as u16);
+    let blocks = (0..n).map(|s| (s * p / n) as u16);
+    let mut all = vec![looped, zigzag.collect(), blocks.collect()];
+
+    let work = |s: usize| instance.total(Kind::Forward, s) + instance.total_backward(s);
+    let mut heaviest: Vec<usize> = (0..n).collect();
+    heaviest.sort_by(|&a, &b| work(b).total_cmp(&work(a)));
+    let mut load = vec![0.0f64; p];
+    let mut by_weight = vec![0u16; n];
+    for s in heaviest {
+        let least = (0..p)
+            .min_by(|&a, &b| load[a].total_cmp(&load[b]))
+            .unwrap_or(0);
+        load[least] += work(s);
+        by_weight[s] = least as u16;
+    }
+    all.push(by_weight);
+    all.dedup();
+    all
+}
+
+/// A plan that grows.
+struct Builder<'a> {
+    instance: &'a Instance,
+    placement: &'a [u16],
+    rule: &'a Rule,
+    /// By stage: how many F, I, W are done; microbatches go in turn.
+    done: Vec<[usize; 3]>,
+    /// By stage and microbatch: when the input, or the output's gradient, is there; infinite before.
+    input: Vec<f64>,
+    gradient: Vec<f64>,
+    links: Vec<f64>,
+    clock: Vec<f64>,
+    held: Vec<i64>,
+    live: Vec<usize>,
+    room: Vec<i64>,
+    places: Vec<usize>,
+    stages_of: Vec<Vec<usize>>,
+    lists: Vec<Vec<Action>>,
+}
+
+/// Something that a rank could do next, and from when on.
+#[derive(Clone, Copy)]
+struct Choice {
+    kind: Kind,
+    stage: usize,
+    mb: usize,
+    ready: f64,
+}
+
+fn build(instance: &Instance, placement: &[u16], rule: &Rule) -> Option<Plan> {
+    let (n, m, p) = (instance.stages, instance.microbatches, instance.ranks);
+    let mut stages_of = vec![Vec::new(); p];
+    for s in 0..n {
+        stages_of[usize::from(placement[s])].push(s);
+    }
+    let room = |rank: usize| {
+        let resident = instance.resident_of(placement, rank);
+        let free = instance.limit.checked_sub(resident)?;
+        Some(i64::try_from(free).unwrap_or(i64::MAX))
+    };
+    let places = |stages: &Vec<usize>| {
+        let to_end = n - stages.first().copied().unwrap_or(0);
+        let wanted = match rule.room {
+            Room::Once => to_end,
+            Room::Twice => 2 * to_end - 1,
+            Room::Stages => n,
+            Room::All => usize::MAX,
+        };
+        wanted.max(stages.len())
+    };
+    let mut builder = Builder {
+        instance,
+        placement,
+        rule,
+        done: vec![[0; 3]; n],
+        input: vec![f64::INFINITY; n * m],
+        gradient: vec![f64::INFINITY; n * m],
+        links: vec![0.0; p * p],
+        clock: vec![0.0; p],
+        held: vec![0; p],
+        live: vec![0; p],
+        room: (0..p).map(room).collect::<Option<_>>()?,
+        places: stages_of.iter().map(places).collect(),
+        lists: stages_of
+            .iter()
+            .map(|s| Vec::with_capacity(3 * m * s.len()))
+            .collect(),
+        stages_of,
+    };
+    builder.input[..m].fill(0.0);
+    builder.gradient[(n - 1) * m..].fill(0.0);
+    while builder.step()? {}
+    Some(Plan {
+        placement: placement.to_vec(),
+        lists: builder.lists,
+    })
+}
+
+impl Builder<'_> {
+    /// Begins the action that can begin first of all; `None` if there is none but should be.
+    fn step(&mut self) -> Option<bool> {
+        let mut first: Option<(f64, usize)> = None;
+        for rank in 0..self.instance.ranks {
+            self.choices(rank, |choice| {
+                let start = choice.ready.max(self.clock[rank]);
+                if first.is_none_or(|(time, _)| start < time) {
+                    first = Some((start, rank));
+                }
+            });
+        }
+        let Some((now, rank)) = first else {
+            let m = self.instance.microbatches;
+            return self.done.iter().all(|d| *d == [m; 3]).then_some(false);
+        };
+        let choice = self.pick(rank, now)?;
+        self.begin(rank, choice);
+        Some(true)
+    }
+
+    /// What `rank` could do next, as far as is known yet.
+    fn choices(&self, rank: usize, mut visit: impl FnMut(Choice)) {
+        let m = self.instance.microbatches;
+        for &stage in &self.stages_of[rank] {
+            let [forwards, inputs, weights] = self.done[stage];
+            if forwards < m {
+                let ready = self.input[stage * m + forwards];
+                if ready < f64::INFINITY && self.fits(rank, stage) {
+                    visit(Choice {
+                        kind: Kind::Forward,
+                        stage,
+                        mb: forwards,
+                        ready,
+                    });
+                }
+            }
+            if inputs < forwards {
+                let ready = self.gradient[stage * m + inputs];
+                let kind = if self.rule.whole {
+                    Kind::Backward
+                } else {
+                    Kind::Input
+                };
+                if ready < f64::INFINITY {
+                    visit(Choice {
+                        kind,
+                        stage,
+                        mb: inputs,
+                        ready,
+                    });
+                }
+            }
+            if weights < inputs {
+                visit(Choice {
+                    kind: Kind::Weight,
+                    stage,
+                    mb: weights,
+                    ready: 0.0,
+                });
+            }
+        }
+    }
+
+    /// Whether one more forward leaves room for the oldest microbatch to come to its end.
+    fn fits(&self, rank: usize, stage: usize) -> bool {
+        let stages = &self.stages_of[rank];
+        let oldest = self.done[stages[0]][1];
+        let (mut bytes, mut pairs) = (self.held[rank], self.live[rank]);
+        for &s in stages {
+            if s == stage || self.done[s][0] <= oldest {
+                bytes += self.instance.activation[s] as i64;
+                pairs += 1;
+            }
+        }
+        bytes <= self.room[rank] && pairs <= self.places[rank]
+    }
+
+    fn pick(&self, rank: usize, now: f64) -> Option<Choice> {
+        let last = self.lists[rank].last().map(|a| a.kind());
+        let backward_first = match self.rule.first {
+            First::Backward => true,
+            First::Forward => false,
+            First::InTurn => last == Some(Kind::Forward),
+        };
+        // Smaller is better.
+        let rank_of = |choice: &Choice| {
+            let class = match (choice.kind, backward_first) {
+                (Kind::Weight, _) if self.rule.eager_weights => 1,
+                (Kind::Weight, _) => 3,
+                (Kind::Forward, false) | (Kind::Input | Kind::Backward, true) => 0,
+                _ => 2,
+            };
+            let depth = self.instance.stages - choice.stage;
+            match self.rule.deep {
+                true => (class, depth, choice.mb),
+                false => (class, choice.mb, depth),
+            }
+        };
+        let mut best: Option<Choice> = None;
+        let mut soon: Option<Choice> = None;
+        self.choices(rank, |choice| {
+            if choice.ready <= now {
+                if best.is_none_or(|b| rank_of(&choice) < rank_of(&b)) {
+                    best = Some(choice);
+                }
+            } else if soon.is_none_or(|s| choice.ready < s.ready) {
+                soon = Some(choice);
+            }
+        });
+        let best = best?;
+        if let Some(soon) = soon.filter(|_| best.kind == Kind::Weight) {
+            let time = self.instance.time(Kind::Weight, best.stage, best.mb);
+            if soon.ready - now < self.rule.patience * time {
+                return Some(soon);
+            }
+        }
+        Some(best)
+    }
+
+    fn begin(&mut self, rank: usize, choice: Choice) {
+        let Choice {
+            kind,
+            stage,
+            mb,
+            ready,
+        } = choice;
+        let m = self.instance.microbatches;
+        let end = ready.max(self.clock[rank]) + self.instance.time(kind, stage, mb);
+        self.clock[rank] = end;
+        self.held[rank] += self.instance.held(kind, stage);
+        self.lists[rank].push(Action::compute(kind, stage as u16, mb as u16));
+        let done = &mut self.done[stage];
+        match kind {
+            Kind::Forward => done[0] += 1,
+            Kind::Input => done[1] += 1,
+            Kind::Weight => done[2] += 1,
+            _ => {
+                done[1] += 1;
+                done[2] += 1;
+            }
+        }
+        match kind {
+            Kind::Forward => {
+                self.live[rank] += 1;
+                if stage + 1 < self.instance.stages {
+                    let there = self.deliver(stage, stage + 1, self.instance.transfer[stage], end);
+                    self.input[(stage + 1) * m + mb] = there;
+                }
+            }
+            Kind::Weight => self.live[rank] -= 1,
+            _ => {
+                self.live[rank] -= usize::from(kind == Kind::Backward);
+                if stage > 0 {
+                    let transfer = self.instance.transfer[stage - 1];
+                    self.gradient[(stage - 1) * m + mb] =
+                        self.deliver(stage, stage - 1, transfer, end);
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, from: usize, to: usize, transfer: f64, now: f64) -> f64 {
+        let (a, b) = (
+            usize::from(self.placement[from]),
+            usize::from(self.placement[to]),
+        );
+        if a == b {
+            return now;
+        }
+        let link = &mut self.links[a * self.clock.len() + b];
+        *link = link.max(now) + transfer;
+        *link
+    }
+}
