@@ -9,7 +9,7 @@ pub(crate) mod pieces;
 pub(crate) mod pool;
 pub(crate) mod rows;
 pub(crate) mod share;
-mod simd;
+pub(crate) mod simd;
 pub(crate) mod strided;
 mod threads;
 

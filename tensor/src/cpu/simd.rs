@@ -82,3 +82,39 @@ pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
         _ => f(),
     }
 }
+
+/// Defines a function whose body is compiled for each SIMD level; a call runs the best version.
+///
+/// Where [`vectorize`] depends on the optimiser to inline a closure into the version for a level,
+/// here the body stands in each of them, so closures inside it are compiled for the level too: for
+/// kernels too large for the optimiser to inline. Generic parameters stand in square brackets.
+macro_rules! multiversion {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident [$($generics:tt)*] ($($arg:ident: $ty:ty),* $(,)?) $body:block
+    ) => {
+        $(#[$meta])*
+        #[allow(unsafe_code)]
+        $vis fn $name<$($generics)*>($($arg: $ty),*) {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(
+                enable = "avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
+            )]
+            fn avx512<$($generics)*>($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,bmi2")]
+            fn avx2<$($generics)*>($($arg: $ty),*) $body
+            fn baseline<$($generics)*>($($arg: $ty),*) $body
+            match $crate::cpu::simd_level() {
+                // SAFETY: the level says that the processor has the features.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::SimdLevel::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: the level says that the processor has the features.
+                #[cfg(target_arch = "x86_64")]
+                $crate::cpu::SimdLevel::Avx2 => unsafe { avx2($($arg),*) },
+                _ => baseline($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use multiversion;

@@ -2,7 +2,8 @@
 
 use crate::cpu::math::Real;
 use crate::cpu::pieces::{Rows, parallel_pieces};
-use crate::cpu::rows::{LANES, fold, for_vectors, rows_per_grain};
+use crate::cpu::rows::{LANES, load, rows_per_grain, total};
+use crate::cpu::simd::multiversion;
 use crate::cpu::vectorize;
 
 /// Rows of a block: the parameters' gradients are summed block by block, so that the sums do not
@@ -16,18 +17,6 @@ pub(super) fn blocks(rows: usize) -> usize {
     rows.div_ceil(block_rows(rows))
 }
 
-/// `Σ f(x)`; elements beyond the end of the row are `pad`.
-#[inline(always)]
-fn sum<R: Real>(row: &[R], pad: R, f: impl Fn(R) -> R) -> R {
-    let mut lanes = [R::ZERO; LANES];
-    for_vectors(row, pad, |v| {
-        for i in 0..LANES {
-            lanes[i] += f(v[i]);
-        }
-    });
-    fold(lanes, |a, b| a + b)
-}
-
 /// Normalises rows of `width` and keeps their statistics `(mean, rstd)`. The variance is the mean
 /// square distance from the mean, so a mean far from zero costs no digits.
 pub(super) fn forward<R: Real>(
@@ -38,42 +27,61 @@ pub(super) fn forward<R: Real>(
     (mean, rstd): (&mut [R], &mut [R]),
     out: &mut [R],
 ) {
-    let (eps, n) = (R::from_f64(eps), R::from_f64(width as f64));
+    let eps = R::from_f64(eps);
     let (x, out) = (Rows { data: x, width }, Rows { data: out, width });
     let work = (x, mean, rstd, out);
     parallel_pieces(work, rows_per_grain(width), |_, (x, mean, rstd, out)| {
-        vectorize(|| {
-            let rows = x
-                .data
-                .chunks_exact(width)
-                .zip(out.data.chunks_exact_mut(width));
-            for ((x, out), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
-                let m = sum(x, R::ZERO, |x| x) / n;
-                let variance = sum(x, m, |x| (x - m) * (x - m)) / n;
-                let r = R::ONE / (variance + eps).sqrt();
-                (*mean, *rstd) = (m, r);
-                let pairs = out.iter_mut().zip(x);
-                match affine {
-                    (Some(w), Some(b)) => {
-                        for ((out, x), (w, b)) in pairs.zip(w.iter().zip(b)) {
-                            *out = (*x - m) * r * *w + *b;
-                        }
-                    }
-                    (Some(w), None) => {
-                        pairs
-                            .zip(w)
-                            .for_each(|((out, x), w)| *out = (*x - m) * r * *w);
-                    }
-                    (None, Some(b)) => {
-                        pairs
-                            .zip(b)
-                            .for_each(|((out, x), b)| *out = (*x - m) * r + *b);
-                    }
-                    (None, None) => pairs.for_each(|(out, x)| *out = (*x - m) * r),
+        forward_rows(x.data, width, affine, eps, mean, rstd, out.data);
+    });
+}
+
+multiversion! {
+    fn forward_rows[R: Real](
+        x: &[R],
+        width: usize,
+        affine: (Option<&[R]>, Option<&[R]>),
+        eps: R,
+        mean: &mut [R],
+        rstd: &mut [R],
+        out: &mut [R],
+    ) {
+        let n = R::from_f64(width as f64);
+        let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
+        for ((x, out), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
+            let mut sum = [R::ZERO; LANES];
+            for at in (0..width).step_by(LANES) {
+                let v = load(x, at, R::ZERO);
+                for i in 0..LANES {
+                    sum[i] += v[i];
                 }
             }
-        });
-    });
+            let m = total(sum) / n;
+            let mut squares = [R::ZERO; LANES];
+            for at in (0..width).step_by(LANES) {
+                let v = load(x, at, m);
+                for i in 0..LANES {
+                    squares[i] += (v[i] - m) * (v[i] - m);
+                }
+            }
+            let r = R::ONE / (total(squares) / n + eps).sqrt();
+            (*mean, *rstd) = (m, r);
+            let pairs = out.iter_mut().zip(x);
+            match affine {
+                (Some(w), Some(b)) => {
+                    for ((out, x), (w, b)) in pairs.zip(w.iter().zip(b)) {
+                        *out = (*x - m) * r * *w + *b;
+                    }
+                }
+                (Some(w), None) => {
+                    pairs.zip(w).for_each(|((out, x), w)| *out = (*x - m) * r * *w);
+                }
+                (None, Some(b)) => {
+                    pairs.zip(b).for_each(|((out, x), b)| *out = (*x - m) * r + *b);
+                }
+                (None, None) => pairs.for_each(|(out, x)| *out = (*x - m) * r),
+            }
+        }
+    }
 }
 
 /// The input's gradient, and under a weight the sums of each block of rows for the weight's and
@@ -93,35 +101,43 @@ pub(super) fn backward<R: Real>(
     let dx = blocks_of(dx, width_of_block);
     match w {
         None => parallel_pieces((dy, x, dx), 1, |first, (dy, x, dx)| {
-            vectorize(|| {
-                let rows = dy.data.chunks_exact(width).zip(x.data.chunks_exact(width));
-                let rows = rows.zip(dx.data.chunks_exact_mut(width));
-                for (i, ((dy, x), dx)) in (first * block..).zip(rows) {
-                    row_backward(dy, x, None, (mean[i], rstd[i]), dx, &mut [], &mut []);
-                }
-            });
+            let stats = (&mean[first * block..], &rstd[first * block..]);
+            backward_rows(dy.data, x.data, w, stats, dx.data, &mut [], width);
         }),
         Some(_) => {
             let partial = blocks_of(partial, 2 * width);
             parallel_pieces((dy, x, dx, partial), 1, |first, (dy, x, dx, partial)| {
-                vectorize(|| {
-                    let inputs = dy
-                        .data
-                        .chunks(width_of_block)
-                        .zip(x.data.chunks(width_of_block));
-                    let outputs = dx.data.chunks_mut(width_of_block);
-                    let outputs = outputs.zip(partial.data.chunks_exact_mut(2 * width));
-                    for (k, ((dy, x), (dx, partial))) in (first..).zip(inputs.zip(outputs)) {
-                        partial.fill(R::ZERO);
-                        let (dw, db) = partial.split_at_mut(width);
-                        let rows = dy.chunks_exact(width).zip(x.chunks_exact(width));
-                        let rows = rows.zip(dx.chunks_exact_mut(width));
-                        for (i, ((dy, x), dx)) in (k * block..).zip(rows) {
-                            row_backward(dy, x, w, (mean[i], rstd[i]), dx, dw, db);
-                        }
-                    }
-                });
+                let inputs = dy
+                    .data
+                    .chunks(width_of_block)
+                    .zip(x.data.chunks(width_of_block));
+                let outputs = dx.data.chunks_mut(width_of_block);
+                let outputs = outputs.zip(partial.data.chunks_exact_mut(2 * width));
+                for (k, ((dy, x), (dx, partial))) in (first..).zip(inputs.zip(outputs)) {
+                    partial.fill(R::ZERO);
+                    let stats = (&mean[k * block..], &rstd[k * block..]);
+                    backward_rows(dy, x, w, stats, dx, partial, width);
+                }
             });
+        }
+    }
+}
+
+multiversion! {
+    fn backward_rows[R: Real](
+        dy: &[R],
+        x: &[R],
+        w: Option<&[R]>,
+        stats: (&[R], &[R]),
+        dx: &mut [R],
+        partial: &mut [R],
+        width: usize,
+    ) {
+        let (dw, db) = partial.split_at_mut(partial.len() / 2);
+        let rows = dy.chunks_exact(width).zip(x.chunks_exact(width));
+        let rows = rows.zip(dx.chunks_exact_mut(width));
+        for (((dy, x), dx), (&mean, &rstd)) in rows.zip(stats.0.iter().zip(stats.1)) {
+            row_backward(dy, x, w, (mean, rstd), dx, dw, db);
         }
     }
 }
@@ -165,8 +181,8 @@ fn row_backward<R: Real>(
         &mut sums,
     );
     let share = R::from_f64(1.0 / width as f64);
-    let plain = fold(sums[0], |a, b| a + b) * share;
-    let along = fold(sums[1], |a, b| a + b) * share;
+    let plain = total(sums[0]) * share;
+    let along = total(sums[1]) * share;
     for (dx, x) in dx.iter_mut().zip(x) {
         *dx = rstd * (*dx - plain - (*x - mean) * rstd * along);
     }
