@@ -58,6 +58,7 @@ pub mod check;
 mod error;
 mod group;
 mod launch;
+mod sync;
 mod work;
 
 pub use error::{Error, Result};

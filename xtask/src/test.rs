@@ -69,7 +69,7 @@ fn tsan() -> Command {
     ]);
     command.env(
         "RUSTFLAGS",
-        "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer",
+        "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer --cfg phalanx_tsan",
     );
     let suppressions = Path::new(root()).join("xtask/tsan.supp");
     command.env(

@@ -25,12 +25,13 @@ use self::world::World;
 use crate::backends::{Backend, Membership};
 use crate::check::{Call, Op};
 use crate::error::{Error, Result};
+use crate::sync::Mutex;
 use crate::work::Pending;
 use phalanx_tensor::Device;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// One rank's handle on a group of threads.
@@ -116,11 +117,6 @@ impl Group {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code that can panic runs while one of this module's locks is held.
-    mutex.lock().unwrap_or_else(|e| e.into_inner())
-}
-
 impl LocalGroup {
     fn new(membership: Membership, group: Arc<Group>, seat: Arc<Seat>, first: Arc<Slot>) -> Self {
         LocalGroup {
@@ -159,7 +155,7 @@ impl Endpoint {
             return (slot, end as usize);
         }
         self.group.issued[me.rank].0.fetch_add(1, Relaxed);
-        let mut next = lock(&self.next);
+        let mut next = self.next.lock();
         let after = next.next();
         (std::mem::replace(&mut next, after), me.rank)
     }
@@ -208,7 +204,7 @@ impl Backend for LocalGroup {
     fn split_off(&self, color: u32, members: &[usize]) -> Result<LocalGroup> {
         let me = &self.endpoint;
         let old = &me.membership;
-        let number = lock(&me.next).sequence - 1; // of the `split` that all ranks have just done
+        let number = me.next.lock().sequence - 1; // of the `split` that all ranks have just done
         let name: Arc<str> = format!("{}/{number}:{color}", old.name).into();
         let world_ranks: Arc<[usize]> = members.iter().map(|&m| old.world_ranks[m]).collect();
         let rank = members.iter().position(|&m| m == old.rank);
@@ -218,7 +214,7 @@ impl Backend for LocalGroup {
             reason: "this rank is no member".into(),
         })?;
         let (group, first) = {
-            let mut offspring = lock(&me.group.offspring);
+            let mut offspring = me.group.offspring.lock();
             let entry = offspring
                 .entry(Arc::clone(&name))
                 .or_insert_with(|| Offspring {

@@ -1,8 +1,9 @@
 //! [`Mailbox`]: messages from one rank to another, until sender and receiver have found each other.
 
 use super::slot::Slot;
+use crate::sync::Mutex;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 /// Which end of a message; the number of its cell in the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,15 +37,10 @@ struct Unmatched {
 }
 
 impl Mailbox {
-    fn lock(&self) -> MutexGuard<'_, Unmatched> {
-        // A panic while the lock was held cannot have left a list half-changed.
-        self.unmatched.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
     /// The slot of the oldest message of this tag that lacks this end; else a new one between
     /// these ranks of the world, which lacks the other.
     pub(super) fn meet(&self, end: End, tag: u32, ranks: [usize; 2]) -> Arc<Slot> {
-        let mut unmatched = self.lock();
+        let mut unmatched = self.unmatched.lock();
         let found = unmatched
             .ends
             .iter()
@@ -60,7 +56,7 @@ impl Mailbox {
 
     /// The tags of the messages that lack their other end.
     pub(super) fn waiting(&self, end: End) -> Vec<u32> {
-        let unmatched = self.lock();
+        let unmatched = self.unmatched.lock();
         let waiting = unmatched.ends.iter().filter(|(_, e, _)| *e == end);
         waiting.map(|(tag, _, _)| *tag).collect()
     }

@@ -1,0 +1,70 @@
+//! [`Mutex`]: the standard one, without poison, in a form that ThreadSanitizer can follow.
+//!
+//! ThreadSanitizer sees only what it has instrumented, and the standard library comes compiled
+//! without it: a lock that was contended is taken in there, so that what it orders looks like a
+//! race. Under `--cfg phalanx_tsan` (see `xtask/src/test.rs`) a lock says so once more, with an
+//! atomic of its own.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::MutexGuard;
+#[cfg(phalanx_tsan)]
+use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
+
+/// Excludes other threads from a value. No code that can panic runs while one of this crate's
+/// locks is held, so there is no poison.
+#[derive(Debug, Default)]
+pub(crate) struct Mutex<T> {
+    inner: std::sync::Mutex<T>,
+    #[cfg(phalanx_tsan)]
+    edge: AtomicUsize,
+}
+
+impl<T> Mutex<T> {
+    pub(crate) fn new(value: T) -> Mutex<T> {
+        Mutex {
+            inner: std::sync::Mutex::new(value),
+            #[cfg(phalanx_tsan)]
+            edge: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> Guard<'_, T> {
+        let inner = self.inner.lock().unwrap_or_else(|e| e.into_inner());
+        #[cfg(phalanx_tsan)]
+        self.edge.fetch_add(1, AcqRel);
+        Guard {
+            inner,
+            #[cfg(phalanx_tsan)]
+            edge: &self.edge,
+        }
+    }
+}
+
+/// The right to use the value, until it is dropped.
+pub(crate) struct Guard<'a, T> {
+    inner: MutexGuard<'a, T>,
+    #[cfg(phalanx_tsan)]
+    edge: &'a AtomicUsize,
+}
+
+impl<T> Deref for Guard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.inner
+    }
+}
+
+impl<T> DerefMut for Guard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.inner
+    }
+}
+
+#[cfg(phalanx_tsan)]
+impl<T> Drop for Guard<'_, T> {
+    fn drop(&mut self) {
+        // Before the field, the lock itself, is released.
+        self.edge.fetch_add(1, AcqRel);
+    }
+}
