@@ -27,6 +27,37 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Operations
+//!
+//! Each family is a folder of `ops/`. Where a derivative is not one other operation there is a
+//! `…_backward`, named as in PyTorch.
+//!
+//! | family | for example |
+//! | --- | --- |
+//! | views | [`reshape`](Tensor::reshape), [`transpose`](Tensor::transpose), [`narrow`](Tensor::narrow), [`broadcast_to`](Tensor::broadcast_to) |
+//! | [unary](ops::unary) | [`relu`](Tensor::relu), [`exp`](Tensor::exp), [`gelu`](Tensor::gelu) |
+//! | [binary](ops::binary), [compare](ops::compare) | [`add`](Tensor::add), [`mul_scalar`](Tensor::mul_scalar), [`lt`](Tensor::lt), [`where_cond`](Tensor::where_cond): with broadcasting |
+//! | [reduce](ops::reduce) | [`sum`](Tensor::sum), [`mean`](Tensor::mean), [`argmax`](Tensor::argmax), [`sum_to_shape`](Tensor::sum_to_shape) |
+//! | [conv](ops::conv), [pool](ops::pool) | [`conv2d`](Tensor::conv2d), [`max_pool2d`](Tensor::max_pool2d) |
+//! | [norm](ops::norm) | [`batch_norm`](Tensor::batch_norm), [`layer_norm`](Tensor::layer_norm) |
+//! | [softmax](ops::softmax) | [`softmax`](Tensor::softmax), [`cross_entropy`](Tensor::cross_entropy) |
+//! | embedding, index | [`embedding`](Tensor::embedding), [`gather`](Tensor::gather), [`scatter_add`](Tensor::scatter_add), [`index_select`](Tensor::index_select) |
+//! | shape | [`cat`](Tensor::cat), [`stack`](Tensor::stack), [`split`](Tensor::split), [`pad`](Tensor::pad) |
+//! | [cast](ops::cast) | [`cast`](Tensor::cast) |
+//! | [random](ops::random) | [`randn`](Tensor::randn), [`bernoulli`](Tensor::bernoulli), [`dropout`](Tensor::dropout), from an [`Rng`] |
+//! | [optim](ops::optim) | [`sgd_step`](ops::optim::sgd_step), [`adam_step`](ops::optim::adam_step), [`global_norm`](ops::optim::global_norm): over lists, in place |
+//!
+//! # What holds
+//!
+//! - **The same bits, whatever the number of threads** ([`cpu::with_threads`]): kernels split
+//!   their output, and sums run over blocks of a fixed size in a fixed order.
+//! - **Half types are storage**: what is summed is summed in `f32`, what is computed is rounded
+//!   once.
+//! - **Memory is accounted to the byte** ([`Device::memory`]), and a training loop at steady state
+//!   asks the system for none.
+//! - **A plain build is fast**: kernels are compiled for each SIMD level, and the processor is
+//!   asked at run time.
 #![deny(unsafe_code)]
 
 pub mod cpu;
