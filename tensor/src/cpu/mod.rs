@@ -4,6 +4,7 @@
 pub(crate) mod buffer;
 pub(crate) mod convert;
 pub(crate) mod elementwise;
+pub mod gemm;
 pub mod math;
 pub(crate) mod pieces;
 pub(crate) mod pool;

@@ -7,6 +7,8 @@ pub mod compare;
 pub mod conv;
 mod embedding;
 mod index;
+pub mod linear;
+mod matmul;
 pub mod norm;
 pub mod optim;
 pub mod pool;

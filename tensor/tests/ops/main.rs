@@ -9,6 +9,8 @@ mod conv;
 mod embedding;
 mod index;
 mod layer_norm;
+mod linear;
+mod matmul;
 mod optim;
 mod pool;
 mod random;

@@ -1,0 +1,72 @@
+//! The element types that can be multiplied, and the type that each accumulates in.
+
+use super::family::Kernels;
+use crate::cpu::convert;
+use half::{bf16, f16};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+    impl Sealed for half::bf16 {}
+    impl Sealed for half::f16 {}
+}
+
+/// An element type of matrix products: `f32`, `f64`, `bf16` or `f16`.
+#[allow(private_bounds)]
+pub trait Scalar: sealed::Sealed + Copy + Default + Send + Sync + 'static {
+    /// Products are summed in this type: `f32` for the half types, else the type itself.
+    type Acc: Kernels + Copy + Default;
+    /// Whether `Acc` is the type itself.
+    #[doc(hidden)]
+    const DIRECT: bool;
+    /// `Acc` from a coefficient.
+    #[doc(hidden)]
+    fn coefficient(x: f64) -> Self::Acc;
+    /// Converts without loss.
+    #[doc(hidden)]
+    fn widen(from: &[Self], to: &mut [Self::Acc]);
+    /// Rounds to nearest, ties to even.
+    #[doc(hidden)]
+    fn narrow(from: &[Self::Acc], to: &mut [Self]);
+}
+
+macro_rules! direct {
+    ($t:ty) => {
+        impl Scalar for $t {
+            type Acc = $t;
+            const DIRECT: bool = true;
+            fn coefficient(x: f64) -> $t {
+                x as $t
+            }
+            fn widen(from: &[$t], to: &mut [$t]) {
+                to.copy_from_slice(from);
+            }
+            fn narrow(from: &[$t], to: &mut [$t]) {
+                to.copy_from_slice(from);
+            }
+        }
+    };
+}
+direct!(f32);
+direct!(f64);
+
+macro_rules! half {
+    ($t:ty) => {
+        impl Scalar for $t {
+            type Acc = f32;
+            const DIRECT: bool = false;
+            fn coefficient(x: f64) -> f32 {
+                x as f32
+            }
+            fn widen(from: &[$t], to: &mut [f32]) {
+                convert::widen(from, to);
+            }
+            fn narrow(from: &[f32], to: &mut [$t]) {
+                convert::narrow(from, to);
+            }
+        }
+    };
+}
+half!(bf16);
+half!(f16);

@@ -1,0 +1,201 @@
+//! The affine layer `act(x Wᵀ + b)` in one pass, and its gradients.
+
+mod cpu;
+
+use super::unary::{GeluKind, Unary};
+use crate::storage::Storage;
+use crate::{Error, Result, Shape, Tensor, dispatch_float};
+
+/// What [`Tensor::linear`] applies to its sums while they are at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Activation {
+    /// Nothing.
+    #[default]
+    None,
+    /// The larger of x and 0.
+    Relu,
+    /// The Gaussian error linear unit.
+    Gelu(GeluKind),
+    /// x · sigmoid(x).
+    Silu,
+    /// The hyperbolic tangent.
+    Tanh,
+    /// The logistic function.
+    Sigmoid,
+}
+
+impl Activation {
+    /// The function to apply after the product, where it is not part of the product.
+    fn function(self) -> Option<Unary> {
+        match self {
+            Activation::None | Activation::Relu => None,
+            Activation::Gelu(kind) => Some(Unary::Gelu(kind)),
+            Activation::Silu => Some(Unary::Silu),
+            Activation::Tanh => Some(Unary::Tanh),
+            Activation::Sigmoid => Some(Unary::Sigmoid),
+        }
+    }
+}
+
+impl Tensor {
+    /// `act(x Wᵀ + b)` along the last axis of `self`: `[…, in]` with a weight `[out, in]` and a
+    /// bias `[out]` gives `[…, out]` (PyTorch: `nn.functional.linear`). Half types are rounded
+    /// once, after the activation.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{Device, Tensor, ops::linear::Activation};
+    /// let device = Device::cpu(0);
+    /// let x = Tensor::from_slice(&[1.0f32, 2.0], [1, 2], device)?;
+    /// let w = Tensor::from_slice(&[1.0f32, 1.0, -1.0, -1.0], [2, 2], device)?;
+    /// let b = Tensor::from_slice(&[0.5f32, 0.5], [2], device)?;
+    /// assert_eq!(x.linear(&w, Some(&b), Activation::Relu)?.to_vec::<f32>()?, [3.5, 0.0]);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`], [`Error::InvalidShape`], [`Error::DTypeMismatch`],
+    /// [`Error::DeviceMismatch`], [`Error::UnsupportedDType`] for integers;
+    /// [`Error::OutOfMemory`].
+    pub fn linear(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        const OP: &str = "linear";
+        let (out_features, in_features) = weight_shape(OP, self, weight)?;
+        let (x, lead) = rows(OP, self, in_features, weight, "the last axis is as long as the weight's second")?;
+        let bias = match bias {
+            Some(bias) => {
+                self.expect_same_kind(OP, bias)?;
+                if bias.dims() != [out_features] {
+                    return Err(Error::ShapeMismatch {
+                        op: OP,
+                        lhs: weight.shape().clone(),
+                        rhs: bias.shape().clone(),
+                        reason: "the bias has one element for each row of the weight",
+                    });
+                }
+                Some(bias.contiguous()?)
+            }
+            None => None,
+        };
+        let mut shape = lead;
+        shape.push(out_features);
+        let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
+        match self.storage() {
+            Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
+                let bias = bias.as_ref().map(Tensor::as_slice::<T>).transpose()?;
+                cpu::forward::<T>(&x, weight, bias, activation, out.make_mut()?);
+            }),
+        }
+        Ok(out)
+    }
+
+    /// The gradient of [`linear`](Tensor::linear)'s argument, where `self` is the gradient of the
+    /// sums: `grad W`, `[…, out]` to `[…, in]`.
+    ///
+    /// # Errors
+    /// As [`linear`](Tensor::linear).
+    pub fn linear_input_grad(&self, weight: &Tensor) -> Result<Tensor> {
+        const OP: &str = "linear_input_grad";
+        let (out_features, in_features) = weight_shape(OP, self, weight)?;
+        let (grad, lead) = rows(OP, self, out_features, weight, "the last axis is as long as the weight's first")?;
+        let mut shape = lead;
+        shape.push(in_features);
+        let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
+        match self.storage() {
+            Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
+                cpu::product::<T>(&grad, weight, out.make_mut()?);
+            }),
+        }
+        Ok(out)
+    }
+
+    /// The gradient of [`linear`](Tensor::linear)'s weight, where `self` is the gradient of the
+    /// sums and `x` the argument: `gradᵀ x`, of shape `[out, in]`.
+    ///
+    /// # Errors
+    /// As [`linear`](Tensor::linear).
+    pub fn linear_weight_grad(&self, x: &Tensor) -> Result<Tensor> {
+        const OP: &str = "linear_weight_grad";
+        self.expect_same_kind(OP, x)?;
+        self.expect_float(OP)?;
+        let mismatch = || Error::ShapeMismatch {
+            op: OP,
+            lhs: self.shape().clone(),
+            rhs: x.shape().clone(),
+            reason: "all axes but the last agree",
+        };
+        let (Some((&out_features, lead)), Some((&in_features, x_lead))) =
+            (self.dims().split_last(), x.dims().split_last())
+        else {
+            return Err(mismatch());
+        };
+        if lead != x_lead {
+            return Err(mismatch());
+        }
+        let batch = lead.iter().product::<usize>();
+        let grad = self.reshape([batch, out_features])?;
+        let x = x.reshape([batch, in_features])?;
+        let mut out = Tensor::allocate(OP, [out_features, in_features].into(), self.dtype(), self.device())?;
+        match self.storage() {
+            Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
+                cpu::product::<T>(&grad.transpose(0, 1)?, &x, out.make_mut()?);
+            }),
+        }
+        Ok(out)
+    }
+
+    /// The gradient of [`linear`](Tensor::linear)'s bias, where `self` is the gradient of the
+    /// sums: the sum over all axes but the last.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] for a scalar; as [`sum`](Tensor::sum).
+    pub fn linear_bias_grad(&self) -> Result<Tensor> {
+        const OP: &str = "linear_bias_grad";
+        let Some((&features, lead)) = self.dims().split_last() else {
+            return Err(scalar(OP, self));
+        };
+        self.reshape([lead.iter().product::<usize>(), features])?.sum(&[0], false)
+    }
+}
+
+fn scalar(op: &'static str, t: &Tensor) -> Error {
+    Error::InvalidShape { op, shape: t.shape().clone(), reason: "needs at least one axis".into() }
+}
+
+/// Checks that `weight` is a matrix of the kind of `t`; its extents.
+fn weight_shape(op: &'static str, t: &Tensor, weight: &Tensor) -> Result<(usize, usize)> {
+    t.expect_same_kind(op, weight)?;
+    t.expect_float(op)?;
+    match *weight.dims() {
+        [out_features, in_features] => Ok((out_features, in_features)),
+        _ => Err(Error::InvalidShape {
+            op,
+            shape: weight.shape().clone(),
+            reason: "the weight is a matrix, [out, in]".into(),
+        }),
+    }
+}
+
+/// `t` as a matrix of rows of `features`, and its leading axes.
+fn rows(
+    op: &'static str,
+    t: &Tensor,
+    features: usize,
+    weight: &Tensor,
+    reason: &'static str,
+) -> Result<(Tensor, Shape)> {
+    let (&last, lead) = t.dims().split_last().ok_or_else(|| scalar(op, t))?;
+    if last != features {
+        return Err(Error::ShapeMismatch {
+            op,
+            lhs: t.shape().clone(),
+            rhs: weight.shape().clone(),
+            reason,
+        });
+    }
+    Ok((t.reshape([lead.iter().product::<usize>(), features])?, Shape::from(lead)))
+}

@@ -1,0 +1,83 @@
+//! CPU kernel: one product for each matrix of the stack, over [`cpu::gemm`](crate::cpu::gemm).
+
+use crate::cpu::elementwise::raw;
+use crate::cpu::gemm::{Epilogue, MatMut, MatRef, Scalar, gemm};
+use crate::cpu::{parallel_chunks, threads};
+use crate::layout::Layout;
+use crate::{Element, Shape, Tensor};
+
+/// Multiply-adds in one product from which on the threads share each product, rather than the
+/// products.
+const LARGE: usize = 1 << 24;
+
+/// `out[i] = a[i] b[i]` for the matrices of two stacks of one leading shape.
+pub(super) fn matmul<T: Element + Scalar>(
+    (a, a_layout): (&Tensor, &Layout),
+    (b, b_layout): (&Tensor, &Layout),
+    out: &mut [T],
+) {
+    if out.is_empty() {
+        return;
+    }
+    let (a, b) = (raw::<T>(a), raw::<T>(b));
+    let (a_stack, b_stack) = (Stack::new(a_layout), Stack::new(b_layout));
+    let (m, n, k) = (a_stack.rows, b_stack.cols, a_stack.cols);
+    if b_stack.is_one_matrix()
+        && let Some(rows) = a_layout.reshape(&Shape::from([out.len() / n, k]))
+    {
+        // One tall matrix by one: a single product.
+        let a = Stack::new(&rows).matrix(a, 0);
+        let c = MatMut::row_major(out, a_layout.shape().numel() / k.max(1), n);
+        return gemm(c, a, b_stack.matrix(b, 0), &Epilogue::default());
+    }
+    let product = |i: usize, c: &mut [T]| {
+        let (a, b) = (a_stack.matrix(a, i), b_stack.matrix(b, i));
+        gemm(MatMut::row_major(c, m, n), a, b, &Epilogue::default());
+    };
+    let count = out.len() / (m * n);
+    if count >= threads() && m * n * k < LARGE || count % threads() == 0 {
+        parallel_chunks(out, m * n, |start, piece| {
+            for (i, c) in piece.chunks_exact_mut(m * n).enumerate() {
+                product(start / (m * n) + i, c);
+            }
+        });
+    } else {
+        out.chunks_exact_mut(m * n).enumerate().for_each(|(i, c)| product(i, c));
+    }
+}
+
+/// The last two axes of a layout, and the way from matrix to matrix along the others.
+struct Stack<'a> {
+    layout: &'a Layout,
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> Stack<'a> {
+    fn new(layout: &'a Layout) -> Self {
+        let [.., rows, cols] = layout.shape()[..] else {
+            unreachable!("the caller gives matrices at least two axes")
+        };
+        Stack { layout, rows, cols }
+    }
+
+    /// Whether all leading axes repeat one matrix.
+    fn is_one_matrix(&self) -> bool {
+        let lead = self.layout.shape().len() - 2;
+        let (shape, strides) = (self.layout.shape(), self.layout.strides());
+        (0..lead).all(|i| shape[i] == 1 || strides[i] == 0)
+    }
+
+    /// The `index`-th matrix in row-major order of the leading axes.
+    fn matrix<'d, T>(&self, data: &'d [T], mut index: usize) -> MatRef<'d, T> {
+        let (shape, strides) = (self.layout.shape(), self.layout.strides());
+        let lead = shape.len() - 2;
+        let mut offset = self.layout.offset();
+        for i in (0..lead).rev() {
+            offset += index % shape[i] * strides[i];
+            index /= shape[i];
+        }
+        let data = if self.rows * self.cols == 0 { &[] } else { &data[offset..] };
+        MatRef::new(data, (self.rows, self.cols), (strides[lead], strides[lead + 1]))
+    }
+}
