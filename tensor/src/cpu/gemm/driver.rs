@@ -3,11 +3,12 @@
 use super::family::{Family, Kernels};
 use super::kernel::{Out, Tile};
 use super::pack::{Block, OVERRUN, packed_len};
+use super::parts::{Panel, Target, at, blocks};
 use super::plan::{self, Plan, Side, TileShape};
 use super::scalar::Scalar;
 use super::scratch::{self, Scratch};
 use super::simd::Real;
-use super::{Bias, Epilogue, MatMut, MatRef};
+use super::{Bias, Epilogue, Map, MatMut, MatRef};
 use crate::cpu::{SimdLevel, parallel_for, threads};
 use std::ops::Range;
 
@@ -30,7 +31,7 @@ struct Product<'a, T: Scalar> {
     bias_s: &'a [T],
     bias_v: &'a [T],
     floor: T::Acc,
-    map: Option<&'a (dyn Fn(&mut [T::Acc]) + Sync)>,
+    map: Option<&'a Map<'a, T::Acc>>,
 }
 
 // SAFETY: the operands are only read; a task writes only the elements of `c` in its ranges, and
@@ -51,8 +52,16 @@ pub(super) fn product<T: Scalar>(
         lanes: family.lanes,
     };
     let (m, n, k) = (a.rows, b.cols, a.cols);
-    let a_side = Side { len: m, along: a.row_stride, k_step: a.col_stride };
-    let b_side = Side { len: n, along: b.col_stride, k_step: b.row_stride };
+    let a_side = Side {
+        len: m,
+        along: a.row_stride,
+        k_step: a.col_stride,
+    };
+    let b_side = Side {
+        len: n,
+        along: b.col_stride,
+        k_step: b.row_stride,
+    };
     let mut plan = plan::plan(tile, a_side, b_side, k);
     // Widening leaves the operand's layout as it is, but moves it.
     plan.direct_vectors &= T::DIRECT;
@@ -75,7 +84,11 @@ pub(super) fn product<T: Scalar>(
         beta: (epilogue.beta != 0.0).then(|| T::coefficient(epilogue.beta)),
         bias_s: bias_row,
         bias_v: bias_col,
-        floor: if epilogue.relu { T::Acc::ZERO } else { T::Acc::NEG_INFINITY },
+        floor: if epilogue.relu {
+            T::Acc::ZERO
+        } else {
+            T::Acc::NEG_INFINITY
+        },
         map: epilogue.map,
     };
     if plan.swapped {
@@ -92,15 +105,6 @@ pub(super) fn product<T: Scalar>(
             scratch::with(|scratch| product.task(s, v, scratch));
         }
     });
-}
-
-/// Where the sums of a block go, and what is done to them: for its first stripe and column.
-#[derive(Clone, Copy)]
-struct Target<A> {
-    c: *mut A,
-    ld: usize,
-    bias_s: *const A,
-    bias_v: *const A,
 }
 
 impl<T: Scalar> Product<'_, T> {
@@ -135,7 +139,10 @@ impl<T: Scalar> Product<'_, T> {
         let Some(map) = self.map else { return };
         let (rows, along) = self.rows(&s, &v);
         for row in rows {
-            let p = self.c.wrapping_add(row * self.ld + along.start).cast::<T::Acc>();
+            let p = self
+                .c
+                .wrapping_add(row * self.ld + along.start)
+                .cast::<T::Acc>();
             // SAFETY: this piece of the row belongs to this task, which has no other reference to
             // it, and `T` is `Acc`.
             map(unsafe { std::slice::from_raw_parts_mut(p, along.len()) });
@@ -144,19 +151,28 @@ impl<T: Scalar> Product<'_, T> {
 
     /// Offset in `c` of an element by stripe and column.
     fn offset(&self, s: usize, v: usize) -> usize {
-        if self.plan.swapped { v * self.ld + s } else { s * self.ld + v }
+        if self.plan.swapped {
+            v * self.ld + s
+        } else {
+            s * self.ld + v
+        }
     }
 
     /// The ranges of rows of `c` and of elements in them.
     fn rows(&self, s: &Range<usize>, v: &Range<usize>) -> (Range<usize>, Range<usize>) {
-        if self.plan.swapped { (v.clone(), s.clone()) } else { (s.clone(), v.clone()) }
+        if self.plan.swapped {
+            (v.clone(), s.clone())
+        } else {
+            (s.clone(), v.clone())
+        }
     }
 
     /// A block of a half-type result: its sums are completed in `f32`, then rounded.
     fn half_block(&self, s: Range<usize>, v: Range<usize>, scratch: &mut Scratch) {
         let (rows, along) = self.rows(&s, &v);
         let (len, ld) = (rows.len() * along.len(), along.len());
-        let bias_len = |bias: &[T], part: &Range<usize>| if bias.is_empty() { 0 } else { part.len() };
+        let bias_len =
+            |bias: &[T], part: &Range<usize>| if bias.is_empty() { 0 } else { part.len() };
         let (bias_s, bias_v) = (bias_len(self.bias_s, &s), bias_len(self.bias_v, &v));
         let mut buffer = std::mem::take(&mut scratch.sums);
         let room = buffer.room::<T::Acc>(len + bias_s + bias_v);
@@ -183,7 +199,17 @@ impl<T: Scalar> Product<'_, T> {
             }
         }
         let (bias_s, bias_v) = (at(wide_s, 0), at(wide_v, 0));
-        self.block(s, v, Target { c: sums.as_mut_ptr(), ld, bias_s, bias_v }, scratch);
+        self.block(
+            s,
+            v,
+            Target {
+                c: sums.as_mut_ptr(),
+                ld,
+                bias_s,
+                bias_v,
+            },
+            scratch,
+        );
         for (sums, row) in sums.chunks_exact_mut(ld).zip(rows) {
             if let Some(map) = self.map {
                 map(sums);
@@ -208,16 +234,29 @@ impl<T: Scalar> Product<'_, T> {
         for part in 0..k.count {
             let ks = k.range(part, self.k);
             let kc = ks.len();
-            let tile = |stripes: *const T::Acc, first_s: usize, panel: Panel<T::Acc>, first_v: usize| {
-                let (ds, dv) = (first_s - s.start, first_v - v.start);
-                self.tile(stripes, rows.min(s.end - first_s), panel, kc, target.at(ds, dv, self.plan.swapped), part)
-            };
+            let tile =
+                |stripes: *const T::Acc, first_s: usize, panel: Panel<T::Acc>, first_v: usize| {
+                    let (ds, dv) = (first_s - s.start, first_v - v.start);
+                    self.tile(
+                        stripes,
+                        rows.min(s.end - first_s),
+                        panel,
+                        kc,
+                        target.at(ds, dv, self.plan.swapped),
+                        part,
+                    )
+                };
             if self.plan.columns_pass {
                 let stripes = self.stripes(&s, &ks, rows, scratch);
                 for columns in self.panels(&v) {
                     let panel = self.panel(&columns, &ks, 0, scratch);
                     for first in s.clone().step_by(rows) {
-                        tile(stripes.wrapping_add((first - s.start) * kc), first, panel, columns.start);
+                        tile(
+                            stripes.wrapping_add((first - s.start) * kc),
+                            first,
+                            panel,
+                            columns.start,
+                        );
                     }
                 }
             } else {
@@ -259,11 +298,23 @@ impl<T: Scalar> Product<'_, T> {
                 c: target.c,
                 ld: target.ld,
                 alpha: self.alpha,
-                beta: if part == 0 { self.beta } else { Some(T::Acc::ONE) },
+                beta: if part == 0 {
+                    self.beta
+                } else {
+                    Some(T::Acc::ONE)
+                },
                 bias_s: bias(target.bias_s),
                 bias_v: bias(target.bias_v),
-                floor: if last { self.floor } else { T::Acc::NEG_INFINITY },
-                finish: if self.plan.swapped { family.scatter } else { family.along },
+                floor: if last {
+                    self.floor
+                } else {
+                    T::Acc::NEG_INFINITY
+                },
+                finish: if self.plan.swapped {
+                    family.scatter
+                } else {
+                    family.along
+                },
             },
         };
         let vectors = panel.width.div_ceil(family.lanes);
@@ -286,12 +337,26 @@ impl<T: Scalar> Product<'_, T> {
 
     /// The panel of the columns `v` for the terms `ks`: packed for the resident block's column
     /// `at`, or in place.
-    fn panel(&self, v: &Range<usize>, ks: &Range<usize>, at: usize, scratch: &mut Scratch) -> Panel<T::Acc> {
+    fn panel(
+        &self,
+        v: &Range<usize>,
+        ks: &Range<usize>,
+        at: usize,
+        scratch: &mut Scratch,
+    ) -> Panel<T::Acc> {
         if !self.in_place(v) {
             let staged = self.stage(self.v, self.v_side, v, ks, scratch);
             // Room for the whole block at once: a buffer that grows forgets.
-            let columns = if self.plan.columns_pass { self.family.width() } else { self.plan.resident };
-            let room = packed_len(columns.max(at + v.len()), self.plan.k.size, self.family.lanes);
+            let columns = if self.plan.columns_pass {
+                self.family.width()
+            } else {
+                self.plan.resident
+            };
+            let room = packed_len(
+                columns.max(at + v.len()),
+                self.plan.k.size,
+                self.family.lanes,
+            );
             let packed = scratch.vectors.room::<T::Acc>(room);
             // SAFETY: the operand holds these columns and terms, the buffer has the room.
             unsafe {
@@ -303,15 +368,32 @@ impl<T: Scalar> Product<'_, T> {
     }
 
     /// Where [`panel`](Self::panel) left the columns.
-    fn packed(&self, v: &Range<usize>, ks: &Range<usize>, at: usize, scratch: &mut Scratch) -> Panel<T::Acc> {
+    fn packed(
+        &self,
+        v: &Range<usize>,
+        ks: &Range<usize>,
+        at: usize,
+        scratch: &mut Scratch,
+    ) -> Panel<T::Acc> {
         if self.in_place(v) {
             let Side { k_step, .. } = self.v_side;
             // Columns in place are one apart, and `T` is `Acc`.
             let p = self.v.wrapping_add(v.start + ks.start * k_step).cast();
-            return Panel { p, k_step, width: v.len() };
+            return Panel {
+                p,
+                k_step,
+                width: v.len(),
+            };
         }
-        let p = scratch.vectors.room::<T::Acc>(0).wrapping_add(at * ks.len());
-        Panel { p, k_step: v.len().next_multiple_of(self.family.lanes), width: v.len() }
+        let p = scratch
+            .vectors
+            .room::<T::Acc>(0)
+            .wrapping_add(at * ks.len());
+        Panel {
+            p,
+            k_step: v.len().next_multiple_of(self.family.lanes),
+            width: v.len(),
+        }
     }
 
     /// Whether the kernel reads these columns where they stand: only whole vectors.
@@ -348,18 +430,31 @@ impl<T: Scalar> Product<'_, T> {
         let first = part.start * along + ks.start * k_step;
         let (len, kc) = (part.len(), ks.len());
         if T::DIRECT {
-            return Block { p: p.wrapping_add(first).cast(), len, along, kc, k_step };
+            return Block {
+                p: p.wrapping_add(first).cast(),
+                len,
+                along,
+                kc,
+                k_step,
+            };
         }
         let wide = scratch.wide.room::<T::Acc>(len * kc);
         // SAFETY: `wide` has `len * kc` elements, zero bits are a valid `Acc`, and the operand
         // holds the part; runs of step one are contiguous in it.
         unsafe {
             wide.write_bytes(0, len * kc);
-            let wide_row = |row: usize, n: usize| std::slice::from_raw_parts_mut(wide.add(row * n), n);
+            let wide_row =
+                |row: usize, n: usize| std::slice::from_raw_parts_mut(wide.add(row * n), n);
             let source = |i: usize, n: usize| std::slice::from_raw_parts(p.add(first + i), n);
             if along == 1 {
                 (0..kc).for_each(|k| T::widen(source(k * k_step, len), wide_row(k, len)));
-                return Block { p: wide, len, along: 1, kc, k_step: len };
+                return Block {
+                    p: wide,
+                    len,
+                    along: 1,
+                    kc,
+                    k_step: len,
+                };
             }
             for i in 0..len {
                 if k_step == 1 {
@@ -371,39 +466,12 @@ impl<T: Scalar> Product<'_, T> {
                 }
             }
         }
-        Block { p: wide, len, along: kc, kc, k_step: 1 }
-    }
-}
-
-impl<A> Target<A> {
-    /// The target of the tile that starts `ds` stripes and `dv` columns further on.
-    fn at(self, ds: usize, dv: usize, swapped: bool) -> Target<A> {
-        let by = if swapped { dv * self.ld + ds } else { ds * self.ld + dv };
-        let bias = |p: *const A, by| if p.is_null() { p } else { p.wrapping_add(by) };
-        Target {
-            c: self.c.wrapping_add(by),
-            ld: self.ld,
-            bias_s: bias(self.bias_s, ds),
-            bias_v: bias(self.bias_v, dv),
+        Block {
+            p: wide,
+            len,
+            along: kc,
+            kc,
+            k_step: 1,
         }
     }
-}
-
-/// Columns as the kernel reads them.
-#[derive(Clone, Copy)]
-struct Panel<A> {
-    p: *const A,
-    k_step: usize,
-    width: usize,
-}
-
-/// Pieces of `range` of at most `size`.
-fn blocks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
-    let end = range.end;
-    range.step_by(size).map(move |start| start..end.min(start.saturating_add(size)))
-}
-
-/// Pointer to an element of a slice, or null for an empty slice.
-fn at<T>(slice: &[T], index: usize) -> *const T {
-    slice.get(index).map_or(std::ptr::null(), std::ptr::from_ref)
 }

@@ -122,7 +122,11 @@ pub(super) unsafe fn along<S: Simd>(
                     x = S::add(x, load_up_to::<S>(out.bias_v.add(first), n));
                 }
                 x = S::at_least(x, floor);
-                if n == S::LANES { S::store(p, x) } else { S::store_n(p, x, n) }
+                if n == S::LANES {
+                    S::store(p, x)
+                } else {
+                    S::store_n(p, x, n)
+                }
             }
         }
     }
@@ -132,7 +136,13 @@ pub(super) unsafe fn along<S: Simd>(
 #[inline(always)]
 unsafe fn load_up_to<S: Simd>(p: *const S::T, n: usize) -> S::V {
     // SAFETY: forwarded from the caller.
-    unsafe { if n == S::LANES { S::load(p) } else { S::load_n(p, n) } }
+    unsafe {
+        if n == S::LANES {
+            S::load(p)
+        } else {
+            S::load_n(p, n)
+        }
+    }
 }
 
 /// A transposing [`Finish`], one element at a time, in the arithmetic of `S`.
@@ -208,7 +218,11 @@ pub(super) unsafe fn scatter_8x8(tile: &Tile<f32>, sums: *const f32, rows: usize
                         x = V::add(x, V::splat(*out.bias_v.add(j)));
                     }
                     x = V::at_least(x, floor);
-                    if n == 8 { V::store(p, x) } else { V::store_n(p, x, n) }
+                    if n == 8 {
+                        V::store(p, x)
+                    } else {
+                        V::store_n(p, x, n)
+                    }
                 }
             }
         }

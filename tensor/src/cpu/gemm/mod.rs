@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | `plan.rs` | which operand plays which part, blocks, threads; pure |
 //! | `driver.rs` | the loops over blocks, packing, tiles |
+//! | `parts.rs` | small parts of the driver |
 //! | `kernel.rs` | the micro-kernel and its ways out |
 //! | `pack.rs` | copies into kernel order |
 //! | `family.rs`, `simd.rs` | the above for AVX-512, AVX2 and plain Rust |
@@ -24,6 +25,7 @@ mod driver;
 mod family;
 mod kernel;
 mod pack;
+mod parts;
 mod plan;
 mod scalar;
 mod scratch;
@@ -64,7 +66,13 @@ impl<'a, T> MatRef<'a, T> {
                 data.len()
             );
         }
-        MatRef { data, rows, cols, row_stride, col_stride }
+        MatRef {
+            data,
+            rows,
+            cols,
+            row_stride,
+            col_stride,
+        }
     }
 
     /// A matrix whose rows follow each other.
@@ -113,7 +121,12 @@ impl<'a, T> MatMut<'a, T> {
             "a {rows} x {cols} result with rows {row_stride} apart does not fit its {} elements",
             data.len()
         );
-        MatMut { data, rows, cols, row_stride }
+        MatMut {
+            data,
+            rows,
+            cols,
+            row_stride,
+        }
     }
 
     /// A matrix whose rows follow each other.
@@ -137,6 +150,9 @@ pub enum Bias<'a, T> {
     PerCol(&'a [T]),
 }
 
+/// A function of single elements, over a piece of a row of the result.
+pub type Map<'a, A> = dyn Fn(&mut [A]) + Sync + 'a;
+
 /// What happens to the product on its way into `C`: scaled by `alpha`, `beta * C` added, then the
 /// bias, then rectified, then mapped; rounded to the element type once, at the end.
 #[derive(Clone, Copy)]
@@ -150,12 +166,18 @@ pub struct Epilogue<'a, T: Scalar> {
     /// Whether negative results become zero. NaN stays.
     pub relu: bool,
     /// A function of single elements; it is given pieces of rows.
-    pub map: Option<&'a (dyn Fn(&mut [T::Acc]) + Sync)>,
+    pub map: Option<&'a Map<'a, T::Acc>>,
 }
 
 impl<T: Scalar> Default for Epilogue<'_, T> {
     fn default() -> Self {
-        Epilogue { alpha: 1.0, beta: 0.0, bias: Bias::None, relu: false, map: None }
+        Epilogue {
+            alpha: 1.0,
+            beta: 0.0,
+            bias: Bias::None,
+            relu: false,
+            map: None,
+        }
     }
 }
 
@@ -190,7 +212,12 @@ pub fn gemm_at<T: Scalar>(
     assert!(
         a.cols == b.rows && c.rows == a.rows && c.cols == b.cols,
         "a {}x{} by a {}x{} matrix into a {}x{} one",
-        a.rows, a.cols, b.rows, b.cols, c.rows, c.cols
+        a.rows,
+        a.cols,
+        b.rows,
+        b.cols,
+        c.rows,
+        c.cols
     );
     match epilogue.bias {
         Bias::None => {}

@@ -31,7 +31,13 @@ pub(super) fn packed_len(len: usize, kc: usize, lanes: usize) -> usize {
 /// `from` is readable, `to` has room for [`packed_len`] elements, the processor has `S`.
 #[inline(always)]
 pub(super) unsafe fn vectors<S: Simd>(from: Block<S::T>, width: usize, to: *mut S::T) {
-    let Block { p, len, along, kc, k_step } = from;
+    let Block {
+        p,
+        len,
+        along,
+        kc,
+        k_step,
+    } = from;
     // SAFETY: columns stay below `len` and rows below `kc` in `from`; a panel that starts at
     // column `c` starts at `c * kc` in `to`, and is as wide as `packed_len` counts it.
     unsafe {
@@ -50,7 +56,10 @@ pub(super) unsafe fn vectors<S: Simd>(from: Block<S::T>, width: usize, to: *mut 
                 let (first, rest) = (full * width, len - full * width);
                 let dst = to.add(first * kc + k * rest.next_multiple_of(S::LANES));
                 while c < len {
-                    S::store(dst.add(c - first), S::load_n(row.add(c), (len - c).min(S::LANES)));
+                    S::store(
+                        dst.add(c - first),
+                        S::load_n(row.add(c), (len - c).min(S::LANES)),
+                    );
                     c += S::LANES;
                 }
             }
@@ -60,7 +69,11 @@ pub(super) unsafe fn vectors<S: Simd>(from: Block<S::T>, width: usize, to: *mut 
             let columns = width.min(len - first);
             let padded = columns.next_multiple_of(S::LANES);
             for c in (0..columns).step_by(S::LANES) {
-                let part = Block { p: p.add((first + c) * along), len: columns - c, ..from };
+                let part = Block {
+                    p: p.add((first + c) * along),
+                    len: columns - c,
+                    ..from
+                };
                 transposed::<S>(part, to.add(first * kc + c), padded);
             }
         }
@@ -74,9 +87,19 @@ pub(super) unsafe fn vectors<S: Simd>(from: Block<S::T>, width: usize, to: *mut 
 /// `from` is readable, `to` writable for whole vectors at every `k * ds`, the processor has `S`.
 #[inline(always)]
 unsafe fn transposed<S: Simd>(from: Block<S::T>, to: *mut S::T, ds: usize) {
-    let Block { p, len, along, kc, k_step } = from;
+    let Block {
+        p,
+        len,
+        along,
+        kc,
+        k_step,
+    } = from;
     let rows: [usize; 16] = std::array::from_fn(|i| i.min(len - 1) * along);
-    let whole = if k_step == 1 { kc / S::LANES * S::LANES } else { 0 };
+    let whole = if k_step == 1 {
+        kc / S::LANES * S::LANES
+    } else {
+        0
+    };
     // SAFETY: `rows` stays below `len` and `k` below `kc`.
     unsafe {
         for k in (0..whole).step_by(S::LANES) {
@@ -99,7 +122,13 @@ pub(super) const OVERRUN: usize = 16;
 /// `from` is readable, `to` has room for `len * kc + OVERRUN` elements, the processor has `S`.
 #[inline(always)]
 pub(super) unsafe fn stripes<S: Simd>(from: Block<S::T>, rows: usize, to: *mut S::T) {
-    let Block { p, len, along, kc, k_step } = from;
+    let Block {
+        p,
+        len,
+        along,
+        kc,
+        k_step,
+    } = from;
     // SAFETY: a tile that starts at row `first` starts at `first * kc`, and is `n` wide; rows stay
     // below `len`.
     unsafe {
@@ -109,7 +138,11 @@ pub(super) unsafe fn stripes<S: Simd>(from: Block<S::T>, rows: usize, to: *mut S
                 // Whole vectors are written, and what runs over the end of a row is overwritten
                 // after it: by the next row, by the vector before, or by the next tile.
                 for i in (0..n).step_by(S::LANES).rev() {
-                    let part = Block { p: p.add((first + i) * along), len: n - i, ..from };
+                    let part = Block {
+                        p: p.add((first + i) * along),
+                        len: n - i,
+                        ..from
+                    };
                     transposed::<S>(part, to.add(first * kc + i), n);
                 }
             }

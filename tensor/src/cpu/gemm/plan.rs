@@ -38,7 +38,10 @@ impl Cuts {
     pub fn even(len: usize, limit: usize, unit: usize) -> Cuts {
         let count = len.div_ceil(limit.max(unit)).max(1);
         let size = len.div_ceil(count).next_multiple_of(unit).max(unit);
-        Cuts { size, count: len.div_ceil(size).max(1) }
+        Cuts {
+            size,
+            count: len.div_ceil(size).max(1),
+        }
     }
 
     /// Piece `i` of `0..len`.
@@ -118,5 +121,9 @@ pub(super) fn split(tile: TileShape, s: usize, v: usize, k: usize, threads: usiz
         let (s, v) = (split.s.size.min(s), split.v.size.min(v));
         s * v + 8 * (s + v)
     };
-    (1..=threads).map(candidate).rev().min_by_key(slowest).unwrap_or_else(|| candidate(1))
+    (1..=threads)
+        .map(candidate)
+        .rev()
+        .min_by_key(slowest)
+        .unwrap_or_else(|| candidate(1))
 }

@@ -16,7 +16,7 @@ mod sealed {
 #[allow(private_bounds)]
 pub trait Scalar: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     /// Products are summed in this type: `f32` for the half types, else the type itself.
-    type Acc: Kernels + Copy + Default;
+    type Acc: Kernels + Copy + Default + std::ops::Mul<Output = Self::Acc>;
     /// Whether `Acc` is the type itself.
     #[doc(hidden)]
     const DIRECT: bool;

@@ -26,7 +26,9 @@ impl Buffer {
                 panic!("a packing buffer of {bytes} bytes")
             };
             // SAFETY: the layout's size is at least 65,536.
-            let Some(p) = NonNull::new(unsafe { alloc(layout) }) else { handle_alloc_error(layout) };
+            let Some(p) = NonNull::new(unsafe { alloc(layout) }) else {
+                handle_alloc_error(layout)
+            };
             (self.p, self.bytes) = (p, bytes);
         }
         self.p.as_ptr().cast()
@@ -36,7 +38,10 @@ impl Buffer {
         if self.bytes > 0 {
             // SAFETY: `room` allocated this many bytes with this alignment, which it checked.
             unsafe {
-                dealloc(self.p.as_ptr(), Layout::from_size_align_unchecked(self.bytes, ALIGN));
+                dealloc(
+                    self.p.as_ptr(),
+                    Layout::from_size_align_unchecked(self.bytes, ALIGN),
+                );
             }
             self.bytes = 0;
         }
@@ -45,7 +50,10 @@ impl Buffer {
 
 impl Default for Buffer {
     fn default() -> Self {
-        Buffer { p: NonNull::dangling(), bytes: 0 }
+        Buffer {
+            p: NonNull::dangling(),
+            bytes: 0,
+        }
     }
 }
 

@@ -85,9 +85,9 @@ pub(super) trait Simd: Copy {
     #[inline(always)]
     unsafe fn transpose(src: *const Self::T, rows: &[usize; 16], dst: *mut Self::T, ds: usize) {
         for c in 0..Self::LANES {
-            for r in 0..Self::LANES {
+            for (r, row) in rows.iter().enumerate().take(Self::LANES) {
                 // SAFETY: forwarded from the caller.
-                unsafe { *dst.add(c * ds + r) = *src.add(rows[r] + c) };
+                unsafe { *dst.add(c * ds + r) = *src.add(row + c) };
             }
         }
     }
@@ -200,8 +200,16 @@ mod x86 {
     pub(in super::super) struct Avx512F32;
     impl Simd for Avx512F32 {
         common!(
-            f32, __m512, 16, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps,
-            _mm512_mul_ps, _mm512_add_ps, _mm512_max_ps
+            f32,
+            __m512,
+            16,
+            _mm512_set1_ps,
+            _mm512_loadu_ps,
+            _mm512_storeu_ps,
+            _mm512_fmadd_ps,
+            _mm512_mul_ps,
+            _mm512_add_ps,
+            _mm512_max_ps
         );
         #[inline(always)]
         unsafe fn load_n(p: *const f32, n: usize) -> __m512 {
@@ -240,8 +248,8 @@ mod x86 {
                         *v = _mm512_insertf32x4::<3>(*v, four);
                     }
                 }
-                for q in 0..4 {
-                    let [a, b, c, d] = [quads[0][q], quads[1][q], quads[2][q], quads[3][q]];
+                let [qa, qb, qc, qd] = quads;
+                for (q, (((a, b), c), d)) in qa.into_iter().zip(qb).zip(qc).zip(qd).enumerate() {
                     let ab_lo = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
                     let ab_hi = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
                     let cd_lo = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
@@ -265,8 +273,16 @@ mod x86 {
     pub(in super::super) struct Avx512F64;
     impl Simd for Avx512F64 {
         common!(
-            f64, __m512d, 8, _mm512_set1_pd, _mm512_loadu_pd, _mm512_storeu_pd, _mm512_fmadd_pd,
-            _mm512_mul_pd, _mm512_add_pd, _mm512_max_pd
+            f64,
+            __m512d,
+            8,
+            _mm512_set1_pd,
+            _mm512_loadu_pd,
+            _mm512_storeu_pd,
+            _mm512_fmadd_pd,
+            _mm512_mul_pd,
+            _mm512_add_pd,
+            _mm512_max_pd
         );
         #[inline(always)]
         unsafe fn load_n(p: *const f64, n: usize) -> __m512d {
@@ -285,8 +301,16 @@ mod x86 {
     pub(in super::super) struct Avx2F32;
     impl Simd for Avx2F32 {
         common!(
-            f32, __m256, 8, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps,
-            _mm256_mul_ps, _mm256_add_ps, _mm256_max_ps
+            f32,
+            __m256,
+            8,
+            _mm256_set1_ps,
+            _mm256_loadu_ps,
+            _mm256_storeu_ps,
+            _mm256_fmadd_ps,
+            _mm256_mul_ps,
+            _mm256_add_ps,
+            _mm256_max_ps
         );
         #[inline(always)]
         unsafe fn load_n(p: *const f32, n: usize) -> __m256 {
@@ -329,8 +353,16 @@ mod x86 {
     pub(in super::super) struct Avx2F64;
     impl Simd for Avx2F64 {
         common!(
-            f64, __m256d, 4, _mm256_set1_pd, _mm256_loadu_pd, _mm256_storeu_pd, _mm256_fmadd_pd,
-            _mm256_mul_pd, _mm256_add_pd, _mm256_max_pd
+            f64,
+            __m256d,
+            4,
+            _mm256_set1_pd,
+            _mm256_loadu_pd,
+            _mm256_storeu_pd,
+            _mm256_fmadd_pd,
+            _mm256_mul_pd,
+            _mm256_add_pd,
+            _mm256_max_pd
         );
     }
 
@@ -342,10 +374,22 @@ mod x86 {
     pub(in super::super) unsafe fn transpose_8x8(r: [__m256; 8]) -> [__m256; 8] {
         // SAFETY: the caller vouches for the instruction set.
         unsafe {
-            let (a, b) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
-            let (c, d) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
-            let (e, f) = (_mm256_unpacklo_ps(r[4], r[5]), _mm256_unpackhi_ps(r[4], r[5]));
-            let (g, h) = (_mm256_unpacklo_ps(r[6], r[7]), _mm256_unpackhi_ps(r[6], r[7]));
+            let (a, b) = (
+                _mm256_unpacklo_ps(r[0], r[1]),
+                _mm256_unpackhi_ps(r[0], r[1]),
+            );
+            let (c, d) = (
+                _mm256_unpacklo_ps(r[2], r[3]),
+                _mm256_unpackhi_ps(r[2], r[3]),
+            );
+            let (e, f) = (
+                _mm256_unpacklo_ps(r[4], r[5]),
+                _mm256_unpackhi_ps(r[4], r[5]),
+            );
+            let (g, h) = (
+                _mm256_unpacklo_ps(r[6], r[7]),
+                _mm256_unpackhi_ps(r[6], r[7]),
+            );
             let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
             let (c, d) = (_mm256_castps_pd(c), _mm256_castps_pd(d));
             let (e, f) = (_mm256_castps_pd(e), _mm256_castps_pd(f));

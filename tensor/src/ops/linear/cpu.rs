@@ -34,18 +34,32 @@ pub(super) fn forward<T>(
         ..Epilogue::default()
     };
     let (m, n) = (x.dims()[0], weight.dims()[0]);
-    gemm(MatMut::row_major(out, m, n), matrix(x), matrix(weight).t(), &epilogue);
+    gemm(
+        MatMut::row_major(out, m, n),
+        matrix(x),
+        matrix(weight).t(),
+        &epilogue,
+    );
 }
 
 /// `out = a b` for matrices.
 pub(super) fn product<T: Element + Scalar>(a: &Tensor, b: &Tensor, out: &mut [T]) {
     let (m, n) = (a.dims()[0], b.dims()[1]);
-    gemm(MatMut::row_major(out, m, n), matrix(a), matrix(b), &Epilogue::default());
+    gemm(
+        MatMut::row_major(out, m, n),
+        matrix(a),
+        matrix(b),
+        &Epilogue::default(),
+    );
 }
 
 fn matrix<T: Element>(t: &Tensor) -> MatRef<'_, T> {
     let (dims, strides) = (t.dims(), t.layout().strides());
-    let data = if t.numel() == 0 { &[] } else { &raw::<T>(t)[t.layout().offset()..] };
+    let data = if t.numel() == 0 {
+        &[]
+    } else {
+        &raw::<T>(t)[t.layout().offset()..]
+    };
     MatRef::new(data, (dims[0], dims[1]), (strides[0], strides[1]))
 }
 

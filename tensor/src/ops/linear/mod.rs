@@ -65,7 +65,13 @@ impl Tensor {
     ) -> Result<Tensor> {
         const OP: &str = "linear";
         let (out_features, in_features) = weight_shape(OP, self, weight)?;
-        let (x, lead) = rows(OP, self, in_features, weight, "the last axis is as long as the weight's second")?;
+        let (x, lead) = rows(
+            OP,
+            self,
+            in_features,
+            weight,
+            "the last axis is as long as the weight's second",
+        )?;
         let bias = match bias {
             Some(bias) => {
                 self.expect_same_kind(OP, bias)?;
@@ -101,7 +107,13 @@ impl Tensor {
     pub fn linear_input_grad(&self, weight: &Tensor) -> Result<Tensor> {
         const OP: &str = "linear_input_grad";
         let (out_features, in_features) = weight_shape(OP, self, weight)?;
-        let (grad, lead) = rows(OP, self, out_features, weight, "the last axis is as long as the weight's first")?;
+        let (grad, lead) = rows(
+            OP,
+            self,
+            out_features,
+            weight,
+            "the last axis is as long as the weight's first",
+        )?;
         let mut shape = lead;
         shape.push(in_features);
         let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
@@ -139,7 +151,12 @@ impl Tensor {
         let batch = lead.iter().product::<usize>();
         let grad = self.reshape([batch, out_features])?;
         let x = x.reshape([batch, in_features])?;
-        let mut out = Tensor::allocate(OP, [out_features, in_features].into(), self.dtype(), self.device())?;
+        let mut out = Tensor::allocate(
+            OP,
+            [out_features, in_features].into(),
+            self.dtype(),
+            self.device(),
+        )?;
         match self.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 cpu::product::<T>(&grad.transpose(0, 1)?, &x, out.make_mut()?);
@@ -158,12 +175,17 @@ impl Tensor {
         let Some((&features, lead)) = self.dims().split_last() else {
             return Err(scalar(OP, self));
         };
-        self.reshape([lead.iter().product::<usize>(), features])?.sum(&[0], false)
+        self.reshape([lead.iter().product::<usize>(), features])?
+            .sum(&[0], false)
     }
 }
 
 fn scalar(op: &'static str, t: &Tensor) -> Error {
-    Error::InvalidShape { op, shape: t.shape().clone(), reason: "needs at least one axis".into() }
+    Error::InvalidShape {
+        op,
+        shape: t.shape().clone(),
+        reason: "needs at least one axis".into(),
+    }
 }
 
 /// Checks that `weight` is a matrix of the kind of `t`; its extents.
@@ -197,5 +219,8 @@ fn rows(
             reason,
         });
     }
-    Ok((t.reshape([lead.iter().product::<usize>(), features])?, Shape::from(lead)))
+    Ok((
+        t.reshape([lead.iter().product::<usize>(), features])?,
+        Shape::from(lead),
+    ))
 }

@@ -27,7 +27,8 @@ pub(super) fn matmul<T: Element + Scalar>(
     {
         // One tall matrix by one: a single product.
         let a = Stack::new(&rows).matrix(a, 0);
-        let c = MatMut::row_major(out, a_layout.shape().numel() / k.max(1), n);
+        let m = out.len() / n;
+        let c = MatMut::row_major(out, m, n);
         return gemm(c, a, b_stack.matrix(b, 0), &Epilogue::default());
     }
     let product = |i: usize, c: &mut [T]| {
@@ -35,14 +36,16 @@ pub(super) fn matmul<T: Element + Scalar>(
         gemm(MatMut::row_major(c, m, n), a, b, &Epilogue::default());
     };
     let count = out.len() / (m * n);
-    if count >= threads() && m * n * k < LARGE || count % threads() == 0 {
+    if count >= threads() && m * n * k < LARGE || count.is_multiple_of(threads()) {
         parallel_chunks(out, m * n, |start, piece| {
             for (i, c) in piece.chunks_exact_mut(m * n).enumerate() {
                 product(start / (m * n) + i, c);
             }
         });
     } else {
-        out.chunks_exact_mut(m * n).enumerate().for_each(|(i, c)| product(i, c));
+        out.chunks_exact_mut(m * n)
+            .enumerate()
+            .for_each(|(i, c)| product(i, c));
     }
 }
 
@@ -77,7 +80,15 @@ impl<'a> Stack<'a> {
             offset += index % shape[i] * strides[i];
             index /= shape[i];
         }
-        let data = if self.rows * self.cols == 0 { &[] } else { &data[offset..] };
-        MatRef::new(data, (self.rows, self.cols), (strides[lead], strides[lead + 1]))
+        let data = if self.rows * self.cols == 0 {
+            &[]
+        } else {
+            &data[offset..]
+        };
+        MatRef::new(
+            data,
+            (self.rows, self.cols),
+            (strides[lead], strides[lead + 1]),
+        )
     }
 }

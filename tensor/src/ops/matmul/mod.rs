@@ -45,12 +45,26 @@ impl Tensor {
             rhs: rhs.shape().clone(),
             reason,
         };
-        let a = if self.rank() == 1 { self.unsqueeze(0)? } else { self.clone() };
-        let b = if rhs.rank() == 1 { rhs.unsqueeze(-1)? } else { rhs.clone() };
-        let (a_lead, &[m, k]) = split(&a) else { unreachable!("rank at least two") };
-        let (b_lead, &[inner, n]) = split(&b) else { unreachable!("rank at least two") };
+        let a = if self.rank() == 1 {
+            self.unsqueeze(0)?
+        } else {
+            self.clone()
+        };
+        let b = if rhs.rank() == 1 {
+            rhs.unsqueeze(-1)?
+        } else {
+            rhs.clone()
+        };
+        let (a_lead, &[m, k]) = split(&a) else {
+            unreachable!("rank at least two")
+        };
+        let (b_lead, &[inner, n]) = split(&b) else {
+            unreachable!("rank at least two")
+        };
         if k != inner {
-            return Err(mismatch("the last axis of the first is as long as the last but one of the second"));
+            return Err(mismatch(
+                "the last axis of the first is as long as the last but one of the second",
+            ));
         }
         let lead = a_lead
             .broadcast(&b_lead)

@@ -1,0 +1,184 @@
+//! The affine layer against product, sum and activation one after the other, and its gradients
+//! against central differences.
+
+use crate::util::*;
+use phalanx_tensor::ops::linear::Activation;
+use phalanx_tensor::ops::unary::GeluKind;
+use phalanx_tensor::{DType, Device, Error, Tensor};
+
+const ACTIVATIONS: [Activation; 7] = [
+    Activation::None,
+    Activation::Relu,
+    Activation::Gelu(GeluKind::Exact),
+    Activation::Gelu(GeluKind::Tanh),
+    Activation::Silu,
+    Activation::Tanh,
+    Activation::Sigmoid,
+];
+
+fn apply(x: &Tensor, activation: Activation) -> Tensor {
+    match activation {
+        Activation::None => Ok(x.clone()),
+        Activation::Relu => x.relu(),
+        Activation::Gelu(kind) => x.gelu(kind),
+        Activation::Silu => x.silu(),
+        Activation::Tanh => x.tanh(),
+        Activation::Sigmoid => x.sigmoid(),
+        other => panic!("no reference for {other:?}"),
+    }
+    .unwrap()
+}
+
+#[test]
+fn one_pass_is_the_steps_one_after_the_other() {
+    let mut rng = TestRng::new(31);
+    for case in 0..150 {
+        let lead = rng.shape(3, 6);
+        let (inputs, outputs) = (rng.below(40), 1 + rng.below(40));
+        let activation = ACTIVATIONS[case % ACTIVATIONS.len()];
+        for dtype in FLOATS {
+            let x = rng.tensor(&[&lead[..], &[inputs]].concat(), dtype, (-1.0, 1.0));
+            let w = rng.tensor(&[outputs, inputs], dtype, (-1.0, 1.0));
+            let b = (case % 3 > 0).then(|| rng.tensor(&[outputs], dtype, (-1.0, 1.0)));
+            // The steps in f64, so that only the operation's own roundings show.
+            let wide = |t: &Tensor| t.cast(DType::F64).unwrap();
+            let mut sums = wide(&x).matmul(&wide(&w).transpose(0, 1).unwrap()).unwrap();
+            if let Some(b) = &b {
+                sums = sums.add(&wide(b)).unwrap();
+            }
+            let expected = apply(&sums, activation);
+            let actual = x.linear(&w, b.as_ref(), activation).unwrap();
+            let what = format!(
+                "{dtype} {activation:?} {} by {}",
+                show(x.dims()),
+                show(w.dims())
+            );
+            let shape = [&lead[..], &[outputs]].concat();
+            assert_eq!(actual.dtype(), dtype);
+            let tol = tolerance(dtype, 2.0 * (inputs + 8) as f64);
+            assert_close(&actual, &shape, &values(&expected), tol, &what);
+        }
+    }
+}
+
+#[test]
+fn gradients_are_the_slopes() {
+    let mut rng = TestRng::new(32);
+    for lead in [vec![], vec![5], vec![2, 3]] {
+        let x = rng.tensor(&[&lead[..], &[4]].concat(), DType::F64, (-1.0, 1.0));
+        let w = rng.tensor(&[6, 4], DType::F64, (-1.0, 1.0));
+        let b = rng.tensor(&[6], DType::F64, (-1.0, 1.0));
+        let grad = rng.tensor(&[&lead[..], &[6]].concat(), DType::F64, (-1.0, 1.0));
+        let f = |t: &[Tensor]| t[0].linear(&t[1], Some(&t[2]), Activation::None).unwrap();
+        let inputs = [x.clone(), w.clone(), b];
+        assert_gradient(
+            f,
+            &inputs,
+            0,
+            &grad,
+            &grad.linear_input_grad(&w).unwrap(),
+            "x",
+        );
+        assert_gradient(
+            f,
+            &inputs,
+            1,
+            &grad,
+            &grad.linear_weight_grad(&x).unwrap(),
+            "w",
+        );
+        assert_gradient(f, &inputs, 2, &grad, &grad.linear_bias_grad().unwrap(), "b");
+    }
+}
+
+#[test]
+fn gradients_of_every_type_match_f64() {
+    let mut rng = TestRng::new(33);
+    for dtype in FLOATS {
+        let x = rng.tensor(&[33, 70], dtype, (-1.0, 1.0));
+        let w = rng.tensor(&[50, 70], dtype, (-1.0, 1.0));
+        let grad = rng.tensor(&[33, 50], dtype, (-1.0, 1.0));
+        let wide = |t: &Tensor| t.cast(DType::F64).unwrap();
+        let tol = tolerance(dtype, 60.0);
+        let dx = wide(&grad).matmul(&wide(&w)).unwrap();
+        assert_close(
+            &grad.linear_input_grad(&w).unwrap(),
+            &[33, 70],
+            &values(&dx),
+            tol,
+            "x",
+        );
+        let dw = wide(&grad)
+            .transpose(0, 1)
+            .unwrap()
+            .matmul(&wide(&x))
+            .unwrap();
+        assert_close(
+            &grad.linear_weight_grad(&x).unwrap(),
+            &[50, 70],
+            &values(&dw),
+            tol,
+            "w",
+        );
+    }
+}
+
+#[test]
+fn an_empty_batch_has_zero_gradients() {
+    let t = |shape: &[usize]| Tensor::zeros(shape, DType::F32, Device::cpu(0)).unwrap();
+    let dw = t(&[0, 3]).linear_weight_grad(&t(&[0, 5])).unwrap();
+    assert_close(&dw, &[3, 5], &[0.0; 15], 0.0, "weight");
+    assert_eq!(
+        t(&[0, 5])
+            .linear(&t(&[3, 5]), None, Activation::Relu)
+            .unwrap()
+            .dims(),
+        [0, 3]
+    );
+    assert_close(
+        &t(&[0, 3]).linear_bias_grad().unwrap(),
+        &[3],
+        &[0.0; 3],
+        0.0,
+        "bias",
+    );
+}
+
+#[test]
+fn mistakes_are_named() {
+    let f = |shape: &[usize]| Tensor::zeros(shape, DType::F32, Device::cpu(0)).unwrap();
+    let e = f(&[2, 3])
+        .linear(&f(&[4, 5]), None, Activation::None)
+        .unwrap_err();
+    assert!(
+        e.to_string()
+            .starts_with("linear: shapes [2, 3] and [4, 5]"),
+        "{e}"
+    );
+    let e = f(&[2, 5])
+        .linear(&f(&[4, 5]), Some(&f(&[5])), Activation::None)
+        .unwrap_err();
+    assert!(
+        matches!(e, Error::ShapeMismatch { op: "linear", .. }),
+        "{e}"
+    );
+    assert!(matches!(
+        f(&[5]).linear(&f(&[5]), None, Activation::None),
+        Err(Error::InvalidShape { .. })
+    ));
+    assert!(matches!(
+        f(&[2, 3]).linear_weight_grad(&f(&[3, 3])),
+        Err(Error::ShapeMismatch {
+            op: "linear_weight_grad",
+            ..
+        })
+    ));
+    assert!(matches!(
+        f(&[2, 3]).linear_input_grad(&f(&[2, 3])),
+        Err(Error::ShapeMismatch {
+            op: "linear_input_grad",
+            ..
+        })
+    ));
+    assert!(f(&[]).linear_bias_grad().is_err());
+}
