@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 /// and everything else follow from that one description.
 ///
 /// ```
-/// use phalanx_autograd::nn::{Linear, Module, Visitor};
+/// use phalanx_autograd::nn::{Factory, Linear, Module, Visitor};
 /// use phalanx_autograd::{Result, Tape, Var};
-/// use phalanx_tensor::{DType, Device, Rng};
+/// use phalanx_tensor::Device;
 ///
 /// struct Residual {
 ///     inner: Linear,
@@ -31,8 +31,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 ///     }
 /// }
 ///
-/// let mut rng = Rng::new(0);
-/// let model = Residual { inner: Linear::new(4, 4, DType::F32, Device::cpu(0), &mut rng)? };
+/// let mut f = Factory::new(Device::cpu(0), 0);
+/// let model = Residual { inner: Linear::new(4, 4, &mut f)? };
 /// let names: Vec<String> = model.named_parameters().into_iter().map(|(name, _)| name).collect();
 /// assert_eq!(names, ["inner.weight", "inner.bias"]);
 /// # Ok::<(), phalanx_autograd::Error>(())

@@ -1,0 +1,102 @@
+//! The affine layer, fused with the activation behind it.
+
+use crate::error::Result;
+use crate::var::Var;
+use crate::vjp::{Grads, Vjp, tensor_bytes};
+use phalanx_tensor::Tensor;
+pub use phalanx_tensor::ops::linear::Activation;
+
+/// Backward of [`Var::linear`]: input, weight, and the bias where there is one.
+#[derive(Debug)]
+pub struct Linear {
+    /// For the weight's gradient.
+    input: Option<Tensor>,
+    /// For the input's gradient.
+    weight: Option<Tensor>,
+    /// The result, where the activation's derivative is read from it.
+    out: Option<Tensor>,
+    activation: Activation,
+}
+
+impl Vjp for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn backward(&self, grad: Tensor, needs: &[bool]) -> Result<Grads> {
+        let grad = match (&self.out, self.activation) {
+            (Some(out), Activation::Relu) => grad.relu_backward(out)?,
+            (Some(out), Activation::Tanh) => grad.tanh_backward(out)?,
+            (Some(out), Activation::Sigmoid) => grad.sigmoid_backward(out)?,
+            _ => grad,
+        };
+        let mut grads = Grads::new();
+        grads.push(match &self.weight {
+            Some(weight) if needs[0] => Some(grad.linear_input_grad(weight)?),
+            _ => None,
+        });
+        grads.push(match &self.input {
+            Some(input) if needs[1] => Some(grad.linear_weight_grad(input)?),
+            _ => None,
+        });
+        if let Some(&need) = needs.get(2) {
+            grads.push(match need {
+                true => Some(grad.linear_bias_grad()?),
+                false => None,
+            });
+        }
+        Ok(grads)
+    }
+
+    fn saved_bytes(&self) -> usize {
+        let saved = [&self.input, &self.weight, &self.out];
+        saved.into_iter().flatten().map(tensor_bytes).sum()
+    }
+
+    fn shrink(&mut self, needs: &[bool]) {
+        self.weight.take_if(|_| !needs[0]);
+        self.input.take_if(|_| !needs[1]);
+    }
+}
+
+impl Var {
+    /// `act(x Wᵀ + b)` along the last axis: `[…, in]` with a weight `[out, in]` and a bias `[out]`
+    /// gives `[…, out]`. As [`Tensor::linear`].
+    ///
+    /// An activation whose derivative follows from the result (ReLU, tanh, sigmoid) is part of the
+    /// product in training too; the others are in inference only.
+    ///
+    /// # Errors
+    /// As the tensor's method; [`Error::TapeMismatch`](crate::Error::TapeMismatch).
+    pub fn linear(
+        &self,
+        weight: &Var,
+        bias: Option<&Var>,
+        activation: Activation,
+    ) -> Result<Var> {
+        let recorded = [Some(self), Some(weight), bias];
+        let recorded = recorded.into_iter().flatten().any(Var::requires_grad);
+        let (fused, after) = match activation {
+            Activation::Gelu(_) | Activation::Silu if recorded => (Activation::None, activation),
+            _ => (activation, Activation::None),
+        };
+        let (x, w) = (self.value(), weight.value());
+        let value = x.linear(w, bias.map(Var::value), fused)?;
+        let out = value.clone();
+        let vjp = |needs: &[bool]| Linear {
+            input: needs[1].then(|| x.clone()),
+            weight: needs[0].then(|| w.clone()),
+            out: (fused != Activation::None).then_some(out),
+            activation: fused,
+        };
+        let y = match bias {
+            Some(bias) => Var::from_vjp(self.tape(), &[self, weight, bias], value, vjp)?,
+            None => Var::from_vjp(self.tape(), &[self, weight], value, vjp)?,
+        };
+        match after {
+            Activation::Gelu(kind) => y.gelu(kind),
+            Activation::Silu => y.silu(),
+            _ => Ok(y),
+        }
+    }
+}
