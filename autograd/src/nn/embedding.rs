@@ -21,7 +21,10 @@ impl Embedding {
     /// # Errors
     /// As [`Factory::tensor`].
     pub fn new(entries: usize, width: usize, f: &mut Factory) -> Result<Embedding> {
-        let init = Init::Normal { mean: 0.0, std: 1.0 };
+        let init = Init::Normal {
+            mean: 0.0,
+            std: 1.0,
+        };
         Ok(Embedding {
             weight: Param::new(f.tensor([entries, width], init)?),
         })

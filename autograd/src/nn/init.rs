@@ -118,7 +118,11 @@ impl Init {
     /// Uniform with bound `1 / √fan_in`: PyTorch's default for the weights and biases of linear and
     /// convolutional layers, where `fan_in` is the weight's.
     pub fn fan_in_uniform(fan_in: usize) -> Init {
-        let bound = if fan_in == 0 { 0.0 } else { (fan_in as f64).sqrt().recip() };
+        let bound = if fan_in == 0 {
+            0.0
+        } else {
+            (fan_in as f64).sqrt().recip()
+        };
         Init::Uniform {
             low: -bound,
             high: bound,
@@ -138,7 +142,11 @@ impl Init {
         rng: &mut Rng,
     ) -> Result<Tensor> {
         let shape = shape.into();
-        let drawn = if dtype == DType::F64 { dtype } else { DType::F32 };
+        let drawn = if dtype == DType::F64 {
+            dtype
+        } else {
+            DType::F32
+        };
         let uniform = |shape: Shape, low: f64, high: f64, rng: &mut Rng| -> Result<Tensor> {
             let t = Tensor::rand(shape, drawn, device, rng)?;
             Ok(t.mul_scalar(high - low)?.add_scalar(low)?)
@@ -160,7 +168,11 @@ impl Init {
                     if outside.sum_all()?.item()? == 0.0 {
                         break;
                     }
-                    t = Tensor::where_cond(&outside, &Tensor::randn(&shape, drawn, device, rng)?, &t)?;
+                    t = Tensor::where_cond(
+                        &outside,
+                        &Tensor::randn(&shape, drawn, device, rng)?,
+                        &t,
+                    )?;
                 }
                 t.mul_scalar(std)?
             }

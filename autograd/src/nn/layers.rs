@@ -4,9 +4,9 @@ use super::module::{Module, Training, Visitor};
 use crate::error::Result;
 use crate::tape::Tape;
 use crate::var::Var;
+use phalanx_tensor::Rng;
 pub use phalanx_tensor::ops::pool::Pool2dConfig;
 pub use phalanx_tensor::ops::unary::GeluKind;
-use phalanx_tensor::Rng;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// One row a layer: its fields and the method that it applies.
@@ -88,7 +88,11 @@ impl Module for Dropout {
         if !self.training.is_on() || self.p == 0.0 {
             return Ok(x.clone());
         }
-        let seed = tape.seed(|| self.seed.fold_in(self.uses.fetch_add(1, Relaxed)).next_u64());
+        let seed = tape.seed(|| {
+            self.seed
+                .fold_in(self.uses.fetch_add(1, Relaxed))
+                .next_u64()
+        });
         x.dropout(self.p, &mut Rng::new(seed))
     }
 

@@ -45,7 +45,8 @@ impl BatchNorm2d {
             DType::F64 => DType::F64,
             _ => DType::F32,
         };
-        let buffer = |value| Ok::<_, Error>(Buffer::new(Tensor::full(channels, value, dtype, f.device)?));
+        let buffer =
+            |value| Ok::<_, Error>(Buffer::new(Tensor::full(channels, value, dtype, f.device)?));
         let (running_mean, running_var) = (buffer(0.0)?, buffer(1.0)?);
         let count = Tensor::zeros((), DType::I64, f.device)?;
         Ok(BatchNorm2d {
@@ -132,7 +133,9 @@ impl BatchNorm2d {
         let channel = |t: Tensor| -> Result<Var> { Ok(x.tape().constant(t.cast(x.dtype())?)) };
         let scale = weight.mul(&channel(var.add_scalar(self.eps)?.rsqrt()?)?)?;
         let shift = bias.sub(&channel(mean)?.mul(&scale)?)?;
-        let mut out = x.mul(&scale.reshape(&shape)?)?.add(&shift.reshape(&shape)?)?;
+        let mut out = x
+            .mul(&scale.reshape(&shape)?)?
+            .add(&shift.reshape(&shape)?)?;
         if let Some(residual) = residual {
             out = out.add(residual)?;
         }

@@ -68,12 +68,7 @@ impl Var {
     ///
     /// # Errors
     /// As the tensor's method; [`Error::TapeMismatch`](crate::Error::TapeMismatch).
-    pub fn linear(
-        &self,
-        weight: &Var,
-        bias: Option<&Var>,
-        activation: Activation,
-    ) -> Result<Var> {
+    pub fn linear(&self, weight: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
         let recorded = [Some(self), Some(weight), bias];
         let recorded = recorded.into_iter().flatten().any(Var::requires_grad);
         let (fused, after) = match activation {

@@ -1,0 +1,182 @@
+//! Every differentiable operation against central differences in `f64`, over random shapes, strides
+//! and broadcasts; `f32` and the half types against `f64`; and a check that none is missing here.
+
+mod table;
+#[path = "../../../tensor/tests/ops/util.rs"]
+mod util;
+
+use phalanx_autograd::{Backward, Result, Tape, Var};
+use phalanx_tensor::{DType, Tensor};
+use table::{Case, ROWS, Row};
+use util::{TestRng, assert_close, assert_gradient, assert_same, rounding, values};
+
+/// Random cases of each row.
+const CASES: u64 = 24;
+
+/// The function's value alone.
+fn value(case: &Case, inputs: &[Tensor]) -> Result<Tensor> {
+    let tape = Tape::inference();
+    let vars: Vec<Var> = inputs.iter().map(|x| tape.constant(x.clone())).collect();
+    Ok((case.f)(&tape, &vars)?.into_value())
+}
+
+/// The gradients of the inputs that `wanted` picks, given that of the result.
+fn gradients(
+    case: &Case,
+    inputs: &[Tensor],
+    wanted: impl Fn(usize) -> bool,
+    seed: impl FnOnce(&Var) -> Tensor,
+) -> Result<Vec<Option<Tensor>>> {
+    let tape = Tape::new();
+    let mut vars = Vec::new();
+    for (i, x) in inputs.iter().enumerate() {
+        vars.push(match wanted(i) {
+            true => tape.input(x.clone())?,
+            false => tape.constant(x.clone()),
+        });
+    }
+    let out = (case.f)(&tape, &vars)?;
+    let mut all = tape.sweep(Backward {
+        roots: &[(&out, Some(seed(&out)))],
+        ..Backward::default()
+    })?;
+    Ok(vars.iter().map(|v| all.take_wrt(v)).collect())
+}
+
+fn cases(row: &Row) -> impl Iterator<Item = (String, TestRng, Case)> {
+    let name = row.ops.join("+");
+    (0..CASES).map(move |seed| {
+        let mut rng = TestRng::new(seed * 7919 + name.len() as u64);
+        let case = (row.make)(&mut rng);
+        let shapes: Vec<_> = case.inputs.iter().map(|x| x.shape().to_string()).collect();
+        (
+            format!("{name} of {}, case {seed}", shapes.join(" ")),
+            rng,
+            case,
+        )
+    })
+}
+
+#[test]
+fn central_differences_agree() {
+    for row in ROWS {
+        for (what, mut rng, case) in cases(row) {
+            let out = value(&case, &case.inputs).unwrap_or_else(|e| panic!("{what}: {e}"));
+            let seed = rng.tensor(out.dims(), DType::F64, (-1.0, 1.0));
+            let all = gradients(&case, &case.inputs, |_| true, |_| seed.clone()).unwrap();
+            for (i, grad) in all.iter().enumerate() {
+                let grad = grad
+                    .as_ref()
+                    .unwrap_or_else(|| panic!("{what}: none for input {i}"));
+                let f = |inputs: &[Tensor]| value(&case, inputs).unwrap();
+                let what = format!("{what}, input {i}");
+                assert_gradient(f, &case.inputs, i, &seed, grad, &what);
+                // What else wants a gradient does not change this one.
+                let alone = gradients(&case, &case.inputs, |k| k == i, |_| seed.clone()).unwrap();
+                assert_same(alone[i].as_ref().unwrap(), grad, &what);
+                assert!(alone.iter().flatten().count() == 1, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn single_and_half_precision_agree_with_f64() {
+    for row in ROWS.iter().filter(|row| !row.f64_only) {
+        for (what, mut rng, case) in cases(row) {
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                let what = format!("{what}, {dtype}");
+                let low: Vec<_> = case.inputs.iter().map(|x| x.cast(dtype).unwrap()).collect();
+                // The reference starts from the rounded inputs.
+                let high: Vec<_> = low.iter().map(|x| x.cast(DType::F64).unwrap()).collect();
+                let (got, want) = (value(&case, &low).unwrap(), value(&case, &high).unwrap());
+                let close = |got: &Tensor, want: &Tensor, what: &str| {
+                    assert_eq!(got.dtype(), dtype, "{what}");
+                    let want_values = values(want);
+                    let scale = want_values.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+                    let tol = row.roundings * rounding(dtype) * scale;
+                    assert_close(got, want.dims(), &want_values, tol, what);
+                };
+                close(&got, &want, &what);
+                let seed = rng.tensor(want.dims(), dtype, (-1.0, 1.0));
+                let wide = seed.cast(DType::F64).unwrap();
+                let low = gradients(&case, &low, |_| true, |_| seed.clone()).unwrap();
+                let high = gradients(&case, &high, |_| true, |_| wide.clone()).unwrap();
+                for (i, (low, high)) in low.iter().zip(&high).enumerate() {
+                    let what = format!("{what}, input {i}");
+                    close(low.as_ref().unwrap(), high.as_ref().unwrap(), &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cast_passes_the_gradient_and_a_cast_to_integers_does_not() {
+    let tape = Tape::new();
+    let x = tape
+        .input(util::tensor_of(&[1.1, -2.3], &[2], DType::F64))
+        .unwrap();
+    assert!(!x.cast(DType::I64).unwrap().requires_grad());
+    let y = x.cast(DType::BF16).unwrap().square().unwrap();
+    assert_eq!(y.dtype(), DType::BF16);
+    let seed = util::tensor_of(&[1.0, 1.0], &[2], DType::BF16);
+    let how = Backward {
+        roots: &[(&y, Some(seed))],
+        ..Backward::default()
+    };
+    let gradients = tape.sweep(how).unwrap();
+    let rounded = values(&x.value().cast(DType::BF16).unwrap());
+    let twice: Vec<f64> = rounded.iter().map(|v| 2.0 * v).collect();
+    let slope = gradients.wrt(&x).unwrap();
+    assert_eq!(slope.dtype(), DType::F64);
+    assert_eq!(values(slope), twice);
+}
+
+#[test]
+fn no_operation_is_missing_from_the_table() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/ops");
+    let mut operations = Vec::new();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let before = operations.len();
+        for line in text.lines() {
+            // A method written out, or a row of a table: `    Relu: relu() [out] …`.
+            let written = line.trim_start().strip_prefix("pub fn ");
+            let row = line.strip_prefix("    ").and_then(|l| l.split_once(": "));
+            let row = row.filter(|(vjp, _)| vjp.starts_with(char::is_uppercase));
+            let name = match (written, row) {
+                (Some(rest), _) => rest,
+                (_, Some((vjp, rest))) if vjp.chars().all(char::is_alphanumeric) => rest,
+                _ => continue,
+            };
+            if name.starts_with('$') {
+                continue; // the method of a table
+            }
+            let end = name.find(|c: char| c != '_' && !c.is_alphanumeric());
+            operations.push(name[..end.unwrap_or(name.len())].to_owned());
+        }
+        let exempt = path.ends_with("mod.rs");
+        assert!(
+            exempt || operations.len() > before,
+            "{} defines none?",
+            path.display()
+        );
+    }
+    assert!(operations.len() > 60, "{operations:?}");
+    let tested: Vec<&str> = ROWS.iter().flat_map(|row| row.ops).copied().collect();
+    let missing: Vec<_> = operations
+        .iter()
+        .filter(|op| !tested.contains(&op.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "not in the table: {missing:?}");
+    let unknown: Vec<_> = tested
+        .iter()
+        .filter(|op| !operations.iter().any(|known| known == **op))
+        .collect();
+    assert!(
+        unknown.is_empty(),
+        "in the table, but no operation: {unknown:?}"
+    );
+}
