@@ -1,0 +1,85 @@
+//! Flat buffers: tensors of one bucket laid out one after the other.
+
+use super::bucket::Bucket;
+use crate::Result;
+use phalanx_autograd::Buffer;
+use phalanx_comm::{ProcessGroup, Work};
+use phalanx_tensor::{Shape, Tensor};
+
+/// An empty flat buffer for `bucket` whose gaps, and the slots that `missing` names, are zero.
+pub(super) fn allocate(
+    bucket: &Bucket,
+    shapes: impl Fn(usize) -> usize,
+    missing: impl Fn(usize) -> bool,
+) -> Result<Tensor> {
+    let mut flat = Tensor::empty(bucket.len, bucket.dtype, bucket.device)?;
+    let size = bucket.dtype.size();
+    let bytes = flat.bytes_mut()?;
+    let ends = bucket
+        .slots
+        .iter()
+        .skip(1)
+        .map(|s| s.offset)
+        .chain([bucket.len]);
+    for (slot, end) in bucket.slots.iter().zip(ends) {
+        let from = if missing(slot.param) {
+            slot.offset
+        } else {
+            slot.offset + shapes(slot.param)
+        };
+        bytes[from * size..end * size].fill(0);
+    }
+    Ok(flat)
+}
+
+/// Copies `value` to its place.
+pub(super) fn put(flat: &mut Tensor, offset: usize, value: &Tensor) -> Result<()> {
+    let (from, size) = (
+        offset * value.dtype().size(),
+        value.numel() * value.dtype().size(),
+    );
+    let value = value.contiguous()?;
+    flat.bytes_mut()?[from..from + size].copy_from_slice(value.as_bytes()?);
+    Ok(())
+}
+
+/// The tensor of `shape` that starts at `offset`: a view.
+pub(super) fn get(flat: &Tensor, offset: usize, shape: &Shape) -> Result<Tensor> {
+    Ok(flat.narrow(0, offset, shape.numel())?.reshape(shape)?)
+}
+
+/// Buffers of a module on their way from one rank to all.
+pub(super) struct Broadcast {
+    parts: Vec<(Bucket, Work<Tensor>)>,
+}
+
+impl Broadcast {
+    pub(super) fn start(
+        plan: &[Bucket],
+        values: &[Tensor],
+        group: &dyn ProcessGroup,
+        root: usize,
+    ) -> Result<Broadcast> {
+        let send = |bucket: &Bucket| {
+            let mut flat = allocate(bucket, |p| values[p].numel(), |_| false)?;
+            for slot in &bucket.slots {
+                put(&mut flat, slot.offset, &values[slot.param])?;
+            }
+            Ok((bucket.clone(), group.broadcast(flat, root)?))
+        };
+        Ok(Broadcast {
+            parts: plan.iter().map(send).collect::<Result<_>>()?,
+        })
+    }
+
+    pub(super) fn receive(self, buffers: &[(String, Buffer)]) -> Result<()> {
+        for (bucket, work) in self.parts {
+            let flat = work.wait()?;
+            for slot in &bucket.slots {
+                let (_, buffer) = &buffers[slot.param];
+                buffer.set(get(&flat, slot.offset, buffer.shape())?)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,44 @@
+//! Communication hooks: another way to reduce a bucket than an exact average.
+
+use crate::Result;
+use phalanx_comm::{ProcessGroup, ReduceOp};
+use phalanx_tensor::{DType, Tensor};
+
+/// Completes a reduction that a [`CommHook`] has started.
+pub type Completion = Box<dyn FnOnce() -> Result<Tensor>>;
+
+/// Reduces buckets of gradients (PyTorch: DDP communication hooks).
+pub trait CommHook: Send + Sync {
+    /// Starts the reduction of `bucket`, a tensor of rank 1, and returns what completes it.
+    ///
+    /// Each rank's gradients come divided already (by the number of ranks, or weighted), so the
+    /// *sum* over the ranks is the average. The completion returns it, or what stands for it, with
+    /// the shape and the element type of `bucket`. Called for the same buckets in the same order on
+    /// every rank.
+    ///
+    /// # Errors
+    /// Whatever stops the step.
+    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Completion>;
+}
+
+/// Sends gradients as a shorter type: half the bytes, at the price of rounding them
+/// (PyTorch: `bf16_compress_hook`, `fp16_compress_hook`). Sums accumulate in `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compress {
+    /// bfloat16: the range of `f32`, 8 bits of precision.
+    Bf16,
+    /// Half precision: 11 bits, values beyond 65,504 overflow.
+    F16,
+}
+
+impl CommHook for Compress {
+    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Completion> {
+        let wide = bucket.dtype();
+        let short = match self {
+            Compress::Bf16 => DType::BF16,
+            Compress::F16 => DType::F16,
+        };
+        let work = group.all_reduce(bucket.cast(short)?, ReduceOp::Sum)?;
+        Ok(Box::new(move || Ok(work.wait()?.cast(wide)?)))
+    }
+}

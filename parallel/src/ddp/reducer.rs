@@ -1,0 +1,207 @@
+//! The reduction of one step: gradients come in as the sweep makes them final, buckets leave in
+//! the order of the plan.
+
+use super::bucket::Bucket;
+use super::hook::Completion;
+use super::trace::{Trace, TraceEvent};
+use super::{Ddp, flat};
+use crate::{Error, Result};
+use phalanx_autograd::Gradients;
+use phalanx_autograd::nn::Module;
+use phalanx_comm::{ProcessGroup, ReduceOp, Work};
+use phalanx_tensor::Tensor;
+use std::sync::Arc;
+
+/// How much each rank's gradients count in the average.
+pub(super) enum Share {
+    /// All the same.
+    Equal,
+    /// In proportion to these weights, one per rank, not all zero.
+    Weighted(Vec<f64>),
+}
+
+impl Share {
+    /// The first rank that has data: the one whose buffers and order of gradients are taken.
+    pub(super) fn leader(&self) -> usize {
+        match self {
+            Share::Equal => 0,
+            Share::Weighted(w) => w.iter().position(|&w| w > 0.0).unwrap_or(0),
+        }
+    }
+
+    /// What `rank`'s gradients are multiplied by before they are summed.
+    fn factor(&self, rank: usize, size: usize) -> f64 {
+        match self {
+            Share::Equal => 1.0 / size as f64,
+            Share::Weighted(w) => w[rank] / w.iter().sum::<f64>(),
+        }
+    }
+}
+
+/// Every rank's weight.
+pub(super) fn gather_weights(group: &dyn ProcessGroup, weight: f64) -> Result<Vec<f64>> {
+    let mine = Tensor::scalar(weight, group.device())?;
+    let weights = group.all_gather(mine)?.wait()?.to_vec::<f64>()?;
+    let bad = weights.iter().position(|w| !(w.is_finite() && *w >= 0.0));
+    match bad {
+        Some(rank) => Err(Error::InvalidWeight {
+            rank: Some(rank),
+            weight: weights[rank],
+        }),
+        None if weights.iter().all(|&w| w == 0.0) => Err(Error::InvalidWeight {
+            rank: None,
+            weight: 0.0,
+        }),
+        None => Ok(weights),
+    }
+}
+
+/// A bucket in flight.
+enum Flight {
+    Plain(Work<Tensor>),
+    Hooked(Completion),
+}
+
+/// One step's reduction. Dropping it waits for what is in flight.
+pub(super) struct Reducer<'a, M> {
+    ddp: &'a Ddp<M>,
+    plan: Arc<[Bucket]>,
+    /// For each parameter: its bucket and its slot there.
+    place: Vec<(usize, usize)>,
+    /// For each bucket: the gradients that it still waits for.
+    pending: Vec<usize>,
+    /// For each bucket: the tensor that will travel, from its first gradient on.
+    filling: Vec<Option<Tensor>>,
+    flights: Vec<Flight>,
+    /// How many ranks use each parameter.
+    uses: Work<Tensor>,
+    used: Vec<bool>,
+    /// What gradients are multiplied by before they leave; `None`: the reduction averages.
+    factor: Option<f64>,
+    trace: Trace,
+}
+
+impl<'a, M: Module> Reducer<'a, M> {
+    /// Starts the step: `used` says which parameters this rank has gradients for.
+    pub(super) fn new(
+        ddp: &'a Ddp<M>,
+        plan: Arc<[Bucket]>,
+        share: Share,
+        used: &[bool],
+    ) -> Result<Self> {
+        let group = &*ddp.group;
+        // One small collective, issued before the sweep and read after it: cheaper than a count in
+        // each bucket, which would force a copy of gradients that can travel in place.
+        let counts: Vec<i64> = used.iter().map(|&u| i64::from(u)).collect();
+        let counts = Tensor::from_vec(counts, used.len(), group.device())?;
+        let uses = group.all_reduce(counts, ReduceOp::Sum)?;
+        let averaging = matches!(share, Share::Equal) && ddp.config.hook.is_none();
+        let mut place = vec![(0, 0); used.len()];
+        for (b, bucket) in plan.iter().enumerate() {
+            bucket
+                .slots
+                .iter()
+                .enumerate()
+                .for_each(|(s, slot)| place[slot.param] = (b, s));
+        }
+        let pending = plan
+            .iter()
+            .map(|b| b.slots.iter().filter(|s| used[s.param]).count());
+        let mut reducer = Reducer {
+            pending: pending.collect(),
+            filling: plan.iter().map(|_| None).collect(),
+            flights: Vec::with_capacity(plan.len()),
+            place,
+            uses,
+            used: used.to_vec(),
+            factor: (!averaging).then(|| share.factor(group.rank(), group.size())),
+            trace: Trace::new(ddp.config.trace),
+            ddp,
+            plan,
+        };
+        reducer.launch()?; // a bucket that this rank has nothing for can leave at once
+        Ok(reducer)
+    }
+
+    /// Takes the final gradient of parameter `i`; sends what has become complete.
+    pub(super) fn ready(&mut self, i: usize, gradient: Tensor) -> Result<()> {
+        let (b, s) = self.place[i];
+        self.trace
+            .record(|| TraceEvent::Ready(self.ddp.params[i].0.clone()));
+        let gradient = match self.factor {
+            Some(factor) => gradient.mul_scalar(factor)?,
+            None => gradient,
+        };
+        let bucket = &self.plan[b];
+        if bucket.is_single() {
+            self.filling[b] = Some(gradient.reshape(bucket.len)?);
+        } else {
+            let mut flat = match self.filling[b].take() {
+                Some(flat) => flat,
+                None => self.allocate(b)?,
+            };
+            flat::put(&mut flat, bucket.slots[s].offset, &gradient)?;
+            self.filling[b] = Some(flat);
+        }
+        self.pending[b] -= 1;
+        self.launch()
+    }
+
+    fn allocate(&self, b: usize) -> Result<Tensor> {
+        let numel = |p: usize| self.ddp.params[p].1.shape().numel();
+        flat::allocate(&self.plan[b], numel, |p| !self.used[p])
+    }
+
+    /// Starts the reduction of every complete bucket that is next in the plan.
+    fn launch(&mut self) -> Result<()> {
+        while self.flights.len() < self.plan.len() && self.pending[self.flights.len()] == 0 {
+            let b = self.flights.len();
+            let tensor = match self.filling[b].take() {
+                Some(tensor) => tensor,
+                None => self.allocate(b)?, // nothing from this rank: zeros
+            };
+            let group = &*self.ddp.group;
+            let flight = match &self.ddp.config.hook {
+                Some(hook) => Flight::Hooked(hook.start(group, tensor)?),
+                None => {
+                    let op = if self.factor.is_some() {
+                        ReduceOp::Sum
+                    } else {
+                        ReduceOp::Avg
+                    };
+                    Flight::Plain(group.all_reduce(tensor, op)?)
+                }
+            };
+            self.flights.push(flight);
+            self.trace.record(|| TraceEvent::Started(b));
+        }
+        Ok(())
+    }
+
+    /// Waits for all buckets: the averaged gradients of the parameters that some rank uses.
+    pub(super) fn finish(mut self) -> Result<(Gradients, Trace)> {
+        self.trace.record(|| TraceEvent::SweepEnded);
+        debug_assert_eq!(
+            self.flights.len(),
+            self.plan.len(),
+            "every used parameter became ready"
+        );
+        let mut reduced = Vec::with_capacity(self.plan.len());
+        for (b, flight) in self.flights.into_iter().enumerate() {
+            reduced.push(match flight {
+                Flight::Plain(work) => work.wait()?,
+                Flight::Hooked(complete) => complete()?,
+            });
+            self.trace.record(|| TraceEvent::Reduced(b));
+        }
+        let uses = self.uses.wait()?.to_vec::<i64>()?;
+        let mut gradients = Gradients::default();
+        for (bucket, flat) in self.plan.iter().zip(&reduced) {
+            for slot in bucket.slots.iter().filter(|s| uses[s.param] > 0) {
+                let param = &self.ddp.params[slot.param].1;
+                gradients.insert(param, flat::get(flat, slot.offset, param.shape())?);
+            }
+        }
+        Ok((gradients, self.trace))
+    }
+}

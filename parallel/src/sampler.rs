@@ -1,0 +1,121 @@
+//! [`DistributedSampler`]: which samples of a data set a rank trains on in an epoch. Pure.
+
+use phalanx_tensor::Rng;
+
+/// Splits a data set of `len` samples over ranks, a different order every epoch
+/// (PyTorch: `torch.utils.data.DistributedSampler`).
+///
+/// All ranks get the same number of samples: the order is padded by wrapping around, or its tail
+/// is dropped. Rank `r` takes the positions `r, r + world_size, …` of it.
+///
+/// ```
+/// use phalanx_parallel::DistributedSampler;
+///
+/// let sampler = |rank| DistributedSampler { len: 10, world_size: 4, rank, ..Default::default() };
+/// assert_eq!(sampler(1).indices(0), [1, 5, 9]);
+/// assert_eq!(sampler(3).indices(0), [3, 7, 1]); // wrapped around
+///
+/// let shuffled = DistributedSampler { shuffle: true, seed: 7, ..sampler(0) };
+/// assert_ne!(shuffled.indices(0), shuffled.indices(1)); // another order every epoch
+/// assert_eq!(shuffled.indices(1), shuffled.indices(1)); // and the same one at every call
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DistributedSampler {
+    /// Number of samples in the data set.
+    pub len: usize,
+    /// Number of ranks; at least 1.
+    pub world_size: usize,
+    /// This rank, below `world_size`.
+    pub rank: usize,
+    /// Shuffle before splitting; the order depends on `seed` and the epoch alone, so all ranks
+    /// must use the same seed.
+    pub shuffle: bool,
+    /// Seed of the shuffle.
+    pub seed: u64,
+    /// Drop the tail that does not divide evenly, where the default pads by wrapping around.
+    pub drop_last: bool,
+}
+
+impl Default for DistributedSampler {
+    fn default() -> Self {
+        DistributedSampler {
+            len: 0,
+            world_size: 1,
+            rank: 0,
+            shuffle: false,
+            seed: 0,
+            drop_last: false,
+        }
+    }
+}
+
+impl DistributedSampler {
+    /// How many samples each rank gets per epoch.
+    pub fn samples_per_rank(&self) -> usize {
+        let world = self.world_size.max(1);
+        if self.drop_last { self.len / world } else { self.len.div_ceil(world) }
+    }
+
+    /// This rank's samples of `epoch`, in order.
+    ///
+    /// # Panics
+    /// If `rank` is not below `world_size`.
+    pub fn indices(&self, epoch: u64) -> Vec<usize> {
+        assert!(self.rank < self.world_size, "rank {} of {}", self.rank, self.world_size);
+        let positions = (0..self.samples_per_rank()).map(|i| i * self.world_size + self.rank);
+        if self.shuffle {
+            let order = Rng::new(self.seed).fold_in(epoch).permutation(self.len);
+            positions.map(|p| order[p % self.len]).collect()
+        } else {
+            positions.map(|p| p % self.len).collect()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        n: usize,
+        world: usize,
+        drop_last: bool,
+        idx: Vec<Vec<usize>>,
+    }
+
+    #[test]
+    fn unshuffled_indices_are_pytorchs() {
+        let rows: Vec<Golden> =
+            serde_json::from_str(include_str!("../tests/golden/sampler.json")).unwrap();
+        assert!(rows.len() >= 30);
+        for Golden { n, world, drop_last, idx } in rows {
+            let ours: Vec<_> = (0..world)
+                .map(|rank| DistributedSampler { len: n, world_size: world, rank, drop_last, ..Default::default() })
+                .map(|s| s.indices(0))
+                .collect();
+            assert_eq!(ours, idx, "n {n}, world {world}, drop_last {drop_last}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn ranks_share_the_data_set(len in 0usize..300, world in 1usize..9, drop_last: bool, shuffle: bool, seed: u64, epoch in 0u64..5) {
+            let of = |rank| DistributedSampler { len, world_size: world, rank, shuffle, seed, drop_last }.indices(epoch);
+            let mut count = vec![0usize; len];
+            for rank in 0..world {
+                let indices = of(rank);
+                prop_assert_eq!(indices.len(), of(0).len());
+                indices.into_iter().for_each(|i| count[i] += 1);
+            }
+            let total: usize = count.iter().sum();
+            prop_assert_eq!(total, if drop_last { len / world * world } else { len.div_ceil(world) * world });
+            // Each sample at least once, or (dropping) at most once; never twice more than another.
+            let (lo, hi) = (count.iter().min().copied().unwrap_or(0), count.iter().max().copied().unwrap_or(0));
+            prop_assert!(hi - lo <= 1);
+            let whole = if drop_last { hi <= 1 } else { len == 0 || lo >= 1 };
+            prop_assert!(whole);
+        }
+    }
+}

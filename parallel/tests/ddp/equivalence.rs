@@ -1,0 +1,159 @@
+//! The contract: gradients and parameters equal those of one process on the joined batch.
+
+use crate::model::{Mlp, assert_close, mse, on_ranks, values};
+use phalanx_autograd::Tape;
+use phalanx_autograd::nn::Module;
+use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
+use phalanx_parallel::{Compress, Ddp, DdpConfig};
+use phalanx_tensor::{DType, Device, Rng, Tensor};
+use std::sync::Arc;
+
+const DIMS: [usize; 4] = [5, 16, 12, 3];
+const BATCH: usize = 24;
+const STEPS: usize = 6;
+
+/// The joined batch of a step: inputs and targets.
+fn data(step: usize, dtype: DType, device: Device) -> (Tensor, Tensor) {
+    let mut rng = Rng::new(1000 + step as u64);
+    let x = Tensor::randn([BATCH, DIMS[0]], dtype, device, &mut rng).unwrap();
+    let y = Tensor::randn([BATCH, DIMS[3]], dtype, device, &mut rng).unwrap();
+    (x, y)
+}
+
+fn sgd(model: &Mlp) -> Sgd {
+    Sgd::new(
+        model.params(),
+        SgdConfig {
+            lr: 0.05,
+            momentum: 0.9,
+            weight_decay: 1e-3,
+            ..Default::default()
+        },
+    )
+}
+
+/// First gradients and final parameters of one process on the joined batches.
+fn reference(dtype: DType) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
+    let device = Device::cpu(0);
+    let model = Mlp::new(&DIMS, dtype, device, 3);
+    let mut sgd = sgd(&model);
+    let mut first = Vec::new();
+    for step in 0..STEPS {
+        let (x, y) = data(step, dtype, device);
+        let tape = Tape::new();
+        let y = tape.constant(y);
+        let loss = mse(&model.forward(&tape, &tape.constant(x)).unwrap(), &y).unwrap();
+        let gradients = tape.backward(&loss).unwrap();
+        if step == 0 {
+            first = model
+                .params()
+                .iter()
+                .map(|p| values(gradients.get(p).unwrap()))
+                .collect();
+        }
+        sgd.step(&gradients).unwrap();
+    }
+    (
+        first,
+        model.params().iter().map(|p| values(&p.value())).collect(),
+    )
+}
+
+/// The same by `world` ranks, each on its part of the batch, compared on every rank.
+fn check(world: usize, dtype: DType, config: &DdpConfig, micro: usize, tolerance: f64) {
+    let (first, last) = reference(dtype);
+    let bits = on_ranks(world, |group| {
+        let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+        let seed = if rank == 0 { 3 } else { 50 + rank as u64 }; // rank 0's values must win
+        let ddp = Ddp::new(Mlp::new(&DIMS, dtype, device, seed), group, config.clone())?;
+        let mut sgd = sgd(ddp.module());
+        for step in 0..STEPS {
+            let (x, y) = data(step, dtype, device);
+            let part = BATCH / world;
+            let (x, y) = (
+                x.narrow(0, rank * part, part)?,
+                y.narrow(0, rank * part, part)?,
+            );
+            let piece = part / micro;
+            let loss = |tape: &Tape, i: usize| {
+                let x = tape.constant(x.narrow(0, i * piece, piece)?);
+                let y = tape.constant(y.narrow(0, i * piece, piece)?);
+                mse(&ddp.forward(tape, &x)?, &y)?.mul_scalar(1.0 / micro as f64)
+            };
+            for i in 0..micro - 1 {
+                let tape = Tape::new();
+                ddp.accumulate(&tape, &loss(&tape, i)?)?;
+            }
+            let tape = Tape::new();
+            let gradients = ddp.backward(&tape, &loss(&tape, micro - 1)?)?;
+            if step == 0 {
+                for (p, want) in ddp.parameters().iter().zip(&first) {
+                    let what = format!("gradients of world {world}");
+                    assert_close(&values(gradients.get(p).unwrap()), want, tolerance, &what);
+                }
+            }
+            sgd.step(&gradients)?;
+        }
+        for (p, want) in ddp.parameters().iter().zip(&last) {
+            assert_close(
+                &values(&p.value()),
+                want,
+                tolerance,
+                &format!("parameters of world {world}"),
+            );
+        }
+        Ok(ddp
+            .parameters()
+            .iter()
+            .flat_map(|p| values(&p.value()))
+            .map(f64::to_bits)
+            .collect::<Vec<_>>())
+    });
+    assert!(
+        bits.iter().all(|b| *b == bits[0]),
+        "replicas are equal bit for bit"
+    );
+}
+
+#[test]
+fn every_world_size_equals_the_single_process() {
+    for world in [1, 2, 3, 4, 8] {
+        check(world, DType::F32, &DdpConfig::default(), 1, 1e-6);
+        check(world, DType::F64, &DdpConfig::default(), 1, 1e-13);
+    }
+}
+
+#[test]
+fn every_bucket_size_equals_the_single_process() {
+    for (first, cap, single) in [
+        (1, 1, 1),
+        (1, 1, usize::MAX),
+        (64, 300, 500),
+        (usize::MAX, usize::MAX, usize::MAX),
+    ] {
+        let config = DdpConfig {
+            first_bucket_bytes: first,
+            bucket_cap_bytes: cap,
+            in_place_bytes: single,
+            ..Default::default()
+        };
+        check(3, DType::F32, &config, 1, 1e-6);
+    }
+}
+
+#[test]
+fn accumulation_equals_the_single_process() {
+    for (world, micro) in [(2, 2), (3, 4), (2, 12)] {
+        check(world, DType::F32, &DdpConfig::default(), micro, 1e-6);
+    }
+}
+
+#[test]
+fn compressed_gradients_are_near_and_replicas_equal() {
+    let with = |hook| DdpConfig {
+        hook: Some(Arc::new(hook)),
+        ..Default::default()
+    };
+    check(4, DType::F32, &with(Compress::Bf16), 1, 2e-2);
+    check(4, DType::F32, &with(Compress::F16), 1, 2e-3);
+}

@@ -1,0 +1,170 @@
+//! Ranks that run out of data, and averages with weights.
+
+use crate::model::{Mlp, assert_close, mse, on_ranks, values};
+use phalanx_autograd::Tape;
+use phalanx_autograd::nn::Module;
+use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
+use phalanx_parallel::{Ddp, DdpConfig, Error};
+use phalanx_tensor::{DType, Device, Rng, Tensor};
+
+const DIMS: [usize; 3] = [3, 5, 2];
+
+/// A rank's data of a step: `rows` samples.
+fn data(rank: usize, step: usize, rows: usize, device: Device) -> (Tensor, Tensor) {
+    let mut rng = Rng::new((100 * rank + step) as u64);
+    let x = Tensor::randn([rows, DIMS[0]], DType::F64, device, &mut rng).unwrap();
+    let y = Tensor::randn([rows, DIMS[2]], DType::F64, device, &mut rng).unwrap();
+    (x, y)
+}
+
+fn sgd(model: &Mlp) -> Sgd {
+    Sgd::new(
+        model.params(),
+        SgdConfig {
+            lr: 0.1,
+            momentum: 0.9,
+            ..Default::default()
+        },
+    )
+}
+
+/// One process that takes in each step the mean of the losses of the ranks in `active`.
+fn reference(active: &[Vec<usize>]) -> Vec<f64> {
+    let device = Device::cpu(0);
+    let model = Mlp::new(&DIMS, DType::F64, device, 5);
+    let mut sgd = sgd(&model);
+    for (step, ranks) in active.iter().enumerate() {
+        let tape = Tape::new();
+        let mut total = None;
+        for &rank in ranks {
+            let (x, y) = data(rank, step, 4, device);
+            let y = tape.constant(y);
+            let loss = mse(&model.forward(&tape, &tape.constant(x)).unwrap(), &y).unwrap();
+            total = Some(match total {
+                None => loss,
+                Some(sum) => loss.add(&sum).unwrap(),
+            });
+        }
+        let mean = total.unwrap().mul_scalar(1.0 / ranks.len() as f64).unwrap();
+        sgd.step(&tape.backward(&mean).unwrap()).unwrap();
+    }
+    model
+        .params()
+        .iter()
+        .flat_map(|p| values(&p.value()))
+        .collect()
+}
+
+#[test]
+fn a_rank_without_data_stalls_nobody_and_the_average_is_right() {
+    for steps_of in [[2, 5, 3], [5, 2, 0], [0, 1, 4], [3, 3, 3]] {
+        let longest = *steps_of.iter().max().unwrap();
+        let active: Vec<Vec<usize>> = (0..longest)
+            .map(|s| (0..3).filter(|&r| s < steps_of[r]).collect())
+            .collect();
+        let want = reference(&active);
+        let all = on_ranks(3, |group| {
+            let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+            let config = DdpConfig {
+                uneven_inputs: true,
+                ..Default::default()
+            };
+            let ddp = Ddp::new(Mlp::new(&DIMS, DType::F64, device, 5), group, config)?;
+            let mut sgd = sgd(ddp.module());
+            for step in 0..steps_of[rank] {
+                let (x, y) = data(rank, step, 4, device);
+                let tape = Tape::new();
+                let loss = mse(&ddp.forward(&tape, &tape.constant(x))?, &tape.constant(y))?;
+                sgd.step(&ddp.backward(&tape, &loss)?)?;
+            }
+            let joined = ddp.join(|gradients| Ok(sgd.step(gradients)?))?;
+            assert_eq!(joined, longest - steps_of[rank]);
+            Ok(ddp
+                .parameters()
+                .iter()
+                .flat_map(|p| values(&p.value()))
+                .collect::<Vec<_>>())
+        });
+        for found in &all {
+            assert_close(found, &want, 1e-12, &format!("{steps_of:?}"));
+            assert_eq!(found, &all[0], "replicas are equal bit for bit");
+        }
+    }
+}
+
+#[test]
+fn join_needs_its_configuration() {
+    on_ranks(2, |group| {
+        let model = Mlp::new(&DIMS, DType::F32, Device::cpu(group.rank()), 5);
+        let ddp = Ddp::new(model, group, DdpConfig::default())?;
+        assert!(matches!(
+            ddp.join(|_| Ok(())),
+            Err(Error::InvalidUse {
+                op: "Ddp::join",
+                ..
+            })
+        ));
+        Ok(())
+    });
+}
+
+#[test]
+fn weights_make_the_mean_over_all_samples() {
+    let rows = [1, 6, 3];
+    let device = Device::cpu(0);
+    let model = Mlp::new(&DIMS, DType::F64, device, 5);
+    let parts: Vec<_> = (0..3).map(|r| data(r, 0, rows[r], device)).collect();
+    let x = Tensor::cat(&[&parts[0].0, &parts[1].0, &parts[2].0], 0).unwrap();
+    let y = Tensor::cat(&[&parts[0].1, &parts[1].1, &parts[2].1], 0).unwrap();
+    let tape = Tape::new();
+    let y = tape.constant(y);
+    let loss = mse(&model.forward(&tape, &tape.constant(x)).unwrap(), &y).unwrap();
+    let want = tape.backward(&loss).unwrap();
+    let want: Vec<f64> = model
+        .params()
+        .iter()
+        .flat_map(|p| values(want.get(p).unwrap()))
+        .collect();
+    on_ranks(3, |group| {
+        let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+        let ddp = Ddp::new(
+            Mlp::new(&DIMS, DType::F64, device, 5),
+            group,
+            DdpConfig::default(),
+        )?;
+        let (x, y) = data(rank, 0, rows[rank], device);
+        let tape = Tape::new();
+        let loss = mse(&ddp.forward(&tape, &tape.constant(x))?, &tape.constant(y))?;
+        let gradients = ddp.backward_weighted(&tape, &loss, rows[rank] as f64)?;
+        let found: Vec<f64> = ddp
+            .parameters()
+            .iter()
+            .flat_map(|p| values(gradients.get(p).unwrap()))
+            .collect();
+        assert_close(&found, &want, 1e-12, "weighted");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_bad_weight_is_an_error_on_every_rank() {
+    for bad in [f64::NAN, -1.0, f64::INFINITY] {
+        on_ranks(2, |group| {
+            let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+            let ddp = Ddp::new(
+                Mlp::new(&DIMS, DType::F64, device, 5),
+                group,
+                DdpConfig::default(),
+            )?;
+            let (x, y) = data(rank, 0, 2, device);
+            let tape = Tape::new();
+            let loss = mse(&ddp.forward(&tape, &tape.constant(x))?, &tape.constant(y))?;
+            let result = ddp.backward_weighted(&tape, &loss, if rank == 1 { bad } else { 1.0 });
+            assert!(matches!(
+                result,
+                Err(Error::InvalidWeight { rank: Some(1), .. })
+            ));
+            Ok(())
+        });
+    }
+}

@@ -1,0 +1,10 @@
+//! `Ddp` against the single process, against PyTorch's values, and where things go wrong.
+
+mod equivalence;
+mod golden;
+mod join;
+mod memory;
+mod model;
+mod overlap;
+mod replicas;
+mod unused;

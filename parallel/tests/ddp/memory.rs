@@ -1,0 +1,63 @@
+//! A training step at steady state takes nothing from the system and leaves nothing behind.
+
+use crate::model::{Mlp, mse, on_ranks};
+use phalanx_autograd::Tape;
+use phalanx_autograd::nn::Module;
+use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
+use phalanx_parallel::{Ddp, DdpConfig};
+use phalanx_tensor::{DType, Device, Tensor};
+
+#[test]
+fn after_warm_up_a_step_takes_no_memory_from_the_system() {
+    for world in [1, 2, 4] {
+        on_ranks(world, |group| {
+            // Devices of this test's own: their accounts see nothing else.
+            let device = Device::cpu(500 + 10 * world + group.rank());
+            let model = Mlp::new(&[64, 300, 200, 10], DType::F32, device, 1);
+            let barrier = group.clone();
+            let ddp = Ddp::new(
+                model,
+                group,
+                DdpConfig {
+                    bucket_cap_bytes: 10_000,
+                    ..Default::default()
+                },
+            )?;
+            let mut sgd = Sgd::new(
+                ddp.parameters(),
+                SgdConfig {
+                    lr: 0.01,
+                    momentum: 0.9,
+                    ..Default::default()
+                },
+            );
+            let x = Tensor::ones([32, 64], DType::F32, device)?;
+            let y = Tensor::zeros([32, 10], DType::F32, device)?;
+            let tape = Tape::new();
+            let mut after = Vec::new();
+            for _ in 0..12 {
+                let loss = mse(
+                    &ddp.forward(&tape, &tape.constant(x.clone()))?,
+                    &tape.constant(y.clone()),
+                )?;
+                let gradients = ddp.backward(&tape, &loss)?;
+                sgd.step(&gradients)?;
+                drop((loss, gradients));
+                // Another rank may still read this rank's gradients: all have to be through.
+                barrier.barrier()?.wait()?;
+                after.push(device.memory()?);
+            }
+            let (warm, last) = (after[3], after[11]);
+            assert_eq!(
+                warm.system_allocations, last.system_allocations,
+                "{after:?}"
+            );
+            assert!(after[3..].iter().all(|m| m.live == warm.live), "{after:?}");
+            assert!(
+                last.peak > last.live && last.peak <= last.reserved,
+                "{last:?}"
+            );
+            Ok(())
+        });
+    }
+}

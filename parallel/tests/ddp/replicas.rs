@@ -1,0 +1,66 @@
+//! What the wrapper does about modules that are not the same on every rank.
+
+use crate::model::{Mlp, on_ranks, values};
+use phalanx_autograd::nn::Module;
+use phalanx_parallel::{Ddp, DdpConfig, Error};
+use phalanx_tensor::{DType, Device};
+
+#[test]
+fn differing_values_become_rank_zeros() {
+    let all = on_ranks(4, |group| {
+        let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+        let ddp = Ddp::new(
+            Mlp::new(&[3, 4, 2], DType::F32, device, rank as u64),
+            group,
+            DdpConfig::default(),
+        )?;
+        let params = ddp.module().named_parameters();
+        assert!(
+            params.iter().all(|(_, p)| p.value().device() == device),
+            "values stay on the rank's device"
+        );
+        Ok(params
+            .iter()
+            .flat_map(|(_, p)| values(&p.value()))
+            .collect::<Vec<_>>())
+    });
+    let zeros = Mlp::new(&[3, 4, 2], DType::F32, Device::cpu(0), 0);
+    let zeros: Vec<f64> = zeros
+        .params()
+        .iter()
+        .flat_map(|p| values(&p.value()))
+        .collect();
+    assert!(all.iter().all(|v| *v == zeros));
+}
+
+/// The error that every rank of three gets where rank 2's module is another one.
+fn errors(dims_of_rank_2: &'static [usize], dtype_of_rank_2: DType) -> Vec<(usize, String)> {
+    on_ranks(3, |group| {
+        let device = Device::cpu(group.rank());
+        let model = match group.rank() {
+            2 => Mlp::new(dims_of_rank_2, dtype_of_rank_2, device, 0),
+            _ => Mlp::new(&[3, 4, 2], DType::F32, device, 0),
+        };
+        match Ddp::new(model, group, DdpConfig::default()) {
+            Err(Error::ReplicasDiffer { rank, difference }) => Ok((rank, difference)),
+            Err(other) => Err(other),
+            Ok(_) => panic!("the modules differ"),
+        }
+    })
+}
+
+#[test]
+fn differing_modules_are_one_error_on_every_rank() {
+    let cases: [(&'static [usize], DType, &[&str]); 4] = [
+        (&[3, 5, 2], DType::F32, &["0.weight", "[5, 3]", "[4, 3]"]),
+        (&[3, 4, 2, 2], DType::F32, &["2.weight", "does not have"]),
+        (&[3, 4], DType::F32, &["1.weight", "lacks"]),
+        (&[3, 4, 2], DType::F64, &["0.weight", "f64", "f32"]),
+    ];
+    for (dims, dtype, words) in cases {
+        let errors = errors(dims, dtype);
+        assert!(errors.iter().all(|e| *e == errors[0]), "{errors:?}");
+        assert_eq!(errors[0].0, 2);
+        assert!(words.iter().all(|w| errors[0].1.contains(w)), "{errors:?}");
+    }
+}
