@@ -53,7 +53,11 @@ impl DistributedSampler {
     /// How many samples each rank gets per epoch.
     pub fn samples_per_rank(&self) -> usize {
         let world = self.world_size.max(1);
-        if self.drop_last { self.len / world } else { self.len.div_ceil(world) }
+        if self.drop_last {
+            self.len / world
+        } else {
+            self.len.div_ceil(world)
+        }
     }
 
     /// This rank's samples of `epoch`, in order.
@@ -61,7 +65,12 @@ impl DistributedSampler {
     /// # Panics
     /// If `rank` is not below `world_size`.
     pub fn indices(&self, epoch: u64) -> Vec<usize> {
-        assert!(self.rank < self.world_size, "rank {} of {}", self.rank, self.world_size);
+        assert!(
+            self.rank < self.world_size,
+            "rank {} of {}",
+            self.rank,
+            self.world_size
+        );
         let positions = (0..self.samples_per_rank()).map(|i| i * self.world_size + self.rank);
         if self.shuffle {
             let order = Rng::new(self.seed).fold_in(epoch).permutation(self.len);
@@ -90,9 +99,21 @@ mod tests {
         let rows: Vec<Golden> =
             serde_json::from_str(include_str!("../tests/golden/sampler.json")).unwrap();
         assert!(rows.len() >= 30);
-        for Golden { n, world, drop_last, idx } in rows {
+        for Golden {
+            n,
+            world,
+            drop_last,
+            idx,
+        } in rows
+        {
             let ours: Vec<_> = (0..world)
-                .map(|rank| DistributedSampler { len: n, world_size: world, rank, drop_last, ..Default::default() })
+                .map(|rank| DistributedSampler {
+                    len: n,
+                    world_size: world,
+                    rank,
+                    drop_last,
+                    ..Default::default()
+                })
                 .map(|s| s.indices(0))
                 .collect();
             assert_eq!(ours, idx, "n {n}, world {world}, drop_last {drop_last}");

@@ -75,15 +75,15 @@ struct State {
 /// become final.
 ///
 /// ```
-/// use phalanx_autograd::nn::{Linear, Module};
+/// use phalanx_autograd::nn::{Factory, Linear, Module};
 /// use phalanx_autograd::{Tape, optim::{Optimizer, Sgd, SgdConfig}};
 /// use phalanx_comm::launch;
 /// use phalanx_parallel::{Ddp, DdpConfig};
-/// use phalanx_tensor::{DType, Device, Rng, Tensor};
+/// use phalanx_tensor::{DType, Device, Tensor};
 ///
 /// let losses = launch(2, |group| -> phalanx_parallel::Result<f64> {
 ///     let device = Device::cpu(group.rank());
-///     let model = Linear::new(4, 1, DType::F32, device, &mut Rng::new(0))?;
+///     let model = Linear::new(4, 1, &mut Factory::new(device, 0))?;
 ///     let ddp = Ddp::new(model, group.clone(), DdpConfig::default())?;
 ///     let mut sgd = Sgd::new(ddp.parameters(), SgdConfig { lr: 0.1, ..Default::default() });
 ///     let x = Tensor::full([8, 4], 1.0 + group.rank() as f64, DType::F32, device)?;

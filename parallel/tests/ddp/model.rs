@@ -1,10 +1,10 @@
 //! The model that the tests train, and how they launch ranks.
 
-use phalanx_autograd::nn::{Linear, Module, Visitor};
+use phalanx_autograd::nn::{Factory, Linear, Module, Visitor};
 use phalanx_autograd::{Param, Tape, Var};
 use phalanx_comm::{LaunchConfig, ProcessGroup, launch};
 use phalanx_parallel::Result;
-use phalanx_tensor::{DType, Device, Rng, Tensor};
+use phalanx_tensor::{DType, Device, Tensor};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +13,11 @@ pub struct Mlp(pub Vec<Linear>);
 
 impl Mlp {
     pub fn new(dims: &[usize], dtype: DType, device: Device, seed: u64) -> Mlp {
-        let mut rng = Rng::new(seed);
-        let layer = |d: &[usize]| Linear::new(d[0], d[1], dtype, device, &mut rng).unwrap();
+        let mut f = Factory {
+            dtype,
+            ..Factory::new(device, seed)
+        };
+        let layer = |d: &[usize]| Linear::new(d[0], d[1], &mut f).unwrap();
         Mlp(dims.windows(2).map(layer).collect())
     }
 
