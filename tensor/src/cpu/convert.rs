@@ -14,7 +14,10 @@ pub(crate) fn widen<T: Float>(src: &[T], dst: &mut [T::Compute]) {
         // The crate's slice conversion asks once, not per element, whether F16C is there.
         bytemuck::cast_slice::<T, f16>(src).convert_to_f32_slice(bytemuck::cast_slice_mut(dst));
     } else {
-        vectorize(|| dst.iter_mut().zip(src).for_each(|(d, s)| *d = s.widen()));
+        vectorize(
+            #[inline(always)]
+            || dst.iter_mut().zip(src).for_each(|(d, s)| *d = s.widen()),
+        );
     }
 }
 
@@ -27,10 +30,13 @@ pub(crate) fn narrow<T: Float>(src: &[T::Compute], dst: &mut [T]) {
     if T::DTYPE == DType::F16 {
         bytemuck::cast_slice_mut::<T, f16>(dst).convert_from_f32_slice(bytemuck::cast_slice(src));
     } else {
-        vectorize(|| {
-            dst.iter_mut()
-                .zip(src)
-                .for_each(|(d, s)| *d = T::narrow(*s))
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                dst.iter_mut()
+                    .zip(src)
+                    .for_each(|(d, s)| *d = T::narrow(*s))
+            },
+        );
     }
 }

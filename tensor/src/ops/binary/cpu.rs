@@ -8,12 +8,14 @@ use crate::{DType, Element, Error, Float, Result, Tensor, bf16, f16};
 
 #[inline(always)]
 fn each<T: Copy>([a, b]: [&[T]; 2], out: &mut [T], f: impl Fn(T, T) -> T) {
-    vectorize(|| {
-        let operands = a.iter().zip(b);
-        out.iter_mut()
-            .zip(operands)
-            .for_each(|(o, (a, b))| *o = f(*a, *b));
-    });
+    vectorize(
+        #[inline(always)]
+        || {
+            for (o, (a, b)) in out.iter_mut().zip(a.iter().zip(b)) {
+                *o = f(*a, *b);
+            }
+        },
+    );
 }
 
 /// The larger; NaN where either is NaN.

@@ -187,6 +187,11 @@ pub(crate) fn broadcast(
     a: &Tensor,
     b: &Tensor,
 ) -> Result<(Tensor, Tensor, Shape)> {
+    if a.shape() == b.shape() {
+        let (a, b) = (elementwise::readable(a)?, elementwise::readable(b)?);
+        let shape = a.shape().clone();
+        return Ok((a, b, shape));
+    }
     let shape = a
         .shape()
         .broadcast(b.shape())

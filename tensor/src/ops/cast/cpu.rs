@@ -44,7 +44,10 @@ as_! {
 
 #[inline(always)]
 fn run<T: Copy + As<U>, U>(src: &[T], dst: &mut [U]) {
-    vectorize(|| dst.iter_mut().zip(src).for_each(|(d, s)| *d = s.as_()));
+    vectorize(
+        #[inline(always)]
+        || dst.iter_mut().zip(src).for_each(|(d, s)| *d = s.as_()),
+    );
 }
 
 fn from_native<T: Native>(x: &Tensor, out: &mut Tensor) -> Result<()> {

@@ -22,12 +22,15 @@ pub(super) fn compare(kind: Comparison, operands: [&Tensor; 2], out: &mut Tensor
 fn run<T: Element>(kind: Comparison, x: [&[T]; 2], out: &mut [u8]) {
     #[inline(always)]
     fn each<T: Copy>([a, b]: [&[T]; 2], out: &mut [u8], f: impl Fn(&T, &T) -> bool) {
-        vectorize(|| {
-            let operands = a.iter().zip(b);
-            out.iter_mut()
-                .zip(operands)
-                .for_each(|(o, (a, b))| *o = u8::from(f(a, b)));
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                let operands = a.iter().zip(b);
+                out.iter_mut()
+                    .zip(operands)
+                    .for_each(|(o, (a, b))| *o = u8::from(f(a, b)));
+            },
+        );
     }
     match kind {
         Comparison::Eq => each(x, out, T::eq),
@@ -49,7 +52,7 @@ pub(super) fn choose(cond: &Tensor, operands: [&Tensor; 2], out: &mut Tensor) ->
     dispatch_any!(out.dtype(), T => {
         map(operands, out.make_mut::<T>()?, &|start, [a, b]: [&[T]; 2], out| {
             let cond = &cond[start..];
-            vectorize(|| {
+            vectorize(#[inline(always)] || {
                 let operands = cond.iter().zip(a.iter().zip(b));
                 out.iter_mut()
                     .zip(operands)

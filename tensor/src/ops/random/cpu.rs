@@ -46,10 +46,13 @@ fn fill_half<T: Float<Compute = f32>>(
 fn uniform(bits: u32) -> impl Fn(&[u32], &mut [f32]) + Sync {
     let unit = 2f32.powi(-(bits as i32));
     move |words, out| {
-        vectorize(|| {
-            let numbers = words.iter().map(|w| (w >> (32 - bits)) as f32 * unit);
-            out.iter_mut().zip(numbers).for_each(|(o, v)| *o = v);
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                let numbers = words.iter().map(|w| (w >> (32 - bits)) as f32 * unit);
+                out.iter_mut().zip(numbers).for_each(|(o, v)| *o = v);
+            },
+        );
     }
 }
 
@@ -96,17 +99,20 @@ pub(super) fn randn(out: &mut Tensor, rng: &mut Rng) -> Result<()> {
 /// Box and Muller: of each pair of words, the first gives the radius, the second the angle.
 fn normal(words: &[u32], out: &mut [f32]) {
     let mut numbers = [[0f32; BLOCK / 2]; 2];
-    vectorize(|| {
-        let [cosines, sines] = &mut numbers;
-        let pairs = words.chunks_exact(2);
-        for ((cosine, sine), pair) in cosines.iter_mut().zip(sines).zip(pairs) {
-            // In (0, 1], and as fine near 0 as 32 bits allow: the tail ends beyond 6.7.
-            let u = (pair[0] as f32 + 0.5) * 2f32.powi(-32);
-            let radius = (-2.0 * math::ln(u)).sqrt();
-            let (sin, cos) = sin_cos_turn(pair[1] as i32);
-            (*cosine, *sine) = (radius * cos, radius * sin);
-        }
-    });
+    vectorize(
+        #[inline(always)]
+        || {
+            let [cosines, sines] = &mut numbers;
+            let pairs = words.chunks_exact(2);
+            for ((cosine, sine), pair) in cosines.iter_mut().zip(sines).zip(pairs) {
+                // In (0, 1], and as fine near 0 as 32 bits allow: the tail ends beyond 6.7.
+                let u = (pair[0] as f32 + 0.5) * 2f32.powi(-32);
+                let radius = (-2.0 * math::ln(u)).sqrt();
+                let (sin, cos) = sin_cos_turn(pair[1] as i32);
+                (*cosine, *sine) = (radius * cos, radius * sin);
+            }
+        },
+    );
     for (i, out) in out.chunks_mut(2).enumerate() {
         out.iter_mut()
             .zip([numbers[0][i], numbers[1][i]])
@@ -139,7 +145,7 @@ fn sin_cos_turn(turn: i32) -> (f32, f32) {
 
 /// Maps 64 random bits to `0 .. bound`.
 pub(super) fn scale(bits: u64, bound: u64) -> u64 {
-    (u128::from(bits) * u128::from(bound) >> 64) as u64
+    ((u128::from(bits) * u128::from(bound)) >> 64) as u64
 }
 
 pub(super) fn randint(low: i64, high: i64, out: &mut Tensor, rng: &mut Rng) -> Result<()> {
@@ -157,10 +163,13 @@ pub(super) fn bernoulli(p: f64, out: &mut Tensor, rng: &mut Rng) -> Result<()> {
     let all = threshold >= 2f64.powi(32);
     let threshold = threshold as u32;
     fill::<u8>(rng, 1, out.make_mut()?, |words, out| {
-        vectorize(|| {
-            let hits = words.iter().map(|w| u8::from(*w < threshold || all));
-            out.iter_mut().zip(hits).for_each(|(o, v)| *o = v);
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                let hits = words.iter().map(|w| u8::from(*w < threshold || all));
+                out.iter_mut().zip(hits).for_each(|(o, v)| *o = v);
+            },
+        );
     });
     Ok(())
 }
@@ -170,12 +179,15 @@ pub(super) fn scale_kept(x: &Tensor, mask: &Tensor, scale: f64, out: &mut Tensor
     let mask = mask.as_slice::<u8>()?;
     fn run<R: Real>(mask: &[u8], x: &[R], scale: f64, out: &mut [R]) {
         let scale = R::from_f64(scale);
-        vectorize(|| {
-            let operands = mask.iter().zip(x);
-            out.iter_mut()
-                .zip(operands)
-                .for_each(|(o, (m, x))| *o = if *m != 0 { *x * scale } else { R::ZERO });
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                let operands = mask.iter().zip(x);
+                out.iter_mut()
+                    .zip(operands)
+                    .for_each(|(o, (m, x))| *o = if *m != 0 { *x * scale } else { R::ZERO });
+            },
+        );
     }
     match out.dtype() {
         DType::F32 => map([x], out.make_mut()?, &|at, [x]: [&[f32]; 1], out| {

@@ -41,21 +41,24 @@ pub(super) fn block(counter: [u64; 2], key: u64) -> [u32; 4] {
 pub(super) fn fill(key: u64, first: u64, out: &mut [u32]) {
     const WIDTH: usize = 16;
     debug_assert!(out.len().is_multiple_of(4));
-    vectorize(|| {
-        for (i, out) in out.chunks_mut(4 * WIDTH).enumerate() {
-            let start = first.wrapping_add((i * WIDTH) as u64);
-            let mut counters = [[0u32; WIDTH]; 4];
-            for j in 0..WIDTH {
-                let at = start.wrapping_add(j as u64);
-                counters[0][j] = at as u32;
-                counters[1][j] = (at >> 32) as u32;
+    vectorize(
+        #[inline(always)]
+        || {
+            for (i, out) in out.chunks_mut(4 * WIDTH).enumerate() {
+                let start = first.wrapping_add((i * WIDTH) as u64);
+                let mut counters = [[0u32; WIDTH]; 4];
+                for j in 0..WIDTH {
+                    let at = start.wrapping_add(j as u64);
+                    counters[0][j] = at as u32;
+                    counters[1][j] = (at >> 32) as u32;
+                }
+                let words = philox(counters, split(key));
+                for (j, out) in out.chunks_exact_mut(4).enumerate() {
+                    out.copy_from_slice(&[words[0][j], words[1][j], words[2][j], words[3][j]]);
+                }
             }
-            let words = philox(counters, split(key));
-            for (j, out) in out.chunks_exact_mut(4).enumerate() {
-                out.copy_from_slice(&[words[0][j], words[1][j], words[2][j], words[3][j]]);
-            }
-        }
-    });
+        },
+    );
 }
 
 #[cfg(test)]

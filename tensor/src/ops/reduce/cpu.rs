@@ -219,18 +219,21 @@ fn fold_run<T: Element, F: Fold<T>>(x: &[T]) -> T {
 fn rows<T: Element, F: Fold<T>>(x: &[T], kept: &Axes, reduced: &Axes, len: usize, out: &mut [T]) {
     let count = reduced.count();
     let fold = |at: usize| {
-        vectorize(|| {
-            if count == 1 && len <= RUN {
-                return fold_run::<T, F>(&x[at..at + len]);
-            }
-            let mut tree = Pairwise::<T, F>::new();
-            for r in 0..count {
-                let row = &x[at + reduced.offset(r)..][..len];
-                row.chunks(RUN)
-                    .for_each(|run| tree.push(fold_run::<T, F>(run)));
-            }
-            tree.finish()
-        })
+        vectorize(
+            #[inline(always)]
+            || {
+                if count == 1 && len <= RUN {
+                    return fold_run::<T, F>(&x[at..at + len]);
+                }
+                let mut tree = Pairwise::<T, F>::new();
+                for r in 0..count {
+                    let row = &x[at + reduced.offset(r)..][..len];
+                    row.chunks(RUN)
+                        .for_each(|run| tree.push(fold_run::<T, F>(run)));
+                }
+                tree.finish()
+            },
+        )
     };
     if let ([out], 1) = (&mut *out, count)
         && len > PIECE
@@ -240,10 +243,13 @@ fn rows<T: Element, F: Fold<T>>(x: &[T], kept: &Axes, reduced: &Axes, len: usize
             for (i, p) in partial.iter_mut().enumerate() {
                 let row = &x[(first + i) * PIECE..len.min((first + i + 1) * PIECE)];
                 let mut tree = Pairwise::<T, F>::new();
-                vectorize(|| {
-                    row.chunks(RUN)
-                        .for_each(|run| tree.push(fold_run::<T, F>(run)))
-                });
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        row.chunks(RUN)
+                            .for_each(|run| tree.push(fold_run::<T, F>(run)))
+                    },
+                );
                 *p = tree.finish();
             }
         });
@@ -304,30 +310,36 @@ fn fold_columns<T: Element, F: Fold<T>>(
         let mut right = [F::INIT; TILE];
         let right = &mut right[..out.len()];
         fold_columns::<T, F>(x, reduced, first + left, count - left, right);
-        vectorize(|| {
-            out.iter_mut()
-                .zip(right)
-                .for_each(|(a, b)| *a = F::combine(*a, *b));
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                out.iter_mut()
+                    .zip(right)
+                    .for_each(|(a, b)| *a = F::combine(*a, *b));
+            },
+        );
         return;
     }
-    vectorize(|| {
-        let width = out.len();
-        let row = |r: usize| &x[reduced.offset(first + r)..][..width];
-        out.fill(F::INIT);
-        for r in (0..count / 4).map(|r| 4 * r) {
-            let (a, b, c, d) = (row(r), row(r + 1), row(r + 2), row(r + 3));
-            for (i, o) in out.iter_mut().enumerate() {
-                let four = F::combine(F::combine(a[i], b[i]), F::combine(c[i], d[i]));
-                *o = F::combine(*o, four);
+    vectorize(
+        #[inline(always)]
+        || {
+            let width = out.len();
+            let row = |r: usize| &x[reduced.offset(first + r)..][..width];
+            out.fill(F::INIT);
+            for r in (0..count / 4).map(|r| 4 * r) {
+                let (a, b, c, d) = (row(r), row(r + 1), row(r + 2), row(r + 3));
+                for (i, o) in out.iter_mut().enumerate() {
+                    let four = F::combine(F::combine(a[i], b[i]), F::combine(c[i], d[i]));
+                    *o = F::combine(*o, four);
+                }
             }
-        }
-        for r in count / 4 * 4..count {
-            out.iter_mut()
-                .zip(row(r))
-                .for_each(|(o, v)| *o = F::combine(*o, *v));
-        }
-    });
+            for r in count / 4 * 4..count {
+                out.iter_mut()
+                    .zip(row(r))
+                    .for_each(|(o, v)| *o = F::combine(*o, *v));
+            }
+        },
+    );
 }
 
 // ---- index of the extremum ---------------------------------------------------------------------
@@ -350,14 +362,36 @@ fn arg_rows<T: Element, F: Fold<T>>(x: &[T], len: usize, out: &mut [i64]) {
     parallel_chunks(out, (GRAIN / len.max(1)).max(1), |first, out| {
         for (i, o) in out.iter_mut().enumerate() {
             let row = &x[(first + i) * len..][..len];
-            let best = vectorize(|| {
-                row.chunks(RUN)
-                    .fold(F::INIT, |a, run| F::combine(a, fold_run::<T, F>(run)))
-            });
-            // The extremum itself, or the first NaN, which alone differs from itself.
-            #[expect(clippy::eq_op)]
-            let is_best = |v: &T| *v == best || *v != *v;
-            *o = row.iter().position(is_best).unwrap_or(0) as i64;
+            let best = vectorize(
+                #[inline(always)]
+                || {
+                    row.chunks(RUN)
+                        .fold(F::INIT, |a, run| F::combine(a, fold_run::<T, F>(run)))
+                },
+            );
+            *o = position(row, best) as i64;
         }
     });
+}
+
+/// Where `best`, which is in the row, is first; where it is NaN, the first NaN.
+fn position<T: Element>(row: &[T], best: T) -> usize {
+    const STEP: usize = 64;
+    // Only NaN differs from itself.
+    #[expect(clippy::eq_op)]
+    let is_best = |v: &T| *v == best || *v != *v;
+    // A step at a time without a branch, so that it vectorises.
+    let mut start = 0;
+    vectorize(
+        #[inline(always)]
+        || {
+            for step in row.chunks_exact(STEP) {
+                if step.iter().fold(false, |found, v| found | is_best(v)) {
+                    break;
+                }
+                start += STEP;
+            }
+        },
+    );
+    start + row[start..].iter().position(is_best).unwrap_or(0)
 }

@@ -11,19 +11,31 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
 const GELU_SCALE: f64 = FRAC_2_SQRT_PI / SQRT_2;
 const GELU_CUBIC: f64 = 0.044715;
 
+// Functions are passed by name where they are large, since a closure is inlined only if marked so,
+// and what is not inlined does not vectorise.
+
 #[inline(always)]
 fn each<R: Copy>([x]: [&[R]; 1], out: &mut [R], f: impl Fn(R) -> R) {
-    vectorize(|| out.iter_mut().zip(x).for_each(|(o, x)| *o = f(*x)));
+    vectorize(
+        #[inline(always)]
+        || {
+            for (o, x) in out.iter_mut().zip(x) {
+                *o = f(*x);
+            }
+        },
+    );
 }
 
 #[inline(always)]
 fn each2<R: Copy>([g, x]: [&[R]; 2], out: &mut [R], f: impl Fn(R, R) -> R) {
-    vectorize(|| {
-        let operands = g.iter().zip(x);
-        out.iter_mut()
-            .zip(operands)
-            .for_each(|(o, (g, x))| *o = f(*g, *x));
-    });
+    vectorize(
+        #[inline(always)]
+        || {
+            for (o, (g, x)) in out.iter_mut().zip(g.iter().zip(x)) {
+                *o = f(*g, *x);
+            }
+        },
+    );
 }
 
 impl RealKernel<1> for Unary {
@@ -50,10 +62,7 @@ impl RealKernel<1> for Unary {
             Unary::Gelu(GeluKind::Exact) => each(x, out, gelu_exact),
             Unary::Gelu(GeluKind::Tanh) => each(x, out, gelu_tanh),
             Unary::Silu => each(x, out, silu),
-            Unary::Softplus => each(x, out, |x| {
-                let linear = if x < R::ZERO { R::ZERO } else { x };
-                linear + (-x.abs()).exp().ln_1p_unit()
-            }),
+            Unary::Softplus => each(x, out, softplus),
         }
     }
 }
@@ -77,10 +86,10 @@ impl RealKernel<2> for Backward {
                 let slope = R::from_f64(slope);
                 each2(x, out, |g, x| if x > R::ZERO { g } else { slope * g });
             }
-            Backward::Gelu(GeluKind::Exact) => each2(x, out, |g, x| g * gelu_exact_slope(x)),
-            Backward::Gelu(GeluKind::Tanh) => each2(x, out, |g, x| g * gelu_tanh_slope(x)),
-            Backward::Silu => each2(x, out, |g, x| g * silu_slope(x)),
-            Backward::Softplus => each2(x, out, |g, x| g * x.sigmoid()),
+            Backward::Gelu(GeluKind::Exact) => each2(x, out, gelu_exact_backward),
+            Backward::Gelu(GeluKind::Tanh) => each2(x, out, gelu_tanh_backward),
+            Backward::Silu => each2(x, out, silu_backward),
+            Backward::Softplus => each2(x, out, softplus_backward),
         }
     }
 }
@@ -142,6 +151,32 @@ pub(crate) fn silu<R: Real>(x: R) -> R {
 pub(crate) fn silu_slope<R: Real>(x: R) -> R {
     let s = x.sigmoid();
     s * (R::ONE + x * (R::ONE - s))
+}
+
+/// ln(1 + eˣ): the larger of x and 0, and what remains, in 0 ..= ln 2.
+#[inline(always)]
+fn softplus<R: Real>(x: R) -> R {
+    relu(x) + (-x.abs()).exp().ln_1p_unit()
+}
+
+#[inline(always)]
+fn gelu_exact_backward<R: Real>(g: R, x: R) -> R {
+    g * gelu_exact_slope(x)
+}
+
+#[inline(always)]
+fn gelu_tanh_backward<R: Real>(g: R, x: R) -> R {
+    g * gelu_tanh_slope(x)
+}
+
+#[inline(always)]
+fn silu_backward<R: Real>(g: R, x: R) -> R {
+    g * silu_slope(x)
+}
+
+#[inline(always)]
+fn softplus_backward<R: Real>(g: R, x: R) -> R {
+    g * x.sigmoid()
 }
 
 /// The functions that integers have; overflow wraps.
