@@ -401,7 +401,10 @@ impl<'a> Sink<'a> {
                 }
                 // A view, such as the gradient of a sum, becomes a tensor that optimizers and
                 // buckets read in one go.
-                let grad = grad.contiguous()?;
+                let grad = match grad.is_contiguous() {
+                    true => grad, // still its only holder, so that the hook can change it in place
+                    false => grad.contiguous()?,
+                };
                 let kept = match &mut self.on_ready {
                     Some(hook) => hook(&param, grad)?,
                     None => Some(grad),

@@ -134,7 +134,9 @@ impl<'a, M: Module> Reducer<'a, M> {
         };
         let bucket = &self.plan[b];
         if bucket.is_single() {
-            self.filling[b] = Some(gradient.reshape(bucket.len)?);
+            let flat = gradient.reshape(bucket.len)?;
+            drop(gradient); // its only holder now is the bucket: it is reduced in place
+            self.filling[b] = Some(flat);
         } else {
             let mut flat = match self.filling[b].take() {
                 Some(flat) => flat,

@@ -61,3 +61,43 @@ fn after_warm_up_a_step_takes_no_memory_from_the_system() {
         });
     }
 }
+
+#[test]
+fn large_gradients_are_reduced_where_they_lie() {
+    const DIMS: [usize; 4] = [64, 300, 200, 10];
+    // The peak of a backward, with and without the wrapper, on devices of this test's own.
+    let peaks = on_ranks(2, |group| {
+        let mut peaks = Vec::new();
+        for (i, wrapped) in [false, true].into_iter().enumerate() {
+            let device = Device::cpu(600 + 2 * group.rank() + i);
+            let model = Mlp::new(&DIMS, DType::F32, device, 1);
+            let x = Tensor::ones([32, 64], DType::F32, device)?;
+            let y = Tensor::zeros([32, 10], DType::F32, device)?;
+            let config = DdpConfig {
+                in_place_bytes: 1,
+                ..Default::default()
+            };
+            let ddp = Ddp::new(model, group.clone(), config)?;
+            let tape = Tape::new();
+            for _ in 0..2 {
+                let y = tape.constant(y.clone());
+                let loss = mse(&ddp.forward(&tape, &tape.constant(x.clone()))?, &y)?;
+                device.reset_peak()?;
+                let gradients = match wrapped {
+                    true => ddp.backward(&tape, &loss)?,
+                    false => tape.backward(&loss)?,
+                };
+                drop(gradients);
+                group.barrier()?.wait()?;
+            }
+            peaks.push(device.memory()?.peak);
+        }
+        Ok(peaks)
+    });
+    for peak in peaks {
+        assert_eq!(
+            peak[0], peak[1],
+            "the wrapper takes no memory of its own for large gradients"
+        );
+    }
+}
