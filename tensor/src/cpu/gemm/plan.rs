@@ -8,8 +8,9 @@ const K_BLOCK: usize = 512;
 const RESIDENT: usize = 384;
 /// With so few stripes the vectorised operand is read where it stands.
 const DIRECT_STRIPES: usize = 16;
-/// Multiply-adds that are worth a thread.
-const GRAIN: usize = 1 << 20;
+/// Multiply-adds that are worth a thread: some 40 microseconds of one, about what it takes to wake
+/// another.
+const GRAIN: usize = 1 << 22;
 
 /// The tile of a family.
 #[derive(Clone, Copy, Debug)]
@@ -69,7 +70,8 @@ pub(super) struct Plan {
 /// results equal bit for bit.
 pub(super) fn plan(tile: TileShape, a: Side, b: Side, k: usize) -> Plan {
     let direct = |s: Side, v: Side| v.along == 1 && s.len <= DIRECT_STRIPES;
-    let swapped = cycles(tile, b, a, direct(b, a)) < cycles(tile, a, b, direct(a, b));
+    // Writing across costs more than writing along, so it has to be worth it.
+    let swapped = 1.1 * cycles(tile, b, a, direct(b, a)) < cycles(tile, a, b, direct(a, b));
     let (s, v) = if swapped { (b, a) } else { (a, b) };
     Plan {
         swapped,
@@ -86,12 +88,12 @@ fn cycles(tile: TileShape, s: Side, v: Side, direct_vectors: bool) -> f64 {
     let pack_vectors = match v {
         _ if direct_vectors => 0.0,
         Side { along: 1, .. } => 0.15,
-        Side { k_step: 1, .. } => 0.3,
+        Side { k_step: 1, .. } => 0.25,
         _ => 1.5,
     };
     let pack_stripes = match s {
         Side { k_step: 1, .. } => 0.25,
-        Side { along: 1, .. } => 0.2,
+        Side { along: 1, .. } => 0.15,
         _ => 1.5,
     };
     multiply as f64 / (2 * tile.lanes) as f64
