@@ -18,7 +18,13 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let mut command = cargo(["run", "--quiet", "--release", "--package", "phalanx-examples"]);
+    let mut command = cargo([
+        "run",
+        "--quiet",
+        "--release",
+        "--package",
+        "phalanx-examples",
+    ]);
     command
         .args(["--bin", "schedule", "--manifest-path"])
         .arg(root().join("Cargo.toml"))

@@ -95,7 +95,11 @@ fn number(value: f64) -> Value {
 }
 
 fn printed(schedule: &Schedule) -> Vec<Vec<String>> {
-    schedule.ranks().iter().map(|list| list.iter().map(ToString::to_string).collect()).collect()
+    schedule
+        .ranks()
+        .iter()
+        .map(|list| list.iter().map(ToString::to_string).collect())
+        .collect()
 }
 
 #[derive(Deserialize)]
@@ -154,7 +158,9 @@ fn read_costs(path: &Path) -> Result<Costs> {
         kept_for_weight: entry.kept_for_weight.unwrap_or(entry.activation),
         resident: entry.resident,
     };
-    Ok(Costs { stages: file.stages.into_iter().map(stage).collect() })
+    Ok(Costs {
+        stages: file.stages.into_iter().map(stage).collect(),
+    })
 }
 
 /// What is to be looked at: a plan, its costs, and how it was found if it was searched for.
@@ -169,7 +175,9 @@ fn subject(args: &Args, summary: &mut Summary) -> Result<Subject> {
     if let Some(path) = &args.file {
         summary.kind = "file".into();
         let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
-        let plan: Schedule = text.parse().with_context(|| format!("{}", path.display()))?;
+        let plan: Schedule = text
+            .parse()
+            .with_context(|| format!("{}", path.display()))?;
         summary.grid = printed(&plan);
         summary.ranks = plan.rank_count();
         summary.microbatches = plan.microbatches();
@@ -177,7 +185,11 @@ fn subject(args: &Args, summary: &mut Summary) -> Result<Subject> {
         // Costs as many as the stages only once the plan is known to have them all.
         validate(&plan, &Rules::default())?;
         let costs = costs.unwrap_or_else(|| Costs::unit(plan.stages()));
-        return Ok(Subject { plan, costs, found: None });
+        return Ok(Subject {
+            plan,
+            costs,
+            found: None,
+        });
     }
     summary.ranks = args.ranks;
     summary.microbatches = args.microbatches;
@@ -185,29 +197,50 @@ fn subject(args: &Args, summary: &mut Summary) -> Result<Subject> {
         summary.kind = "optimize".into();
         let per_rank = args.stages_per_rank.unwrap_or(1);
         summary.stages_per_rank = per_rank;
-        let stages = args.ranks.checked_mul(per_rank).filter(|&s| s <= usize::from(u16::MAX));
+        let stages = args
+            .ranks
+            .checked_mul(per_rank)
+            .filter(|&s| s <= usize::from(u16::MAX));
         let costs = match costs {
             Some(costs) => costs,
             None => Costs::unit(stages.context("there are more stages than a plan can hold")?),
         };
         summary.stages_per_rank = costs.stages.len().div_ceil(args.ranks.max(1));
         let time = Duration::try_from_secs_f64(args.seconds).context("--seconds")?;
-        let budget = Budget { time, ..Budget::default() };
+        let budget = Budget {
+            time,
+            ..Budget::default()
+        };
         let found = optimize(&costs, args.ranks, args.microbatches, args.memory, &budget)?;
         summary.lower_bound = Some(number(found.lower_bound));
         summary.origin = Some(found.origin.clone());
-        return Ok(Subject { plan: found.schedule.clone(), costs, found: Some(found) });
+        return Ok(Subject {
+            plan: found.schedule.clone(),
+            costs,
+            found: Some(found),
+        });
     }
     let Some(kind) = &args.kind else {
         bail!("which schedule? Give --kind NAME, --file FILE or --optimize");
     };
     summary.kind = kind.clone();
     let named: Named = kind.parse()?;
-    let per_rank = args.stages_per_rank.unwrap_or(named.default_stages_per_rank());
+    let per_rank = args
+        .stages_per_rank
+        .unwrap_or(named.default_stages_per_rank());
     summary.stages_per_rank = per_rank;
     let plan = named.schedule(args.ranks, per_rank, args.microbatches)?;
     let costs = costs.unwrap_or_else(|| Costs::unit(plan.stages()));
-    Ok(Subject { plan, costs, found: None })
+    Ok(Subject {
+        plan,
+        costs,
+        found: None,
+    })
+}
+
+/// A time for the eye: what floating point adds in the tenth digit is left out.
+fn shown(value: f64) -> Value {
+    number((value * 1e9).round() / 1e9)
 }
 
 fn report(args: &Args, subject: &Subject, time: &Timeline) {
@@ -217,26 +250,38 @@ fn report(args: &Args, subject: &Subject, time: &Timeline) {
         println!();
     }
     let list = |values: &[f64]| {
-        values.iter().map(|v| number(*v).to_string()).collect::<Vec<_>>().join(" ")
+        values
+            .iter()
+            .map(|v| shown(*v).to_string())
+            .collect::<Vec<_>>()
+            .join(" ")
     };
-    println!("makespan       {}", number(time.makespan));
+    println!("makespan       {}", shown(time.makespan));
     println!("idle per rank  {}", list(&time.idle));
     println!("bubble         {:.1} %", 100.0 * time.bubble());
     let peaks: Vec<String> = time.peak_live.iter().map(ToString::to_string).collect();
     println!("peak live      {}", peaks.join(" "));
-    if subject.costs.stages.iter().any(|s| s.activation != 1 || s.resident != 0) {
+    if subject
+        .costs
+        .stages
+        .iter()
+        .any(|s| s.activation != 1 || s.resident != 0)
+    {
         let peaks: Vec<String> = time.peak_bytes.iter().map(ToString::to_string).collect();
         println!("peak held      {}", peaks.join(" "));
     }
     if let Some(found) = &subject.found {
         println!("found by       {}", found.origin);
         if let Some((named, time)) = found.best_named {
-            println!("best named     {} with {}", named.title(), number(time));
+            println!("best named     {} with {}", named.title(), shown(time));
         }
         let gap = 100.0 * found.gap();
         match found.exact {
             true => println!("lower bound    reached: no schedule is shorter"),
-            false => println!("lower bound    {} ({gap:.2} % less)", number(found.lower_bound)),
+            false => println!(
+                "lower bound    {} ({gap:.2} % less)",
+                number(found.lower_bound)
+            ),
         }
     }
 }
@@ -260,7 +305,10 @@ fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     let begin = Instant::now();
     let live_limit = args.memory.filter(|_| args.costs.is_none());
     let live_limit = live_limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
-    let rules = Rules { live_limit, ..Rules::default() };
+    let rules = Rules {
+        live_limit,
+        ..Rules::default()
+    };
     validate(plan, &rules)?;
     validate(&lowered, &rules)?;
     let validating = begin.elapsed();
@@ -278,10 +326,15 @@ fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     if let Some(memory) = args.memory {
         let over = time.peak_bytes.iter().position(|&peak| peak > memory);
         if let Some(rank) = over {
-            bail!("rank {rank} holds up to {}, more than {memory}", time.peak_bytes[rank]);
+            bail!(
+                "rank {rank} holds up to {}, more than {memory}",
+                time.peak_bytes[rank]
+            );
         }
     }
-    println!("verdict        valid: every input is there in time, and no rank can wait in a circle");
+    println!(
+        "verdict        valid: every input is there in time, and no rank can wait in a circle"
+    );
     if args.timing {
         println!(
             "took           {planned:.2?} to plan, {lowering:.2?} to lower, {validating:.2?} to \
@@ -291,10 +344,19 @@ fn run(args: &Args, summary: &mut Summary) -> Result<()> {
         );
     }
     let title = match summary.origin {
-        Some(_) => format!("optimised: {} ranks, {} microbatches", summary.ranks, summary.microbatches),
+        Some(_) => format!(
+            "optimised: {} ranks, {} microbatches",
+            summary.ranks, summary.microbatches
+        ),
         None => {
-            let kind = summary.kind.parse::<Named>().map_or("schedule", Named::title);
-            format!("{kind}: {} ranks, {} microbatches", summary.ranks, summary.microbatches)
+            let kind = summary
+                .kind
+                .parse::<Named>()
+                .map_or("schedule", Named::title);
+            format!(
+                "{kind}: {} ranks, {} microbatches",
+                summary.ranks, summary.microbatches
+            )
         }
     };
     if let Some(path) = &args.svg {
@@ -325,5 +387,9 @@ fn main() -> ExitCode {
             Err(error) => eprintln!("error: {error}"),
         }
     }
-    if done.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if done.is_ok() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

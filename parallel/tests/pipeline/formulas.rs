@@ -113,13 +113,13 @@ proptest! {
     }
 
     #[test]
-    fn dualpipev_is_valid_and_bounded(p in 1usize..=16, m in 1usize..=64) {
+    fn dualpipev_idles_as_little_as_zbv(p in 1usize..=16, m in 1usize..=64) {
         let t = Times { f: 1.0, i: 1.0, w: 1.0 };
         let Some(time) = run(Named::DualPipeV, p, 2, m, t) else {
             prop_assert!(m < 2 * p);
             return Ok(());
         };
-        prop_assert!(time.peak_live.iter().all(|&live| live <= 2 * p + 1));
-        prop_assert!(time.idle.iter().all(|&idle| idle <= 3.0 * (p - 1) as f64), "{:?}", time.idle);
+        idle_is(&time, (p - 1) as f64)?;
+        prop_assert_eq!(time.peak_live, vec![2 * p + 1; p]);
     }
 }

@@ -5,6 +5,7 @@ mod golden;
 mod lowering;
 mod mutations;
 mod oracle;
+mod pictures;
 mod rng;
 mod search;
 mod text;

@@ -4,6 +4,7 @@
 //! rank would rather wait a little than begin one, and how many activations a rank takes on. No
 //! rule is best for all costs, so all are tried.
 
+use std::fmt;
 use std::time::Instant;
 
 use super::super::Kind;
@@ -44,6 +45,27 @@ struct Rule {
     deep: bool,
     /// Backward passes stay whole.
     whole: bool,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.first {
+            First::Backward => "backward first",
+            First::Forward => "forward first",
+            First::InTurn => "forward and backward in turn",
+        })?;
+        f.write_str(match (self.whole, self.eager_weights) {
+            (true, _) => ", whole",
+            (false, true) => ", W early",
+            (false, false) => ", W in gaps",
+        })?;
+        f.write_str(match self.room {
+            Room::Once => ", as many in flight as 1F1B",
+            Room::Twice => ", twice as many in flight as 1F1B",
+            Room::Stages => ", as many in flight as stages",
+            Room::All => ", as many in flight as memory holds",
+        })
+    }
 }
 
 fn rules(instance: &Instance) -> Vec<Rule> {
@@ -101,7 +123,7 @@ pub(super) fn all(
             let Some(plan) = build(instance, &placement, rule) else {
                 continue;
             };
-            let origin = || format!("list scheduling, {rule:?}");
+            let origin = || format!("list scheduling ({rule})");
             if let Some(time) = best.offer(instance, evaluator, &plan, origin) {
                 least = least.min(time);
             }
@@ -128,7 +150,7 @@ pub(super) fn all(
             let Some(plan) = build(instance, placement, rule) else {
                 continue;
             };
-            let origin = || format!("list scheduling on another placement, {rule:?}");
+            let origin = || format!("list scheduling on another placement ({rule})");
             if let Some(time) = best.offer(instance, evaluator, &plan, origin) {
                 least = least.min(time);
             }
@@ -186,6 +208,20 @@ fn placements(instance: &Instance) -> Vec<Vec<u16>> {
     all.push(by_weight);
     all.dedup();
     all
+}
+
+/// What the most frugal plan holds: one microbatch at a time, which at the turn is saved in every
+/// stage.
+pub(super) fn least_memory(instance: &Instance) -> u64 {
+    let of = |placement: &Vec<u16>| {
+        let mut held = vec![0u64; instance.ranks];
+        for (s, &rank) in placement.iter().enumerate() {
+            let rank = &mut held[usize::from(rank)];
+            *rank = rank.saturating_add(instance.activation[s] + instance.resident[s]);
+        }
+        held.into_iter().max().unwrap_or(0)
+    };
+    placements(instance).iter().map(of).min().unwrap_or(0)
 }
 
 /// A plan that grows.

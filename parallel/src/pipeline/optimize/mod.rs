@@ -81,8 +81,6 @@ struct Best {
     makespan: f64,
     peak: u64,
     origin: String,
-    /// The smallest peak of all that was tried, for the error.
-    least_memory: u64,
 }
 
 impl Best {
@@ -96,7 +94,6 @@ impl Best {
     ) -> Option<f64> {
         let makespan = evaluator.makespan(instance, plan)?;
         let peak = instance.peak(plan);
-        self.least_memory = self.least_memory.min(peak);
         if peak > instance.limit {
             return None;
         }
@@ -106,7 +103,6 @@ impl Best {
                 makespan,
                 peak,
                 origin: origin(),
-                ..*self
             };
         }
         Some(makespan)
@@ -153,7 +149,6 @@ pub fn optimize(
         makespan: f64::INFINITY,
         peak: u64::MAX,
         origin: String::new(),
-        least_memory: u64::MAX,
     };
     let lower_bound = bound::lower_bound(&instance);
 
@@ -195,7 +190,7 @@ pub fn optimize(
         let limit = memory.unwrap_or(u64::MAX);
         return Err(PlanError::Memory {
             limit,
-            needed: best.least_memory,
+            needed: greedy::least_memory(&instance),
         });
     };
     let exact = exact || instance.reached(best.makespan, lower_bound);

@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use super::super::{Costs, Kind, Schedule, Span, Timeline};
 
 const LEFT: f64 = 64.0;
-const WIDTH: f64 = 1100.0;
 const RIGHT: f64 = 150.0;
 const TOP: f64 = 70.0;
 const MEMORY: f64 = 130.0;
@@ -24,14 +23,20 @@ pub fn svg(schedule: &Schedule, timeline: &Timeline, costs: &Costs, title: &str)
         9..=16 => 22.0,
         _ => 14.0,
     };
-    let scale = WIDTH / timeline.makespan.max(f64::MIN_POSITIVE);
+    // Room for a number in every box, within reason.
+    let busiest = timeline.ranks.iter().map(Vec::len).max().unwrap_or(0);
+    let lanes = (15.0 * busiest as f64).clamp(1100.0, 2200.0);
+    let scale = lanes / timeline.makespan.max(f64::MIN_POSITIVE);
     let lanes_end = TOP + lane * ranks as f64;
     let memory_top = lanes_end + 56.0;
     let height = memory_top + MEMORY + 44.0;
-    let width = LEFT + WIDTH + RIGHT;
+    let width = LEFT + lanes + RIGHT;
+    let digits = schedule.microbatches().saturating_sub(1).to_string().len();
     let mut page = Page {
         out: String::new(),
         scale,
+        right: LEFT + lanes,
+        digits,
     };
     page.put(format_args!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" \
@@ -44,7 +49,7 @@ pub fn svg(schedule: &Schedule, timeline: &Timeline, costs: &Costs, title: &str)
         short(timeline.makespan),
         100.0 * timeline.bubble()
     );
-    page.text(LEFT + WIDTH, 24.0, 13.0, "end", "#555", &bubble);
+    page.text(page.right, 24.0, 13.0, "end", "#555", &bubble);
     legend(&mut page, schedule, timeline);
     for rank in 0..ranks {
         draw_lane(
@@ -66,6 +71,10 @@ struct Page {
     out: String,
     /// Pixels per unit of time.
     scale: f64,
+    /// Where the lanes end.
+    right: f64,
+    /// Digits of the largest microbatch.
+    digits: usize,
 }
 
 impl Page {
@@ -170,13 +179,20 @@ fn legend(page: &mut Page, schedule: &Schedule, timeline: &Timeline) {
          stroke=\"#d8d4cc\"/>",
         y - 11.0
     ));
+    page.text(x + 18.0, y, 12.0, "start", "#444", "idle");
     let shades = if most > 1 {
         "; darker: later stage of the rank"
     } else {
         ""
     };
-    let rest = format!("idle      number: microbatch{shades}");
-    page.text(x + 18.0, y, 12.0, "start", "#444", &rest);
+    page.text(
+        x + 62.0,
+        y,
+        12.0,
+        "start",
+        "#444",
+        &format!("number: microbatch{shades}"),
+    );
 }
 
 fn draw_lane(
@@ -190,6 +206,7 @@ fn draw_lane(
     let (y, h) = (top + 1.5, lane - 3.0);
     let middle = top + lane / 2.0;
     let size = (lane * 0.42).min(12.0);
+    let lanes = page.right - LEFT;
     let stages: Vec<usize> = schedule.stages_of(rank).collect();
     page.text(
         LEFT - 8.0,
@@ -200,7 +217,7 @@ fn draw_lane(
         &format!("rank {rank}"),
     );
     page.put(format_args!(
-        "<rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{WIDTH}\" height=\"{h:.1}\" fill=\"#f0eeea\"/>"
+        "<rect x=\"{LEFT}\" y=\"{y:.1}\" width=\"{lanes:.1}\" height=\"{h:.1}\" fill=\"#f0eeea\"/>"
     ));
     for span in &timeline.ranks[rank] {
         draw_span(page, span, &stages, y, h, size);
@@ -209,7 +226,7 @@ fn draw_lane(
     let share = 100.0 * idle / timeline.makespan.max(f64::MIN_POSITIVE);
     let note = format!("idle {} ({share:.0} %)", short(idle));
     page.text(
-        LEFT + WIDTH + 8.0,
+        page.right + 8.0,
         middle + size * 0.36,
         size,
         "start",
@@ -252,7 +269,7 @@ fn draw_span(page: &mut Page, span: &Span, stages: &[usize], y: f64, h: f64, siz
          <title>{title}</title></rect>"
     ));
     let label = span.action.microbatch().to_string();
-    let size = size.min(1.5 * (w - 1.0) / label.len() as f64);
+    let size = size.min(1.5 * (w - 1.0) / page.digits as f64);
     if size >= 4.5 {
         let dark = stages.len() > 1 && place * 2 >= stages.len() && kind != Kind::Weight;
         let ink = if dark { "#fff" } else { "#1a1a1a" };
@@ -318,11 +335,12 @@ fn memory(page: &mut Page, schedule: &Schedule, timeline: &Timeline, costs: &Cos
     let step = tick(peak, 4.0).max(1.0);
     for i in 0..=(peak / step) as usize {
         let held = i as f64 * step;
+        let right = page.right;
         page.put(format_args!(
             "<line x1=\"{LEFT}\" y1=\"{0:.1}\" x2=\"{1:.1}\" y2=\"{0:.1}\" stroke=\"#000\" \
              stroke-opacity=\"0.12\"/>",
             y(held),
-            LEFT + WIDTH
+            right
         ));
         page.text(LEFT - 8.0, y(held) + 4.0, 11.0, "end", "#666", &bytes(held));
     }
@@ -332,7 +350,11 @@ fn memory(page: &mut Page, schedule: &Schedule, timeline: &Timeline, costs: &Cos
         let shift = (rank as f64 - (ranks as f64 - 1.0) / 2.0) * (8.0 / ranks as f64).min(1.6);
         let mut path = String::new();
         let mut last = None;
-        for &(time, held) in curve {
+        for (i, &(time, held)) in curve.iter().enumerate() {
+            // What is let go and taken again in one moment is no dip.
+            if curve.get(i + 1).is_some_and(|&(next, _)| next == time) {
+                continue;
+            }
             let (px, py) = (page.x(time), y(held as f64) - shift);
             let _ = match last {
                 None => write!(path, "M{px:.1} {py:.1}"),
@@ -340,7 +362,7 @@ fn memory(page: &mut Page, schedule: &Schedule, timeline: &Timeline, costs: &Cos
             };
             last = Some(py);
         }
-        let _ = write!(path, "H{:.1}", LEFT + WIDTH);
+        let _ = write!(path, "H{:.1}", page.right);
         let stroke = rank_colour(rank, ranks);
         page.put(format_args!(
             "<path d=\"{path}\" fill=\"none\" stroke=\"{stroke}\" stroke-width=\"1.6\">\
@@ -352,7 +374,7 @@ fn memory(page: &mut Page, schedule: &Schedule, timeline: &Timeline, costs: &Cos
     let columns = ranks.div_ceil(rows).min(3);
     for rank in 0..ranks.min(rows * columns) {
         let (column, row) = (rank / rows, rank % rows);
-        let x = LEFT + WIDTH + 8.0 + column as f64 * (RIGHT - 8.0) / columns as f64;
+        let x = page.right + 8.0 + column as f64 * (RIGHT - 8.0) / columns as f64;
         let py = top + 4.0 + 13.0 * row as f64;
         page.put(format_args!(
             "<rect x=\"{x:.1}\" y=\"{:.1}\" width=\"9\" height=\"9\" fill=\"{}\"/>",

@@ -3,8 +3,9 @@
 //! so that the one's transfers hide behind the other's compute.
 //!
 //! A pair that PyTorch's `ScheduleDualPipeV` writes as `(1F1;0B0)OVERLAP_F_B` is written as `1F1,
-//! 0B0` here: two actions in that order. At most 2p + 1 pairs are live. Needs at least as many
-//! microbatches as stages.
+//! 0B0` here: two actions in that order. So the forward does not wait for what only the backward
+//! needs, and the plan idles for (p−1)F/2 at F = I = W, where pairs that begin as one idle for
+//! more. 2p + 1 pairs are live at the peak. Needs at least as many microbatches as stages.
 
 use super::{Action, Kind, PlanError, Shape, Writer};
 

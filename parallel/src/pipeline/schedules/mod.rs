@@ -10,10 +10,12 @@
 //! | [`interleaved`] | (p−1)(F+B)/v | p(v−1) + 2(p−r) − 1 on rank r, where p divides m | Narayanan et al. 2021 |
 //! | [`looped_bfs`] | (p−1)(F+B)/v | vm | Lamy-Poirier 2023 |
 //! | [`zero_bubble`] | (p−1)(F+I−W)/v | pv where p divides m | Qi et al. 2023 |
-//! | [`zbv`] | (p−1)(F+I−W)/2, but none inside at F = I = W | 2p | Qi et al. 2024 |
-//! | [`dualpipev`] | no more than ZB-H1's | 2p + 1 | DeepSeek 2025, Sea AI Lab 2025 |
+//! | [`zbv`] | (p−1)F/2 at F = I = W, none of it inside | 2p | Qi et al. 2024 |
+//! | [`dualpipev`] | (p−1)F/2 at F = I = W | 2p + 1 | DeepSeek 2025, Sea AI Lab 2025 |
 //!
-//! The figures hold for m ≥ p (m ≥ 2p for the last two) and free transfers.
+//! The figures hold for m ≥ p (m ≥ 2p for the last two) and free transfers, and those of
+//! [`zero_bubble`] for W no longer than F and I. `tests/pipeline/formulas.rs` holds the plans to
+//! them for every size.
 
 pub mod dualpipev;
 pub mod gpipe;

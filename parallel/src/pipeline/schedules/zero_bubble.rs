@@ -1,10 +1,10 @@
 //! ZB-H1 and ZB1P (Qi et al. 2023, "Zero Bubble Pipeline Parallelism"): 1F1B whose weight
 //! gradients wait, so that the input gradients that other ranks need come sooner.
 //!
-//! Idle (p−1)(F+I−W)/v for m ≥ p, a third of 1F1B's at equal costs; at most as many pairs are live
-//! as on 1F1B's (interleaved 1F1B's) fullest rank. Rank r puts its first r weight gradients off:
-//! they fill what would be its bubble at the end. ZB-H1 is the case of one stage per rank and takes
-//! any number of microbatches; ZB1P is its interleaved form, PyTorch's
+//! Idle (p−1)(F+I−W)/v for m ≥ p and W ≤ F, I: a third of 1F1B's at equal costs. At most as many
+//! pairs are live as on 1F1B's (interleaved 1F1B's) fullest rank. Rank r puts its first r weight
+//! gradients off: they fill what would be its bubble at the end. ZB-H1 is the case of one stage per
+//! rank and takes any number of microbatches; ZB1P is its interleaved form, PyTorch's
 //! `ScheduleInterleavedZeroBubble`, and needs equal rounds.
 
 use super::rounds::{backward_stage, forward_stage, looped_stages};

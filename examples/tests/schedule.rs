@@ -1,0 +1,161 @@
+//! The program `schedule` as a person meets it: its last line, its exit code, its files.
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn run(args: &[&str]) -> (Output, Value) {
+    let program = env!("CARGO_BIN_EXE_schedule");
+    let output = Command::new(program)
+        .args(args)
+        .arg("--json")
+        .output()
+        .unwrap();
+    let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+    let last = stdout.lines().last().unwrap();
+    let json = serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {last}"));
+    (output, json)
+}
+
+fn file(name: &str, text: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("phalanx-{}-{name}", std::process::id()));
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+#[test]
+fn the_last_line_holds_all_of_it() {
+    let args = ["--kind", "1f1b", "--ranks", "2", "--microbatches", "2"];
+    let (output, json) = run(&args);
+    assert!(output.status.success());
+    assert_eq!(
+        json.to_string(),
+        serde_json::json!({
+            "kind": "1f1b", "ranks": 2, "stages_per_rank": 1, "microbatches": 2,
+            "makespan": 9, "idle_per_rank": [3, 3], "peak_live": [2, 1], "valid": true,
+            "grid": [["0F0", "0F1", "0B0", "0B1"], ["1F0", "1B0", "1F1", "1B1"]],
+            "lowered": [
+                ["0F0", "0SEND_F0", "0F1", "0SEND_F1", "0RECV_B0", "0B0", "0RECV_B1", "0B1",
+                 "0REDUCE_GRAD"],
+                ["1RECV_F0", "1F0", "1RECV_F1", "1B0", "1SEND_B0", "1F1", "1B1", "1SEND_B1",
+                 "1REDUCE_GRAD"],
+            ],
+        })
+        .to_string()
+    );
+}
+
+#[test]
+fn what_is_wrong_has_a_reason_and_an_exit_code() {
+    let plan = file("circle.txt", "0F0, 0B0, 0F1, 0B1\n1F0, 1F1, 1B0, 1B1\n");
+    let text = file("text.txt", "0F0, what\n");
+    let cases: [(&[&str], &str); 6] = [
+        (
+            &["--kind", "dualpipev", "--ranks", "4", "--microbatches", "2"],
+            "makes no sense",
+        ),
+        (&["--kind", "nothing"], "`nothing` is no schedule"),
+        (
+            &["--file", plan.to_str().unwrap()],
+            "wait for each other in a circle",
+        ),
+        (
+            &["--file", text.to_str().unwrap()],
+            "line 1, column 6: `what`",
+        ),
+        (&["--kind", "gpipe", "--memory", "3"], "the limit is 3"),
+        (
+            &["--optimize", "--memory", "0", "--seconds", "0"],
+            "the smallest peak found is 1",
+        ),
+    ];
+    for (args, words) in cases {
+        let (output, json) = run(args);
+        assert!(!output.status.success(), "{args:?}");
+        assert_eq!(json["valid"], false, "{args:?}");
+        let reason = json["reason"].as_str().unwrap();
+        assert!(reason.contains(words), "{args:?}: {reason}");
+    }
+    let _ = (std::fs::remove_file(plan), std::fs::remove_file(text));
+}
+
+#[test]
+fn a_printed_plan_is_read_again() {
+    let (_, named) = run(&["--kind", "zbv", "--ranks", "3", "--microbatches", "6"]);
+    let lines = |grid: &Value| {
+        let line = |list: &Value| {
+            let actions: Vec<_> = list
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|a| a.as_str().unwrap())
+                .collect();
+            actions.join(", ") + "\n"
+        };
+        grid.as_array()
+            .unwrap()
+            .iter()
+            .map(line)
+            .collect::<String>()
+    };
+    for which in ["grid", "lowered"] {
+        let path = file(which, &lines(&named[which]));
+        let (output, read) = run(&["--file", path.to_str().unwrap()]);
+        assert!(output.status.success());
+        assert_eq!(read["grid"], named[which]);
+        assert_eq!(read["lowered"], named["lowered"]);
+        for same in [
+            "ranks",
+            "stages_per_rank",
+            "microbatches",
+            "makespan",
+            "peak_live",
+        ] {
+            assert_eq!(read[same], named[same], "{which}: {same}");
+        }
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+#[test]
+fn costs_from_a_file_are_searched_and_drawn() {
+    let costs = file(
+        "costs.json",
+        r#"{"stages": [{"forward": 1, "input": 1, "weight": 1, "transfer": 0.5},
+                       {"forward": [2, 1, 2], "input": 2, "weight": 1, "activation": 3}]}"#,
+    );
+    let picture = file("picture.svg", "");
+    let trace = file("trace.json", "");
+    let (output, json) = run(&[
+        "--optimize",
+        "--costs",
+        costs.to_str().unwrap(),
+        "--ranks",
+        "2",
+        "--microbatches",
+        "3",
+        "--seconds",
+        "1",
+        "--svg",
+        picture.to_str().unwrap(),
+        "--trace",
+        trace.to_str().unwrap(),
+    ]);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(json["makespan"].as_f64() >= json["lower_bound"].as_f64());
+    assert!(
+        std::fs::read_to_string(&picture)
+            .unwrap()
+            .starts_with("<svg")
+    );
+    let drawn: Value = serde_json::from_str(&std::fs::read_to_string(&trace).unwrap()).unwrap();
+    assert!(drawn["traceEvents"].is_array());
+    for path in [costs, picture, trace] {
+        let _ = std::fs::remove_file(path);
+    }
+}
