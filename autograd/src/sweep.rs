@@ -120,75 +120,6 @@ impl Tape {
         Ok(sink.gradients)
     }
 
-    /// The first half of a backward pass split in two: the gradients of the inputs (`I`) now, those
-    /// of the parameters (`W`) when the returned work is run. A pipeline stage sends the first to
-    /// its neighbour and fills idle time with the second. Consumes the recording; what `W` needs of
-    /// it moves into the returned work.
-    ///
-    /// Both halves together do exactly what [`sweep`](Tape::sweep) does, with the same bits.
-    ///
-    /// # Errors
-    /// As [`sweep`](Tape::sweep).
-    pub fn sweep_inputs<'a>(&self, how: Backward<'a>) -> Result<(Gradients, WeightSweep)> {
-        let reached = self.reach(how.roots)?;
-        let (mut slots, mut wanted) = self.prepare(&how)?;
-        if how.inputs.is_none() {
-            wanted = self.leading_to(|_, node| matches!(node.kind, Kind::Input));
-        }
-        let mut sink = Sink::new(self.recording(), how);
-        let mut nodes = self.take_nodes();
-        let mut later = WeightSweep::default();
-        later.slots.resize_with(nodes.len(), || None);
-        while let Some(mut node) = nodes.pop() {
-            let index = nodes.len();
-            if index >= slots.len() {
-                continue;
-            }
-            let slot = slots.pop().flatten();
-            if !reached[index] {
-                continue;
-            }
-            if !wanted.contains_index(index) {
-                // Parameters, and what lies only between them and the rest.
-                later.slots[index] = slot;
-                later.nodes.push((index, node, Work::Whole));
-                continue;
-            }
-            let Some(grad) = slot else { continue };
-            sink.keep_chosen(index, &grad);
-            let Kind::Op(vjp) = &mut node.kind else {
-                sink.leaf(index, node.kind, grad)?;
-                continue;
-            };
-            let now = needs(&node.inputs, |id| wanted.contains(id));
-            let rest = needs(&node.inputs, |id| !wanted.contains(id));
-            if !rest.contains(&true) {
-                let grads = call(&**vjp, grad, &now)?;
-                distribute(&mut slots, &node.inputs, &now, grads)?;
-            } else if vjp.joint() {
-                let all = needs(&node.inputs, |_| true);
-                let mut grads = call(&**vjp, grad, &all)?;
-                let held = rest
-                    .iter()
-                    .zip(&mut grads)
-                    .map(|(&rest, g)| if rest { g.take() } else { None })
-                    .collect();
-                distribute(&mut slots, &node.inputs, &now, grads)?;
-                node.kind = Kind::Input; // its work is done, the saved tensors go
-                later.nodes.push((index, node, Work::Deliver(held, rest)));
-            } else {
-                let grads = call(&**vjp, grad.clone(), &now)?;
-                distribute(&mut slots, &node.inputs, &now, grads)?;
-                vjp.shrink(&rest);
-                later.slots[index] = Some(grad);
-                later.nodes.push((index, node, Work::Part(rest)));
-            }
-        }
-        self.recycle(nodes);
-        later.nodes.reverse();
-        Ok((sink.gradients, later))
-    }
-
     /// The parameters that the roots depend on, in the order in which their gradients will become
     /// final. Reads the recording, changes nothing.
     ///
@@ -214,7 +145,7 @@ impl Tape {
     }
 
     /// Which nodes the roots depend on, up to the last root.
-    fn reach(&self, roots: &[(&Var, Option<Tensor>)]) -> Result<Vec<bool>> {
+    pub(crate) fn reach(&self, roots: &[(&Var, Option<Tensor>)]) -> Result<Vec<bool>> {
         let mut reached = Vec::new();
         for (root, _) in roots {
             let index = self.root(root)?;
@@ -244,7 +175,7 @@ impl Tape {
     }
 
     /// The nodes that lead back to one that `chosen` picks, themselves included.
-    fn leading_to(&self, chosen: impl Fn(usize, &Node) -> bool) -> Wanted {
+    pub(crate) fn leading_to(&self, chosen: impl Fn(usize, &Node) -> bool) -> Wanted {
         self.with_nodes(|nodes| {
             let mut wanted: Vec<bool> = Vec::with_capacity(nodes.len());
             for (index, node) in nodes.iter().enumerate() {
@@ -258,7 +189,7 @@ impl Tape {
 
     /// Checks the request; returns the gradients of the nodes up to the last root, with the seeds
     /// in place, and the nodes that need one.
-    fn prepare(&self, how: &Backward<'_>) -> Result<(Vec<Option<Tensor>>, Wanted)> {
+    pub(crate) fn prepare(&self, how: &Backward<'_>) -> Result<(Vec<Option<Tensor>>, Wanted)> {
         let mut slots: Vec<Option<Tensor>> = Vec::new();
         for (root, seed) in how.roots {
             let index = self.root(root)?;
@@ -303,27 +234,27 @@ fn like_root<'a>(root: &Var, seed: &'a Tensor) -> Result<&'a Tensor> {
 }
 
 /// The nodes whose gradient is asked for; `None` means all of them, the common case.
-struct Wanted(Option<Vec<bool>>);
+pub(crate) struct Wanted(Option<Vec<bool>>);
 
 impl Wanted {
-    fn contains(&self, id: NodeId) -> bool {
+    pub(crate) fn contains(&self, id: NodeId) -> bool {
         self.contains_index(id.index())
     }
 
-    fn contains_index(&self, index: usize) -> bool {
+    pub(crate) fn contains_index(&self, index: usize) -> bool {
         self.0.as_ref().is_none_or(|wanted| wanted[index])
     }
 }
 
-type Needs = SmallVec<[bool; 8]>;
+pub(crate) type Needs = SmallVec<[bool; 8]>;
 
-fn needs(inputs: &[NodeId], wanted: impl Fn(NodeId) -> bool) -> Needs {
+pub(crate) fn needs(inputs: &[NodeId], wanted: impl Fn(NodeId) -> bool) -> Needs {
     let wanted = |&id: &NodeId| id != NodeId::NONE && wanted(id);
     inputs.iter().map(wanted).collect()
 }
 
 /// Runs a vjp and holds it to its contract.
-fn call(vjp: &dyn Vjp, grad: Tensor, needs: &[bool]) -> Result<Grads> {
+pub(crate) fn call(vjp: &dyn Vjp, grad: Tensor, needs: &[bool]) -> Result<Grads> {
     let grads = vjp.backward(grad, needs)?;
     let missing = || needs.iter().zip(&grads).any(|(&n, g)| n && g.is_none());
     if grads.len() != needs.len() || missing() {
@@ -338,7 +269,7 @@ fn call(vjp: &dyn Vjp, grad: Tensor, needs: &[bool]) -> Result<Grads> {
     Ok(grads)
 }
 
-fn distribute(
+pub(crate) fn distribute(
     slots: &mut [Option<Tensor>],
     inputs: &[NodeId],
     needs: &[bool],
@@ -353,15 +284,15 @@ fn distribute(
 }
 
 /// Where final gradients go.
-struct Sink<'a> {
+pub(crate) struct Sink<'a> {
     recording: u64,
-    gradients: Gradients,
+    pub(crate) gradients: Gradients,
     chosen: SmallVec<[usize; 4]>,
     on_ready: Option<&'a mut OnReady<'a>>,
 }
 
 impl<'a> Sink<'a> {
-    fn new(recording: u64, how: Backward<'a>) -> Sink<'a> {
+    pub(crate) fn new(recording: u64, how: Backward<'a>) -> Sink<'a> {
         let nodes = how
             .inputs
             .unwrap_or_default()
@@ -376,7 +307,7 @@ impl<'a> Sink<'a> {
     }
 
     /// Keeps the gradient of a variable that was named.
-    fn keep_chosen(&mut self, index: usize, grad: &Tensor) {
+    pub(crate) fn keep_chosen(&mut self, index: usize, grad: &Tensor) {
         if self.chosen.contains(&index) {
             self.keep(index, grad.clone());
         }
@@ -390,7 +321,7 @@ impl<'a> Sink<'a> {
         self.gradients.insert_var(node, grad);
     }
 
-    fn leaf(&mut self, index: usize, kind: Kind, grad: Tensor) -> Result<()> {
+    pub(crate) fn leaf(&mut self, index: usize, kind: Kind, grad: Tensor) -> Result<()> {
         match kind {
             Kind::Param(param) => {
                 if grad.shape() != param.shape() || grad.dtype() != param.dtype() {
@@ -417,85 +348,5 @@ impl<'a> Sink<'a> {
             Kind::Input | Kind::Op(_) => {}
         }
         Ok(())
-    }
-}
-
-/// What is left to do at a node.
-enum Work {
-    /// All of it.
-    Whole,
-    /// The inputs that are marked; the gradient of the output waits in the slot.
-    Part(Needs),
-    /// Nothing but handing out the gradients of the marked inputs.
-    Deliver(Grads, Needs),
-}
-
-/// The second half of a split backward pass, made by [`Tape::sweep_inputs`]. Dropping it gives up
-/// the parameters' gradients.
-#[derive(Default)]
-#[must_use = "the parameters' gradients are computed by `run`"]
-pub struct WeightSweep {
-    slots: Vec<Option<Tensor>>,
-    /// In the order of the tape.
-    nodes: Vec<(usize, Node, Work)>,
-}
-
-impl WeightSweep {
-    /// Computes the parameters' gradients, in the order that [`Tape::plan`] gave.
-    ///
-    /// # Errors
-    /// Those of the operations' backward passes and of the hook.
-    pub fn run<'a>(mut self, on_ready: Option<&'a mut OnReady<'a>>) -> Result<Gradients> {
-        let how = Backward {
-            on_ready,
-            ..Backward::default()
-        };
-        let mut sink = Sink::new(u64::MAX, how);
-        while let Some((index, node, work)) = self.nodes.pop() {
-            let (grads, needs) = match (work, node.kind) {
-                (Work::Deliver(grads, needs), _) => (grads, needs),
-                (work, Kind::Op(vjp)) => {
-                    let Some(grad) = self.slots[index].take() else {
-                        continue;
-                    };
-                    let needs = match work {
-                        Work::Part(needs) => needs,
-                        _ => needs(&node.inputs, |_| true),
-                    };
-                    (call(&*vjp, grad, &needs)?, needs)
-                }
-                (_, leaf) => {
-                    if let Some(grad) = self.slots[index].take() {
-                        sink.leaf(index, leaf, grad)?;
-                    }
-                    continue;
-                }
-            };
-            distribute(&mut self.slots, &node.inputs, &needs, grads)?;
-        }
-        Ok(sink.gradients)
-    }
-
-    /// Bytes held for the second half: saved tensors and waiting gradients, shared storage counted
-    /// at each holder.
-    pub fn saved_bytes(&self) -> usize {
-        let saved = self.nodes.iter().map(|(_, node, work)| {
-            let vjp = match &node.kind {
-                Kind::Op(vjp) => vjp.saved_bytes(),
-                _ => 0,
-            };
-            let held = match work {
-                Work::Deliver(grads, _) => grads.iter().flatten().map(crate::tensor_bytes).sum(),
-                _ => 0,
-            };
-            vjp + held
-        });
-        saved.sum::<usize>()
-            + self
-                .slots
-                .iter()
-                .flatten()
-                .map(crate::tensor_bytes)
-                .sum::<usize>()
     }
 }

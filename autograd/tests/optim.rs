@@ -263,7 +263,8 @@ fn training_continues_from_a_file_bit_for_bit() {
         nesterov: true,
         ..SgdConfig::default()
     };
-    let kinds: [fn(&Sequential, SgdConfig) -> Box<dyn Optimizer>; 2] = [
+    type New = fn(&Sequential, SgdConfig) -> Box<dyn Optimizer>;
+    let kinds: [New; 2] = [
         |m, c| Box::new(Sgd::new(m.parameters(), c)),
         |m, _| Box::new(Adam::new(m.parameters(), AdamConfig::adamw())),
     ];

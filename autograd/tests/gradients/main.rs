@@ -1,6 +1,7 @@
 //! Every differentiable operation against central differences in `f64`, over random shapes, strides
 //! and broadcasts; `f32` and the half types against `f64`; and a check that none is missing here.
 
+mod arguments;
 mod table;
 #[path = "../../../tensor/tests/ops/util.rs"]
 mod util;

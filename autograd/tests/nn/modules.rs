@@ -1,0 +1,194 @@
+//! Names, visits, states.
+
+use crate::{CPU, cnn, f, vals};
+use phalanx_autograd::nn::{
+    Dropout, Embedding, Factory, LayerNorm, Linear, Module, Sequential, Visitor,
+};
+use phalanx_autograd::{Error, Result, State, Tape, Var};
+use phalanx_tensor::{DType, Device, Rng, Tensor};
+
+fn names<M: Module>(m: &M) -> Vec<String> {
+    m.named_parameters()
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// Two layers that share a weight, inside a container.
+struct Tied {
+    input: Embedding,
+    body: Sequential,
+    head: Linear,
+}
+
+impl Tied {
+    fn new(f: &mut Factory) -> Tied {
+        let input = Embedding::new(5, 3, f).unwrap();
+        let mut head = Linear::without_bias(3, 5, f).unwrap();
+        head.weight = input.weight.clone();
+        let body = Sequential::new()
+            .with(Linear::new(3, 3, f).unwrap())
+            .with(LayerNorm::new(3, f).unwrap())
+            .with(Dropout::new(0.5, 1));
+        Tied { input, body, head }
+    }
+}
+
+impl Module for Tied {
+    fn forward(&self, tape: &Tape, ids: &Var) -> Result<Var> {
+        let x = self.input.forward(tape, ids)?;
+        self.head.forward(tape, &self.body.forward(tape, &x)?)
+    }
+    fn visit(&self, v: &mut Visitor<'_>) {
+        v.child("input", &self.input);
+        v.child("body", &self.body);
+        v.child("head", &self.head);
+    }
+}
+
+#[test]
+fn parts_have_pytorchs_names() {
+    let model = cnn(&mut f());
+    assert_eq!(
+        names(&model),
+        ["0.weight", "1.weight", "1.bias", "4.weight", "4.bias"]
+    );
+    let buffers: Vec<_> = model
+        .named_buffers()
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(
+        buffers,
+        ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
+    );
+}
+
+#[test]
+fn a_shared_parameter_is_visited_once_and_gets_one_gradient() {
+    let model = Tied::new(&mut f());
+    assert_eq!(
+        names(&model),
+        [
+            "input.weight",
+            "body.0.weight",
+            "body.0.bias",
+            "body.1.weight",
+            "body.1.bias"
+        ]
+    );
+    let tape = Tape::new();
+    let ids = tape.constant(Tensor::from_slice(&[1i64, 4], [2], CPU).unwrap());
+    let y = model.forward(&tape, &ids).unwrap();
+    let gradients = tape
+        .backward(&y.square().unwrap().sum_all().unwrap())
+        .unwrap();
+    assert_eq!(gradients.len(), 5);
+    // The head's part reaches every row, the table's only two.
+    let rows = vals(gradients.get(&model.input.weight).unwrap());
+    assert!(rows.chunks(3).all(|row| row.iter().any(|v| *v != 0.0)));
+}
+
+#[test]
+fn states_round_trip_and_misfits_are_named() {
+    let (a, b) = (cnn(&mut f()), cnn(&mut Factory::new(CPU, 8)));
+    let tape = Tape::new();
+    let x = tape.constant(Tensor::randn([2, 1, 4, 4], DType::F32, CPU, &mut Rng::new(3)).unwrap());
+    a.forward(&tape, &x).unwrap(); // moves the running statistics
+    let path =
+        std::env::temp_dir().join(format!("phalanx-state-{}.safetensors", std::process::id()));
+    State::of(&a).unwrap().save(&path).unwrap();
+    State::load(&path, CPU).unwrap().load_into(&b).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    for model in [&a, &b] {
+        model.set_training(false);
+    }
+    let tape = Tape::inference();
+    let x = tape.constant(x.into_value());
+    assert_eq!(
+        vals(a.forward(&tape, &x).unwrap().value()),
+        vals(b.forward(&tape, &x).unwrap().value())
+    );
+    assert_eq!(b.named_buffers()[2].1.value().item().unwrap(), 1.0);
+
+    let state = State::of(&a).unwrap();
+    assert_eq!(
+        state.to_bytes().unwrap(),
+        State::of(&b).unwrap().to_bytes().unwrap()
+    );
+    let before = vals(&b.parameters()[0].value());
+    let attempt = |change: &dyn Fn(&mut State)| {
+        let mut state = state.clone();
+        state.insert(
+            "0.weight",
+            Tensor::zeros([4, 1, 3, 3], DType::F32, CPU).unwrap(),
+        );
+        change(&mut state);
+        state.load_into(&b).unwrap_err()
+    };
+    let e = attempt(&|s| _ = s.take("4.bias"));
+    assert!(
+        matches!(&e, Error::MissingTensor { name } if name == "4.bias"),
+        "{e}"
+    );
+    let e = attempt(&|s| s.insert("4.more", Tensor::zeros([1], DType::F32, CPU).unwrap()));
+    assert!(
+        matches!(&e, Error::UnexpectedTensor { name } if name == "4.more"),
+        "{e}"
+    );
+    let e = attempt(&|s| s.insert("4.bias", Tensor::zeros([4], DType::F32, CPU).unwrap()));
+    assert!(
+        matches!(&e, Error::SavedMismatch { shape, .. } if **shape == [4]),
+        "{e}"
+    );
+    let e = attempt(&|s| s.insert("4.bias", Tensor::zeros([3], DType::F64, CPU).unwrap()));
+    assert!(
+        matches!(
+            &e,
+            Error::SavedMismatch {
+                dtype: DType::F64,
+                ..
+            }
+        ),
+        "{e}"
+    );
+    assert_eq!(
+        vals(&b.parameters()[0].value()),
+        before,
+        "nothing was changed"
+    );
+    assert!(matches!(
+        State::from_bytes(b"nonsense", CPU),
+        Err(Error::Format { .. })
+    ));
+    assert!(matches!(
+        State::load("/nowhere/at/all", CPU),
+        Err(Error::File { .. })
+    ));
+}
+
+#[test]
+fn a_tied_state_may_use_either_name() {
+    let (a, b) = (Tied::new(&mut f()), Tied::new(&mut Factory::new(CPU, 9)));
+    let mut state = State::of(&a).unwrap();
+    assert!(state.get("head.weight").is_none());
+    let weight = state.take("input.weight").unwrap();
+    state.insert("head.weight", weight.clone());
+    state.load_into(&b).unwrap();
+    assert_eq!(vals(&b.input.weight.value()), vals(&weight));
+    state.insert("input.weight", weight);
+    state.load_into(&b).unwrap();
+}
+
+#[test]
+fn modules_move_between_devices() {
+    let model = cnn(&mut f());
+    let other = Device::cpu(313);
+    model.to_device(other).unwrap();
+    let tape = Tape::inference();
+    let x = Tensor::ones([2, 1, 4, 4], DType::F32, other).unwrap();
+    assert_eq!(
+        model.forward(&tape, &tape.constant(x)).unwrap().device(),
+        other
+    );
+}
