@@ -1,36 +1,46 @@
-//! smoke
-use phalanx_comm::*;
+//! One suite for every backend: see `cases`. Here, the threads of this process.
+
+mod cases;
+
+use phalanx_comm::{LaunchConfig, launch};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// The devices' accounts are the process's: one test at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// Every case, on worlds of 1 to 8 ranks. Nothing stays behind.
 #[test]
-fn smoke() {
-    for n in 1..=8 {
-        for len in [0usize, 1, 7, 1000, 5000, 100_000] {
-            let out = launch(n, |g| {
-                let mut outs = vec![];
-                for k in 0..20 {
-                    let mine = Tensor::full([len], (g.rank() + k) as f64, DType::F32, g.device())?;
-                    outs.push(g.all_reduce(mine, ReduceOp::Sum)?);
-                }
-                for (k, w) in outs.into_iter().enumerate() {
-                    let v = w.wait()?.to_vec::<f32>()?;
-                    let want = (0..n).map(|r| (r + k) as f32).sum::<f32>();
-                    assert!(v.len() == len && v.iter().all(|x| *x == want));
-                }
-                let b = Tensor::full([len], g.rank() as f64, DType::F32, g.device())?;
-                let b = g.broadcast(b, n - 1)?.wait()?.to_vec::<f32>()?;
-                assert!(b.iter().all(|x| *x == (n - 1) as f32));
-                g.barrier()?.wait()?;
-                let s = g.split((g.rank() % 2) as u32, -(g.rank() as i32))?;
-                let x = Tensor::full([3], g.rank() as f64, DType::F32, g.device())?;
-                let x = s.all_gather(x)?.wait()?;
-                let want: Vec<f32> = (0..n)
-                    .rev()
-                    .filter(|r| r % 2 == g.rank() % 2)
-                    .flat_map(|r| [r as f32; 3])
-                    .collect();
-                assert_eq!(x.to_vec::<f32>()?, want);
-                Ok::<_, Error>(g.rank())
+fn local() {
+    let _one = ONE.lock();
+    for world_size in 1..=8 {
+        let config = LaunchConfig::new(world_size).deadline(Duration::from_secs(60));
+        for (name, case) in cases::ALL {
+            let start = Instant::now();
+            let end = launch(config.clone(), |group| {
+                case(&*group)?;
+                group.barrier()?.wait()
             });
-            assert_eq!(out.unwrap(), (0..n).collect::<Vec<_>>());
+            end.unwrap_or_else(|e| panic!("{name} on {world_size} ranks: {e}"));
+            println!("{name} on {world_size} ranks: {:?}", start.elapsed());
+        }
+        for rank in 0..world_size {
+            let live = phalanx_comm::Device::cpu(rank).memory().unwrap().live;
+            assert_eq!(live, 0, "cpu:{rank} after {world_size} ranks");
         }
     }
+}
+
+/// The cases within a group that was split off: half of the world runs them on its own.
+#[test]
+fn local_subgroups() {
+    let _one = ONE.lock();
+    let end = launch(7, |world| {
+        let group = world.split((world.rank() % 2) as u32, -(world.rank() as i32))?;
+        for (_, case) in cases::ALL {
+            case(&*group)?;
+        }
+        world.barrier()?.wait()
+    });
+    end.unwrap_or_else(|e| panic!("{e}"));
 }

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::group::ReduceOp;
-use phalanx_tensor::{DType, Element, Float, bf16, cpu::vectorize, f16};
+use phalanx_tensor::{DType, Element, Float, bf16, cpu::SimdLevel, cpu::simd_level, f16};
 use std::ops::Range;
 
 /// For every element `i` in `range`: the reduction of `src[0][i], src[1][i], …`, in this order,
@@ -133,19 +133,65 @@ unsafe fn run<T: Copy, A: Copy, const L: usize>(
     f: impl Fn(A, A) -> A + Copy,
     store: impl Fn(A) -> T + Copy,
 ) {
-    vectorize(|| {
-        let mut i = 0;
-        while i + L <= io.len {
-            // SAFETY: elements `i..i + L` are in range.
-            unsafe { step::<T, A, L>(io, i, load, f, store) };
-            i += L;
+    // SAFETY: handed on from the caller; the level says that the processor has the features.
+    unsafe {
+        match simd_level() {
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512 => run_avx512::<T, A, L>(io, load, f, store),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx2 => run_avx2::<T, A, L>(io, load, f, store),
+            _ => run_all::<T, A, L>(io, load, f, store),
         }
-        while i < io.len {
-            // SAFETY: element `i` is in range.
-            unsafe { step::<T, A, 1>(io, i, load, f, store) };
-            i += 1;
+    }
+}
+
+macro_rules! run_at_level {
+    ($name:ident, $features:literal) => {
+        /// [`run_all`], compiled for one SIMD level. (Through a closure, as in
+        /// `phalanx_tensor::cpu::vectorize`, a loop of this size stays a function of its own,
+        /// compiled for the baseline, at half the speed.)
+        ///
+        /// # Safety
+        /// As [`fold`]; and the processor has the features.
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = $features)]
+        unsafe fn $name<T: Copy, A: Copy, const L: usize>(
+            io: Operands<'_>,
+            load: impl Fn(T) -> A + Copy,
+            f: impl Fn(A, A) -> A + Copy,
+            store: impl Fn(A) -> T + Copy,
+        ) {
+            // SAFETY: handed on from the caller.
+            unsafe { run_all::<T, A, L>(io, load, f, store) }
         }
-    });
+    };
+}
+run_at_level!(run_avx2, "avx2,fma,f16c,bmi2");
+run_at_level!(
+    run_avx512,
+    "avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
+);
+
+/// # Safety
+/// As [`fold`].
+#[inline(always)]
+unsafe fn run_all<T: Copy, A: Copy, const L: usize>(
+    io: Operands<'_>,
+    load: impl Fn(T) -> A + Copy,
+    f: impl Fn(A, A) -> A + Copy,
+    store: impl Fn(A) -> T + Copy,
+) {
+    let mut i = 0;
+    while i + L <= io.len {
+        // SAFETY: elements `i..i + L` are in range.
+        unsafe { step::<T, A, L>(io, i, load, f, store) };
+        i += L;
+    }
+    while i < io.len {
+        // SAFETY: element `i` is in range.
+        unsafe { step::<T, A, 1>(io, i, load, f, store) };
+        i += 1;
+    }
 }
 
 /// `L` elements: all loaded before the first is stored, so a source may be a destination.

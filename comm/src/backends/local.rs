@@ -14,11 +14,13 @@
 mod mail;
 mod park;
 mod plan;
+mod pool;
 mod slot;
 mod wait;
 mod world;
 
 use self::mail::{End, Mailbox};
+use self::pool::{SlotPool, SlotRef, Spares};
 use self::slot::{Post, Slot};
 use self::wait::LocalWork;
 use self::world::World;
@@ -41,6 +43,9 @@ pub struct LocalGroup {
 
 /// What all ranks of a group share.
 struct Group {
+    slots: SlotPool,
+    /// The slot of collective 0.
+    first: SlotRef,
     /// How many collectives each rank has issued: for messages only.
     issued: Box<[Counter]>,
     /// From rank `a` to rank `b`, at `a * size + b`.
@@ -55,7 +60,6 @@ struct Counter(AtomicU64);
 
 struct Offspring {
     group: Arc<Group>,
-    first: Arc<Slot>,
     /// Members that do not have it yet.
     expected: usize,
 }
@@ -65,8 +69,15 @@ struct Endpoint {
     membership: Membership,
     group: Arc<Group>,
     seat: Arc<Seat>,
-    /// The slot of this rank's next collective. Locked by the rank's own threads only.
-    next: Mutex<Arc<Slot>>,
+    /// Locked by the rank's own threads only.
+    issue: Mutex<Issue>,
+}
+
+/// Where a rank stands in its sequence of collectives.
+struct Issue {
+    /// The slot of the next one.
+    next: SlotRef,
+    spares: Spares,
 }
 
 /// A rank in the world, as long as it holds one of its groups.
@@ -87,8 +98,7 @@ impl Drop for Seat {
 pub fn world(devices: &[Device], deadline: Duration) -> Vec<LocalGroup> {
     let world = Arc::new(World::new(devices.len()));
     let world_ranks: Arc<[usize]> = (0..devices.len()).collect();
-    let group = Arc::new(Group::new(devices.len()));
-    let first = Slot::new(0, 0..devices.len());
+    let group = Arc::new(Group::new(&world_ranks));
     let name: Arc<str> = "world".into();
     let handle = |(rank, &device)| {
         let membership = Membership {
@@ -102,14 +112,20 @@ pub fn world(devices: &[Device], deadline: Duration) -> Vec<LocalGroup> {
             world: Arc::clone(&world),
             rank,
         });
-        LocalGroup::new(membership, Arc::clone(&group), seat, Arc::clone(&first))
+        LocalGroup::new(membership, Arc::clone(&group), seat)
     };
     devices.iter().enumerate().map(handle).collect()
 }
 
 impl Group {
-    fn new(size: usize) -> Group {
+    fn new(world_ranks: &[usize]) -> Group {
+        let size = world_ranks.len();
+        let slots = SlotPool::new(size);
+        let first = slots.take(0, &mut Spares::default());
+        first.dedicate(0, world_ranks);
         Group {
+            slots,
+            first,
             issued: (0..size).map(|_| Counter::default()).collect(),
             mail: (0..size * size).map(|_| Mailbox::default()).collect(),
             offspring: Mutex::default(),
@@ -118,13 +134,17 @@ impl Group {
 }
 
 impl LocalGroup {
-    fn new(membership: Membership, group: Arc<Group>, seat: Arc<Seat>, first: Arc<Slot>) -> Self {
+    fn new(membership: Membership, group: Arc<Group>, seat: Arc<Seat>) -> Self {
+        let issue = Issue {
+            next: group.first,
+            spares: Spares::default(),
+        };
         LocalGroup {
             endpoint: Arc::new(Endpoint {
                 membership,
                 group,
                 seat,
-                next: Mutex::new(first),
+                issue: Mutex::new(issue),
             }),
         }
     }
@@ -142,22 +162,30 @@ impl Endpoint {
     }
 
     /// The slot and the cell for a call.
-    fn place(&self, op: &Op) -> (Arc<Slot>, usize) {
+    fn place(&self, op: &Op) -> (SlotRef, usize) {
         let me = &self.membership;
         let message = match op {
             Op::Send { destination, tag } => Some((End::Send, me.rank, *destination, *tag)),
             Op::Recv { source, tag } => Some((End::Recv, *source, me.rank, *tag)),
             _ => None,
         };
+        let Group {
+            slots,
+            issued,
+            mail,
+            ..
+        } = &*self.group;
+        let mut issue = self.issue.lock();
+        let Issue { next, spares } = &mut *issue;
         if let Some((end, from, to, tag)) = message {
             let ranks = [me.world_ranks[from], me.world_ranks[to]];
-            let slot = self.group.mail[from * me.size() + to].meet(end, tag, ranks);
+            let free = || slots.take(me.rank, spares);
+            let slot = mail[from * me.size() + to].meet(end, tag, ranks, free);
             return (slot, end as usize);
         }
-        self.group.issued[me.rank].0.fetch_add(1, Relaxed);
-        let mut next = self.next.lock();
-        let after = next.next();
-        (std::mem::replace(&mut next, after), me.rank)
+        issued[me.rank].0.fetch_add(1, Relaxed);
+        let after = next.next(&me.world_ranks, spares, slots, me.rank);
+        (std::mem::replace(next, after), me.rank)
     }
 
     /// What is known about a rank of the world that did not come to meet `mine` of this slot.
@@ -204,7 +232,7 @@ impl Backend for LocalGroup {
     fn split_off(&self, color: u32, members: &[usize]) -> Result<LocalGroup> {
         let me = &self.endpoint;
         let old = &me.membership;
-        let number = me.next.lock().sequence - 1; // of the `split` that all ranks have just done
+        let number = me.issue.lock().next.sequence() - 1; // of the `split` that all ranks have just done
         let name: Arc<str> = format!("{}/{number}:{color}", old.name).into();
         let world_ranks: Arc<[usize]> = members.iter().map(|&m| old.world_ranks[m]).collect();
         let rank = members.iter().position(|&m| m == old.rank);
@@ -213,21 +241,19 @@ impl Backend for LocalGroup {
             rank: old.world_rank(),
             reason: "this rank is no member".into(),
         })?;
-        let (group, first) = {
+        let group = {
             let mut offspring = me.group.offspring.lock();
-            let entry = offspring
-                .entry(Arc::clone(&name))
-                .or_insert_with(|| Offspring {
-                    group: Arc::new(Group::new(members.len())),
-                    first: Slot::new(0, world_ranks.iter().copied()),
-                    expected: members.len(),
-                });
-            let handles = (Arc::clone(&entry.group), Arc::clone(&entry.first));
+            let new = || Offspring {
+                group: Arc::new(Group::new(&world_ranks)),
+                expected: members.len(),
+            };
+            let entry = offspring.entry(Arc::clone(&name)).or_insert_with(new);
+            let group = Arc::clone(&entry.group);
             entry.expected -= 1;
             if entry.expected == 0 {
                 offspring.remove(&name);
             }
-            handles
+            group
         };
         let membership = Membership {
             rank,
@@ -235,12 +261,7 @@ impl Backend for LocalGroup {
             name,
             ..old.clone()
         };
-        Ok(LocalGroup::new(
-            membership,
-            group,
-            Arc::clone(&me.seat),
-            first,
-        ))
+        Ok(LocalGroup::new(membership, group, Arc::clone(&me.seat)))
     }
 
     fn fail(&self, error: Error) {

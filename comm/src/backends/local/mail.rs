@@ -1,9 +1,8 @@
 //! [`Mailbox`]: messages from one rank to another, until sender and receiver have found each other.
 
-use super::slot::Slot;
+use super::pool::SlotRef;
 use crate::sync::Mutex;
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 /// Which end of a message; the number of its cell in the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,25 +31,30 @@ pub(super) struct Mailbox {
 
 #[derive(Default)]
 struct Unmatched {
-    ends: VecDeque<(u32, End, Arc<Slot>)>,
+    ends: VecDeque<(u32, End, SlotRef)>,
     messages: u64,
 }
 
 impl Mailbox {
-    /// The slot of the oldest message of this tag that lacks this end; else a new one between
-    /// these ranks of the world, which lacks the other.
-    pub(super) fn meet(&self, end: End, tag: u32, ranks: [usize; 2]) -> Arc<Slot> {
+    /// The slot of the oldest message of this tag that lacks this end; else a free one, made ready
+    /// for a message between these ranks of the world.
+    pub(super) fn meet(
+        &self,
+        end: End,
+        tag: u32,
+        ranks: [usize; 2],
+        free: impl FnOnce() -> SlotRef,
+    ) -> SlotRef {
         let mut unmatched = self.unmatched.lock();
-        let found = unmatched
-            .ends
-            .iter()
-            .position(|(t, e, _)| *t == tag && *e != end);
+        let mut ends = unmatched.ends.iter();
+        let found = ends.position(|(t, e, _)| *t == tag && *e != end);
         if let Some((_, _, slot)) = found.and_then(|i| unmatched.ends.remove(i)) {
             return slot;
         }
-        let slot = Slot::new(unmatched.messages, ranks);
+        let slot = free();
+        slot.dedicate(unmatched.messages, &ranks);
         unmatched.messages += 1;
-        unmatched.ends.push_back((tag, end, Arc::clone(&slot)));
+        unmatched.ends.push_back((tag, end, slot));
         slot
     }
 

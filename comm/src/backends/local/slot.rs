@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::plan::{Ends, Plan};
+use super::pool::{SlotPool, SlotRef, Spares};
 use crate::backends::Membership;
 use crate::check::{Call, Difference, Op, Signature};
 use crate::error::Result;
@@ -10,9 +11,8 @@ use smallvec::SmallVec;
 use std::cell::UnsafeCell;
 use std::cmp::Ordering;
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU32, AtomicUsize,
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
 };
 
@@ -24,9 +24,10 @@ const AT_ONCE: usize = 4 << 10;
 ///
 /// Every rank puts a [`Post`] into its cell: its call, and the tensors themselves, so that they
 /// stay valid whatever becomes of the rank. The last one to arrive makes the [`Plan`]. From then on
-/// whoever waits claims chunks and carries them out. Who has carried out the last one ends it.
+/// whoever waits claims chunks and carries them out. Who has carried out the last one ends it. When
+/// all have taken their results, the slot is cleared and used again.
 ///
-/// Why this is sound. `state` goes from `FILLING` to `READY` to `DONE`, never back.
+/// Why this is sound. Between two clearings `state` goes from `FILLING` to `READY` to `DONE`.
 ///
 /// 1. *A cell has one writer.* `Cell::post` is written by its rank alone, once, before that rank
 ///    sets `posted` (`Release`).
@@ -34,9 +35,8 @@ const AT_ONCE: usize = 4 << 10;
 ///    `posted` or found it in `lead` (`Acquire`), or is the last to arrive: `arrived` is counted
 ///    up with `AcqRel`, so the last arrival comes after all posts.
 /// 3. *A cell is emptied only when nobody looks any more.* Ranks look at the cells of others before
-///    their own arrival, the last one also until it sets `READY`. A rank takes its tensor out of
-///    its cell, or the chunks are run, only after it has seen `READY` or `DONE` (`Acquire`), which
-///    comes after all arrivals (2).
+///    their own arrival, the last one also until it sets `READY` or `DONE`. A rank takes its tensors
+///    out of its cell only after it has seen `DONE` (`Acquire`), which comes after all arrivals (2).
 /// 4. *The plan has one writer:* the last to arrive, before it sets `READY` (`Release`). All others
 ///    read it after they have seen `READY`.
 /// 5. *A chunk is run once:* by the thread that drew its number from `claim`. Different chunks write
@@ -44,27 +44,36 @@ const AT_ONCE: usize = 4 << 10;
 /// 6. *Nobody touches a buffer after `DONE` but its owner.* Each runner counts up `ran` with
 ///    `AcqRel` after its chunk, so who counts the last one comes after all chunks; it sets `DONE`
 ///    (`Release`). A rank takes its tensor only after it has seen `DONE` (`Acquire`).
-/// 7. *Buffers outlive the plan.* The slot owns the tensors until `DONE`, and whoever runs a chunk
-///    holds the slot in an `Arc`. A rank that fails leaves its tensor in the slot, so it may unwind
-///    at any time. The tensors give access to their memory as long as they live: an output was
-///    unique when it was posted, and nobody can clone it while it is in the cell; an input may be
-///    shared, and is only read, as everywhere.
+/// 7. *Buffers outlive the plan.* The slot owns the tensors until `DONE`, and lives as long as its
+///    group, which whoever runs a chunk holds. A rank that fails leaves its tensors in the slot, so
+///    it may unwind at any time. The tensors give access to their memory as long as they live: an
+///    output was unique when it was posted, and nobody can clone it while it is in the cell; an input
+///    may be shared, and is only read, as everywhere.
+/// 8. *A slot is cleared when nobody knows it any more.* A rank finds it as `link` of the slot before
+///    or in a mailbox, both before it posts; and forgets it after it has counted up `left` (`AcqRel`),
+///    when it has taken its result and is done running chunks. So who counts the last one comes
+///    after all of them. If a rank fails, the slot is never cleared.
 ///
 /// `Release` and `Acquire` are `SeqCst` where a sleeper must not be missed: see
 /// [`Parker`](super::park::Parker).
 pub(super) struct Slot {
-    /// The number of the collective in its group, or of the message between the two ranks.
-    pub(super) sequence: u64,
-    cells: SmallVec<[Cell; 2]>,
+    state: AtomicU32,
+    arrived: AtomicU32,
     /// The cell that was posted first: what others compare themselves with.
     lead: AtomicUsize,
-    arrived: AtomicUsize,
-    state: AtomicU32,
+    /// How many ranks take part: the first so many cells are used.
+    parties: AtomicUsize,
+    /// How many are done with it.
+    left: AtomicUsize,
+    /// The number of the collective in its group, or of the message between the two ranks.
+    sequence: AtomicU64,
+    /// The next collective of the group; while the slot is free, the next free one.
+    pub(super) link: AtomicPtr<Slot>,
+    /// The rank that it goes back to.
+    pub(super) home: usize,
+    cells: Box<[Cell]>,
     plan: UnsafeCell<Option<Plan>>,
     work: Counters,
-    /// The next collective of the group. Holds one count of the `Arc`, until all ranks have arrived
-    /// here and thereby passed on.
-    next: AtomicPtr<Slot>,
 }
 
 /// What running ranks count on, away from the lines that others only read.
@@ -75,9 +84,10 @@ struct Counters {
     ran: AtomicUsize,
 }
 
+#[repr(align(128))]
 struct Cell {
     /// The rank in the world.
-    rank: usize,
+    rank: AtomicUsize,
     posted: AtomicBool,
     post: UnsafeCell<Option<Post>>,
 }
@@ -184,57 +194,91 @@ impl Post {
 }
 
 impl Slot {
-    /// An empty slot for an operation of these ranks.
-    pub(super) fn new(sequence: u64, ranks: impl IntoIterator<Item = usize>) -> Arc<Slot> {
-        let cell = |rank| Cell {
-            rank,
+    /// A slot with so many cells, which belongs to rank `home`.
+    pub(super) fn new(home: usize, cells: usize) -> Slot {
+        let cell = |_| Cell {
+            rank: AtomicUsize::new(0),
             posted: AtomicBool::new(false),
             post: UnsafeCell::new(None),
         };
-        Arc::new(Slot {
-            sequence,
-            cells: ranks.into_iter().map(cell).collect(),
-            lead: AtomicUsize::new(NOBODY),
-            arrived: AtomicUsize::new(0),
+        Slot {
             state: AtomicU32::new(FILLING),
+            arrived: AtomicU32::new(0),
+            lead: AtomicUsize::new(NOBODY),
+            parties: AtomicUsize::new(0),
+            left: AtomicUsize::new(0),
+            sequence: AtomicU64::new(0),
+            link: AtomicPtr::new(ptr::null_mut()),
+            home,
+            cells: (0..cells).map(cell).collect(),
             plan: UnsafeCell::new(None),
             work: Counters::default(),
-            next: AtomicPtr::new(ptr::null_mut()),
-        })
-    }
-
-    /// The slot of the group's next collective; made by the first rank that asks. A rank asks
-    /// before it arrives here.
-    pub(super) fn next(&self) -> Arc<Slot> {
-        let mut next = self.next.load(Acquire);
-        if next.is_null() {
-            let ranks = self.cells.iter().map(|c| c.rank);
-            let new = Arc::into_raw(Slot::new(self.sequence + 1, ranks)).cast_mut();
-            next = match self
-                .next
-                .compare_exchange(ptr::null_mut(), new, AcqRel, Acquire)
-            {
-                Ok(_) => new,
-                Err(theirs) => {
-                    // SAFETY: made by `into_raw` above, and nobody has seen it.
-                    drop(unsafe { Arc::from_raw(new) });
-                    theirs
-                }
-            };
-        }
-        // SAFETY: `next` came from `into_raw`, and its count is held by the link, which is cut only
-        // when all ranks have arrived, so not before this one does.
-        unsafe {
-            Arc::increment_strong_count(next);
-            Arc::from_raw(next)
         }
     }
 
-    /// Cuts the link to the next slot.
-    fn unlink(&self) -> Option<Arc<Slot>> {
-        let next = self.next.swap(ptr::null_mut(), AcqRel);
-        // SAFETY: came from `into_raw`; the swap has taken over the link's count.
-        (!next.is_null()).then(|| unsafe { Arc::from_raw(next) })
+    /// Says what a free slot is used for, before anybody else sees it.
+    pub(super) fn dedicate(&self, sequence: u64, ranks: &[usize]) {
+        self.sequence.store(sequence, Relaxed);
+        self.parties.store(ranks.len(), Relaxed);
+        for (cell, rank) in self.cells.iter().zip(ranks) {
+            cell.rank.store(*rank, Relaxed);
+        }
+    }
+
+    fn cells(&self) -> &[Cell] {
+        &self.cells[..self.parties.load(Relaxed)]
+    }
+
+    /// The number of the collective in its group, or of the message between the two ranks.
+    pub(super) fn sequence(&self) -> u64 {
+        self.sequence.load(Relaxed)
+    }
+
+    /// The slot of the group's next collective, from `spare` if this rank is the first to ask. A
+    /// rank asks before it posts here.
+    pub(super) fn next(
+        &self,
+        ranks: &[usize],
+        spares: &mut Spares,
+        pool: &SlotPool,
+        me: usize,
+    ) -> SlotRef {
+        // SAFETY: the link of a slot in use is null or the slot of the next collective.
+        let known = |link| unsafe { SlotRef::from_ptr(link) };
+        if let Some(next) = known(self.link.load(Acquire)) {
+            return next;
+        }
+        let new = pool.take(me, spares);
+        new.dedicate(self.sequence() + 1, ranks);
+        match self
+            .link
+            .compare_exchange(ptr::null_mut(), new.as_ptr(), AcqRel, Acquire)
+        {
+            Ok(_) => new,
+            Err(theirs) => {
+                SlotPool::keep(new, spares);
+                known(theirs).unwrap_or(new)
+            }
+        }
+    }
+
+    /// Makes the slot as new.
+    ///
+    /// # Safety
+    /// Nobody else knows the slot any more (guarantee 8).
+    unsafe fn clear(&self) {
+        for cell in self.cells() {
+            cell.posted.store(false, Relaxed);
+        }
+        // SAFETY: by the caller. Dropping a plan frees two lists at most.
+        unsafe { *self.plan.get() = None };
+        self.work.claim.store(0, Relaxed);
+        self.work.ran.store(0, Relaxed);
+        self.left.store(0, Relaxed);
+        self.arrived.store(0, Relaxed);
+        self.lead.store(NOBODY, Relaxed);
+        self.link.store(ptr::null_mut(), Relaxed);
+        self.state.store(FILLING, Relaxed);
     }
 
     /// Puts a rank's post into its cell. The last rank to come gets the operation going and returns
@@ -252,17 +296,16 @@ impl Slot {
         if let Err(lead) = self.lead.compare_exchange(NOBODY, cell, AcqRel, Acquire) {
             self.compare(cell, lead)?;
         }
-        if self.arrived.fetch_add(1, AcqRel) + 1 < self.cells.len() {
+        if self.arrived.fetch_add(1, AcqRel) as usize + 1 < self.cells().len() {
             return Ok(false);
         }
-        drop(self.unlink());
         self.begin()?;
         Ok(true)
     }
 
     /// Makes the plan. The last rank to arrive calls this.
     fn begin(&self) -> Result<(), Disagreement> {
-        let n = self.cells.len();
+        let n = self.cells().len();
         // SAFETY: guarantees 2 and 3: all cells are posted, and only this thread looks at them.
         let posts: SmallVec<[&Post; 4]> = (0..n)
             .filter_map(|c| unsafe { (*self.cells[c].post.get()).as_ref() })
@@ -315,7 +358,7 @@ impl Slot {
             return Ok(());
         };
         // Whoever has come so far votes on which of the two is the odd one out.
-        let here = (0..self.cells.len()).filter(|&c| self.cells[c].posted.load(Acquire));
+        let here = (0..self.cells().len()).filter(|&c| self.cells[c].posted.load(Acquire));
         let (mut with_a, mut with_b) = (0, 0);
         for c in here {
             with_a += usize::from(difference(a, c).is_none());
@@ -330,9 +373,9 @@ impl Slot {
         let call = |c| unsafe { self.signature(c) }.map_or_else(String::new, Signature::to_string);
         Err(Disagreement {
             difference: what,
-            rank: self.cells[odd].rank,
+            rank: self.cells[odd].rank.load(Relaxed),
             call: call(odd),
-            other: self.cells[other].rank,
+            other: self.cells[other].rank.load(Relaxed),
             other_call: call(other),
         })
     }
@@ -351,25 +394,30 @@ impl Slot {
 
     /// The ranks of the world that have not come.
     pub(super) fn missing(&self) -> impl Iterator<Item = usize> {
-        let missing = self.cells.iter().filter(|c| !c.posted.load(Acquire));
-        missing.map(|c| c.rank)
+        let missing = self.cells().iter().filter(|c| !c.posted.load(Acquire));
+        missing.map(|c| c.rank.load(Relaxed))
     }
 
     /// All ranks that take part, by their numbers in the world.
     pub(super) fn ranks(&self) -> impl Iterator<Item = usize> {
-        self.cells.iter().map(|c| c.rank)
+        self.cells().iter().map(|c| c.rank.load(Relaxed))
     }
 
-    /// What the rank of this cell gets; `None` before the operation is done.
+    /// What the rank of this cell gets out of an operation that is done; and whether the slot is now
+    /// free, for the caller to give back.
     ///
     /// # Safety
-    /// Called once for each cell.
-    pub(super) unsafe fn take(&self, cell: usize) -> Option<Tensor> {
-        if self.state() != State::Done {
-            return None;
-        }
+    /// `DONE` has been seen; called once for each cell, and the caller uses the slot no more.
+    pub(super) unsafe fn take(&self, cell: usize) -> (Option<Tensor>, bool) {
+        let parties = self.parties.load(Relaxed);
         // SAFETY: guarantees 3 and 6: others look at the cell no more; once by the caller.
-        unsafe { (*self.cells[cell].post.get()).take() }?.output
+        let post = unsafe { (*self.cells[cell].post.get()).take() };
+        let is_last = self.left.fetch_add(1, AcqRel) + 1 == parties;
+        if is_last {
+            // SAFETY: guarantee 8.
+            unsafe { self.clear() };
+        }
+        (post.and_then(|p| p.output), is_last)
     }
 
     pub(super) fn state(&self) -> State {
@@ -409,15 +457,5 @@ impl Slot {
             }
         }
         false
-    }
-}
-
-impl Drop for Slot {
-    /// Frees the slots after this one in a loop: a drop that called itself would exhaust the stack.
-    fn drop(&mut self) {
-        let mut next = self.unlink();
-        while let Some(slot) = next {
-            next = Arc::into_inner(slot).and_then(|slot| slot.unlink());
-        }
     }
 }

@@ -1,0 +1,195 @@
+//! Many operations at once, groups within groups, and calls that are refused.
+
+use super::data::{tensor, values};
+use phalanx_comm::{DType, Error, ProcessGroup, ReduceOp, Result, Tensor};
+
+fn number(g: &dyn ProcessGroup, x: usize) -> Tensor {
+    tensor([1], DType::F64, g.device(), |_| x as f64)
+}
+
+/// What the ranks' numbers add up to.
+fn ranks_sum(g: &dyn ProcessGroup) -> usize {
+    g.size() * (g.size() - 1) / 2
+}
+
+/// Issued before the first is waited for; some large, some small.
+pub fn a_thousand_in_flight(g: &dyn ProcessGroup) -> Result<()> {
+    let work: Vec<_> = (0..1000)
+        .map(|k| {
+            let len = if k % 50 == 0 { 5000 } else { 3 };
+            let mine = tensor([len], DType::F32, g.device(), |_| (g.rank() + k) as f64);
+            g.all_reduce(mine, ReduceOp::Sum)
+        })
+        .collect::<Result<_>>()?;
+    for (k, work) in work.into_iter().enumerate() {
+        let want = (ranks_sum(g) + k * g.size()) as f64;
+        assert!(
+            values(&work.wait()?).iter().all(|v| *v == want),
+            "number {k}"
+        );
+    }
+    Ok(())
+}
+
+/// Waited for last first, and on another thread.
+pub fn any_order_any_thread(g: &dyn ProcessGroup) -> Result<()> {
+    let mut work = Vec::new();
+    for k in 0..20 {
+        work.push((k, g.all_reduce(number(g, g.rank() + k), ReduceOp::Sum)?));
+        work.push((k, g.broadcast(number(g, k * g.size() + g.rank() * 7), 0)?));
+    }
+    let ranks = ranks_sum(g);
+    let size = g.size();
+    let results = std::thread::spawn(move || {
+        let results = work
+            .into_iter()
+            .rev()
+            .map(|(k, w)| Ok((k, w.wait()?.item()?)));
+        results.collect::<Result<Vec<(usize, f64)>>>()
+    });
+    let results = results.join().expect("no panic")?;
+    for pair in results.chunks(2) {
+        let ((k, broadcast), (_, sum)) = (pair[0], pair[1]);
+        assert_eq!(
+            (broadcast, sum),
+            ((k * size) as f64, (ranks + k * size) as f64)
+        );
+    }
+    Ok(())
+}
+
+/// A work that is dropped was done all the same; one that is polled long enough is done.
+pub fn dropping_and_polling(g: &dyn ProcessGroup) -> Result<()> {
+    for len in [2, 100_000] {
+        drop(g.all_reduce(
+            tensor([len], DType::F32, g.device(), |_| 1.0),
+            ReduceOp::Sum,
+        )?);
+        let mut work = g.all_reduce(
+            tensor([len], DType::F32, g.device(), |_| 2.0),
+            ReduceOp::Sum,
+        )?;
+        while !work.poll() {
+            std::thread::yield_now();
+        }
+        let want = 2.0 * g.size() as f64;
+        assert!(values(&work.wait()?).iter().all(|v| *v == want));
+    }
+    Ok(())
+}
+
+/// Nobody is past a barrier that some have not reached: what they sent before has arrived after.
+pub fn barrier_meets_all(g: &dyn ProcessGroup) -> Result<()> {
+    for _ in 0..20 {
+        let mut work = g.all_gather(number(g, g.rank()))?;
+        g.barrier()?.wait()?;
+        while !work.poll() {
+            std::thread::yield_now(); // all have issued it: no deadline is needed to get here
+        }
+        assert_eq!(work.wait()?.numel(), g.size());
+    }
+    Ok(())
+}
+
+/// Rows and columns of a grid of ranks, both in use at the same time, and the whole besides.
+pub fn two_dimensions_at_once(g: &dyn ProcessGroup) -> Result<()> {
+    let (n, me) = (g.size(), g.rank());
+    let columns = if n % 2 == 0 { 2 } else { 3 };
+    let (row, column) = (me / columns, me % columns);
+    let rows = g.split(row as u32, column as i32)?;
+    let cols = g.split(column as u32, row as i32)?;
+    assert_eq!((rows.rank(), cols.rank()), (column, row));
+    assert_ne!(rows.name(), cols.name());
+    let in_row: Vec<usize> = (0..n).filter(|r| r / columns == row).collect();
+    let in_col: Vec<usize> = (0..n).filter(|r| r % columns == column).collect();
+    let world = |ranks: &[usize]| {
+        ranks
+            .iter()
+            .map(|r| g.world_ranks()[*r])
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(rows.world_ranks(), world(&in_row));
+    assert_eq!(cols.world_ranks(), world(&in_col));
+    let sum = |ranks: &[usize], k: usize| ranks.iter().map(|r| r + k).sum::<usize>() as f64;
+    for k in 0..30 {
+        let a = rows.all_reduce(number(g, me + k), ReduceOp::Sum)?;
+        let b = cols.all_reduce(number(g, me + 2 * k), ReduceOp::Sum)?;
+        let c = g.all_reduce(number(g, me + 3 * k), ReduceOp::Sum)?;
+        assert_eq!(c.wait()?.item()?, sum(&(0..n).collect::<Vec<_>>(), 3 * k));
+        assert_eq!(b.wait()?.item()?, sum(&in_col, 2 * k));
+        assert_eq!(a.wait()?.item()?, sum(&in_row, k));
+    }
+    // A group of a group.
+    let alone = rows.split(rows.rank() as u32, 0)?;
+    assert_eq!(
+        (alone.size(), alone.world_ranks()),
+        (1, &g.world_ranks()[me..=me])
+    );
+    assert_eq!(
+        alone
+            .all_reduce(number(g, me), ReduceOp::Avg)?
+            .wait()?
+            .item()?,
+        me as f64
+    );
+    Ok(())
+}
+
+/// Ranks in the order of the key, and of their old rank where keys are equal.
+pub fn split_by_key(g: &dyn ProcessGroup) -> Result<()> {
+    let (n, me) = (g.size(), g.rank());
+    let reversed = g.split(5, -(me as i32))?;
+    assert_eq!((reversed.rank(), reversed.size()), (n - 1 - me, n));
+    let all = reversed.all_gather(number(g, me))?.wait()?;
+    let want: Vec<f64> = (0..n).rev().map(|r| r as f64).collect();
+    assert_eq!(values(&all), want);
+    let same = g.split(0, 3)?;
+    assert_eq!(
+        (same.rank(), same.deadline(), same.device()),
+        (me, g.deadline(), g.device())
+    );
+    Ok(())
+}
+
+/// A call that makes no sense is refused on its rank, and the group goes on.
+pub fn wrong_arguments_hurt_nobody(g: &dyn ProcessGroup) -> Result<()> {
+    let (n, me) = (g.size(), g.rank());
+    let t = || number(g, 1);
+    let errors = [
+        g.broadcast(t(), n).err(),
+        g.reduce(t(), ReduceOp::Sum, n + 3).err(),
+        g.gather(t(), usize::MAX).err(),
+        g.scatter(None, [1].into(), DType::F64, n).err(),
+        g.scatter(None, [1].into(), DType::F64, me).err(),
+        g.scatter(Some(t()), [1].into(), DType::F32, me).err(),
+        g.scatter(Some(t()), [2].into(), DType::F64, me).err(),
+        g.all_reduce(t(), ReduceOp::BitAnd).err(),
+        g.reduce_scatter(
+            tensor([n + 1, 2], DType::F32, g.device(), |_| 0.0),
+            ReduceOp::Sum,
+        )
+        .err(),
+        g.reduce_scatter(tensor((), DType::F32, g.device(), |_| 0.0), ReduceOp::Sum)
+            .err(),
+        g.all_to_all(tensor([n + 1], DType::F32, g.device(), |_| 0.0))
+            .err(),
+        g.all_to_all_v(t(), &vec![1; n + 1], &vec![1; n]).err(),
+        g.all_to_all_v(t(), &vec![7; n], &vec![7; n]).err(),
+        g.send(t(), me, 0).err(),
+        g.send(t(), n, 0).err(),
+        g.recv([1].into(), DType::F32, me, 0).err(),
+        g.split(u32::MAX, 0).err(),
+    ];
+    for (i, e) in errors.into_iter().enumerate() {
+        let e = e.unwrap_or_else(|| panic!("call {i} went through"));
+        assert!(!e.is_fatal(), "{e}");
+        let world_rank = g.world_ranks()[me];
+        assert!(e.to_string().contains(&format!("rank {world_rank}")), "{e}");
+    }
+    assert!(matches!(
+        g.broadcast(t(), n),
+        Err(Error::RankOutOfRange { op: "broadcast", role: "root", value, size, .. }) if value == n && size == n
+    ));
+    assert_eq!(g.all_reduce(t(), ReduceOp::Sum)?.wait()?.item()?, n as f64);
+    Ok(())
+}

@@ -1,0 +1,412 @@
+//! No silent hang: whatever one rank does wrong, every live rank gets the same typed error, soon,
+//! which names that rank. A watchdog makes a hang a failure.
+
+use phalanx_comm::{
+    DType, Device, Error, FailureKind, LaunchConfig, LaunchError, ProcessGroup, ReduceOp, Result,
+    Tensor, launch,
+};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+/// SplitMix64: enough for choices, and the seed of a failure reproduces it.
+struct Choice(u64);
+
+impl Choice {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) % n as u64) as usize
+    }
+}
+
+/// One step of the program that all ranks run but for the culprit at one place.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Step {
+    kind: usize,
+    dtype: DType,
+    len: usize,
+    op: ReduceOp,
+    root: usize,
+    /// Whether it is waited for at once, or at the end.
+    at_once: bool,
+}
+
+const KINDS: usize = 9;
+
+impl Step {
+    fn random(c: &mut Choice, n: usize) -> Step {
+        Step {
+            kind: c.below(KINDS),
+            dtype: DType::ALL[c.below(6)],
+            len: [0, 1, 5, 700, 9000][c.below(5)],
+            op: [ReduceOp::Sum, ReduceOp::Max, ReduceOp::Min][c.below(3)],
+            root: c.below(n),
+            at_once: c.below(2) == 0,
+        }
+    }
+
+    /// Issues the operation; gives a closure that waits for it.
+    fn issue(&self, g: &dyn ProcessGroup) -> Result<Box<dyn FnOnce() -> Result<()>>> {
+        let t = |dims: &[usize]| Tensor::zeros(dims, self.dtype, g.device());
+        let n = g.size();
+        macro_rules! later {
+            ($work:expr) => {{
+                let work = $work?;
+                Box::new(move || work.wait().map(drop))
+            }};
+        }
+        Ok(match self.kind {
+            0 | 1 => later!(g.all_reduce(t(&[self.len])?, self.op)),
+            2 => later!(g.broadcast(t(&[self.len])?, self.root)),
+            3 => later!(g.reduce(t(&[self.len])?, self.op, self.root)),
+            4 => later!(g.all_gather(t(&[self.len])?)),
+            5 => later!(g.gather(t(&[self.len])?, self.root)),
+            6 => later!(g.reduce_scatter(t(&[n, self.len])?, self.op)),
+            7 => later!(g.all_to_all(t(&[n, self.len])?)),
+            _ => later!(g.barrier()),
+        })
+    }
+}
+
+/// What the culprit does in place of its step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Crime {
+    /// Calls another operation.
+    Other,
+    Shape,
+    DType,
+    Root,
+    Reduction,
+    /// Swaps two calls.
+    Order,
+    /// Leaves the call out.
+    Missing,
+    /// Leaves all further calls out.
+    Return,
+    Error,
+    Panic,
+    /// Says nothing for longer than the deadline.
+    Late,
+    Abort,
+    /// Receives what nobody sends.
+    Recv,
+    /// Sends another shape than the other expects.
+    Message,
+}
+
+/// All but those that wait for the deadline.
+const CRIMES: [Crime; 12] = [
+    Crime::Other,
+    Crime::Shape,
+    Crime::DType,
+    Crime::Root,
+    Crime::Reduction,
+    Crime::Order,
+    Crime::Missing,
+    Crime::Return,
+    Crime::Error,
+    Crime::Panic,
+    Crime::Abort,
+    Crime::Message,
+];
+
+const DEADLINE: Duration = Duration::from_millis(150);
+
+/// What each rank heard last: the fatal error of the group, if any.
+type Heard = Mutex<Vec<Option<Error>>>;
+
+struct Scene {
+    steps: Vec<Step>,
+    at: usize,
+    culprit: usize,
+    crime: Crime,
+}
+
+impl Scene {
+    fn random(seed: u64, n: usize) -> Scene {
+        let c = &mut Choice(seed);
+        let mut steps: Vec<Step> = (0..3 + c.below(6)).map(|_| Step::random(c, n)).collect();
+        let at = c.below(steps.len());
+        let crime = match seed % 50 {
+            0 => Crime::Late,
+            1 => Crime::Recv,
+            k => CRIMES[k as usize % CRIMES.len()],
+        };
+        // The crime needs a step in which it shows.
+        let step = &mut steps[at];
+        match crime {
+            Crime::Root => step.kind = 2,
+            Crime::Reduction => step.kind = 0,
+            Crime::Shape | Crime::DType => step.kind = c.below(KINDS - 1),
+            Crime::Order => {
+                step.kind = 4;
+                let other = Step { kind: 2, ..*step };
+                steps.insert(at + 1, other);
+            }
+            _ => {}
+        }
+        Scene {
+            steps,
+            at,
+            culprit: c.below(n),
+            crime,
+        }
+    }
+
+    /// What the culprit calls.
+    fn wrong_step(&self, n: usize) -> Step {
+        let right = self.steps[self.at];
+        match self.crime {
+            Crime::Other => Step {
+                kind: (right.kind.max(1) + 1) % KINDS,
+                ..right
+            },
+            Crime::Shape => Step {
+                len: right.len + 1,
+                ..right
+            },
+            Crime::DType => Step {
+                dtype: if right.dtype == DType::F32 {
+                    DType::I64
+                } else {
+                    DType::F32
+                },
+                ..right
+            },
+            Crime::Root => Step {
+                root: (right.root + 1) % n,
+                ..right
+            },
+            Crime::Reduction => Step {
+                op: ReduceOp::Product,
+                ..right
+            },
+            Crime::Order => self.steps[self.at + 1],
+            _ => right,
+        }
+    }
+
+    /// The program of one rank.
+    fn play(&self, g: &dyn ProcessGroup) -> Result<()> {
+        let (n, me) = (g.size(), g.rank());
+        let mut later = Vec::new();
+        for (k, step) in self.steps.iter().enumerate() {
+            let mut step = *step;
+            if self.crime == Crime::Message && k == self.at {
+                // The culprit sends; its neighbour expects something else.
+                if me == self.culprit {
+                    let t = Tensor::zeros([3], DType::F32, g.device())?;
+                    g.send(t, (me + 1) % n, 5)?.wait()?;
+                } else if me == (self.culprit + 1) % n {
+                    g.recv([4].into(), DType::F32, self.culprit, 5)?.wait()?;
+                }
+            }
+            if me == self.culprit && k == self.at {
+                match self.crime {
+                    Crime::Missing => continue,
+                    Crime::Return => return Ok(()),
+                    Crime::Error => return Err(own_error(me)),
+                    Crime::Panic => panic!("on purpose"),
+                    Crime::Late => std::thread::sleep(DEADLINE * 2),
+                    Crime::Abort => g.abort("on purpose"),
+                    Crime::Recv => g
+                        .recv([2].into(), DType::U8, (me + 1) % n, 1)?
+                        .wait()
+                        .map(drop)?,
+                    _ => step = self.wrong_step(n),
+                }
+            }
+            if me == self.culprit && self.crime == Crime::Order && k == self.at + 1 {
+                step = self.steps[self.at];
+            }
+            let wait = step.issue(g)?;
+            if step.at_once {
+                wait()?;
+            } else {
+                later.push(wait);
+            }
+        }
+        later.into_iter().try_for_each(|wait| wait())?;
+        g.barrier()?.wait()
+    }
+}
+
+fn own_error(rank: usize) -> Error {
+    Error::InvalidArgument {
+        op: "test",
+        rank,
+        reason: "on purpose".into(),
+    }
+}
+
+/// Whether the error names the culprit and what it did.
+fn is_right(e: &Error, scene: &Scene, n: usize) -> bool {
+    let culprit = scene.culprit;
+    let divergence = |e: &Error| match e {
+        Error::Divergence { rank, other, .. } => {
+            // With two ranks nobody can know which is right. With more, the odd one out is named,
+            // unless the others had not come yet.
+            [*rank, *other].contains(&culprit)
+        }
+        _ => false,
+    };
+    match scene.crime {
+        Crime::Other
+        | Crime::Shape
+        | Crime::DType
+        | Crime::Root
+        | Crime::Reduction
+        | Crime::Order => divergence(e),
+        // The next call takes the place of the missing one; or, where all later ones are equal, the
+        // culprit is done too early.
+        Crime::Missing => {
+            divergence(e) || matches!(e, Error::RankReturned { rank, .. } if *rank == culprit)
+        }
+        Crime::Return => matches!(e, Error::RankReturned { rank, .. } if *rank == culprit),
+        Crime::Error => {
+            matches!(e, Error::RankFailed { rank, message } if *rank == culprit && message.contains("on purpose"))
+        }
+        Crime::Panic => {
+            matches!(e, Error::RankPanicked { rank, message } if *rank == culprit && message == "on purpose")
+        }
+        Crime::Abort => {
+            matches!(e, Error::Aborted { rank, reason } if *rank == culprit && reason == "on purpose")
+        }
+        // Whose deadline ends first: one who waits for the culprit.
+        Crime::Late => {
+            matches!(e, Error::DeadlineExceeded { missing, .. } if *missing == [culprit])
+        }
+        // The culprit waits for its neighbour, the others for the culprit: one of them is first.
+        Crime::Recv => match e {
+            Error::DeadlineExceeded { rank, missing, .. } => {
+                (*rank == culprit && *missing == [(culprit + 1) % n]) || *missing == [culprit]
+            }
+            _ => false,
+        },
+        Crime::Message => divergence(e),
+    }
+}
+
+/// Kills the process when the scene that it watches does not change for long.
+fn watch(scene: &'static AtomicU64) {
+    std::thread::spawn(move || {
+        let mut last = (u64::MAX, Instant::now());
+        loop {
+            std::thread::sleep(Duration::from_millis(200));
+            let now = scene.load(SeqCst);
+            if now == u64::MAX {
+                return;
+            }
+            if now != last.0 {
+                last = (now, Instant::now());
+            } else if last.1.elapsed() > Duration::from_secs(30) {
+                eprintln!("seed {now} hangs");
+                std::process::abort();
+            }
+        }
+    });
+}
+
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count)
+}
+
+#[test]
+fn every_rank_hears_of_every_crime() {
+    static SCENE: AtomicU64 = AtomicU64::new(0);
+    watch(&SCENE);
+    // The panics are on purpose, and their messages are asserted.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if info.payload().downcast_ref::<&str>() != Some(&"on purpose") {
+            hook(info);
+        }
+    }));
+    let before = threads();
+    let mut slowest = Duration::ZERO;
+    for seed in 0..1400 {
+        SCENE.store(seed, SeqCst);
+        let n = 2 + (seed / 50 % 4) as usize;
+        slowest = slowest.max(one(seed, n));
+    }
+    SCENE.store(u64::MAX, SeqCst);
+    println!("the slowest took {slowest:?}");
+    for rank in 0..8 {
+        assert_eq!(Device::cpu(rank).memory().unwrap().live, 0, "cpu:{rank}");
+    }
+    assert!(
+        threads() <= before,
+        "{} threads, {before} before",
+        threads()
+    );
+}
+
+/// Plays one scene, and returns how long the ranks took to hear of it.
+fn one(seed: u64, n: usize) -> Duration {
+    let scene = Scene::random(seed, n);
+    let say = || {
+        format!(
+            "seed {seed}: rank {} of {n}, {:?} at {} of {:?}",
+            scene.culprit, scene.crime, scene.at, scene.steps
+        )
+    };
+    let heard: Heard = Mutex::new(vec![None; n]);
+    let start = Instant::now();
+    let config = LaunchConfig::new(n).deadline(DEADLINE);
+    let end = launch(config, |g| {
+        let end = scene.play(&*g);
+        // Whatever it was, the group refuses all further work with the same error.
+        if let Err(e) = &end
+            && e.is_fatal()
+        {
+            let again = g.barrier().map(drop);
+            assert_eq!(again.as_ref(), Err(e), "{}", say());
+            heard.lock().unwrap()[g.rank()] = Some(e.clone());
+        }
+        end
+    });
+    let took = start.elapsed();
+    let Err(LaunchError::Ranks { first, others }) = end else {
+        panic!("{}: {end:?}", say());
+    };
+    // Who returned well, failed by itself or panicked has not heard of anything.
+    let silent = match scene.crime {
+        Crime::Return | Crime::Error | Crime::Panic | Crime::Missing => 1,
+        _ => 0,
+    };
+    let heard = heard.into_inner().unwrap();
+    let errors: Vec<&Error> = heard.iter().flatten().collect();
+    assert!(errors.len() >= n - silent, "{}: {heard:?}", say());
+    assert!(
+        errors.iter().all(|e| *e == errors[0]),
+        "{}: {heard:?}",
+        say()
+    );
+    assert!(is_right(errors[0], &scene, n), "{}: {}", say(), errors[0]);
+    let text = errors[0].to_string();
+    assert!(text.contains(&format!("rank {}", scene.culprit)), "{text}");
+    // The launch names the same, first of all; a culprit that returned well is not among them.
+    let well = n - 1 - others.len();
+    let may_be_well = matches!(scene.crime, Crime::Return | Crime::Missing);
+    assert!(well == 0 || well == 1 && may_be_well, "{}", say());
+    match (&scene.crime, &first.kind) {
+        (Crime::Panic, FailureKind::Panic(m)) => {
+            assert_eq!((first.rank, m.as_str()), (scene.culprit, "on purpose"))
+        }
+        (Crime::Error, FailureKind::Error(e)) => {
+            assert_eq!((first.rank, e), (scene.culprit, &own_error(scene.culprit)))
+        }
+        (Crime::Panic | Crime::Error, _) => panic!("{}: {first}", say()),
+        (_, FailureKind::Error(e)) => assert_eq!(e, errors[0]),
+        (_, kind) => panic!("{}: {kind:?}", say()),
+    }
+    let limit = match scene.crime {
+        Crime::Late | Crime::Recv | Crime::Missing => DEADLINE * 2,
+        _ => Duration::ZERO,
+    };
+    assert!(took < limit + Duration::from_secs(5), "{}: {took:?}", say());
+    took
+}
