@@ -8,6 +8,7 @@ pub mod gemm;
 pub mod math;
 pub(crate) mod pieces;
 pub(crate) mod pool;
+pub(crate) mod prefetch;
 pub(crate) mod rows;
 pub(crate) mod share;
 pub(crate) mod simd;

@@ -13,10 +13,10 @@ pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(x), Some(w), true) = (T::f32s(x), T::f32s(w), blocked::pays(g.cog())) {
-        if let Some(out) = T::f32s_mut(out) {
-            return blocked::forward(g, x, w, bias.and_then(T::f32s), out);
-        }
+    if let (Some(x), Some(w), true) = (T::f32s(x), T::f32s(w), blocked::pays(g.cog()))
+        && let Some(out) = T::f32s_mut(out)
+    {
+        return blocked::forward(g, x, w, bias.and_then(T::f32s), out);
     }
     planar::forward(g, x, w, bias, out);
 }
@@ -27,10 +27,10 @@ pub(super) fn input_grad<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T])
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(dy), Some(w), true) = (T::f32s(dy), T::f32s(w), blocked::pays(g.cig())) {
-        if let Some(dx) = T::f32s_mut(dx) {
-            return blocked::input_grad(g, dy, w, dx);
-        }
+    if let (Some(dy), Some(w), true) = (T::f32s(dy), T::f32s(w), blocked::pays(g.cig()))
+        && let Some(dx) = T::f32s_mut(dx)
+    {
+        return blocked::input_grad(g, dy, w, dx);
     }
     planar::input_grad(g, dy, w, dx);
 }
@@ -41,10 +41,10 @@ pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]
         return dw.fill(T::default());
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(x), Some(dy), true) = (T::f32s(x), T::f32s(dy), blocked::pays(g.cog())) {
-        if let Some(dw) = T::f32s_mut(dw) {
-            return blocked::weight_grad(g, x, dy, dw);
-        }
+    if let (Some(x), Some(dy), true) = (T::f32s(x), T::f32s(dy), blocked::pays(g.cog()))
+        && let Some(dw) = T::f32s_mut(dw)
+    {
+        return blocked::weight_grad(g, x, dy, dw);
     }
     planar::weight_grad(g, x, dy, dw);
 }

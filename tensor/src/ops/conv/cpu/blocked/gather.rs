@@ -6,158 +6,23 @@
 //! of the source per pixel. Zeros around the source's planes make all pixels alike, and the
 //! column order of [`Padded`] makes all strides alike.
 //!
+//! Where rows are short, a tile takes the same row of several images, so that it still fills the
+//! registers. Where three taps of a row stand side by side, each scalar is read once for the
+//! three. Finished rows leave for their planes while they are in the first-level cache, and the
+//! stores drain behind the next rows' arithmetic.
+//!
 //! The gradient of a strided convolution splits its result into classes of pixels, by their
 //! remainders modulo the stride: each class has its own taps, and no product with zero is made.
 #![allow(unsafe_code)]
 
 use super::super::super::geometry::Geometry;
 use super::lanes::Lanes;
-use super::pack::{Padded, Scratch, planes, with_scratch};
+use super::pack::{Scratch, planes, with_scratch};
+use super::plan::{Class, Plan};
+use super::tile::{tile, tile_of_runs};
 use crate::cpu::parallel_for;
+use crate::cpu::prefetch::Ahead;
 use crate::cpu::share::Shared;
-
-/// One gathering pass: who reads what.
-struct Plan {
-    n: usize,
-    groups: usize,
-    /// Channels of one group in the source and in the result.
-    from: usize,
-    to: usize,
-    /// Pixels of one plane of the result.
-    plane: usize,
-    source: Padded,
-    /// Where channel `l` of the result stands in the weights of a group: `l · lane`.
-    lane: usize,
-    /// Elements of the weights of a group.
-    weights: usize,
-    classes: Vec<Class>,
-}
-
-/// Pixels of the result that read the same taps.
-struct Class {
-    /// For each tap, where it reads in the source relative to the pixel's base, and where its
-    /// weight stands for channel 0 of the result.
-    source: Vec<usize>,
-    weight: Vec<usize>,
-    /// Rows and columns of this class.
-    rows: usize,
-    cols: usize,
-    /// Source elements from row to row.
-    source_row: usize,
-    /// Pixel of the result for row 0, column 0; pixels from row to row and from column to column.
-    first: usize,
-    row: usize,
-    col: usize,
-}
-
-impl Plan {
-    fn forward(g: &Geometry) -> Plan {
-        let reach = |d: usize| (g.out[d].max(1) - 1) * g.stride[d] + g.dil[d] * (g.ker[d] - 1) + 1;
-        let source = Padded {
-            size: g.inp,
-            before: g.pad,
-            rows: reach(0),
-            cols: reach(1),
-            phases: g.stride[1],
-        };
-        let (mut from, mut weight) = (Vec::new(), Vec::new());
-        for c in 0..g.cig() {
-            for u in 0..g.ker[0] {
-                for v in 0..g.ker[1] {
-                    from.push(c * source.plane() + source.at(u * g.dil[0], v * g.dil[1]));
-                    weight.push((c * g.ker[0] + u) * g.ker[1] + v);
-                }
-            }
-        }
-        let all = Class {
-            source: from,
-            weight,
-            rows: g.out[0],
-            cols: g.out[1],
-            source_row: g.stride[0] * source.pitch(),
-            first: 0,
-            row: g.out[1],
-            col: 1,
-        };
-        Plan {
-            n: g.n,
-            groups: g.groups,
-            from: g.cig(),
-            to: g.cog(),
-            plane: g.out_plane(),
-            source,
-            lane: g.cig() * g.taps(),
-            weights: g.cog() * g.cig() * g.taps(),
-            classes: vec![all],
-        }
-    }
-
-    fn input_grad(g: &Geometry) -> Plan {
-        // Pixel `first + stride·a` of the input meets tap `k` at output `a + shift`.
-        let taps = |d: usize, first: usize| -> Vec<(usize, isize)> {
-            let s = g.stride[d] as isize;
-            (0..g.ker[d])
-                .map(|k| (k, (first + g.pad[d]) as isize - (k * g.dil[d]) as isize))
-                .filter(|(_, at)| at.rem_euclid(s) == 0)
-                .map(|(k, at)| (k, at / s))
-                .collect()
-        };
-        let count = |d: usize, first: usize| g.inp[d].saturating_sub(first).div_ceil(g.stride[d]);
-        let (mut before, mut reach) = ([0; 2], [0; 2]);
-        for d in 0..2 {
-            for first in 0..g.stride[d].min(g.inp[d]) {
-                for (_, shift) in taps(d, first) {
-                    before[d] = before[d].max((-shift).max(0) as usize);
-                    reach[d] = reach[d].max((count(d, first) as isize + shift).max(0) as usize);
-                }
-            }
-        }
-        let source = Padded {
-            size: g.out,
-            before,
-            rows: before[0] + reach[0],
-            cols: before[1] + reach[1],
-            phases: 1,
-        };
-        let mut classes = Vec::new();
-        for first_row in 0..g.stride[0].min(g.inp[0]) {
-            for first_col in 0..g.stride[1].min(g.inp[1]) {
-                let (mut from, mut weight) = (Vec::new(), Vec::new());
-                for c in 0..g.cog() {
-                    for &(u, down) in &taps(0, first_row) {
-                        for &(v, right) in &taps(1, first_col) {
-                            let row = (before[0] as isize + down) as usize;
-                            let col = (before[1] as isize + right) as usize;
-                            from.push(c * source.plane() + source.at(row, col));
-                            weight.push((c * g.cig() * g.ker[0] + u) * g.ker[1] + v);
-                        }
-                    }
-                }
-                classes.push(Class {
-                    source: from,
-                    weight,
-                    rows: count(0, first_row),
-                    cols: count(1, first_col),
-                    source_row: source.pitch(),
-                    first: first_row * g.inp[1] + first_col,
-                    row: g.stride[0] * g.inp[1],
-                    col: g.stride[1],
-                });
-            }
-        }
-        Plan {
-            n: g.n,
-            groups: g.groups,
-            from: g.cog(),
-            to: g.cig(),
-            plane: g.in_plane(),
-            source,
-            lane: g.taps(),
-            weights: g.cog() * g.cig() * g.taps(),
-            classes,
-        }
-    }
-}
 
 /// `out = x ⋆ w + bias`.
 ///
@@ -183,11 +48,14 @@ pub(super) unsafe fn input_grad<V: Lanes>(g: &Geometry, dy: &[f32], w: &[f32], d
     unsafe { run::<V>(&Plan::input_grad(g), dy, w, None, dx) }
 }
 
+/// Elements of finished rows that wait for their way to the planes: 8 KiB.
+const WAITING: usize = 1 << 11;
+
 unsafe fn run<V: Lanes>(plan: &Plan, x: &[f32], w: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
     let width = plan.to.next_multiple_of(V::LEN);
     let taps: usize = plan.classes.iter().map(|c| c.source.len()).sum();
-    let macs =
-        plan.to * plan.from * plan.plane * taps / plan.from.max(1) / plan.classes.len().max(1);
+    let pixels = plan.size[0] * plan.size[1];
+    let macs = plan.to * pixels * taps / plan.classes.len().max(1);
     let out = Shared::new(out);
     with_scratch(|[packed, biases]: &mut [Scratch; 2]| {
         let packed = packed.get(plan.groups * taps * width);
@@ -196,40 +64,49 @@ unsafe fn run<V: Lanes>(plan: &Plan, x: &[f32], w: &[f32], bias: Option<&[f32]>,
         unsafe { V::run(|| pack_weights::<V>(plan, w, packed)) };
         biases.fill(0.0);
         for (to, from) in biases
-            .chunks_mut(width.max(1))
+            .chunks_mut(width)
             .zip(bias.unwrap_or(&[]).chunks(plan.to))
         {
             to[..plan.to].copy_from_slice(from);
         }
         let (packed, biases) = (&*packed, &*biases);
-        let items = plan.n * plan.groups;
-        parallel_for(items, ((1 << 18) / macs.max(1)).max(1), |items| {
+        let batch = plan
+            .classes
+            .iter()
+            .map(|c| together::<V>(plan, c))
+            .max()
+            .unwrap_or(1);
+        // Batches never straddle groups of channels: groups are outermost.
+        let batches = plan.n.div_ceil(batch);
+        let grain = ((1 << 18) / (macs * batch).max(1)).max(1);
+        parallel_for(batches * plan.groups, grain, |range| {
             with_scratch(|[padded, result]: &mut [Scratch; 2]| {
-                let source = padded.get(plan.from * plan.source.plane());
-                let result = result.get(plan.plane * width);
+                let lens = (plan.from * plan.source.plane(), pixels * width);
+                let source = padded.get(batch * lens.0);
+                let result = result.get(batch * lens.1);
                 source.fill(0.0);
-                for item in items {
-                    let group = item % plan.groups;
-                    let size = plan.source.size[0] * plan.source.size[1] * plan.from;
-                    let x = &x[item * size..][..size];
-                    let packed = &packed[group * taps * width..][..taps * width];
-                    let bias = &biases[group * width..][..width];
-                    let pixels = plan.to * plan.plane;
-                    // SAFETY: each item is handed out once, and has a range of its own; the
-                    // features are the caller's promise.
+                for at in range {
+                    let (group, first) = (at / batches, at % batches * batch);
+                    let images = first..(first + batch).min(plan.n);
+                    let job = Job {
+                        plan,
+                        lens,
+                        images: batch,
+                        packed: &packed[group * taps * width..][..taps * width],
+                        bias: &biases[group * width..][..width],
+                    };
+                    // SAFETY: the images of a group are handed out once; the features are the
+                    // caller's promise.
                     unsafe {
-                        let out = out.range(item * pixels..(item + 1) * pixels);
                         V::run(
                             #[inline(always)]
                             || {
-                                let x = if plan.source.is_identity() {
-                                    x
-                                } else {
-                                    plan.source.fill::<V>(x, plan.from, source);
-                                    &*source
-                                };
-                                image::<V>(plan, x, packed, bias, result);
-                                planes::<V>(result, width, out, (plan.to, plan.plane));
+                                job.batch::<V>(
+                                    (group, images),
+                                    x,
+                                    (&mut *source, &mut *result),
+                                    &out,
+                                )
                             },
                         );
                     }
@@ -266,187 +143,263 @@ unsafe fn pack_weights<V: Lanes>(plan: &Plan, w: &[f32], packed: &mut [f32]) {
     }
 }
 
-/// The tiles of channel blocks: first channel, number of blocks (4, 2 or 1).
+/// The tiles of channel blocks: first channel, number of blocks (2 or 1).
 fn tiles<V: Lanes>(channels: usize) -> impl Iterator<Item = (usize, usize)> {
-    let mut first = 0;
-    std::iter::from_fn(move || {
-        let left = channels.saturating_sub(first).div_ceil(V::LEN);
-        let blocks = match left {
-            0 => return None,
-            4.. if V::ACCUMULATORS >= 16 => 4,
-            2.. => 2,
-            _ => 1,
-        };
-        first += blocks * V::LEN;
-        Some((first - blocks * V::LEN, blocks))
-    })
+    let blocks = move |c: usize| if c + V::LEN < channels { 2 } else { 1 };
+    (0..channels)
+        .step_by(2 * V::LEN)
+        .map(move |c| (c, blocks(c)))
 }
 
-/// One image of one group: `result[pixel·width + channel]`.
-///
-/// # Safety
-/// As [`Lanes`]; `x` is padded as the plan says, `packed` is the group's.
-#[inline(always)]
-unsafe fn image<V: Lanes>(
-    plan: &Plan,
-    x: &[f32],
-    packed: &[f32],
-    bias: &[f32],
-    result: &mut [f32],
-) {
-    let mut at = 0;
-    for class in &plan.classes {
-        for (first, blocks) in tiles::<V>(plan.to) {
-            let len = class.source.len() * blocks * V::LEN;
-            let job = Job {
-                class,
-                x,
-                w: &packed[at..at + len],
-                bias: &bias[first..],
-                first,
-                width: bias.len(),
-            };
-            at += len;
-            // SAFETY: the caller's promise.
-            unsafe {
-                match blocks {
-                    4 => sweep4::<V>(&job, result),
-                    2 => sweep2::<V>(&job, result),
-                    _ => sweep1::<V>(&job, result),
-                }
-            }
-        }
-    }
-}
-
-/// One tile of channel blocks over all pixels of a class.
+/// One batch of images of one group.
 struct Job<'a> {
+    plan: &'a Plan,
+    /// Elements of one image in padded scratch and in the result.
+    lens: (usize, usize),
+    images: usize,
+    packed: &'a [f32],
+    bias: &'a [f32],
+}
+
+/// One tile of channel blocks over some rows of a class.
+struct Tile<'a> {
     class: &'a Class,
-    x: &'a [f32],
     w: &'a [f32],
     bias: &'a [f32],
+    /// The source of the next batch, a bit of it with each row.
+    ahead: &'a Ahead<'a, f32>,
+    /// First channel, and channels of the result.
     first: usize,
     width: usize,
+    rows: std::ops::Range<usize>,
 }
 
-/// Of the tile widths that fit the row, the one that computes the fewest pixels twice.
-fn tile_width(cols: usize, widths: &[usize]) -> usize {
-    let cost = |p: &usize| (cols.div_ceil(*p) * p, usize::MAX - p);
-    widths
-        .iter()
-        .copied()
-        .filter(|&p| p <= cols)
-        .min_by_key(cost)
-        .unwrap_or(1)
-}
-
-/// Picks the widest register tile that suits the rows of the job.
-macro_rules! sweeps {
-    ($($name:ident, $blocks:literal: $wide:tt or $narrow:tt;)*) => {$(
-        #[inline(always)]
-        unsafe fn $name<V: Lanes>(job: &Job<'_>, result: &mut [f32]) {
-            // SAFETY: the caller's promise.
+impl Job<'_> {
+    /// Pads the source, computes the result row by row and writes its planes.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; nobody else writes these images.
+    #[inline(always)]
+    unsafe fn batch<V: Lanes>(
+        &self,
+        (group, images): (usize, std::ops::Range<usize>),
+        x: &[f32],
+        (source, result): (&mut [f32], &mut [f32]),
+        out: &Shared<'_, f32>,
+    ) {
+        let (plan, width) = (self.plan, self.bias.len());
+        let [rows, cols] = plan.size;
+        let x_len = plan.source.size[0] * plan.source.size[1] * plan.from;
+        let image = |n: usize| &x[(n * plan.groups + group) * x_len..][..x_len];
+        let direct = plan.source.is_identity() && self.images == 1;
+        for (i, n) in images
+            .clone()
+            .enumerate()
+            .take(if direct { 0 } else { self.images })
+        {
+            // SAFETY: the caller's promise, here and below.
             unsafe {
-                if V::ACCUMULATORS >= 28 {
-                    sweeps!(@ $blocks, job, result, $wide)
-                } else {
-                    sweeps!(@ $blocks, job, result, $narrow)
+                plan.source
+                    .fill::<V>(image(n), plan.from, &mut source[i * self.lens.0..])
+            };
+        }
+        let source = if direct {
+            image(images.start)
+        } else {
+            &*source
+        };
+        let step = plan.classes.iter().map(|c| c.step[0]).max().unwrap_or(1);
+        let block = (WAITING / (cols * width * self.images))
+            .max(1)
+            .next_multiple_of(step);
+        let next = if plan.groups == 1 {
+            images.end..(images.end + images.len()).min(plan.n)
+        } else {
+            0..0
+        };
+        let ahead = &Ahead::new(&x[next.start * x_len..next.end * x_len], self.steps::<V>());
+        let mut sent = 0;
+        for start in (0..rows).step_by(block) {
+            let end = (start + block).min(rows);
+            let mut at = 0;
+            for class in &plan.classes {
+                for (first, blocks) in tiles::<V>(plan.to) {
+                    let len = class.source.len() * blocks * V::LEN;
+                    let tile = Tile {
+                        class,
+                        w: &self.packed[at..at + len],
+                        bias: &self.bias[first..],
+                        ahead,
+                        first,
+                        width,
+                        rows: class.rows_before(start)..class.rows_before(end),
+                    };
+                    at += len;
+                    // SAFETY: the caller's promise.
+                    unsafe { self.sweep::<V>(&tile, blocks, source, result) };
+                }
+            }
+            // All whole blocks of pixels so far; at the end, the last ones once more.
+            let ready = if end == rows {
+                end * cols
+            } else {
+                end * cols / V::LEN * V::LEN
+            };
+            for (i, n) in images.clone().enumerate() {
+                let len = plan.to * rows * cols;
+                let to = (n * plan.groups + group) * len;
+                // SAFETY: nobody else writes this image, by the caller's promise.
+                unsafe {
+                    let to = out.range(to..to + len);
+                    let from = &result[i * self.lens.1..][..self.lens.1];
+                    planes::<V>(from, width, to, (plan.to, rows * cols), sent..ready);
+                }
+            }
+            sent = ready;
+        }
+    }
+
+    /// How often a batch visits a row of a class with a tile of channels.
+    fn steps<V: Lanes>(&self) -> usize {
+        let rows: usize = self.plan.classes.iter().map(|c| c.size[0]).sum();
+        rows * tiles::<V>(self.plan.to).count()
+    }
+
+    /// All rows of a tile, with the register tile that suits the class.
+    ///
+    /// # Safety
+    /// As [`Lanes`].
+    #[inline(always)]
+    unsafe fn sweep<V: Lanes>(&self, t: &Tile<'_>, blocks: usize, x: &[f32], result: &mut [f32]) {
+        let cols = t.class.size[1];
+        // SAFETY: the caller's promise.
+        unsafe {
+            match (V::ACCUMULATORS >= 28, blocks, t.class.run) {
+                (true, 1, 3) => self.wide_run::<V, 3>(cols, t, x, result),
+                (true, 1, _) => self.wide_1::<V, 1>(cols, t, x, result),
+                (true, _, _) => self.wide_2::<V, 1>(cols, t, x, result),
+                (false, 1, _) => self.narrow_1::<V, 1>(cols, t, x, result),
+                (false, _, _) => self.narrow_2::<V, 1>(cols, t, x, result),
+            }
+        }
+    }
+
+    /// The rows of a tile, `S` images by `P` pixels by `B` blocks at a time, taps in runs of `K`.
+    ///
+    /// # Safety
+    /// As [`Lanes`]; `P` is at most the columns of the class or 1.
+    #[inline(always)]
+    unsafe fn rows<V: Lanes, const S: usize, const P: usize, const B: usize, const K: usize>(
+        &self,
+        t: &Tile<'_>,
+        x: &[f32],
+        result: &mut [f32],
+    ) {
+        let c = t.class;
+        if t.rows.is_empty() || c.size[1] == 0 {
+            return;
+        }
+        let cols = self.plan.size[1];
+        let pixel = |row: usize, col: usize| {
+            (c.first[0] + row * c.step[0]) * cols + c.first[1] + col * c.step[1]
+        };
+        let last = pixel(t.rows.end - 1, c.size[1] - 1);
+        let end = (t.rows.end - 1) * c.source_row + c.size[1];
+        let reach = c.source.iter().max().map_or(0, |s| s + end);
+        assert!(self.images.is_multiple_of(S));
+        assert!(self.lens.0 >= reach && x.len() >= self.images * self.lens.0);
+        assert!(self.lens.1 >= last * t.width + t.first + B * V::LEN);
+        assert!(result.len() >= self.images * self.lens.1);
+        assert!(t.w.len() == c.source.len() * B * V::LEN && c.source.len().is_multiple_of(K));
+        assert!(t.bias.len() >= B * V::LEN);
+        for row in t.rows.clone() {
+            t.ahead.step();
+            for col in (0..c.size[1]).step_by(P) {
+                // The last tile of a row overlaps the one before, and computes the same bits.
+                let col = col.min(c.size[1] - P);
+                for image in (0..self.images).step_by(S) {
+                    let from = image * self.lens.0 + row * c.source_row + col;
+                    let to = image * self.lens.1 + pixel(row, col) * t.width + t.first;
+                    // SAFETY: in bounds by the assertions.
+                    unsafe {
+                        let from = (x.as_ptr().add(from), self.lens.0);
+                        let to = (
+                            result.as_mut_ptr().add(to),
+                            self.lens.1,
+                            c.step[1] * t.width,
+                        );
+                        let (w, bias) = (t.w.as_ptr(), t.bias.as_ptr());
+                        if B == 1 && K == 3 {
+                            tile_of_runs::<V, S, P>(from, &c.source, w, bias, to);
+                        } else {
+                            tile::<V, S, P, B>(from, &c.source, w, bias, to);
+                        }
+                    }
                 }
             }
         }
-    )*};
-    (@ $blocks:literal, $job:ident, $result:ident, [$($p:literal)*]) => {
-        match tile_width($job.class.cols, &[$($p),*]) {
-            $($p => sweep::<V, $p, $blocks>($job, $result),)*
-            _ => sweep::<V, 1, $blocks>($job, $result),
-        }
+    }
+}
+
+/// The shapes of register tiles, as (images, pixels), for a number of blocks of channels: as many
+/// accumulators as the registers hold. The last serves every row.
+macro_rules! shapes {
+    ($($table:ident, $name:ident, $blocks:literal: $(($s:literal, $p:literal))*;)*) => {
+        $(const $table: &[(usize, usize)] = &[$(($s, $p)),*];)*
+
+        impl Job<'_> {$(
+            /// [`rows`](Job::rows) with the shape that suits rows of `cols` pixels.
+            ///
+            /// # Safety
+            /// As [`Lanes`].
+            #[inline(always)]
+            unsafe fn $name<V: Lanes, const K: usize>(
+                &self,
+                cols: usize,
+                t: &Tile<'_>,
+                x: &[f32],
+                result: &mut [f32],
+            ) {
+                // SAFETY: the caller's promise; the shape fits a row.
+                unsafe {
+                    match $table[shape_of($table, cols)] {
+                        $(($s, $p) => self.rows::<V, $s, $p, $blocks, K>(t, x, result),)*
+                        _ => unreachable!("the shape comes from the table"),
+                    }
+                }
+            }
+        )*}
     };
 }
-sweeps! {
-    sweep1, 1: [28 20 16 14 12 10 8 7 6 5 4 3 2] or [12 8 6 4 3 2];
-    sweep2, 2: [14 12 10 8 7 6 5 4 3 2] or [6 5 4 3 2];
-    sweep4, 4: [7 6 5 4 3 2] or [];
+shapes! {
+    // Side by side in threes: beside 24 sums, three weights and a window of three scalars.
+    WIDE_RUN, wide_run, 1: (1, 24) (1, 20) (1, 16) (1, 14) (1, 10) (2, 8) (2, 7) (4, 5) (4, 4)
+        (4, 2) (4, 1);
+    WIDE_1, wide_1, 1: (1, 28) (1, 20) (1, 16) (2, 14) (2, 10) (2, 8) (4, 7) (4, 5) (4, 4) (4, 2)
+        (4, 1);
+    WIDE_2, wide_2, 2: (1, 14) (1, 12) (1, 10) (1, 8) (2, 7) (2, 5) (2, 4) (4, 3) (4, 2) (4, 1);
+    NARROW_1, narrow_1, 1: (1, 12) (1, 8) (2, 6) (2, 4) (4, 2) (4, 1);
+    NARROW_2, narrow_2, 2: (1, 6) (1, 4) (2, 3) (2, 2) (4, 1);
 }
 
-/// All pixels of a class, in tiles of `P` pixels by `B` blocks.
-///
-/// # Safety
-/// As [`Lanes`]; the job's class lies inside `x` and `result`, and `P` is at most its columns or 1.
-#[inline(always)]
-unsafe fn sweep<V: Lanes, const P: usize, const B: usize>(job: &Job<'_>, result: &mut [f32]) {
-    let c = job.class;
-    if c.rows == 0 || c.cols == 0 {
-        return;
-    }
-    let last = c.first + (c.rows - 1) * c.row + (c.cols - 1) * c.col;
-    assert!(result.len() >= last * job.width + job.first + B * V::LEN);
-    let reach = c
-        .source
-        .iter()
-        .max()
-        .map_or(0, |s| s + (c.rows - 1) * c.source_row + c.cols);
-    assert!(job.x.len() >= reach && job.w.len() == c.source.len() * B * V::LEN);
-    assert!(job.bias.len() >= B * V::LEN);
-    for r in 0..c.rows {
-        for col in (0..c.cols).step_by(P) {
-            // The last tile of a row overlaps the one before, and computes the same bits again.
-            let col = col.min(c.cols - P);
-            let pixel = c.first + r * c.row + col * c.col;
-            // SAFETY: in bounds by the assertions.
-            unsafe {
-                let x = job.x.as_ptr().add(r * c.source_row + col);
-                let to = result.as_mut_ptr().add(pixel * job.width + job.first);
-                tile::<V, P, B>(
-                    x,
-                    &c.source,
-                    job.w.as_ptr(),
-                    job.bias.as_ptr(),
-                    (to, c.col * job.width),
-                );
-            }
-        }
-    }
+/// Of the shapes that fit a row, the one that computes the fewest pixels twice; then the widest.
+fn shape_of(shapes: &[(usize, usize)], cols: usize) -> usize {
+    let fits = (0..shapes.len()).filter(|&i| shapes[i].1 <= cols);
+    fits.min_by_key(|&i| (cols.div_ceil(shapes[i].1) * shapes[i].1, i))
+        .unwrap_or(shapes.len() - 1)
 }
 
-/// `P` pixels by `B` blocks, all taps.
-///
-/// # Safety
-/// As [`Lanes`]; `x` is valid at each tap for `P` elements, `w` for `B` blocks per tap, `bias` for
-/// `B` blocks, `to` for `B` blocks at each of `P` pixels.
-#[inline(always)]
-unsafe fn tile<V: Lanes, const P: usize, const B: usize>(
-    x: *const f32,
-    taps: &[usize],
-    mut w: *const f32,
-    bias: *const f32,
-    (to, pixel): (*mut f32, usize),
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut acc = [[V::zero(); B]; P];
-        for a in &mut acc {
-            for (b, a) in a.iter_mut().enumerate() {
-                *a = V::load(bias.add(b * V::LEN));
-            }
-        }
-        for &tap in taps {
-            let mut weights = [V::zero(); B];
-            for (b, weight) in weights.iter_mut().enumerate() {
-                *weight = V::load(w.add(b * V::LEN));
-            }
-            w = w.add(B * V::LEN);
-            let x = x.add(tap);
-            for (p, a) in acc.iter_mut().enumerate() {
-                let x = V::splat(*x.add(p));
-                for (a, weight) in a.iter_mut().zip(weights) {
-                    *a = a.fma(x, weight);
-                }
-            }
-        }
-        for (p, a) in acc.iter().enumerate() {
-            for (b, a) in a.iter().enumerate() {
-                a.store(to.add(p * pixel + b * V::LEN));
-            }
-        }
-    }
+/// How many images the tiles of a class take together.
+fn together<V: Lanes>(plan: &Plan, class: &Class) -> usize {
+    let images = tiles::<V>(plan.to).map(|(_, blocks)| {
+        let shapes = match (V::ACCUMULATORS >= 28, blocks, class.run) {
+            (true, 1, 3) => WIDE_RUN,
+            (true, 1, _) => WIDE_1,
+            (true, _, _) => WIDE_2,
+            (false, 1, _) => NARROW_1,
+            (false, _, _) => NARROW_2,
+        };
+        shapes[shape_of(shapes, class.size[1])].0
+    });
+    images.max().unwrap_or(1)
 }

@@ -5,6 +5,8 @@
 mod gather;
 mod lanes;
 mod pack;
+mod plan;
+mod tile;
 mod weight;
 
 use super::super::geometry::Geometry;
@@ -49,6 +51,83 @@ pub(super) fn weight_grad(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
         match simd_level() {
             SimdLevel::Avx512 => weight::weight_grad::<Avx512>(g, x, dy, dw),
             _ => weight::weight_grad::<Avx2>(g, x, dy, dw),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Conv2dConfig;
+    use super::super::planar;
+    use super::*;
+
+    /// Numbers in −1..1 from a multiplicative hash.
+    fn numbers(len: usize) -> Vec<f32> {
+        let hash = |i: usize| (i as u32).wrapping_add(1).wrapping_mul(2_654_435_769);
+        (0..len)
+            .map(|i| hash(i) as f32 / 2f32.powi(31) - 1.0)
+            .collect()
+    }
+
+    /// A machine runs one level: here each that it has meets the planar kernels, whatever is best.
+    #[test]
+    fn every_level_agrees_with_the_planar_kernels() {
+        let cfg = Conv2dConfig::default();
+        let problems = [
+            ([3, 16, 9, 28], [16, 16, 3, 3], cfg.with_padding(1)),
+            ([5, 32, 7, 7], [40, 32, 3, 3], cfg.with_padding(1)),
+            (
+                [2, 5, 11, 13],
+                [24, 5, 3, 3],
+                cfg.with_padding(2).with_stride(2),
+            ),
+            ([2, 24, 6, 9], [8, 24, 1, 1], cfg),
+            (
+                [2, 12, 10, 5],
+                [18, 6, 3, 2],
+                cfg.with_groups(2).with_dilation(2).with_padding(3),
+            ),
+            (
+                [9, 4, 3, 1],
+                [7, 4, 2, 1],
+                cfg.with_stride(3).with_padding(1),
+            ),
+        ];
+        for (x_shape, w_shape, cfg) in problems {
+            let g = Geometry::new(&x_shape, &w_shape, &cfg).unwrap();
+            let x = numbers(x_shape.iter().product());
+            let w = numbers(w_shape.iter().product());
+            let dy = numbers(g.n * g.co * g.out_plane());
+            let bias = numbers(g.co);
+            let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
+            planar::forward(&g, &x, &w, Some(&bias), &mut y);
+            planar::input_grad(&g, &dy, &w, &mut dx);
+            planar::weight_grad(&g, &x, &dy, &mut dw);
+            let levels = [SimdLevel::Avx2, SimdLevel::Avx512];
+            for level in levels.into_iter().filter(|&level| level <= simd_level()) {
+                let (mut y2, mut dx2, mut dw2) = (dy.clone(), x.clone(), w.clone());
+                // SAFETY: the machine has this level.
+                unsafe {
+                    if level == SimdLevel::Avx2 {
+                        gather::forward::<Avx2>(&g, &x, &w, Some(&bias), &mut y2);
+                        gather::input_grad::<Avx2>(&g, &dy, &w, &mut dx2);
+                        weight::weight_grad::<Avx2>(&g, &x, &dy, &mut dw2);
+                    } else {
+                        gather::forward::<Avx512>(&g, &x, &w, Some(&bias), &mut y2);
+                        gather::input_grad::<Avx512>(&g, &dy, &w, &mut dx2);
+                        weight::weight_grad::<Avx512>(&g, &x, &dy, &mut dw2);
+                    }
+                }
+                for (a, b) in [(&y, &y2), (&dx, &dx2), (&dw, &dw2)] {
+                    for (a, b) in a.iter().zip(b) {
+                        // The longest sums have some 800 terms below 1.
+                        assert!(
+                            (a - b).abs() < 1e-3,
+                            "{level:?} {x_shape:?} {w_shape:?}: {a} {b}"
+                        );
+                    }
+                }
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use super::lanes::Lanes;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// A cache line of scratch, for the alignment.
 #[derive(Clone, Copy, Default)]
@@ -173,28 +174,30 @@ pub(super) unsafe fn channels_last<V: Lanes>(
     }
 }
 
-/// The way back: `to[c·plane + p] = from[p·width + c]`.
+/// The way back for some pixels: `to[c·plane + p] = from[p·width + c]`. Where there are fewer than
+/// a block of them, some before them go again.
 ///
 /// # Safety
-/// As [`channels_last`], with `from` and `to` exchanged.
+/// As [`channels_last`], with `from` and `to` exchanged; `from` holds all pixels before these, too.
 #[inline(always)]
 pub(super) unsafe fn planes<V: Lanes>(
     from: &[f32],
     width: usize,
     to: &mut [f32],
     (channels, plane): (usize, usize),
+    pixels: Range<usize>,
 ) {
-    assert!(to.len() >= channels * plane && from.len() >= plane * width);
+    assert!(pixels.end <= plane && to.len() >= channels * plane && from.len() >= plane * width);
     for c in (0..channels).step_by(V::LEN) {
         let rows = (channels - c).min(V::LEN);
-        if plane < V::LEN {
-            for p in 0..plane {
+        if pixels.end < V::LEN {
+            for p in pixels.clone() {
                 (0..rows).for_each(|i| to[(c + i) * plane + p] = from[p * width + c + i]);
             }
             continue;
         }
-        for p in (0..plane).step_by(V::LEN) {
-            let p = p.min(plane - V::LEN);
+        for p in pixels.clone().step_by(V::LEN) {
+            let p = p.min(pixels.end - V::LEN);
             // SAFETY: as in `channels_last`, the other way round.
             unsafe {
                 let from = from.as_ptr().add(p * width + c);

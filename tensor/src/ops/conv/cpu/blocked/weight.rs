@@ -12,14 +12,15 @@ use super::super::super::geometry::Geometry;
 use super::lanes::Lanes;
 use super::pack::{Padded, Scratch, channels_last, with_scratch};
 use crate::cpu::parallel_for;
+use crate::cpu::prefetch::Ahead;
 use crate::cpu::share::Shared;
 
 /// Images of a chunk, at least: enough work to be worth its own sums.
 const CHUNK: usize = 8;
 /// Chunks of a batch, at most.
 const CHUNKS: usize = 16;
-/// Elements of scratch that the images between two visits of a register tile may take: 1 MiB.
-const CACHED: usize = 1 << 18;
+/// Elements of scratch that the images between two visits of a register tile may take: 512 KiB.
+const CACHED: usize = 1 << 17;
 
 /// What is summed over what.
 struct Plan {
@@ -69,6 +70,11 @@ impl Plan {
         }
     }
 
+    /// How often a batch visits an image with a tile: at least this.
+    fn visits<V: Lanes>(&self) -> usize {
+        self.rows.len() / ROWS * tiles::<V>(self.width).count()
+    }
+
     /// Elements of the sums of one group.
     fn sums(&self) -> usize {
         self.rows.len() * self.run * self.width
@@ -82,6 +88,7 @@ impl Plan {
 pub(super) unsafe fn weight_grad<V: Lanes>(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     let plan = Plan::new(g, V::LEN);
     let (cig, cog) = (g.cig(), g.cog());
+    let (x_all, dy_all) = (x, dy);
     let (in_group, out_group) = (cig * g.in_plane(), cog * g.out_plane());
     // Many large sums would cost more memory than their additions save time.
     let most = ((1 << 24) / (plan.sums() * g.groups).max(1)).clamp(1, CHUNKS);
@@ -99,13 +106,13 @@ pub(super) unsafe fn weight_grad<V: Lanes>(g: &Geometry, x: &[f32], dy: &[f32], 
                 padded.fill(0.0);
                 for item in range {
                     let (chunk_at, group) = (item / g.groups * chunk, item % g.groups);
-                    let images = chunk_at..(chunk_at + chunk).min(g.n);
+                    let end = (chunk_at + chunk).min(g.n);
                     // SAFETY: each item is handed out once and has sums of its own.
                     let sums =
                         unsafe { shared.range(item * plan.sums()..(item + 1) * plan.sums()) };
                     sums.fill(0.0);
-                    for first in images.clone().step_by(batch) {
-                        let images = first..(first + batch).min(images.end);
+                    for first in (chunk_at..end).step_by(batch) {
+                        let images = first..(first + batch).min(end);
                         // SAFETY: the features are the caller's promise.
                         unsafe {
                             V::run(
@@ -120,8 +127,25 @@ pub(super) unsafe fn weight_grad<V: Lanes>(g: &Geometry, x: &[f32], dy: &[f32], 
                                         let shape = (cog, g.out_plane());
                                         channels_last::<V>(dy, shape, last, plan.width);
                                     }
+                                    let more = if g.groups == 1 {
+                                        (images.end + batch).min(end)
+                                    } else {
+                                        images.end
+                                    };
+                                    let next = images.end..more;
+                                    let steps = plan.visits::<V>() * images.len();
+                                    let ahead = [
+                                        Ahead::new(
+                                            &x_all[next.start * in_group..next.end * in_group],
+                                            steps,
+                                        ),
+                                        Ahead::new(
+                                            &dy_all[next.start * out_group..next.end * out_group],
+                                            steps,
+                                        ),
+                                    ];
                                     let (x, dy) = ((&*padded, x_len), (&*last, dy_len));
-                                    add_images::<V>(&plan, images.len(), x, dy, sums);
+                                    add_images::<V>(&plan, images.len(), x, dy, &ahead, sums);
                                 },
                             );
                         }
@@ -166,6 +190,7 @@ unsafe fn add_images<V: Lanes>(
     images: usize,
     (x, x_len): (&[f32], usize),
     (dy, dy_len): (&[f32], usize),
+    ahead: &[Ahead<'_, f32>; 2],
     sums: &mut [f32],
 ) {
     let [oh, ow] = plan.out;
@@ -185,6 +210,7 @@ unsafe fn add_images<V: Lanes>(
             x_len,
             dy: dy[first..].as_ptr(),
             dy_len,
+            ahead,
         };
         // SAFETY: the assertions bound what the tiles read: every row of taps, at every pixel of
         // every image; `sums` starts at this tile's.
@@ -204,16 +230,18 @@ unsafe fn add_images<V: Lanes>(
 }
 
 /// One tile of channel blocks over some images.
-struct Job<'a> {
+struct Job<'a, 'b> {
     plan: &'a Plan,
     images: usize,
     x: *const f32,
     x_len: usize,
     dy: *const f32,
     dy_len: usize,
+    /// Input and gradient of the next batch, a bit of it with each image.
+    ahead: &'a [Ahead<'b, f32>; 2],
 }
 
-impl Job<'_> {
+impl Job<'_, '_> {
     /// All rows of taps, `R` at a time.
     ///
     /// # Safety
@@ -236,6 +264,7 @@ impl Job<'_> {
     /// # Safety
     /// As [`Lanes`]; `rows` are `R` starts of rows, valid at every pixel of every image for `K`
     /// taps, `dy` for `B` blocks at every pixel, `sums` for the tile.
+    #[allow(clippy::needless_range_loop)] // plain loops unroll; iterators keep the sums in memory
     #[inline(always)]
     unsafe fn tile<V: Lanes, const R: usize, const K: usize, const B: usize>(
         &self,
@@ -255,15 +284,36 @@ impl Job<'_> {
                 }
             }
             for image in 0..self.images {
+                self.ahead.iter().for_each(Ahead::step);
                 let mut dy = self.dy.add(image * self.dy_len);
                 for i in 0..oh {
                     let start = self.x.add(image * self.x_len + i * down);
                     let x: [*const f32; R] = std::array::from_fn(|r| start.add(rows[r]));
                     let mut at = 0;
-                    for _ in 0..ow {
+                    // Two pixels at a time where taps overlap: four scalars a row instead of six.
+                    let pairs = if K == 3 && B == 1 && right == 1 {
+                        ow / 2
+                    } else {
+                        0
+                    };
+                    for _ in 0..pairs {
+                        let grad = [V::load(dy), V::load(dy.add(width))];
+                        dy = dy.add(2 * width);
+                        for r in 0..R {
+                            let x = x[r].add(at);
+                            let (x0, x1) = (V::splat(*x), V::splat(*x.add(1)));
+                            let (x2, x3) = (V::splat(*x.add(2)), V::splat(*x.add(3)));
+                            let [a0, a1, a2] = [acc[r][0][0], acc[r][1 % K][0], acc[r][2 % K][0]];
+                            acc[r][0][0] = a0.fma(x0, grad[0]).fma(x1, grad[1]);
+                            acc[r][1 % K][0] = a1.fma(x1, grad[0]).fma(x2, grad[1]);
+                            acc[r][2 % K][0] = a2.fma(x2, grad[0]).fma(x3, grad[1]);
+                        }
+                        at += 2;
+                    }
+                    for _ in 2 * pairs..ow {
                         let mut grad = [V::zero(); B];
-                        for (b, grad) in grad.iter_mut().enumerate() {
-                            *grad = V::load(dy.add(b * V::LEN));
+                        for b in 0..B {
+                            grad[b] = V::load(dy.add(b * V::LEN));
                         }
                         dy = dy.add(width);
                         for r in 0..R {
