@@ -117,6 +117,8 @@ fn small_cases_are_solved_exactly() {
         (1usize, 1usize, 2usize, 2),
         (1, 1, 3, 4),
         (2, 2, 1, 10),
+        (2, 3, 1, 10),
+        (2, 4, 1, 1),
         (2, 2, 2, 10),
         (3, 3, 1, 20),
         (1, 2, 2, 3),
@@ -193,8 +195,8 @@ fn never_worse_than_any_named_schedule() {
         };
         limited += usize::from(memory.is_some());
         let budget = Budget {
-            time: Duration::from_millis(30),
-            steps: 2_000,
+            time: Duration::from_secs(60),
+            steps: 3_000,
             seed: case,
         };
         let found = optimize(&costs, p, m, memory, &budget).unwrap();

@@ -17,12 +17,16 @@
 use super::super::Kind;
 use super::instance::Instance;
 
-/// More placements than this are not looked at one by one.
+/// More placements than this are not looked at one by one; more stages than so many have more.
 const PLACEMENTS: usize = 5_000;
+const STAGES: usize = 13;
 
 /// No plan on any placement is shorter.
 pub(super) fn lower_bound(instance: &Instance) -> f64 {
     let anywhere = of_any_placement(instance);
+    if instance.stages > STAGES && instance.ranks > 1 {
+        return anywhere;
+    }
     let mut least = f64::INFINITY;
     let mut count = 0;
     placements(instance.stages, instance.ranks, &mut |placement| {

@@ -28,13 +28,19 @@ struct Way {
 }
 
 /// The best plan, if it is shorter than `incumbent`; the outer `None` if the case is too large.
-pub(super) fn solve(instance: &Instance, incumbent: f64, until: Instant) -> Option<Option<Plan>> {
+pub(super) fn solve(
+    instance: &Instance,
+    incumbent: f64,
+    steps: u64,
+    until: Instant,
+) -> Option<Option<Plan>> {
     if 3 * instance.stages * instance.microbatches > ACTIONS {
         return None;
     }
     let mut best = incumbent;
     let mut plan = None;
     let mut ways = 0;
+    let limit = usize::try_from(steps).unwrap_or(usize::MAX).min(WAYS);
     let mut whole = true;
     placements(instance.stages, instance.ranks, &mut |placement| {
         let mut table = Table {
@@ -43,6 +49,7 @@ pub(super) fn solve(instance: &Instance, incumbent: f64, until: Instant) -> Opti
             until,
             best,
             ways,
+            limit,
         };
         match table.run() {
             Some(Some((makespan, found))) => {
@@ -64,6 +71,7 @@ struct Table<'a> {
     until: Instant,
     best: f64,
     ways: usize,
+    limit: usize,
 }
 
 impl Table<'_> {
@@ -190,7 +198,7 @@ impl Table<'_> {
                                 last,
                             });
                             self.ways += 1;
-                            if self.ways > WAYS {
+                            if self.ways > self.limit {
                                 return None;
                             }
                         }

@@ -2,14 +2,13 @@
 //!
 //! A rule says which kind goes first, whether weight gradients fill gaps or come at once, whether a
 //! rank would rather wait a little than begin one, and how many activations a rank takes on. No
-//! rule is best for all costs, so all are tried.
+//! rule is best for all costs, so all are tried (`trials.rs`).
 
 use std::fmt;
-use std::time::Instant;
 
 use super::super::Kind;
-use super::instance::{Evaluator, Instance, Plan};
-use super::{Action, Best};
+use super::Action;
+use super::instance::{Instance, Plan};
 
 /// Which goes first where a forward and a backward could both begin.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,13 +33,13 @@ enum Room {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Rule {
+pub(super) struct Rule {
     first: First,
     room: Room,
     /// Weight gradients come before forwards; else they fill gaps.
     eager_weights: bool,
     /// A rank waits rather than begin a W if something better comes within this share of it.
-    patience: f64,
+    pub(super) patience: f64,
     /// Later stages first; else earlier microbatches.
     deep: bool,
     /// Backward passes stay whole.
@@ -68,7 +67,8 @@ impl fmt::Display for Rule {
     }
 }
 
-fn rules(instance: &Instance) -> Vec<Rule> {
+/// Every rule that can be of use.
+pub(super) fn rules(instance: &Instance) -> Vec<Rule> {
     let mut rules = Vec::new();
     // Where B is I and W, a whole backward never ends sooner than a split one.
     let wholes: &[bool] = if instance.merges {
@@ -106,124 +106,6 @@ fn rules(instance: &Instance) -> Vec<Rule> {
     rules
 }
 
-/// Tries every rule on every placement worth trying, as far as there is time; the first placement
-/// always has its turn.
-pub(super) fn all(
-    instance: &Instance,
-    evaluator: &mut Evaluator,
-    best: &mut Best,
-    lower_bound: f64,
-    deadline: Instant,
-) {
-    let rules = rules(instance);
-    let mut placed: Vec<(f64, Vec<u16>)> = Vec::new();
-    let mut try_placement = |placement: Vec<u16>, best: &mut Best| {
-        let mut least = f64::INFINITY;
-        for rule in &rules {
-            let Some(plan) = build(instance, &placement, rule) else {
-                continue;
-            };
-            let origin = || format!("list scheduling ({rule})");
-            if let Some(time) = best.offer(instance, evaluator, &plan, origin) {
-                least = least.min(time);
-            }
-        }
-        placed.push((least, placement));
-        least
-    };
-    for (i, placement) in placements(instance).into_iter().enumerate() {
-        if i > 0 && (Instant::now() > deadline || instance.reached(best.makespan, lower_bound)) {
-            return;
-        }
-        try_placement(placement, best);
-    }
-    if instance.stages == instance.ranks {
-        return;
-    }
-    // Exchange stages, or move one, as long as it helps.
-    let Some((mut time, mut here)) = placed.into_iter().min_by(|a, b| a.0.total_cmp(&b.0)) else {
-        return;
-    };
-    let mut try_placement = |placement: &[u16], best: &mut Best| {
-        let mut least = f64::INFINITY;
-        for rule in rules.iter().filter(|r| r.patience == 0.0) {
-            let Some(plan) = build(instance, placement, rule) else {
-                continue;
-            };
-            let origin = || format!("list scheduling on another placement ({rule})");
-            if let Some(time) = best.offer(instance, evaluator, &plan, origin) {
-                least = least.min(time);
-            }
-        }
-        least
-    };
-    let mut improved = true;
-    while improved {
-        improved = false;
-        for a in 0..instance.stages {
-            for b in 0..instance.stages + instance.ranks {
-                if Instant::now() > deadline || instance.reached(best.makespan, lower_bound) {
-                    return;
-                }
-                let mut there = here.clone();
-                match b.checked_sub(instance.stages) {
-                    Some(rank) => there[a] = rank as u16,
-                    None => there.swap(a, b),
-                }
-                if there == here {
-                    continue;
-                }
-                let then = try_placement(&there, best);
-                if then < time {
-                    (time, here, improved) = (then, there, true);
-                }
-            }
-        }
-    }
-}
-
-/// Placements to begin with: dealt out in turn, as a zigzag, in blocks, and by weight.
-fn placements(instance: &Instance) -> Vec<Vec<u16>> {
-    let (n, p) = (instance.stages, instance.ranks);
-    let looped: Vec<u16> = (0..n).map(|s| (s % p) as u16).collect();
-    if n == p {
-        return vec![looped];
-    }
-    let zigzag = (0..n).map(|s| if s / p % 2 == 0 { s % p } else { p - 1 - s % p } as u16);
-    let blocks = (0..n).map(|s| (s * p / n) as u16);
-    let mut all = vec![looped, zigzag.collect(), blocks.collect()];
-
-    let work = |s: usize| instance.total(Kind::Forward, s) + instance.total_backward(s);
-    let mut heaviest: Vec<usize> = (0..n).collect();
-    heaviest.sort_by(|&a, &b| work(b).total_cmp(&work(a)));
-    let mut load = vec![0.0f64; p];
-    let mut by_weight = vec![0u16; n];
-    for s in heaviest {
-        let least = (0..p)
-            .min_by(|&a, &b| load[a].total_cmp(&load[b]))
-            .unwrap_or(0);
-        load[least] += work(s);
-        by_weight[s] = least as u16;
-    }
-    all.push(by_weight);
-    all.dedup();
-    all
-}
-
-/// What the most frugal plan holds: one microbatch at a time, which at the turn is saved in every
-/// stage.
-pub(super) fn least_memory(instance: &Instance) -> u64 {
-    let of = |placement: &Vec<u16>| {
-        let mut held = vec![0u64; instance.ranks];
-        for (s, &rank) in placement.iter().enumerate() {
-            let rank = &mut held[usize::from(rank)];
-            *rank = rank.saturating_add(instance.activation[s] + instance.resident[s]);
-        }
-        held.into_iter().max().unwrap_or(0)
-    };
-    placements(instance).iter().map(of).min().unwrap_or(0)
-}
-
 /// A plan that grows.
 struct Builder<'a> {
     instance: &'a Instance,
@@ -253,7 +135,8 @@ struct Choice {
     ready: f64,
 }
 
-fn build(instance: &Instance, placement: &[u16], rule: &Rule) -> Option<Plan> {
+/// The plan that a rule makes on a placement; `None` if it does not fit into memory.
+pub(super) fn build(instance: &Instance, placement: &[u16], rule: &Rule) -> Option<Plan> {
     let (n, m, p) = (instance.stages, instance.microbatches, instance.ranks);
     let mut stages_of = vec![Vec::new(); p];
     for s in 0..n {

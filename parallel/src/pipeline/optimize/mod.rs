@@ -17,6 +17,7 @@ mod bound;
 mod exact;
 mod greedy;
 mod instance;
+mod trials;
 
 use std::time::{Duration, Instant};
 
@@ -26,10 +27,10 @@ use instance::{Evaluator, Instance, Plan};
 /// How long to search.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Budget {
-    /// Stop after so long, once the named schedules and the rules have had their turn.
+    /// Stop after so long, once there is any plan at all.
     pub time: Duration,
-    /// Stop after so many steps of annealing, even if there is time left; with a `time` that is
-    /// long enough the result is then the same on every machine.
+    /// List scheduling, exact search and annealing each stop after so many steps, even if there is
+    /// time left; with a `time` that is long enough the result is then the same on every machine.
     pub steps: u64,
     /// Where the random numbers begin.
     pub seed: u64,
@@ -165,11 +166,18 @@ pub fn optimize(
             }
         }
     }
-    greedy::all(&instance, &mut evaluator, &mut best, lower_bound, deadline);
+    trials::all(
+        &instance,
+        &mut evaluator,
+        &mut best,
+        lower_bound,
+        budget,
+        deadline,
+    );
     let mut exact = false;
     if !instance.reached(best.makespan, lower_bound) {
         let until = begin + budget.time / 2;
-        if let Some(solved) = exact::solve(&instance, best.makespan, until) {
+        if let Some(solved) = exact::solve(&instance, best.makespan, budget.steps, until) {
             exact = true;
             if let Some(plan) = solved {
                 best.offer(&instance, &mut evaluator, &plan, || "exact search".into());
@@ -190,7 +198,7 @@ pub fn optimize(
         let limit = memory.unwrap_or(u64::MAX);
         return Err(PlanError::Memory {
             limit,
-            needed: greedy::least_memory(&instance),
+            needed: trials::least_memory(&instance),
         });
     };
     let exact = exact || instance.reached(best.makespan, lower_bound);
