@@ -4,7 +4,7 @@ use super::{Action, Kind, PlanError, StageGraph};
 
 /// One list of actions per rank, the graph of stages, and the rank of each stage.
 ///
-/// A schedule is plain data and need not be right: [`super::validate`] says whether it is. It
+/// A schedule is plain data and need not be right: [`super::validate()`] says whether it is. It
 /// prints as text and is read back from text, a line per rank; see [`super::text`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
@@ -112,7 +112,7 @@ impl Schedule {
         &self.ranks
     }
 
-    /// The lists, to be changed at will; nothing is checked until [`super::validate`].
+    /// The lists, to be changed at will; nothing is checked until [`super::validate()`].
     pub fn ranks_mut(&mut self) -> &mut [Vec<Action>] {
         &mut self.ranks
     }

@@ -314,7 +314,7 @@ impl Simulator<'_> {
 ///
 /// # Errors
 /// [`PlanError::Costs`] if the costs do not fit the plan, or if the plan gets stuck, which a plan
-/// that [`super::validate`] accepts does not.
+/// that [`super::validate()`] accepts does not.
 ///
 /// ```
 /// use phalanx_parallel::pipeline::{Costs, Named, Transfers, simulate};
