@@ -3,7 +3,12 @@
 //! `cargo xtask bench` prints tables and ratios; `cargo bench` follows single functions through Criterion.
 
 pub mod collectives;
+pub mod ddp;
+pub mod gemm;
 pub mod peer;
 pub mod ranks;
 pub mod sample;
+pub mod startup;
 pub mod table;
+pub mod train;
+pub mod work;

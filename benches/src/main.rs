@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use phalanx_benches::collectives;
+use phalanx_benches::{collectives, ddp, gemm, startup, train};
 
 /// Times Phalanx, and its peers beside it.
 #[derive(Parser)]
@@ -14,12 +14,27 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum What {
+    /// Matrix products: GFLOP/s, and the share of what the cores can do
+    Gemm(gemm::GemmArgs),
     /// Collectives: time, algorithm and bus bandwidth
     Collectives(collectives::CollectivesArgs),
+    /// Training in one process: steps per second
+    Train(train::TrainArgs),
+    /// Data-parallel training beside one process and beside replicas that do not communicate
+    Ddp(ddp::DdpArgs),
+    /// From the start of the process to the first data-parallel step
+    Startup(startup::StartupArgs),
+    #[command(hide = true)]
+    FirstStep(startup::FirstStepArgs),
 }
 
 fn main() -> Result<()> {
     match Cli::parse().what {
+        What::Gemm(args) => gemm::run(&args),
         What::Collectives(args) => collectives::run(&args),
+        What::Train(args) => train::run(&args),
+        What::Ddp(args) => ddp::run(&args),
+        What::Startup(args) => startup::run(&args),
+        What::FirstStep(args) => startup::first_step(&args),
     }
 }

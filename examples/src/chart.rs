@@ -64,7 +64,7 @@ fn paint(
         .accuracies
         .iter()
         .enumerate()
-        .map(|(epoch, &accuracy)| (epoch as f64 + 1.0, 100.0 * f64::from(accuracy)))
+        .map(|(epoch, &accuracy)| (epoch as f64 + 1.0, 100.0 * accuracy))
         .collect();
     let lowest = points.iter().map(|point| point.1).fold(100.0, f64::min);
     let floor = ((lowest - 2.0) / 10.0).floor().max(0.0) * 10.0;

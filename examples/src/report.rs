@@ -12,7 +12,7 @@ pub struct Curves {
     /// Mean loss over all ranks, for each step.
     pub losses: Vec<f32>,
     /// Share of the test images classified correctly, after each epoch.
-    pub accuracies: Vec<f32>,
+    pub accuracies: Vec<f64>,
 }
 
 /// What was trained, how, and to what effect. Serialised, it is the examples' JSON line.

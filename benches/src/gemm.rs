@@ -1,0 +1,138 @@
+//! `bench gemm`: matrix products, beside the operations that the cores can do and beside PyTorch's.
+
+use anyhow::Result;
+use clap::Args;
+use phalanx_tensor::{DType, Device, Rng, Tensor, cpu};
+use serde::Serialize;
+
+use crate::peer::{CProgram, PeerArgs, number};
+use crate::sample::{Sampling, Spread, rates};
+use crate::table::{Table, figure, ratio};
+
+/// What to multiply.
+#[derive(Args, Clone, Debug)]
+pub struct GemmArgs {
+    /// Rows, columns and depth of the product
+    #[arg(long, value_delimiter = ',', default_value = "256,512,1024,2048")]
+    pub size: Vec<usize>,
+    /// Compute threads
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    pub threads: Vec<usize>,
+    /// Type of the elements: f32, f64, bf16, f16
+    #[arg(long, default_value = "f32")]
+    pub dtype: DType,
+    /// End with one line of JSON per row
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    peer: PeerArgs,
+}
+
+#[derive(Serialize)]
+struct Row {
+    bench: &'static str,
+    size: usize,
+    threads: usize,
+    dtype: String,
+    gflops: f64,
+    min: f64,
+    max: f64,
+    peak_gflops: Option<f64>,
+    share_of_peak: Option<f64>,
+    over_torch_mm: Option<f64>,
+    over_onednn: Option<f64>,
+}
+
+/// GFLOP/s of an `n`×`n` by `n`×`n` product on `threads` threads.
+///
+/// # Errors
+/// The product fails.
+pub fn product(n: usize, threads: usize, dtype: DType, sampling: Sampling) -> Result<Spread> {
+    let (device, mut rng) = (Device::cpu(0), Rng::new(0));
+    let a = Tensor::randn([n, n], dtype, device, &mut rng)?;
+    let b = Tensor::randn([n, n], dtype, device, &mut rng)?;
+    let rates = cpu::with_threads(threads, || rates(sampling, || a.matmul(&b).map(drop)))?;
+    Ok(Spread::of(rates).scaled(2.0 * (n as f64).powi(3) * 1e-9))
+}
+
+/// The cores' multiply-add peak in GFLOP/s, measured now.
+fn peak(program: &CProgram, threads: usize) -> Result<f64> {
+    let lines = program.run(&[threads.to_string()])?;
+    lines
+        .iter()
+        .try_fold(0.0, |most: f64, line| Ok(most.max(number(line, "gflops")?)))
+}
+
+/// Runs the benchmark.
+///
+/// # Errors
+/// A product or a peer fails.
+pub fn run(args: &GemmArgs) -> Result<()> {
+    let program = CProgram::build("peak")?;
+    let columns = [
+        "n", "threads", "GFLOP/s", "min", "max", "peak f32", "of peak", "torch.mm", "oneDNN",
+    ];
+    let title = format!(
+        "{} product of n x n matrices; peak: f32 multiply-adds",
+        args.dtype
+    );
+    let mut table = Table::new(&title, &columns, args.json);
+    for &threads in &args.threads {
+        for &size in &args.size {
+            // The peak before and after, so that a slow moment is not taken for the limit.
+            let before = program
+                .as_ref()
+                .map(|program| peak(program, threads))
+                .transpose()?;
+            let ours = product(size, threads, args.dtype, args.sampling)?;
+            let after = program
+                .as_ref()
+                .map(|program| peak(program, threads))
+                .transpose()?;
+            let peak = before.zip(after).map(|(before, after)| before.max(after));
+            let options = [
+                "--size",
+                &size.to_string(),
+                "--threads",
+                &threads.to_string(),
+            ];
+            let peer = match args.dtype {
+                DType::F32 => args.peer.figures("gemm.py", &options)?,
+                _ => None,
+            };
+            let over = |key| {
+                let rate = peer.as_ref().map(|peer| number(peer, key)).transpose();
+                rate.map(|rate| rate.map(|rate| ours.median / rate))
+            };
+            let row = Row {
+                bench: "gemm",
+                size,
+                threads,
+                dtype: args.dtype.to_string(),
+                gflops: ours.median,
+                min: ours.min,
+                max: ours.max,
+                peak_gflops: peak,
+                share_of_peak: peak.map(|peak| ours.median / peak),
+                over_torch_mm: over("torch_mm/median")?,
+                over_onednn: over("onednn/median")?,
+            };
+            let cells = [
+                size.to_string(),
+                threads.to_string(),
+                figure(row.gflops),
+                figure(row.min),
+                figure(row.max),
+                figure(row.peak_gflops),
+                figure(row.share_of_peak),
+                ratio(row.over_torch_mm),
+                ratio(row.over_onednn),
+            ];
+            table.row(&cells, &row)?;
+        }
+    }
+    table.finish();
+    Ok(())
+}
