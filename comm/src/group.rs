@@ -285,7 +285,7 @@ impl<B: Backend> ProcessGroup for B {
     fn split(&self, color: u32, key: i32) -> Result<Arc<dyn ProcessGroup>> {
         let call = check::split(self.membership(), color, key)?;
         let all = Work::<Tensor>::new(self.issue(call)?).wait()?;
-        let all = all.to_device(Device::cpu(0))?.to_vec::<i64>()?;
+        let all = all.to_vec::<i64>()?;
         let of = |r: usize| (all[2 * r], all[2 * r + 1]);
         let mut members: Vec<usize> = (0..self.size())
             .filter(|&r| of(r).0 == i64::from(color))

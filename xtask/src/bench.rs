@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: builds the benchmark program with optimisation and hands it our arguments.
 //!
-//! The command line lives there, in `benches/src/bin/phalanx-bench.rs`, and only there.
+//! The command line lives there, in `benches/src/main.rs`, and only there.
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -72,19 +72,31 @@ impl BatchNorm2d {
     /// in one pass.
     ///
     /// # Errors
-    /// As [`Var::batch_norm`].
+    /// As [`Var::batch_norm`]; [`Error::InvalidArgument`] for an input without channels and, in
+    /// training, for one element per channel.
     pub fn forward_residual(&self, tape: &Tape, x: &Var, residual: &Var) -> Result<Var> {
         self.normalise(tape, x, Some(residual))
     }
 
     fn normalise(&self, tape: &Tape, x: &Var, residual: Option<&Var>) -> Result<Var> {
+        let unusable = |what: &str| Error::InvalidArgument {
+            op: "BatchNorm2d",
+            reason: format!("an input of shape {} {what}", x.shape()),
+        };
+        let &[_, channels, ..] = x.dims() else {
+            return Err(unusable("has no channels: it needs [n, c, …]"));
+        };
         let (weight, bias) = (tape.leaf(&self.weight), tape.leaf(&self.bias));
         if !self.training.is_on() {
             return self.evaluate(x, &weight, &bias, residual);
         }
+        let per_channel = x.numel() / channels.max(1);
+        if per_channel == 1 {
+            // Its unbiased variance is 0 / 0, which would stay in the running one for good.
+            return Err(unusable("has one element per channel: no variance"));
+        }
         let result = x.batch_norm(Some(&weight), Some(&bias), self.eps, residual, self.relu)?;
         if !tape.is_replaying() {
-            let per_channel = x.numel() / x.dims()[1].max(1);
             self.track(result.mean, result.var, per_channel)?;
         }
         Ok(result.out)
@@ -117,9 +129,14 @@ impl BatchNorm2d {
         let (mean, var) = (self.running_mean.value(), self.running_var.value());
         let recorded = [Some(x), Some(weight), Some(bias), residual];
         if !recorded.into_iter().flatten().any(Var::requires_grad) {
+            // Half types compute in `f32`: there, statistics lose no digits.
+            let dtype = match x.dtype() {
+                DType::F64 => DType::F64,
+                _ => DType::F32,
+            };
             let out = x.value().batch_norm_inference(
-                &mean.cast(x.dtype())?,
-                &var.cast(x.dtype())?,
+                &mean.cast(dtype)?,
+                &var.cast(dtype)?,
                 Some(weight.value()),
                 Some(bias.value()),
                 self.eps,

@@ -49,8 +49,9 @@ impl<S> Groups<S> {
         let mut seen = HashSet::new();
         group.params.retain(|p| seen.insert(p.id()));
         for (earlier, states) in &mut self.groups {
+            let mut ids = earlier.params.iter().map(Param::id);
+            states.retain(|_| ids.next().is_none_or(|id| !seen.contains(&id)));
             earlier.params.retain(|p| !seen.contains(&p.id()));
-            states.truncate(earlier.params.len()); // all `None` yet: groups come before steps
         }
         let states = group.params.iter().map(|_| None).collect();
         self.groups.push((group, states));

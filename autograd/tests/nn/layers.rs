@@ -82,6 +82,20 @@ fn batch_norm_without_momentum_keeps_the_mean_of_all_batches() {
 }
 
 #[test]
+fn batch_norm_refuses_what_has_no_variance() {
+    let norm = BatchNorm2d::new(2, &mut f()).unwrap();
+    let tape = Tape::new();
+    for shape in [&[1usize, 2, 1, 1][..], &[2]] {
+        let x = tape.constant(Tensor::ones(shape, DType::F32, CPU).unwrap());
+        let e = norm.forward(&tape, &x).unwrap_err();
+        let refused = matches!(&e, Error::InvalidArgument { op, .. } if *op == "BatchNorm2d");
+        assert!(refused, "{e}");
+    }
+    close(&vals(&norm.running_var.value()), &[1.0, 1.0], 1e-12);
+    assert_eq!(norm.num_batches_tracked.value().item().unwrap(), 0.0);
+}
+
+#[test]
 fn dropout_repeats_by_seed_and_rests_in_evaluation() {
     let x = Tensor::ones([1000], DType::F32, CPU).unwrap();
     let run = |seed: u64, on: bool| {

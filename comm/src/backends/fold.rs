@@ -16,7 +16,8 @@ use std::ops::Range;
 ///   `range` of type `dtype`.
 /// - During the call nobody else writes to these elements of a source, or reads or writes those of
 ///   a destination.
-/// - Distinct pointers do not overlap in `range`, but for a source that equals a destination.
+/// - A destination overlaps no other pointer's elements in `range`, but for a source that equals it.
+///   Sources may overlap each other.
 /// - There is at least one source; with several, `op` is a reduction that supports `dtype`.
 pub(crate) unsafe fn fold(
     dtype: DType,

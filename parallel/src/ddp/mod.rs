@@ -114,19 +114,17 @@ pub struct Ddp<M> {
 
 impl<M: Module> Ddp<M> {
     /// Wraps `module`. Checks that all ranks hold the same parameters and buffers (names, shapes,
-    /// element types, in order), then takes rank 0's values. Every rank must call it.
+    /// element types, in order; frozen ones too), then takes rank 0's values. Every rank must call it.
     ///
     /// # Errors
     /// [`Error::ReplicasDiffer`], the same on every rank, where a rank's module is another one;
     /// errors of the communication.
     pub fn new(module: M, group: Arc<dyn ProcessGroup>, config: DdpConfig) -> Result<Ddp<M>> {
-        let params: Vec<_> = module
-            .named_parameters()
-            .into_iter()
-            .filter(|(_, p)| p.requires_grad())
-            .collect();
+        let mut params = module.named_parameters();
         let buffers = module.named_buffers();
         verify::replicas_agree(&params, &buffers, &*group)?;
+        take_parameters_of(0, &params, &*group)?;
+        params.retain(|(_, p)| p.requires_grad());
         let buffer_entries: Vec<Entry> = buffers.iter().map(|(_, b)| entry(&b.value())).collect();
         let everything = Limits {
             first: usize::MAX,
@@ -149,7 +147,6 @@ impl<M: Module> Ddp<M> {
             buffer_plan,
             state: Mutex::default(),
         };
-        ddp.take_parameters_of(0)?;
         ddp.send_buffers(0)?.receive(&ddp.buffers)?;
         Ok(ddp)
     }
@@ -185,7 +182,8 @@ impl<M: Module> Ddp<M> {
     ///
     /// A parameter that the loss of no rank reaches has no gradient (not zero); one that only some
     /// reach gets their sum over the number of ranks. With [`DdpConfig::uneven_inputs`], the
-    /// average is over the ranks that still have data.
+    /// average is over the ranks that still have data. What is not the module's (inputs, parameters
+    /// beside it) has this rank's own gradient.
     ///
     /// # Errors
     /// Errors of the sweep and of the communication; one of another rank is an error here too.
@@ -239,7 +237,7 @@ impl<M: Module> Ddp<M> {
         for steps in 0.. {
             let weights = reducer::gather_weights(&*self.group, 0.0);
             match weights {
-                Err(Error::InvalidWeight { .. }) => return Ok(steps), // no rank has data
+                Err(Error::InvalidWeight { rank: None, .. }) => return Ok(steps), // nobody has data
                 weights => step(&self.step(None, Share::Weighted(weights?))?)?,
             }
         }
@@ -249,7 +247,6 @@ impl<M: Module> Ddp<M> {
     /// One synchronised step: a sweep where this rank has data, its part of the averages in any
     /// case.
     fn step(&self, sweep: Option<(&Tape, &Var)>, share: Share) -> Result<Gradients> {
-        let mut accumulated = std::mem::take(&mut self.state().accumulated);
         let leader = share.leader();
 
         // What the sweep will reach, and in which order.
@@ -263,6 +260,8 @@ impl<M: Module> Ddp<M> {
             }
             None => Vec::new(),
         };
+        // Taken only now: a loss that cannot be differentiated leaves them for the next call.
+        let mut accumulated = std::mem::take(&mut self.state().accumulated);
         let mut in_sweep = vec![false; self.params.len()];
         order.iter().for_each(|&i| in_sweep[i] = true);
         let kept = |i: usize| accumulated.get(&self.params[i].1).is_some();
@@ -285,7 +284,9 @@ impl<M: Module> Ddp<M> {
                 reducer.ready(i, gradient)?;
             }
         }
+        let mut own = Gradients::new();
         if let Some((tape, loss)) = sweep {
+            let mut failure = None;
             let mut on_ready = |param: &Param, mut gradient: Tensor| {
                 let Some(&i) = self.index.get(&param.id()) else {
                     return Ok(Some(gradient));
@@ -293,19 +294,29 @@ impl<M: Module> Ddp<M> {
                 if let Some(earlier) = accumulated.take(param) {
                     gradient = gradient.add_into(&earlier)?;
                 }
-                reducer
-                    .ready(i, gradient)
-                    .map_err(phalanx_autograd::Error::other)?;
+                reducer.ready(i, gradient).map_err(|error| {
+                    let stop = phalanx_autograd::Error::other(error.to_string());
+                    failure = Some(error);
+                    stop
+                })?;
                 Ok(None)
             };
             let (roots, on_ready) = ([(loss, None)], Some(&mut on_ready as &mut OnReady<'_>));
-            tape.sweep(Backward {
+            let swept = tape.sweep(Backward {
                 roots: &roots,
                 on_ready,
                 ..Default::default()
-            })?;
+            });
+            // The communication's failure as it is, not as the sweep's.
+            own = match failure {
+                Some(error) => return Err(error),
+                None => swept?,
+            };
         }
-        let (gradients, trace) = reducer.finish()?;
+        let (mut gradients, trace) = reducer.finish()?;
+        // Of inputs, and of parameters beside the module's.
+        gradients.accumulate(own)?;
+        gradients.accumulate(accumulated)?;
         if let Some(buffers) = buffers {
             buffers.receive(&self.buffers)?;
         }
@@ -347,18 +358,6 @@ impl<M: Module> Ddp<M> {
         Ok(plan)
     }
 
-    fn take_parameters_of(&self, root: usize) -> Result<()> {
-        let works = self
-            .params
-            .iter()
-            .map(|(_, p)| self.group.broadcast(p.value(), root));
-        let works = works.collect::<Result<Vec<_>, _>>()?;
-        for ((_, param), work) in self.params.iter().zip(works) {
-            param.set(work.wait()?)?;
-        }
-        Ok(())
-    }
-
     fn send_buffers(&self, root: usize) -> Result<flat::Broadcast> {
         let values: Vec<Tensor> = self.buffers.iter().map(|(_, b)| b.value()).collect();
         flat::Broadcast::start(&self.buffer_plan, &values, &*self.group, root)
@@ -368,6 +367,19 @@ impl<M: Module> Ddp<M> {
         // Each change of the state is one assignment: a panic leaves nothing half-done.
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+fn take_parameters_of(
+    root: usize,
+    params: &[(String, Param)],
+    group: &dyn ProcessGroup,
+) -> Result<()> {
+    let works = params.iter().map(|(_, p)| group.broadcast(p.value(), root));
+    let works = works.collect::<Result<Vec<_>, _>>()?;
+    for ((_, param), work) in params.iter().zip(works) {
+        param.set(work.wait()?)?;
+    }
+    Ok(())
 }
 
 fn entry(t: &Tensor) -> Entry {

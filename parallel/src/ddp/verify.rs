@@ -10,9 +10,10 @@ fn describe(params: &[(String, Param)], buffers: &[(String, Buffer)]) -> String 
     let line = |kind: &str, name: &str, t: &Tensor| {
         format!("{kind} {name}: {} {}\n", t.dtype(), t.shape())
     };
-    let params = params
-        .iter()
-        .map(|(name, p)| line("parameter", name, &p.value()));
+    let params = params.iter().map(|(name, p)| match p.requires_grad() {
+        true => line("parameter", name, &p.value()),
+        false => line("frozen parameter", name, &p.value()),
+    });
     let buffers = buffers
         .iter()
         .map(|(name, b)| line("buffer", name, &b.value()));

@@ -168,3 +168,28 @@ fn a_bad_weight_is_an_error_on_every_rank() {
         });
     }
 }
+
+#[test]
+fn a_bad_weight_is_an_error_where_a_rank_has_joined_too() {
+    on_ranks(2, |group| {
+        let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+        let config = DdpConfig {
+            uneven_inputs: true,
+            ..Default::default()
+        };
+        let ddp = Ddp::new(Mlp::new(&DIMS, DType::F64, device, 5), group, config)?;
+        let result = if rank == 0 {
+            let (x, y) = data(rank, 0, 2, device);
+            let tape = Tape::new();
+            let loss = mse(&ddp.forward(&tape, &tape.constant(x))?, &tape.constant(y))?;
+            ddp.backward_weighted(&tape, &loss, -1.0).map(drop)
+        } else {
+            ddp.join(|_| Ok(())).map(drop)
+        };
+        assert!(
+            matches!(result, Err(Error::InvalidWeight { rank: Some(0), .. })),
+            "{result:?}"
+        );
+        Ok(())
+    });
+}

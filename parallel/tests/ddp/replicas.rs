@@ -2,18 +2,18 @@
 
 use crate::model::{Mlp, on_ranks, values};
 use phalanx_autograd::nn::Module;
-use phalanx_parallel::{Ddp, DdpConfig, Error};
-use phalanx_tensor::{DType, Device};
+use phalanx_autograd::{Param, Tape, Var};
+use phalanx_parallel::{Ddp, DdpConfig, Error, Result};
+use phalanx_tensor::{DType, Device, Tensor};
 
 #[test]
 fn differing_values_become_rank_zeros() {
     let all = on_ranks(4, |group| {
         let (rank, device) = (group.rank(), Device::cpu(group.rank()));
-        let ddp = Ddp::new(
-            Mlp::new(&[3, 4, 2], DType::F32, device, rank as u64),
-            group,
-            DdpConfig::default(),
-        )?;
+        let model = Mlp::new(&[3, 4, 2], DType::F32, device, rank as u64);
+        model.params()[1].set_requires_grad(false); // frozen ones are replicas, too
+        let ddp = Ddp::new(model, group, DdpConfig::default())?;
+        assert_eq!(ddp.parameters().len(), 3);
         let params = ddp.module().named_parameters();
         assert!(
             params.iter().all(|(_, p)| p.value().device() == device),
@@ -63,4 +63,28 @@ fn differing_modules_are_one_error_on_every_rank() {
         assert_eq!(errors[0].0, 2);
         assert!(words.iter().all(|w| errors[0].1.contains(w)), "{errors:?}");
     }
+}
+
+#[test]
+fn what_is_not_the_modules_has_the_ranks_own_gradient() {
+    on_ranks(2, |group| {
+        let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+        let model = Mlp::new(&[2, 1], DType::F64, device, 0);
+        let ddp = Ddp::new(model, group, DdpConfig::default())?;
+        let scale = Param::new(Tensor::full((), 1.0 + rank as f64, DType::F64, device)?);
+        let run = |tape: &Tape| -> Result<(Var, Var)> {
+            let x = tape.input(Tensor::ones([1, 2], DType::F64, device)?)?;
+            let y = ddp.forward(tape, &x)?.mul(&tape.leaf(&scale))?;
+            Ok((x, y.sum_all()?))
+        };
+        let tape = Tape::new();
+        let (x, loss) = run(&tape)?;
+        let alone = tape.backward(&loss)?;
+        let want = [alone.wrt(&x), alone.get(&scale)].map(|g| values(g.unwrap()));
+        let (x, loss) = run(&tape)?;
+        let averaged = ddp.backward(&tape, &loss)?;
+        let found = [averaged.wrt(&x), averaged.get(&scale)].map(|g| values(g.unwrap()));
+        assert_eq!(found, want);
+        Ok(())
+    });
 }

@@ -139,6 +139,13 @@ fn a_mean_far_from_zero_costs_no_digits() {
 }
 
 #[test]
+fn nan_shows_in_the_statistics() {
+    let x = tensor_of(&[1.0, f64::NAN, 3.0, 4.0], &[2, 2], DType::F32);
+    let var = values(&x.batch_norm(None, None, 1e-5).unwrap().var);
+    assert!(var[0] == 1.0 && var[1].is_nan(), "{var:?}");
+}
+
+#[test]
 fn gradients_agree_with_central_differences() {
     let mut rng = TestRng::new(93);
     let mut kinds = [0; 4];

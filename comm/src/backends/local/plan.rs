@@ -159,8 +159,8 @@ impl Plan {
     /// `chunk < self.chunks()`, each chunk is run once, and from the first run to the last
     /// - the `src` and `dst` of every rank are valid for as many elements as the rank's call says;
     /// - nobody else writes to what they point to, or reads what a `dst` points to;
-    /// - two ranks' buffers do not overlap, and of one rank `src` and `dst` are equal, or do not
-    ///   overlap.
+    /// - a `dst` overlaps no buffer of another rank, and of one rank `src` and `dst` are equal, or do
+    ///   not overlap. (Two `src` may overlap: ranks may give views of one tensor.)
     pub(super) unsafe fn run(&self, chunk: usize) {
         let task = &self.tasks[self.tasks.partition_point(|t| t.first <= chunk) - 1];
         let start = (chunk - task.first) * task.step;
@@ -168,8 +168,7 @@ impl Plan {
         // SAFETY: the chunks of a plan write to disjoint elements and read none that another one
         // writes: `add` is called with disjoint destinations, and where a source is a destination
         // (in `all_reduce` and `reduce`) the plan is a single task, which reads and writes the
-        // same elements. Sources may be equal to each other (two ranks that give one shared
-        // tensor), since they are only read then. The rest is the caller's promise.
+        // same elements. Sources may overlap each other, since they are only read then. The rest is the caller's promise.
         unsafe { fold(self.dtype, self.reduction, &task.src, &task.dst, range) };
     }
 }

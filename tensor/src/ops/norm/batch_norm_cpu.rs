@@ -130,7 +130,9 @@ pub(super) fn forward<T: Real>(
                 mean[i] = T::from_f64(means[i]);
                 // The distances were taken from the rounded mean.
                 let off = means[i] - mean[i].to_f64();
-                let v = (square / count - off * off).max(0.0);
+                let v = square / count - off * off;
+                // Rounding may leave it below 0. Not `max`, which would turn NaN into 0.
+                let v = if v < 0.0 { 0.0 } else { v };
                 var[i] = T::from_f64(v);
                 invstd[i] = T::from_f64(1.0 / (v + eps).sqrt());
             }
@@ -218,12 +220,11 @@ pub(super) fn backward<T: Real>(
     mask: Mask<'_, T>,
     grads: Grads<'_, T>,
 ) {
-    let (from_input, mut from_output) = match mask {
+    let (from_input, from_output) = match mask {
         Mask::None => (false, None),
         Mask::Input => (true, None),
         Mask::Output(out, masked) => (false, Some((out, Shared::new(masked)))),
     };
-    let from_output = from_output.take();
     let count = ((d.n * d.plane) as f64).max(1.0);
     let zero = T::default();
     let [dx, dw, db] = [grads.dx, grads.dw, grads.db].map(Shared::new);

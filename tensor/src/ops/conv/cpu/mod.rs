@@ -13,7 +13,7 @@ pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(x), Some(w), true) = (T::f32s(x), T::f32s(w), blocked::pays(g.cog()))
+    if let (Some(x), Some(w), true) = (T::f32s(x), T::f32s(w), g.ci > 0 && blocked::pays(g.cog()))
         && let Some(out) = T::f32s_mut(out)
     {
         return blocked::forward(g, x, w, bias.and_then(T::f32s), out);
@@ -27,7 +27,7 @@ pub(super) fn input_grad<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T])
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(dy), Some(w), true) = (T::f32s(dy), T::f32s(w), blocked::pays(g.cig()))
+    if let (Some(dy), Some(w), true) = (T::f32s(dy), T::f32s(w), g.co > 0 && blocked::pays(g.cig()))
         && let Some(dx) = T::f32s_mut(dx)
     {
         return blocked::input_grad(g, dy, w, dx);
