@@ -145,6 +145,16 @@ pub enum Error {
         /// The panic's message.
         message: String,
     },
+    /// What carries the messages reported an error.
+    #[error("rank {rank}: {call} failed: {message}")]
+    Transport {
+        /// The rank that it was reported to.
+        rank: usize,
+        /// The function that failed, as in `MPI_Isend`.
+        call: String,
+        /// What it said.
+        message: String,
+    },
     /// A rank called `abort`.
     #[error("rank {rank} aborted the group: {reason}")]
     Aborted {

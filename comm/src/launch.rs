@@ -3,6 +3,10 @@
 
 use crate::backends::Backend;
 use crate::backends::local::{self, LocalGroup};
+#[cfg(feature = "mpi")]
+use crate::backends::mpi::{self, MpiGroup};
+#[cfg(feature = "mpi")]
+use crate::env::Process;
 use crate::error::Error;
 use crate::group::ProcessGroup;
 use phalanx_tensor::{Device, cpu};
@@ -71,6 +75,42 @@ pub enum LaunchError<E: Display + Debug> {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A launcher started another number of ranks than the program asks for.
+    #[error("{asked} ranks were asked for, but {launcher} started {size}")]
+    WorldSize {
+        /// What the program asks for.
+        asked: usize,
+        /// Who started it.
+        launcher: String,
+        /// How many that one has started.
+        size: usize,
+    },
+    /// The MPI that the program was built for sees another world than its launcher.
+    #[error(
+        "{launcher} started {size} ranks, but MPI sees a world of {seen}: the program was built for \
+         another MPI than the one whose mpirun started it"
+    )]
+    OtherMpi {
+        /// Who started it.
+        launcher: String,
+        /// How many that one has started.
+        size: usize,
+        /// How many MPI sees.
+        seen: usize,
+    },
+    /// The program cannot be a rank of what it was started in.
+    #[error("the program was started by {launcher} as one of {size} ranks, but {reason}")]
+    Unsupported {
+        /// Who started it.
+        launcher: String,
+        /// How many ranks that one has started.
+        size: usize,
+        /// What is missing.
+        reason: String,
+    },
+    /// The world did not come about.
+    #[error(transparent)]
+    World(Error),
     /// Ranks failed.
     #[error("{first}{}", more(others))]
     Ranks {
@@ -194,8 +234,8 @@ where
 }
 
 /// One rank from start to end. A failure comes with its place in the order of failures.
-fn run_rank<T, E: Display>(
-    group: LocalGroup,
+fn run_rank<G: Rank, T, E: Display>(
+    group: G,
     threads: usize,
     program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T, E>,
     failures: &AtomicUsize,
@@ -231,6 +271,60 @@ fn run_rank<T, E: Display>(
             });
             Err((order, FailureKind::Panic(message)))
         }
+    }
+}
+
+/// The backends whose ranks [`run_rank`] runs.
+trait Rank: Backend {
+    /// The rank will issue nothing more.
+    fn depart(&self);
+}
+
+impl Rank for LocalGroup {
+    fn depart(&self) {
+        LocalGroup::depart(self);
+    }
+}
+
+#[cfg(feature = "mpi")]
+impl Rank for MpiGroup {
+    fn depart(&self) {
+        MpiGroup::depart(self);
+    }
+}
+
+/// Runs `program` as the rank that this process is under MPI: see [`run`](crate::run()).
+#[cfg(feature = "mpi")]
+pub(crate) fn mpi<T, E, F>(
+    config: LaunchConfig,
+    process: Process,
+    program: F,
+) -> Result<Vec<(usize, T)>, LaunchError<E>>
+where
+    T: Send,
+    E: Display + Debug + Send,
+    F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
+{
+    let group = mpi::world(config.deadline).map_err(LaunchError::World)?;
+    let (rank, seen) = (group.rank(), group.size());
+    if seen != process.size {
+        return Err(LaunchError::OtherMpi {
+            launcher: process.launcher.to_string(),
+            size: process.size,
+            seen,
+        });
+    }
+    match run_rank(
+        group,
+        config.threads_per_rank,
+        &program,
+        &AtomicUsize::new(0),
+    ) {
+        Ok(result) => Ok(vec![(rank, result)]),
+        Err((_, kind)) => Err(LaunchError::Ranks {
+            first: RankFailure { rank, kind },
+            others: Vec::new(),
+        }),
     }
 }
 

@@ -55,9 +55,11 @@
 
 pub mod backends;
 pub mod check;
+pub mod env;
 mod error;
 mod group;
 mod launch;
+mod run;
 mod sync;
 mod work;
 
@@ -65,4 +67,5 @@ pub use error::{Error, Result};
 pub use group::{ProcessGroup, ReduceOp};
 pub use launch::{FailureKind, LaunchConfig, LaunchError, RankFailure, launch};
 pub use phalanx_tensor::{DType, Device, Shape, Tensor};
+pub use run::{Ranks, RunConfig, run};
 pub use work::{Outcome, Pending, Work};

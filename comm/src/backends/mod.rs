@@ -5,6 +5,8 @@
 
 pub(crate) mod fold;
 pub mod local;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 
 use crate::check::Call;
 use crate::error::{Error, Result};

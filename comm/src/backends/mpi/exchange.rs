@@ -1,0 +1,387 @@
+//! [`Exchange`]: one rank's side of an operation while its data moves: the one interpreter of
+//! [`Plan`]s.
+#![allow(unsafe_code)]
+
+use super::plan::{Gate, Lane, Place, Plan, RING, Reduction, Way};
+use super::wire::{Failure, Request, Wire};
+use crate::backends::Membership;
+use crate::backends::fold::fold;
+use crate::check::{Call, Op, Signature};
+use crate::error::Result;
+use phalanx_tensor::{DType, Tensor};
+use std::collections::VecDeque;
+use std::ptr;
+
+/// Steps of one lane that MPI may have at a time.
+const IN_FLIGHT: usize = 4;
+
+/// A call with its tensors, what there is to do, and how far it has come.
+///
+/// Why this is sound. The exchange owns both tensors from the call to its end; an output was unique
+/// when it came, or is new, so nobody else has access to its memory; an input that is shared is
+/// only read, as everywhere. MPI reads and writes only the bytes of steps in flight, and
+///
+/// 1. *a step's bytes belong to nobody else while it is in flight:* lanes that write, write to
+///    different bytes, since `Plan` gives each part of the output to one peer; where input and
+///    output are one buffer, a part is received only after it was sent ([`Gate::After`]), and the
+///    own part is sent only after it was reduced ([`Gate::Reduced`]), and reduced only once;
+/// 2. *a slot of the ring is received into only when it has been read:* at most [`RING`] steps are
+///    received ahead of the reduction;
+/// 3. *buffers outlive their requests:* an exchange with requests that have not completed is never
+///    dropped (see `Drop`).
+pub(super) struct Exchange {
+    pub(super) signature: Signature,
+    plan: Plan,
+    me: usize,
+    /// The tags of bulk data to and from each peer.
+    pub(super) tags_out: Box<[u32]>,
+    pub(super) tags_in: Box<[u32]>,
+    src: *const u8,
+    dst: *mut u8,
+    input: Option<Tensor>,
+    output: Option<Tensor>,
+    /// Whether `output` is what the rank gets, and not only room to work in.
+    gives: bool,
+    /// [`RING`] steps for each peer, where a reduction receives more than inline data.
+    ring: Option<Tensor>,
+    ring_at: *mut u8,
+    lanes: Box<[Progress]>,
+    /// The parcels that have come with inline data, by peer, and where in them it starts.
+    inline: Box<[Option<(Box<[u8]>, usize)>]>,
+    reduced: usize,
+    begun: bool,
+    done: bool,
+}
+
+// SAFETY: the tensors are `Send`; the pointers point into them, and are used under the engine's lock.
+unsafe impl Send for Exchange {}
+
+#[derive(Default)]
+struct Progress {
+    posted: usize,
+    done: usize,
+    requests: VecDeque<Request>,
+}
+
+impl Exchange {
+    /// Takes a checked call of rank `me` of `n` (of a message: of its ends), and makes room for its
+    /// result.
+    pub(super) fn new(call: Call, me: &Membership) -> Result<Exchange> {
+        let Call {
+            signature,
+            input,
+            output: shape,
+        } = call;
+        let (index, n) = match signature.op {
+            Op::Send { .. } => (0, 2),
+            Op::Recv { .. } => (1, 2),
+            _ => (me.rank, me.size()),
+        };
+        let input = match input {
+            Some(t) if !t.is_contiguous() => Some(t.contiguous()?),
+            input => input, // not even a clone: it would no longer be unique
+        };
+        let device = input.as_ref().map_or(me.device, Tensor::device);
+        let plan = Plan::new(&signature, index, n);
+        let gives = shape.is_some();
+        let (mut src, mut dst) = (ptr::null(), ptr::null_mut());
+        let in_place = matches!(
+            signature.op,
+            Op::AllReduce(_) | Op::Reduce { .. } | Op::Broadcast { .. }
+        );
+        // A rank that reduces a part for a root needs room for it, though it gets nothing.
+        let shape = shape.or_else(|| match (&signature.tensor, &plan.reduction) {
+            (Some((_, shape)), Some(_)) => Some(shape.clone()),
+            _ => None,
+        });
+        let is_broadcaster = matches!(signature.op, Op::Broadcast { root } if root == me.rank);
+        let (input, output) = match (input, shape) {
+            (Some(t), _) if is_broadcaster => {
+                src = t.as_bytes()?.as_ptr();
+                (None, Some(t))
+            }
+            (Some(mut t), Some(_)) if in_place && t.is_unique() => {
+                dst = t.bytes_mut()?.as_mut_ptr();
+                src = dst;
+                (None, Some(t))
+            }
+            (input, shape) => {
+                if let Some(t) = &input {
+                    src = t.as_bytes()?.as_ptr();
+                }
+                let output = match (shape, &signature.tensor) {
+                    (Some(shape), Some((dtype, _))) => {
+                        let mut t = Tensor::empty(shape, *dtype, device)?;
+                        dst = t.bytes_mut()?.as_mut_ptr();
+                        Some(t)
+                    }
+                    _ => None,
+                };
+                (input, output)
+            }
+        };
+        let mut rings = plan.lanes.iter().filter(|l| l.place == Place::Ring);
+        let (mut ring, mut ring_at) = (None, ptr::null_mut());
+        if let Some(lane) = rings.find(|l| !l.is_inline()) {
+            let bytes = n * RING * lane.step.min(lane.bytes);
+            let mut t = Tensor::empty([bytes], DType::U8, device)?;
+            ring_at = t.bytes_mut()?.as_mut_ptr();
+            ring = Some(t);
+        }
+        let lanes = plan.lanes.iter().map(|_| Progress::default()).collect();
+        Ok(Exchange {
+            signature,
+            plan,
+            me: index,
+            tags_out: vec![0; n].into(),
+            tags_in: vec![0; n].into(),
+            src,
+            dst,
+            input,
+            output,
+            gives,
+            ring,
+            ring_at,
+            lanes,
+            inline: (0..n).map(|_| None).collect(),
+            reduced: 0,
+            begun: false,
+            done: false,
+        })
+    }
+
+    /// The bytes that travel with the header to `peer`.
+    pub(super) fn inline(&self, peer: usize) -> &[u8] {
+        let sent = |lane: &&Lane| lane.way == Way::Send && lane.peer == peer && lane.is_inline();
+        match self.plan.lanes.iter().find(sent) {
+            // SAFETY: the plan's sends lie within the input, which is there where it has one.
+            Some(Lane {
+                place: Place::Input(at),
+                bytes,
+                ..
+            }) if *bytes > 0 => unsafe { std::slice::from_raw_parts(self.src.add(*at), *bytes) },
+            _ => &[],
+        }
+    }
+
+    /// Whether bulk data will go to `peer`.
+    pub(super) fn needs_tag(&self, peer: usize) -> bool {
+        let mut lanes = self.plan.lanes.iter();
+        lanes.any(|l| l.way == Way::Send && l.peer == peer && !l.is_inline())
+    }
+
+    /// Keeps a parcel from `peer` with inline data from `at` on.
+    pub(super) fn keep(&mut self, peer: usize, parcel: Box<[u8]>, at: usize) {
+        self.inline[peer] = Some((parcel, at));
+    }
+
+    /// All ranks have come, and agree: data may move.
+    pub(super) fn begin(&mut self) {
+        self.begun = true;
+        if let Some((from, to, bytes)) = self.plan.copy {
+            // SAFETY: the plan copies from the input to the output, both of which are there then,
+            // and two buffers.
+            unsafe {
+                copy(
+                    self.src.wrapping_add(from),
+                    self.dst.wrapping_add(to),
+                    bytes,
+                )
+            };
+        }
+        for (lane, progress) in self.plan.lanes.iter().zip(&mut self.lanes) {
+            if !lane.is_inline() {
+                continue;
+            }
+            (progress.posted, progress.done) = (lane.steps(), lane.steps());
+            if let (Way::Recv, Place::Output(at)) = (lane.way, lane.place)
+                && let Some((parcel, start)) = &self.inline[lane.peer]
+            {
+                let data = &parcel[*start..];
+                debug_assert_eq!(data.len(), lane.bytes);
+                let bytes = data.len().min(lane.bytes);
+                // SAFETY: the lane's bytes lie within the output, nothing else has begun.
+                unsafe { copy(data.as_ptr(), self.dst.wrapping_add(at), bytes) };
+            }
+        }
+    }
+
+    /// Whether all data may move.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Whether all is done.
+    pub(super) fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// What the rank gets.
+    pub(super) fn take(&mut self) -> Option<Tensor> {
+        self.output.take().filter(|_| self.gives)
+    }
+
+    /// The peers from or to which data still has to move.
+    pub(super) fn lagging(&self) -> Vec<usize> {
+        let lanes = self.plan.lanes.iter().zip(&self.lanes);
+        let mut peers: Vec<usize> = lanes
+            .filter(|(lane, progress)| progress.done < lane.steps())
+            .map(|(lane, _)| lane.peer)
+            .collect();
+        peers.sort_unstable();
+        peers.dedup();
+        peers
+    }
+
+    /// Moves what can be moved without waiting. Returns whether anything did.
+    pub(super) fn advance(&mut self, wire: &mut Wire, ranks: &[usize]) -> Result<bool, Failure> {
+        let mut moved = false;
+        let mut left = false;
+        for i in 0..self.lanes.len() {
+            while let Some(request) = self.lanes[i].requests.front_mut() {
+                if !wire.test(request)? {
+                    break;
+                }
+                self.lanes[i].requests.pop_front();
+                self.lanes[i].done += 1;
+                moved = true;
+            }
+            while self.may_post(i) {
+                self.post(i, wire, ranks)?;
+                moved = true;
+            }
+            left |= self.lanes[i].done < self.plan.lanes[i].steps();
+        }
+        if let Some(reduction) = self.plan.reduction.clone() {
+            let steps = reduction.bytes.div_ceil(reduction.step);
+            if self.reduced < steps && self.has_received(self.reduced) {
+                self.reduce(&reduction);
+                moved = true;
+            }
+            left |= self.reduced < steps;
+        }
+        // A step that was reduced last may open a lane: `left` holds for it until it is done.
+        self.done = !left;
+        Ok(moved)
+    }
+
+    fn may_post(&self, i: usize) -> bool {
+        let (lane, progress) = (&self.plan.lanes[i], &self.lanes[i]);
+        let step = progress.posted;
+        step < lane.steps()
+            && progress.requests.len() < IN_FLIGHT
+            && (lane.place != Place::Ring || step < self.reduced + RING)
+            && match lane.gate {
+                Gate::Open => true,
+                Gate::Reduced => step < self.reduced,
+                Gate::After(other) => step < self.lanes[other].done,
+            }
+    }
+
+    fn post(&mut self, i: usize, wire: &mut Wire, ranks: &[usize]) -> Result<(), Failure> {
+        let (lane, progress) = (&self.plan.lanes[i], &mut self.lanes[i]);
+        let range = lane.range(progress.posted);
+        let peer = ranks[lane.peer];
+        // SAFETY: the plan keeps within the buffers; the rest are the type's guarantees 1 to 3.
+        let request = unsafe {
+            match (lane.way, lane.place) {
+                (Way::Send, place) => {
+                    let from = match place {
+                        Place::Output(at) => self.dst.cast_const().wrapping_add(at),
+                        Place::Input(at) => self.src.wrapping_add(at),
+                        Place::Ring => unreachable!("nothing is sent out of the ring"),
+                    };
+                    let tag = self.tags_out[lane.peer] + lane.exchange;
+                    wire.send_bulk(from.add(range.start), range.len(), peer, tag)?
+                }
+                (Way::Recv, place) => {
+                    let to = match place {
+                        Place::Output(at) => self.dst.wrapping_add(at + range.start),
+                        Place::Ring => {
+                            let slot = lane.step.min(lane.bytes);
+                            self.ring_at
+                                .wrapping_add(ring_at(lane.peer, progress.posted, slot))
+                        }
+                        Place::Input(_) => unreachable!("nothing is received into the input"),
+                    };
+                    let tag = self.tags_in[lane.peer] + lane.exchange;
+                    wire.recv_bulk(to, range.len(), peer, tag)?
+                }
+            }
+        };
+        progress.requests.push_back(request);
+        progress.posted += 1;
+        Ok(())
+    }
+
+    /// Whether this step has come from everybody.
+    fn has_received(&self, step: usize) -> bool {
+        let lanes = self.plan.lanes.iter().zip(&self.lanes);
+        let mut rings = lanes.filter(|(lane, _)| lane.place == Place::Ring);
+        rings.all(|(_, progress)| step < progress.done)
+    }
+
+    /// Reduces the next step, in rank order.
+    fn reduce(&mut self, reduction: &Reduction) {
+        let Some((dtype, _)) = self.signature.tensor else {
+            return;
+        };
+        let start = self.reduced * reduction.step;
+        let bytes = reduction.step.min(reduction.bytes - start);
+        let slot = reduction.step.min(reduction.bytes);
+        let sources: Vec<*const u8> = (0..self.inline.len())
+            .map(|r| match &self.inline[r] {
+                _ if r == self.me => self.src.wrapping_add(reduction.input + start),
+                Some((parcel, at)) if self.ring.is_none() => parcel.as_ptr().wrapping_add(*at),
+                _ => self
+                    .ring_at
+                    .cast_const()
+                    .wrapping_add(ring_at(r, self.reduced, slot)),
+            })
+            .collect();
+        let to = self.dst.wrapping_add(reduction.output + start);
+        let elements = bytes / dtype.size();
+        // SAFETY: the step has come from everybody: a whole slot of the ring each, or a whole inline
+        // lane, whose length `Engine` has checked. The destination is the own part of the output,
+        // equal to the own source or not overlapping with it (guarantee 1).
+        unsafe {
+            fold(
+                dtype,
+                self.signature.op.reduction(),
+                &sources,
+                &[to],
+                0..elements,
+            );
+        }
+        self.reduced += 1;
+    }
+
+    /// How many bytes of inline data this rank expects from `peer`.
+    pub(super) fn expects(&self, peer: usize) -> usize {
+        let mut lanes = self.plan.lanes.iter();
+        let lane = lanes.find(|l| l.way == Way::Recv && l.peer == peer && l.is_inline());
+        lane.map_or(0, |lane| lane.bytes)
+    }
+}
+
+impl Drop for Exchange {
+    /// MPI may still read and write the buffers of an operation that was given up: they stay.
+    fn drop(&mut self) {
+        if self.lanes.iter().any(|lane| !lane.requests.is_empty()) {
+            std::mem::forget((self.input.take(), self.output.take(), self.ring.take()));
+        }
+    }
+}
+
+fn ring_at(peer: usize, step: usize, slot: usize) -> usize {
+    (peer * RING + step % RING) * slot
+}
+
+/// # Safety
+/// Both are valid for so many bytes, and do not overlap; or there are none.
+unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
+    if bytes > 0 {
+        // SAFETY: by the caller.
+        unsafe { to.copy_from_nonoverlapping(from, bytes) };
+    }
+}

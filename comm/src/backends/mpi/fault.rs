@@ -1,0 +1,207 @@
+//! A world's failure in a form that travels between processes: JSON.
+
+use crate::check::Difference;
+use crate::error::Error;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// The fatal variants of [`enum@Error`], field by field.
+#[derive(Serialize, Deserialize)]
+enum Fault {
+    Divergence {
+        group: String,
+        sequence: u64,
+        rank: usize,
+        call: String,
+        other: usize,
+        other_call: String,
+        difference: u8,
+    },
+    DeadlineExceeded {
+        group: String,
+        sequence: u64,
+        rank: usize,
+        call: String,
+        missing: Vec<usize>,
+        deadline: Duration,
+        note: String,
+    },
+    RankReturned {
+        group: String,
+        sequence: u64,
+        rank: usize,
+        waiting: usize,
+        call: String,
+    },
+    RankFailed {
+        rank: usize,
+        message: String,
+    },
+    RankPanicked {
+        rank: usize,
+        message: String,
+    },
+    Aborted {
+        rank: usize,
+        reason: String,
+    },
+    Transport {
+        rank: usize,
+        call: String,
+        message: String,
+    },
+}
+
+/// All that two calls can differ in, by the number that travels.
+const DIFFERENCES: [Difference; 6] = [
+    Difference::Operation,
+    Difference::Reduction,
+    Difference::Root,
+    Difference::DType,
+    Difference::Shape,
+    Difference::Splits,
+];
+
+/// The bytes of a fatal error. An error of a single call becomes the failure of its rank.
+pub(super) fn encode(rank: usize, error: &Error) -> Vec<u8> {
+    let fault = match error.clone() {
+        Error::Divergence {
+            group,
+            sequence,
+            rank,
+            call,
+            other,
+            other_call,
+            difference,
+        } => Fault::Divergence {
+            group: group.to_string(),
+            sequence,
+            rank,
+            call,
+            other,
+            other_call,
+            difference: DIFFERENCES
+                .iter()
+                .position(|d| *d == difference)
+                .map_or(0, |at| at as u8),
+        },
+        Error::DeadlineExceeded {
+            group,
+            sequence,
+            rank,
+            call,
+            missing,
+            deadline,
+            note,
+        } => Fault::DeadlineExceeded {
+            group: group.to_string(),
+            sequence,
+            rank,
+            call,
+            missing,
+            deadline,
+            note,
+        },
+        Error::RankReturned {
+            group,
+            sequence,
+            rank,
+            waiting,
+            call,
+        } => Fault::RankReturned {
+            group: group.to_string(),
+            sequence,
+            rank,
+            waiting,
+            call,
+        },
+        Error::RankFailed { rank, message } => Fault::RankFailed { rank, message },
+        Error::RankPanicked { rank, message } => Fault::RankPanicked { rank, message },
+        Error::Aborted { rank, reason } => Fault::Aborted { rank, reason },
+        Error::Transport {
+            rank,
+            call,
+            message,
+        } => Fault::Transport {
+            rank,
+            call,
+            message,
+        },
+        other => Fault::RankFailed {
+            rank,
+            message: other.to_string(),
+        },
+    };
+    serde_json::to_vec(&fault).unwrap_or_default()
+}
+
+/// The error in `bytes`, which rank `source` has sent.
+pub(super) fn decode(source: usize, bytes: &[u8]) -> Error {
+    let Ok(fault) = serde_json::from_slice(bytes) else {
+        return Error::RankFailed {
+            rank: source,
+            message: "its message about it is not readable".into(),
+        };
+    };
+    match fault {
+        Fault::Divergence {
+            group,
+            sequence,
+            rank,
+            call,
+            other,
+            other_call,
+            difference,
+        } => Error::Divergence {
+            group: group.into(),
+            sequence,
+            rank,
+            call,
+            other,
+            other_call,
+            difference: DIFFERENCES[usize::from(difference).min(DIFFERENCES.len() - 1)],
+        },
+        Fault::DeadlineExceeded {
+            group,
+            sequence,
+            rank,
+            call,
+            missing,
+            deadline,
+            note,
+        } => Error::DeadlineExceeded {
+            group: group.into(),
+            sequence,
+            rank,
+            call,
+            missing,
+            deadline,
+            note,
+        },
+        Fault::RankReturned {
+            group,
+            sequence,
+            rank,
+            waiting,
+            call,
+        } => Error::RankReturned {
+            group: group.into(),
+            sequence,
+            rank,
+            waiting,
+            call,
+        },
+        Fault::RankFailed { rank, message } => Error::RankFailed { rank, message },
+        Fault::RankPanicked { rank, message } => Error::RankPanicked { rank, message },
+        Fault::Aborted { rank, reason } => Error::Aborted { rank, reason },
+        Fault::Transport {
+            rank,
+            call,
+            message,
+        } => Error::Transport {
+            rank,
+            call,
+            message,
+        },
+    }
+}

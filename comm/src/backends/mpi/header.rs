@@ -1,0 +1,254 @@
+//! [`Header`]: what a rank tells the others about a call before any data moves, and [`Key`], under
+//! which the headers of one operation meet. Little-endian bytes, of any length.
+
+use crate::check::{Op, Signature, Splits};
+use crate::group::ReduceOp;
+use phalanx_tensor::{DType, Shape};
+use std::sync::Arc;
+
+/// One rank's call, as the other ranks of the group hear of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Header {
+    /// The group: see [`group_id`].
+    pub(super) group: u64,
+    /// The sender's rank in the group.
+    pub(super) from: usize,
+    /// The collective's number in the group; of a message, the number among those between the two
+    /// ranks.
+    pub(super) number: u64,
+    /// Of a message: its number among those between the two ranks that have its tag.
+    pub(super) index: u64,
+    /// The tag of the bulk data that the sender will send to the receiver of this header.
+    pub(super) tag: u32,
+    /// What was called.
+    pub(super) signature: Signature,
+}
+
+/// An operation, on whatever rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    /// The collective of this number in a group.
+    Collective { group: u64, number: u64 },
+    /// The message of this number among those of one tag.
+    Message {
+        group: u64,
+        from: usize,
+        to: usize,
+        tag: u32,
+        index: u64,
+    },
+}
+
+impl Header {
+    pub(super) fn key(&self) -> Key {
+        let (group, index) = (self.group, self.index);
+        let message = |from, to, tag| Key::Message {
+            group,
+            from,
+            to,
+            tag,
+            index,
+        };
+        match self.signature.op {
+            Op::Send { destination, tag } => message(self.from, destination, tag),
+            Op::Recv { source, tag } => message(source, self.from, tag),
+            _ => Key::Collective {
+                group,
+                number: self.number,
+            },
+        }
+    }
+
+    /// Appends the header to `out`. What follows it is the call's inline data.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        for number in [
+            self.group,
+            self.from as u64,
+            self.number,
+            self.index,
+            u64::from(self.tag),
+        ] {
+            put(out, number);
+        }
+        let op = &self.signature.op;
+        let reduction = op.reduction().and_then(|r| place(&ReduceOp::ALL, &r));
+        let (code, a, b) = match op {
+            Op::AllReduce(_) => (0, 0, 0),
+            Op::Broadcast { root } => (1, *root, 0),
+            Op::Reduce { root, .. } => (2, *root, 0),
+            Op::AllGather => (3, 0, 0),
+            Op::Gather { root } => (4, *root, 0),
+            Op::Scatter { root } => (5, *root, 0),
+            Op::ReduceScatter(_) => (6, 0, 0),
+            Op::AllToAll => (7, 0, 0),
+            Op::AllToAllV(splits) => (8, splits.send.len(), 0),
+            Op::Send { destination, tag } => (9, *destination, *tag),
+            Op::Recv { source, tag } => (10, *source, *tag),
+            Op::Barrier => (11, 0, 0),
+            Op::Split => (12, 0, 0),
+        };
+        let (dtype, dims) = match &self.signature.tensor {
+            Some((dtype, shape)) => (place(&DType::ALL, dtype), &shape[..]),
+            None => (None, &[][..]),
+        };
+        out.extend([code, reduction.unwrap_or(NONE), dtype.unwrap_or(NONE)]);
+        for number in [a as u64, u64::from(b), dims.len() as u64] {
+            put(out, number);
+        }
+        dims.iter().for_each(|&d| put(out, d as u64));
+        if let Op::AllToAllV(splits) = op {
+            let rows = splits.send.iter().chain(&splits.recv);
+            rows.for_each(|&rows| put(out, rows as u64));
+        }
+    }
+
+    /// The header at the start of `bytes`, which keep what follows it. `None` if that is none.
+    pub(super) fn read(bytes: &mut &[u8]) -> Option<Header> {
+        let [group, from, number, index, tag] = numbers(bytes)?;
+        let [code, reduction, dtype] = *bytes.split_off(..3)?.first_chunk()?;
+        let [a, b, rank] = numbers(bytes)?;
+        let (root, peer) = (usize::try_from(a).ok()?, usize::try_from(a).ok()?);
+        let message = u32::try_from(b).ok()?;
+        let reduction = ReduceOp::ALL.get(usize::from(reduction)).copied();
+        let mut list = |n: u64| -> Option<Vec<usize>> {
+            (0..n)
+                .map(|_| usize::try_from(numbers::<1>(bytes)?[0]).ok())
+                .collect()
+        };
+        let dims = list(rank)?;
+        let op = match code {
+            0 => Op::AllReduce(reduction?),
+            1 => Op::Broadcast { root },
+            2 => Op::Reduce {
+                op: reduction?,
+                root,
+            },
+            3 => Op::AllGather,
+            4 => Op::Gather { root },
+            5 => Op::Scatter { root },
+            6 => Op::ReduceScatter(reduction?),
+            7 => Op::AllToAll,
+            8 => Op::AllToAllV(Arc::new(Splits {
+                send: list(a)?.into(),
+                recv: list(a)?.into(),
+            })),
+            9 => Op::Send {
+                destination: peer,
+                tag: message,
+            },
+            10 => Op::Recv {
+                source: peer,
+                tag: message,
+            },
+            11 => Op::Barrier,
+            12 => Op::Split,
+            _ => return None,
+        };
+        let dtype = DType::ALL.get(usize::from(dtype));
+        Some(Header {
+            group,
+            from: usize::try_from(from).ok()?,
+            number,
+            index,
+            tag: u32::try_from(tag).ok()?,
+            signature: Signature {
+                op,
+                tensor: dtype.map(|dtype| (*dtype, Shape::from(dims))),
+            },
+        })
+    }
+}
+
+/// The same number on all ranks for a group of this name: FNV-1a. Names are unique, since they tell
+/// which collective split the group off; that two of them meet in 64 bits is not to be expected.
+pub(super) fn group_id(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+const NONE: u8 = u8::MAX;
+
+fn place<T: PartialEq>(all: &[T], one: &T) -> Option<u8> {
+    let at = all.iter().position(|x| x == one)?;
+    u8::try_from(at).ok()
+}
+
+fn put(out: &mut Vec<u8>, number: u64) {
+    out.extend(number.to_le_bytes());
+}
+
+fn numbers<const N: usize>(bytes: &mut &[u8]) -> Option<[u64; N]> {
+    let mut out = [0; N];
+    for number in &mut out {
+        *number = u64::from_le_bytes(*bytes.split_off(..8)?.first_chunk()?);
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_round_trip() {
+        let splits = Splits {
+            send: [1, 0, 7].into(),
+            recv: [1, 2, 3].into(),
+        };
+        let ops = [
+            Op::AllReduce(ReduceOp::Avg),
+            Op::Broadcast { root: 2 },
+            Op::Reduce {
+                op: ReduceOp::BitXor,
+                root: 1,
+            },
+            Op::AllGather,
+            Op::Gather { root: 3 },
+            Op::Scatter { root: 0 },
+            Op::ReduceScatter(ReduceOp::Sum),
+            Op::AllToAll,
+            Op::AllToAllV(Arc::new(splits)),
+            Op::Send {
+                destination: 4,
+                tag: u32::MAX,
+            },
+            Op::Recv { source: 5, tag: 6 },
+            Op::Barrier,
+            Op::Split,
+        ];
+        let tensors = DType::ALL.map(|dtype| Some((dtype, Shape::from([3, 0, 1 << 33]))));
+        for op in ops {
+            for tensor in tensors.iter().cloned().chain([None]) {
+                let header = Header {
+                    group: group_id("world/3:1"),
+                    from: 7,
+                    number: u64::MAX,
+                    index: 9,
+                    tag: 12,
+                    signature: Signature {
+                        op: op.clone(),
+                        tensor,
+                    },
+                };
+                let mut bytes = Vec::new();
+                header.write(&mut bytes);
+                let whole = bytes.len();
+                bytes.extend(b"data");
+                let mut rest = &bytes[..];
+                assert_eq!(Header::read(&mut rest).as_ref(), Some(&header));
+                assert_eq!(rest, b"data");
+                // No prefix of a header is one.
+                for end in 0..whole {
+                    assert_eq!(Header::read(&mut &bytes[..end]), None);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn groups_differ() {
+        assert_ne!(group_id("world"), group_id("world/0:0"));
+        assert_ne!(group_id("world/0:0"), group_id("world/0:1"));
+    }
+}

@@ -1,0 +1,168 @@
+//! Ranks as processes, on one machine or many, over the MPI that the system has.
+//!
+//! MPI moves bytes between pairs of processes, and that is all it is asked for. What is sent when is
+//! this backend's own, since MPI's collectives give what a [`ProcessGroup`](crate::ProcessGroup)
+//! promises only in part:
+//!
+//! - *Ranks that disagree are told.* MPI would hang, or mix up memory. Here a call first sends a
+//!   [`Header`](header::Header) to each other rank (small data rides along with it); only when all
+//!   headers have come, and agree, does bulk data move. So MPI never sees calls that do not match.
+//! - *The same bits as on the local backend.* [`Plan`](plan::Plan)s reduce in rank order, by the same
+//!   code.
+//! - *No wait without a deadline.* No MPI call that blocks is made between `MPI_Init` and
+//!   `MPI_Finalize`, and the latter only when all processes have said farewell. That is also why
+//!   groups are split without `MPI_Comm_split`, which waits for all ranks: a group is a number in the
+//!   header. It costs nothing, and there may be any number of them.
+//! - *Element types that MPI has no word for* (`bf16`, `f16`), and messages of any length: all is
+//!   bytes, in steps.
+//!
+//! Progress: MPI makes none by itself. A rank in `wait` drives it on its own thread; while the rank
+//! computes, a background thread does, which looks every 100 µs while operations are under way, and
+//! every 500 µs otherwise.
+//!
+//! Failure: what a rank finds wrong it tells rank 0, which tells all; if that one does not answer, the
+//! rank tells all itself. So all get the same error. A rank that takes no notice of it is ended by its
+//! background thread, with a line on stderr. Processes end together: see [`process`].
+
+mod engine;
+mod exchange;
+mod fault;
+mod header;
+mod plan;
+mod process;
+mod wait;
+mod wire;
+
+use self::engine::Engine;
+use self::wait::MpiWork;
+use crate::backends::{Backend, Membership};
+use crate::check::Call;
+use crate::error::{Error, Result};
+use crate::sync::Mutex;
+use crate::work::Pending;
+use phalanx_tensor::Device;
+use std::fmt;
+use std::num::NonZero;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One rank's handle on a group of processes.
+pub struct MpiGroup {
+    membership: Membership,
+    id: u64,
+    engine: Arc<Engine>,
+    /// How many programs this process had ended when the world was made.
+    run: u64,
+    cores_to_spare: bool,
+    /// The number of the last collective that this rank has issued.
+    last: Mutex<u64>,
+}
+
+/// This process's handle on the world of all processes that `mpirun` has started; starts MPI at the
+/// first call. Collective: all processes call it, and it returns when all have.
+///
+/// [`run`](crate::run) does this, where a program was started by `mpirun`.
+///
+/// # Errors
+/// [`Error::Transport`], if MPI does not start.
+pub fn world(deadline: Duration) -> Result<MpiGroup> {
+    let engine = process::engine().map_err(|failure| Error::Transport {
+        rank: 0,
+        call: failure.call.into(),
+        message: failure.message,
+    })?;
+    let core = engine.lock();
+    let (rank, size) = (core.wire.rank, core.wire.size);
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let cores_to_spare = core.wire.neighbours <= cores;
+    let run = core.departed[rank];
+    drop(core);
+    let name = "world";
+    Ok(MpiGroup {
+        membership: Membership {
+            rank,
+            world_ranks: (0..size).collect(),
+            name: name.into(),
+            device: Device::cpu(rank),
+            deadline,
+        },
+        id: header::group_id(&format!("{run}:{name}")),
+        engine,
+        run,
+        cores_to_spare,
+        last: Mutex::new(0),
+    })
+}
+
+impl MpiGroup {
+    /// Declares that this rank will issue nothing more. Who waits for it is told at once.
+    pub(crate) fn depart(&self) {
+        self.engine.lock().depart();
+    }
+}
+
+impl Backend for MpiGroup {
+    const NAME: &'static str = "mpi";
+
+    fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
+        let mut core = self.engine.lock();
+        let key = core.issue(call, self.id, &self.membership)?;
+        drop(core);
+        if let header::Key::Collective { number, .. } = key {
+            *self.last.lock() = number;
+        }
+        Ok(Box::new(MpiWork {
+            engine: Arc::clone(&self.engine),
+            key,
+            deadline: self.membership.deadline,
+            run: self.run,
+            cores_to_spare: self.cores_to_spare,
+        }))
+    }
+
+    fn split_off(&self, color: u32, members: &[usize]) -> Result<MpiGroup> {
+        let old = &self.membership;
+        let number = *self.last.lock(); // of the `split` that all ranks have just done
+        let name = format!("{}/{number}:{color}", old.name);
+        let rank = members.iter().position(|&m| m == old.rank);
+        let rank = rank.ok_or_else(|| Error::InvalidArgument {
+            op: "split",
+            rank: old.world_rank(),
+            reason: "this rank is no member".into(),
+        })?;
+        Ok(MpiGroup {
+            id: header::group_id(&format!("{}:{name}", self.run)),
+            membership: Membership {
+                rank,
+                world_ranks: members.iter().map(|&m| old.world_ranks[m]).collect(),
+                name: name.into(),
+                ..old.clone()
+            },
+            engine: Arc::clone(&self.engine),
+            run: self.run,
+            cores_to_spare: self.cores_to_spare,
+            last: Mutex::new(0),
+        })
+    }
+
+    fn fail(&self, error: Error) {
+        self.engine.lock().fail(error);
+    }
+}
+
+impl fmt::Debug for MpiGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let me = &self.membership;
+        write!(
+            f,
+            "MpiGroup(rank {} of {} in {})",
+            me.rank,
+            me.size(),
+            me.name
+        )
+    }
+}

@@ -1,0 +1,87 @@
+//! This process's place in an MPI world, from its start to its end.
+#![allow(unsafe_code)]
+
+use super::engine::Engine;
+use super::wait::{GRACE, background};
+use super::wire::{Failure, Wire};
+use mpi::Threading;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// MPI can be started once in a process, and there is one world: the one thing that is global.
+static ENGINE: OnceLock<Result<Arc<Engine>, Failure>> = OnceLock::new();
+/// Tells the background thread that MPI is no more to be called.
+static ENDED: AtomicBool = AtomicBool::new(false);
+
+/// The engine of this process; starts MPI at the first call. Collective then: it returns when all
+/// processes have called it.
+pub(super) fn engine() -> Result<Arc<Engine>, Failure> {
+    ENGINE.get_or_init(start).clone()
+}
+
+fn start() -> Result<Arc<Engine>, Failure> {
+    let refused = |message: &str| Failure {
+        call: "MPI_Init_thread",
+        message: message.into(),
+    };
+    let Some((universe, threads)) = mpi::initialize_with_threading(Threading::Multiple) else {
+        return Err(refused("somebody else has started MPI in this process"));
+    };
+    // Its drop would call `MPI_Finalize`, which waits for all others: for ever, where a rank is in
+    // trouble. `end` calls it when all others are known to be there.
+    std::mem::forget(universe);
+    if threads < Threading::Serialized {
+        return Err(refused("it grants MPI calls to one thread only"));
+    }
+    let engine = Arc::new(Engine::new(Wire::new()?));
+    let listener = Arc::clone(&engine);
+    thread::Builder::new()
+        .name("mpi-progress".into())
+        .spawn(move || background(&listener, &ENDED))
+        .map_err(|e| refused(&format!("no thread for its progress: {e}")))?;
+    // SAFETY: `end` is a function that needs nothing but statics.
+    let registered = unsafe { libc::atexit(end) };
+    if registered != 0 {
+        return Err(refused("its end could not be registered with the system"));
+    }
+    Ok(engine)
+}
+
+/// Runs when the process ends, whichever way it takes: after `main`, or in `exit`. By then the
+/// program has said what it had to say. Leaves together with the others, so that no process is killed
+/// before it has done so too; but waits no longer than [`GRACE`] once the world has failed.
+extern "C" fn end() {
+    let Some(Ok(engine)) = ENGINE.get() else {
+        return;
+    };
+    let mut core = engine.lock();
+    if !core.farewells[core.wire.rank] {
+        core.bid_farewell();
+    }
+    let start = Instant::now();
+    let together = loop {
+        core.progress();
+        let all = core.farewells.iter().all(|&farewell| farewell);
+        if all && core.has_sent_all() {
+            break true;
+        }
+        if core
+            .fault()
+            .is_some_and(|(_, since)| since.max(&start).elapsed() > GRACE)
+        {
+            break false;
+        }
+        drop(core);
+        thread::sleep(Duration::from_micros(100));
+        core = engine.lock();
+    };
+    ENDED.store(true, SeqCst);
+    if together {
+        // There is nobody left to tell of an error.
+        drop(core.wire.finalize());
+    }
+    // The lock is kept: nobody calls MPI any more.
+    std::mem::forget(core);
+}

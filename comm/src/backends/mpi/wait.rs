@@ -1,0 +1,144 @@
+//! [`MpiWork`]: how a rank waits; and the background thread, which moves things along while the rank
+//! computes.
+
+use super::engine::{Engine, Stage};
+use super::header::Key;
+use super::wire;
+use crate::error::Result;
+use crate::work::Pending;
+use phalanx_tensor::Tensor;
+use std::hint::spin_loop;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::{sleep, yield_now};
+use std::time::{Duration, Instant};
+
+/// A rank's side of an operation that it has issued.
+pub(super) struct MpiWork {
+    pub(super) engine: Arc<Engine>,
+    pub(super) key: Key,
+    pub(super) deadline: Duration,
+    /// How many programs this process had ended when it was issued.
+    pub(super) run: u64,
+    /// Whether each process of this machine can have a core to itself.
+    pub(super) cores_to_spare: bool,
+}
+
+/// Rounds in which a waiting thread does nothing else, where it has a core to itself.
+const SPINS: u32 = 2000;
+/// How long it then yields, before it sleeps between looks.
+const YIELDS: Duration = Duration::from_millis(5);
+/// How long it sleeps.
+const NAP: Duration = Duration::from_micros(50);
+
+/// Says that a thread waits, as long as it lives.
+struct Waiting<'a>(&'a Engine);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, SeqCst);
+    }
+}
+
+impl Pending for MpiWork {
+    fn poll(&mut self) -> bool {
+        let mut core = self.engine.lock();
+        core.progress();
+        core.fault().is_some() || matches!(core.stage(self.key), Stage::Done)
+    }
+
+    /// The thread that waits makes progress itself: no hand-over to another thread stands between
+    /// a message and its receiver.
+    fn wait(self: Box<Self>) -> Result<Option<Tensor>> {
+        self.engine.waiters.fetch_add(1, SeqCst);
+        let _waiting = Waiting(&self.engine);
+        let (mut rounds, mut idle_since, mut asked) = (0u32, None, None);
+        loop {
+            let mut core = self.engine.lock();
+            let mut moved = core.progress();
+            let stage = core.stage(self.key);
+            if let Stage::Done = stage {
+                return Ok(core.take(self.key));
+            }
+            if let Some((error, _)) = core.fault() {
+                let error = error.clone();
+                core.told.get_or_insert_with(Instant::now);
+                return Err(error);
+            }
+            // What others do to this rank's other operations is no progress of this one.
+            moved &= matches!(stage, Stage::Moving);
+            if moved {
+                (rounds, idle_since) = (0, None);
+                continue;
+            }
+            rounds += 1;
+            if self.cores_to_spare && rounds < SPINS {
+                drop(core);
+                spin_loop();
+                continue;
+            }
+            let idle = idle_since.get_or_insert_with(Instant::now).elapsed();
+            if let Stage::Filling = stage {
+                core.check_departures(self.key, self.run);
+            }
+            if idle > self.deadline && !core.accuses() {
+                core.late(self.key, self.deadline, asked);
+            } else if asked.is_none() && idle > self.deadline / 2 {
+                asked = Some(Instant::now());
+                core.ping(self.key);
+            }
+            let nap = idle > YIELDS && !matches!(stage, Stage::Moving);
+            drop(core);
+            match nap {
+                true => sleep(NAP),
+                false => yield_now(),
+            }
+        }
+    }
+}
+
+/// How long a rank that does not listen may go on after the world has failed.
+pub(super) const GRACE: Duration = Duration::from_millis(1000);
+/// How long a rank may go on that has been told.
+const LAST_WORDS: Duration = Duration::from_secs(60);
+/// How long the background thread sleeps where there is nothing to do but to listen, …
+const LISTEN: Duration = Duration::from_micros(500);
+/// … and where operations are under way, but nothing can be moved yet.
+const LOOK: Duration = Duration::from_micros(100);
+
+/// Moves things along while the rank computes, until `ended`; so the others get what they need from
+/// this rank, and hear that it is alive. Where the world has failed and the rank takes no notice, it
+/// ends the process, and with it the job.
+pub(super) fn background(engine: &Engine, ended: &AtomicBool) {
+    while !ended.load(SeqCst) {
+        let mut pause = LISTEN;
+        if !engine.is_waited_in() {
+            let mut core = engine.lock();
+            if ended.load(SeqCst) {
+                return;
+            }
+            let moved = core.progress();
+            pause = match (moved, core.is_busy() || core.has_calls()) {
+                (true, _) => Duration::ZERO,
+                (false, true) => LOOK,
+                (false, false) => LISTEN,
+            };
+            let rank = core.wire.rank;
+            let is_deaf = match (core.fault(), core.told) {
+                (None, _) => false,
+                _ if core.farewells[rank] => false,
+                (Some((_, since)), None) => since.elapsed() > GRACE,
+                (Some(_), Some(told)) => told.elapsed() > LAST_WORDS,
+            };
+            if is_deaf && let Some((error, _)) = core.fault() {
+                eprintln!("rank {rank} is ended, since it does not end by itself: {error}");
+                drop(core);
+                wire::abort(1);
+            }
+        }
+        match pause.is_zero() {
+            true => yield_now(),
+            false => sleep(pause),
+        }
+    }
+}

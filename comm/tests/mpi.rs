@@ -1,0 +1,31 @@
+//! The conformance suite as one rank of an MPI world: `mpirun -n 3 …/mpi-…`. Prints what libtest prints, so that
+//! the totals count.
+
+mod cases;
+
+use phalanx_comm::{Error, LaunchConfig, Ranks, RunConfig, run};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+fn main() -> ExitCode {
+    let config = LaunchConfig::new(1).deadline(Duration::from_secs(60));
+    let config = RunConfig::new(Ranks::OrAlone(1)).launch(config);
+    let end = run(config, |group| {
+        for (name, case) in cases::ALL {
+            let start = Instant::now();
+            case(&*group)?;
+            group.barrier()?.wait()?;
+            if group.rank() == 0 {
+                println!("test {name} ... ok ({:?})", start.elapsed());
+            }
+        }
+        Ok::<_, Error>(group.size())
+    });
+    match end {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
