@@ -4,22 +4,23 @@ use std::fmt;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
-use phalanx_comm::{LaunchConfig, ProcessGroup};
+use phalanx_comm::env::Start;
+use phalanx_comm::{LaunchConfig, ProcessGroup, Ranks, RunConfig};
 
 /// How many ranks there are, and where they run.
 #[derive(Args, Clone, Debug)]
 pub struct World {
-    /// Number of ranks
-    #[arg(long, value_name = "N", default_value = "2", value_parser = at_least_one)]
-    pub world_size: usize,
+    /// Number of ranks [default: what mpirun has started; else that of the example]
+    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    pub world_size: Option<usize>,
     /// Compute threads of each rank
     #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
     pub threads: usize,
-    /// What carries messages between ranks
-    #[arg(long, value_enum, default_value_t = Backend::Local)]
-    pub backend: Backend,
+    /// What carries messages between ranks [default: mpi under mpirun; else local]
+    #[arg(long, value_enum)]
+    pub backend: Option<Backend>,
     /// The kind of device that each rank computes on
     #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
     pub device: DeviceKind,
@@ -30,6 +31,8 @@ pub struct World {
 pub enum Backend {
     /// Shared memory, between the threads of this process
     Local,
+    /// MPI, between the processes that mpirun has started
+    Mpi,
 }
 
 /// The kind of device that a rank computes on.
@@ -43,6 +46,7 @@ impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Backend::Local => "local",
+            Backend::Mpi => "mpi",
         })
     }
 }
@@ -55,21 +59,55 @@ impl fmt::Display for DeviceKind {
     }
 }
 
+/// What rank 0 brought back, and the world that it was in.
+#[derive(Clone, Debug)]
+pub struct Outcome<T> {
+    /// What its program returned.
+    pub result: T,
+    /// The world's number of ranks.
+    pub world_size: usize,
+    /// What carried its messages.
+    pub backend: Backend,
+}
+
 impl World {
-    /// Runs `program` on every rank, which computes on its group's device; what each returned, in rank order.
+    /// Runs `program` on every rank, which computes on its group's device. Under mpirun this process is one rank;
+    /// started alone, it is all of them: `alone`, if the command line asks for no number. Brings back what rank 0
+    /// returned, in the process where that one lives.
     ///
     /// # Errors
-    /// A rank failed; the error names it.
+    /// A rank failed; the error names it. Or the world is not what the command line asks for.
     pub fn launch<T: Send>(
         &self,
+        alone: usize,
         program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T> + Send + Sync,
-    ) -> Result<Vec<T>> {
-        match (self.backend, self.device) {
-            (Backend::Local, DeviceKind::Cpu) => {
-                let config = LaunchConfig::new(self.world_size).threads_per_rank(self.threads);
-                Ok(phalanx_comm::launch(config, program)?)
-            }
+    ) -> Result<Option<Outcome<T>>> {
+        let backend = match Start::detect() {
+            Start::Alone => Backend::Local,
+            Start::Mpi(_) | Start::Torchrun(_) => Backend::Mpi,
+        };
+        if let Some(asked) = self.backend {
+            ensure!(
+                asked == backend,
+                "the backend {asked} was asked for, but the way this program was started gives {backend}; \
+                 start it by mpirun for mpi, by itself for local"
+            );
         }
+        let ranks = self
+            .world_size
+            .map_or(Ranks::OrAlone(alone), Ranks::Exactly);
+        let launch = LaunchConfig::new(1).threads_per_rank(self.threads);
+        let config = RunConfig::new(ranks).launch(launch);
+        let results = phalanx_comm::run(config, |group| {
+            let world_size = group.size();
+            program(group).map(|result| (result, world_size))
+        })?;
+        let first = results.into_iter().find(|(rank, _)| *rank == 0);
+        Ok(first.map(|(_, (result, world_size))| Outcome {
+            result,
+            world_size,
+            backend,
+        }))
     }
 }
 

@@ -11,7 +11,6 @@ use phalanx_tensor::{DType, Shape, Tensor};
 
 /// Every collective on a few numbers, and what each rank gets out of it.
 #[derive(Parser)]
-#[command(mut_arg("world_size", |arg| arg.default_value("4")))]
 struct Cli {
     #[command(flatten)]
     world: World,
@@ -19,7 +18,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     let Cli { world } = Cli::parse();
-    exit(world.launch(lesson).map(drop))
+    exit(world.launch(4, lesson).map(drop))
 }
 
 /// What every rank does. All ranks call the same collectives in the same order.
