@@ -6,6 +6,12 @@ use proptest::prelude::*;
 
 type Op = fn(&Tensor) -> Result<Tensor>;
 type Reference = fn(f64) -> f64;
+/// Name, function, and its backward operation of gradient, argument and result.
+type Slope = (
+    &'static str,
+    Op,
+    fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+);
 
 struct Row {
     name: &'static str,
@@ -116,7 +122,7 @@ proptest! {
     fn derivatives_are_central_differences(seed: u64) {
         let mut rng = TestRng::new(seed);
         let shape = rng.shape(3, 4);
-        let smooth: [(&str, Op, fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>); 14] = [
+        let smooth: [Slope; 14] = [
             ("square", Tensor::square, |g, x, _| g.square_backward(x)),
             ("sqrt", Tensor::sqrt, |g, _, y| g.sqrt_backward(y)),
             ("rsqrt", Tensor::rsqrt, |g, _, y| g.rsqrt_backward(y)),
@@ -137,7 +143,7 @@ proptest! {
             let x = rng.tensor(&shape, DType::F64, (0.2, 3.0));
             check_slope(&mut rng, name, x, forward, backward);
         }
-        let kinked: [(&str, Op, fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>); 9] = [
+        let kinked: [Slope; 9] = [
             ("abs", Tensor::abs, |g, x, _| g.abs_backward(x)),
             ("relu", Tensor::relu, |g, _, y| g.relu_backward(y)),
             ("leaky_relu", |t| t.leaky_relu(0.1), |g, x, _| g.leaky_relu_backward(x, 0.1)),

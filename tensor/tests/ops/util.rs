@@ -1,6 +1,5 @@
 //! What the operation tests share: random views with known contents, comparison by element type,
 //! and central differences.
-#![allow(dead_code)] // each family uses its part
 
 use phalanx_tensor::{DType, Device, Element, Shape, Tensor, bf16, f16};
 

@@ -15,13 +15,14 @@ fn philox<const N: usize>(mut c: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N];
         if round > 0 {
             key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
         }
-        for i in 0..N {
-            let a = u64::from(MULTIPLIERS[0]) * u64::from(c[0][i]);
-            let b = u64::from(MULTIPLIERS[1]) * u64::from(c[2][i]);
-            c[0][i] = (b >> 32) as u32 ^ c[1][i] ^ key[0];
-            c[1][i] = b as u32;
-            c[2][i] = (a >> 32) as u32 ^ c[3][i] ^ key[1];
-            c[3][i] = a as u32;
+        let [c0, c1, c2, c3] = &mut c;
+        for ((c0, c1), (c2, c3)) in c0.iter_mut().zip(c1).zip(c2.iter_mut().zip(c3)) {
+            let a = u64::from(MULTIPLIERS[0]) * u64::from(*c0);
+            let b = u64::from(MULTIPLIERS[1]) * u64::from(*c2);
+            *c0 = (b >> 32) as u32 ^ *c1 ^ key[0];
+            *c1 = b as u32;
+            *c2 = (a >> 32) as u32 ^ *c3 ^ key[1];
+            *c3 = a as u32;
         }
     }
     c
@@ -47,10 +48,10 @@ pub(super) fn fill(key: u64, first: u64, out: &mut [u32]) {
             for (i, out) in out.chunks_mut(4 * WIDTH).enumerate() {
                 let start = first.wrapping_add((i * WIDTH) as u64);
                 let mut counters = [[0u32; WIDTH]; 4];
-                for j in 0..WIDTH {
+                let [low, high, ..] = &mut counters;
+                for (j, (low, high)) in low.iter_mut().zip(high).enumerate() {
                     let at = start.wrapping_add(j as u64);
-                    counters[0][j] = at as u32;
-                    counters[1][j] = (at >> 32) as u32;
+                    (*low, *high) = (at as u32, (at >> 32) as u32);
                 }
                 let words = philox(counters, split(key));
                 for (j, out) in out.chunks_exact_mut(4).enumerate() {
