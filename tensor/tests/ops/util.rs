@@ -1,5 +1,6 @@
 //! What the operation tests share: random views with known contents, comparison by element type,
 //! and central differences.
+#![allow(dead_code)] // each test binary that includes this file uses its part
 
 use phalanx_tensor::{DType, Device, Element, Shape, Tensor, bf16, f16};
 
