@@ -223,7 +223,7 @@ impl Backend for LocalGroup {
         let me = &self.endpoint;
         let world = me.world();
         if let Some(fault) = world.fault() {
-            return Err(fault.clone());
+            return Err(fault);
         }
         let post = Post::new(call, &me.membership)?;
         Ok(Box::new(LocalWork::issue(me, post)?))

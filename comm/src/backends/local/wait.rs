@@ -94,7 +94,7 @@ impl Pending for LocalWork {
         if self.slot.help(1) {
             self.wake_others();
         }
-        self.slot.state() == State::Done || self.me.world().fault().is_some()
+        self.slot.state() == State::Done || self.me.world().has_failed()
     }
 
     fn wait(self: Box<Self>) -> Result<Option<Tensor>> {
@@ -120,7 +120,7 @@ impl Pending for LocalWork {
                 State::Ready | State::Filling => {}
             }
             if let Some(fault) = world.fault() {
-                return Err(fault.clone());
+                return Err(fault);
             }
             if seen != last {
                 patience.rounds = 0; // the end is near: worth spinning again

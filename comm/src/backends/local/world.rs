@@ -3,15 +3,17 @@
 
 use super::park::Parker;
 use crate::error::Error;
+use crate::sync::Mutex;
 use std::num::NonZero;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 
 #[derive(Debug)]
 pub(super) struct World {
     ranks: Box<[RankState]>,
     /// The first failure; the only one that anybody hears of.
-    fault: OnceLock<Error>,
+    fault: Mutex<Option<Error>>,
+    /// Whether there is one: all that is looked at while there is none.
+    failed: AtomicBool,
     /// Counts departures and the failure: a sleeper wakes up for either.
     events: AtomicU64,
     /// Whether each rank can have a core to itself, so that spinning is better than sleeping.
@@ -29,20 +31,30 @@ impl World {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         World {
             ranks: (0..size).map(|_| RankState::default()).collect(),
-            fault: OnceLock::new(),
+            fault: Mutex::default(),
+            failed: AtomicBool::new(false),
             events: AtomicU64::new(0),
             cores_to_spare: size <= cores,
         }
     }
 
+    pub(super) fn has_failed(&self) -> bool {
+        self.failed.load(SeqCst)
+    }
+
     /// The failure of the world, if it has failed.
-    pub(super) fn fault(&self) -> Option<&Error> {
-        self.fault.get()
+    pub(super) fn fault(&self) -> Option<Error> {
+        if self.has_failed() {
+            self.fault.lock().clone()
+        } else {
+            None
+        }
     }
 
     /// Fails the world, unless it has failed before; returns the failure that counts.
     pub(super) fn fail(&self, error: Error) -> Error {
-        let fault = self.fault.get_or_init(|| error).clone();
+        let fault = self.fault.lock().get_or_insert(error).clone();
+        self.failed.store(true, SeqCst);
         self.announce();
         fault
     }
