@@ -54,20 +54,23 @@ pub(crate) fn add<T: Float>(
     let sum = Rows { data: sum, width };
     parallel_pieces(sum, (GRAIN / width).max(1), |first, sum| {
         let last = first + sum.data.len() / width;
-        vectorize(|| {
-            let groups = source.chunks_exact(indices.len() * width).enumerate();
-            for (group, source) in groups.take(last.div_ceil(extent)).skip(first / extent) {
-                for (&index, source) in indices.iter().zip(source.chunks_exact(width)) {
-                    let row = group * extent + index as usize;
-                    if (first..last).contains(&row) {
-                        let sum = &mut sum.data[(row - first) * width..][..width];
-                        sum.iter_mut()
-                            .zip(source)
-                            .for_each(|(s, v)| *s += v.widen());
+        vectorize(
+            #[inline(always)]
+            || {
+                let groups = source.chunks_exact(indices.len() * width).enumerate();
+                for (group, source) in groups.take(last.div_ceil(extent)).skip(first / extent) {
+                    for (&index, source) in indices.iter().zip(source.chunks_exact(width)) {
+                        let row = group * extent + index as usize;
+                        if (first..last).contains(&row) {
+                            let sum = &mut sum.data[(row - first) * width..][..width];
+                            sum.iter_mut()
+                                .zip(source)
+                                .for_each(|(s, v)| *s += v.widen());
+                        }
                     }
                 }
-            }
-        });
+            },
+        );
     });
 }
 

@@ -74,7 +74,10 @@ fn for_blocks(d: &Dims, f: impl Fn(Range<usize>) + Sync) {
     // Below 16 Ki elements a thread is not worth its start.
     parallel_for(d.c, ((1 << 14) / per_channel).max(1), |channels| {
         for c in channels.clone().step_by(block) {
-            vectorize(|| f(c..(c + block).min(channels.end)));
+            vectorize(
+                #[inline(always)]
+                || f(c..(c + block).min(channels.end)),
+            );
         }
     });
 }
