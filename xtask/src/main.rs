@@ -4,7 +4,12 @@
 mod bench;
 mod cargo;
 mod check;
+mod hosts;
+mod job;
+mod launch;
+mod mpi;
 mod schedule;
+mod signals;
 mod tally;
 mod test;
 mod tidy;
@@ -29,6 +34,17 @@ enum Chore {
     Check,
     /// Time the library, and its peers beside it.
     Bench(bench::Args),
+    /// Start an example as processes, under mpirun.
+    Launch(launch::Args),
+    /// The part `mpi` of `test`, by itself.
+    #[command(hide = true)]
+    Mpi(mpi::Args),
+    /// What mpirun calls to start something on a host of `launch --hosts`.
+    #[command(hide = true)]
+    Rsh {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Make, prove, predict and draw a pipeline plan.
     Schedule(schedule::Args),
 }
@@ -38,6 +54,9 @@ fn main() -> ExitCode {
         Chore::Test(args) => test::run(&args),
         Chore::Check => check::run(),
         Chore::Bench(args) => bench::run(&args),
+        Chore::Launch(args) => launch::run(&args),
+        Chore::Mpi(args) => mpi::run(&args),
+        Chore::Rsh { args } => job::rsh(&args),
         Chore::Schedule(args) => schedule::run(&args),
     };
     done.unwrap_or_else(|error| {

@@ -9,6 +9,8 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 
 use crate::cargo::{cargo, root, watch};
+use crate::hosts::Hosts;
+use crate::job;
 use crate::tally::Tally;
 
 /// What to test.
@@ -20,6 +22,9 @@ pub struct Args {
     /// Leave this part out (may be repeated).
     #[arg(long, value_name = "PART", value_parser = names())]
     without: Vec<String>,
+    /// Spread the ranks over hosts, which are network namespaces: the part `hosts`, required.
+    #[arg(long, value_name = "N", value_parser = ["2"])]
+    hosts: Option<String>,
 }
 
 /// Tests that stand or fall together: what they need, and the command that runs them.
@@ -44,9 +49,29 @@ const PARTS: &[Part] = &[
         obstacle: tsan_obstacle,
         command: tsan,
     },
+    Part {
+        name: "mpi",
+        what: "the conformance suite, ddp and fault drills on processes, by mpirun",
+        obstacle: job::obstacle,
+        command: || mpi(&[]),
+    },
+    Part {
+        name: "hosts",
+        what: "the same over 2 hosts, which are network namespaces",
+        obstacle: || job::obstacle().or_else(Hosts::obstacle),
+        command: || mpi(&["--hosts", "2"]),
+    },
 ];
 
 const TSAN_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// This program, for the chore that runs them.
+fn mpi(args: &[&str]) -> Command {
+    let this = std::env::current_exe().unwrap_or_else(|_| "cargo".into());
+    let mut command = Command::new(this);
+    command.arg("mpi").args(args).current_dir(root());
+    command
+}
 
 /// ThreadSanitizer comes with the nightly compiler; the standard library it ships serves.
 fn tsan_obstacle() -> Option<String> {
@@ -98,7 +123,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             false => (part.obstacle)(),
         };
         if let Some(why) = obstacle {
-            if args.require.iter().any(|required| required == name) {
+            let is_required = args.require.iter().any(|required| required == name);
+            if is_required || (args.hosts.is_some() && *name == "hosts") {
                 missing.push(format!("--require {name}, but {why}"));
             }
             tally.skipped.push(format!("{name} ({what}): {why}"));

@@ -594,7 +594,8 @@ impl Core {
     /// Fails if somebody has left whom the operation still waits for.
     pub(super) fn check_departures(&mut self, key: Key, run: u64) {
         let gone: Vec<usize> = self.missing(key);
-        let gone = gone.into_iter().find(|&r| self.departed[r] > run);
+        let has_left = |&r: &usize| self.departed[r] > run || self.farewells[r];
+        let gone = gone.into_iter().find(has_left);
         let slot = self.slots.get(&key).and_then(|slot| slot.mine.as_ref());
         let (Some(rank), Some(mine)) = (gone, slot) else {
             return;

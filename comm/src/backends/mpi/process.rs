@@ -15,6 +15,9 @@ static ENGINE: OnceLock<Result<Arc<Engine>, Failure>> = OnceLock::new();
 /// Tells the background thread that MPI is no more to be called.
 static ENDED: AtomicBool = AtomicBool::new(false);
 
+/// How long a rank that fails because of another leaves that one to end first.
+const PRECEDENCE: Duration = Duration::from_millis(150);
+
 /// The engine of this process; starts MPI at the first call. Collective then: it returns when all
 /// processes have called it.
 pub(super) fn engine() -> Result<Arc<Engine>, Failure> {
@@ -81,6 +84,10 @@ extern "C" fn end() {
     if together {
         // There is nobody left to tell of an error.
         drop(core.wire.finalize());
+        if core.told.is_some() {
+            // Whoever failed goes first: the job ends with the code of the first to fail.
+            thread::sleep(PRECEDENCE);
+        }
     }
     // The lock is kept: nobody calls MPI any more.
     std::mem::forget(core);

@@ -98,7 +98,7 @@ impl Pending for MpiWork {
 }
 
 /// How long a rank that does not listen may go on after the world has failed.
-pub(super) const GRACE: Duration = Duration::from_millis(1000);
+pub(super) const GRACE: Duration = Duration::from_millis(700);
 /// How long a rank may go on that has been told.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 /// How long the background thread sleeps where there is nothing to do but to listen, …

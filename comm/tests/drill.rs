@@ -1,0 +1,102 @@
+//! Ranks that go wrong, each in its way: `mpirun -n 3 …/drill-… WHAT`. `cargo xtask test` starts them, and checks how
+//! the job ends.
+
+use phalanx_comm::{
+    DType, Error, LaunchConfig, ProcessGroup, Ranks, ReduceOp, RunConfig, Tensor, run,
+};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+const DEADLINE: Duration = Duration::from_secs(3);
+
+fn main() -> ExitCode {
+    let what = std::env::args().nth(1).unwrap_or_default();
+    if !std::env::vars().any(|(name, _)| name == "OMPI_COMM_WORLD_SIZE" || name == "PMI_SIZE") {
+        println!("drill: started alone, there is nobody to go wrong for");
+        return ExitCode::SUCCESS;
+    }
+    let config = LaunchConfig::new(1).deadline(DEADLINE);
+    let config = RunConfig::new(Ranks::OrAlone(1)).launch(config);
+    match run(config, |group| drill(&*group, &what)) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The culprit is rank 1.
+fn drill(group: &dyn ProcessGroup, what: &str) -> Result<(), String> {
+    let is_culprit = group.rank() == 1;
+    let text = |e: Error| e.to_string();
+    let sum = |len: usize| -> Result<Tensor, Error> {
+        let mine = Tensor::ones([len], DType::F32, group.device())?;
+        group.all_reduce(mine, ReduceOp::Sum)?.wait()
+    };
+    sum(1000).map_err(text)?;
+    match what {
+        "panic" if is_culprit => panic!("the dog ate my gradients"),
+        "error" if is_culprit => return Err("no such file: weights".into()),
+        "return" if is_culprit => return Ok(()),
+        "exit" if is_culprit => std::process::exit(7),
+        "kill" if is_culprit => {
+            let pid = std::process::id().to_string();
+            let killed = std::process::Command::new("kill").args(["-9", &pid]).status();
+            panic!("it survived kill -9: {killed:?}");
+        }
+        "loop" if is_culprit => {
+            // What no cancellation reaches: plain computing.
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(60) {
+                std::hint::spin_loop();
+            }
+        }
+        "shapes" => drop(sum(if is_culprit { 4 } else { 3 }).map_err(text)?),
+        "order" if is_culprit => {
+            group.barrier().and_then(|w| w.wait()).map_err(text)?;
+            sum(1000).map_err(text)?;
+        }
+        "order" => {
+            sum(1000).map_err(text)?;
+            group.barrier().and_then(|w| w.wait()).map_err(text)?;
+        }
+        // Endless large reductions: somebody will cut the cable.
+        "link" => {
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(60) {
+                sum(16 << 20).map_err(text)?;
+                if group.rank() == 0 {
+                    println!("reduced");
+                }
+            }
+        }
+        "large" => return large(group).map_err(text),
+        _ => {}
+    }
+    sum(1000).map_err(text)?;
+    Ok(())
+}
+
+/// A message of more than 2³¹ elements, there and back, and a reduction of as many.
+fn large(group: &dyn ProcessGroup) -> Result<(), Error> {
+    let len = (1usize << 31) + 12_345;
+    let rank = group.rank();
+    let mine = Tensor::full([len], (rank + 1) as f64, DType::U8, group.device())?;
+    let sum = group.all_reduce(mine, ReduceOp::Sum)?.wait()?;
+    let want = (group.size() * (group.size() + 1) / 2) as u8;
+    assert!(
+        sum.as_slice::<u8>()?.iter().all(|&x| x == want),
+        "all_reduce"
+    );
+    match rank {
+        0 => group.send(sum, 1, 0)?.wait()?,
+        1 => {
+            drop(sum);
+            let got = group.recv([len].into(), DType::U8, 0, 0)?.wait()?;
+            assert!(got.as_slice::<u8>()?.iter().all(|&x| x == want), "recv");
+        }
+        _ => {}
+    }
+    group.barrier()?.wait()
+}

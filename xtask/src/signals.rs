@@ -1,0 +1,30 @@
+//! The signals that end a chore: noted, so that it can end its children first.
+#![allow(unsafe_code)]
+
+use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
+
+static CAUGHT: AtomicI32 = AtomicI32::new(0);
+pub const KILL: i32 = libc::SIGKILL;
+
+extern "C" fn note(signal: libc::c_int) {
+    CAUGHT.store(signal, SeqCst);
+}
+
+/// From now on, Ctrl-C and the like do not end this process: [`take`] tells of them.
+pub fn catch() {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: the handler does nothing but store to an atomic.
+        unsafe { libc::signal(signal, note as *const () as libc::sighandler_t) };
+    }
+}
+
+/// The signal that has come since the last call, if one has.
+pub fn take() -> Option<i32> {
+    Some(CAUGHT.swap(0, SeqCst)).filter(|&signal| signal != 0)
+}
+
+/// Sends a signal to a process; one that is gone does not mind.
+pub fn send(pid: u32, signal: i32) {
+    // SAFETY: a system call without pointers.
+    unsafe { libc::kill(pid.cast_signed(), signal) };
+}
