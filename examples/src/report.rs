@@ -32,7 +32,7 @@ pub struct Summary {
     pub threads: usize,
     /// Passes over the training images.
     pub epochs: usize,
-    /// Images in a step, over all ranks.
+    /// Images in a step, over all ranks: what was asked for, rounded up to a multiple of their number.
     pub batch_size: usize,
     /// Where the random numbers start.
     pub seed: u64,

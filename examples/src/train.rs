@@ -32,6 +32,13 @@ pub struct TrainConfig {
     pub weight_decay: f64,
 }
 
+impl TrainConfig {
+    /// Images in a step on each of `ranks` ranks.
+    pub fn share(&self, ranks: usize) -> usize {
+        self.batch_size.div_ceil(ranks)
+    }
+}
+
 /// What a training ends with; the same on every rank, but for the memory.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -95,7 +102,7 @@ pub fn train<M: Module>(
         seed: config.seed,
         drop_last: false,
     };
-    let share = config.batch_size.div_ceil(group.size());
+    let share = config.share(group.size());
     let steps_per_epoch = sampler.samples_per_rank().div_ceil(share);
     let steps = config.epochs * steps_per_epoch;
 

@@ -128,7 +128,9 @@ fn the_number_of_ranks_changes_only_the_rounding() {
         );
     }
     // A batch that cannot be shared out evenly is rounded up: 64 on 3 ranks are 66.
-    assert_eq!(run("3", "64")["steps"], 600_u64.div_ceil(66));
+    let rounded = run("3", "64");
+    assert_eq!(rounded["steps"], 600_u64.div_ceil(66));
+    assert_eq!(rounded["batch_size"], 66, "the summary tells what was done");
 }
 
 #[test]

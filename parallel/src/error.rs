@@ -1,4 +1,9 @@
 //! The error type of what this crate runs. Plans have their own, in [`pipeline`](crate::pipeline).
+//!
+//! Ranks are named by their number in the world, as in [`phalanx_comm::Error`], also where the group
+//! was split off.
+
+use phalanx_tensor::{DType, Shape};
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -10,7 +15,7 @@ pub enum Error {
     /// Ranks hold different modules. The same error on every rank.
     #[error("the ranks hold different modules: {difference}")]
     ReplicasDiffer {
-        /// The first rank whose module is not rank 0's.
+        /// The first rank whose module is not that of the group's first rank.
         rank: usize,
         /// The first parameter or buffer that differs, and how.
         difference: String,
@@ -26,7 +31,41 @@ pub enum Error {
         /// The weight.
         weight: f64,
     },
-    /// A call that the configuration does not allow.
+    /// A [`CommHook`](crate::CommHook) returned what cannot stand for its bucket. On this rank only:
+    /// the others learn of it when this rank's program returns the error.
+    #[error(
+        "the hook on rank {rank} returned {found_shape} {found_dtype} for bucket {bucket}, \
+         which is {shape} {dtype}"
+    )]
+    HookResult {
+        /// The rank.
+        rank: usize,
+        /// The bucket, as an index into [`Ddp::buckets`](crate::Ddp::buckets).
+        bucket: usize,
+        /// The bucket's shape.
+        shape: Shape,
+        /// The bucket's element type.
+        dtype: DType,
+        /// The shape of what the hook returned.
+        found_shape: Shape,
+        /// The element type of what the hook returned.
+        found_dtype: DType,
+    },
+    /// A sweep ended without a gradient that its tape had announced, so that a bucket could not
+    /// leave. On this rank only, as above.
+    #[error(
+        "rank {rank}: the sweep ended without the gradient of `{parameter}`, \
+         which bucket {bucket} waits for"
+    )]
+    GradientMissing {
+        /// The rank.
+        rank: usize,
+        /// The bucket, as an index into [`Ddp::buckets`](crate::Ddp::buckets).
+        bucket: usize,
+        /// The first parameter of the bucket that has no gradient.
+        parameter: String,
+    },
+    /// A call that the configuration does not allow, or that comes at the wrong time.
     #[error("{op}: {reason}")]
     InvalidUse {
         /// The call.

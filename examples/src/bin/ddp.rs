@@ -97,7 +97,7 @@ fn run(cli: &Cli) -> Result<()> {
         world_size: outcome.world_size,
         threads: cli.world.threads,
         epochs: cli.epochs,
-        batch_size: cli.batch_size,
+        batch_size: config.share(outcome.world_size) * outcome.world_size,
         seed: cli.seed,
         steps: first.curves.losses.len(),
         train_loss: first.train_loss,

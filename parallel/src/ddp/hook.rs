@@ -13,11 +13,13 @@ pub trait CommHook: Send + Sync {
     ///
     /// Each rank's gradients come divided already (by the number of ranks, or weighted), so the
     /// *sum* over the ranks is the average. The completion returns it, or what stands for it, with
-    /// the shape and the element type of `bucket`. Called for the same buckets in the same order on
+    /// the shape and the element type of `bucket`; anything else is
+    /// [`Error::HookResult`](crate::Error::HookResult). Called for the same buckets in the same order on
     /// every rank.
     ///
     /// # Errors
-    /// Whatever stops the step.
+    /// Whatever stops the step: `start`'s and the completion's are this rank's error of
+    /// [`backward`](crate::Ddp::backward), as they are.
     fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Completion>;
 }
 

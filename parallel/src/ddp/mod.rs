@@ -186,7 +186,8 @@ impl<M: Module> Ddp<M> {
     /// beside it) has this rank's own gradient.
     ///
     /// # Errors
-    /// Errors of the sweep and of the communication; one of another rank is an error here too.
+    /// Errors of the sweep and of the communication; one of another rank is an error here too, at
+    /// the latest in the next step. [`Error::HookResult`] for a hook's.
     pub fn backward(&self, tape: &Tape, loss: &Var) -> Result<Gradients> {
         let share = match self.config.uneven_inputs {
             true => Share::Weighted(reducer::gather_weights(&*self.group, 1.0)?),
@@ -226,12 +227,22 @@ impl<M: Module> Ddp<M> {
     /// parameters and optimizer state stay equal on every rank. Returns the number of those steps.
     ///
     /// # Errors
-    /// [`Error::InvalidUse`] without `uneven_inputs`; errors of the communication and of `step`.
+    /// [`Error::InvalidUse`] without `uneven_inputs`, and where [`accumulate`](Ddp::accumulate) has
+    /// left gradients that no [`backward`](Ddp::backward) has averaged: they would count for
+    /// nothing. Errors of the communication and of `step`.
     pub fn join(&self, mut step: impl FnMut(&Gradients) -> Result<()>) -> Result<usize> {
         if !self.config.uneven_inputs {
             return Err(Error::InvalidUse {
                 op: "Ddp::join",
                 reason: "set DdpConfig::uneven_inputs on every rank".into(),
+            });
+        }
+        if !self.state().accumulated.is_empty() {
+            return Err(Error::InvalidUse {
+                op: "Ddp::join",
+                reason: "gradients of accumulate are left over; let the last micro-step be a \
+                         backward, which averages them"
+                    .into(),
             });
         }
         for steps in 0.. {
@@ -270,11 +281,13 @@ impl<M: Module> Ddp<M> {
             .collect();
 
         let plan = self.agreed_plan(&order, leader)?;
-        let mut reducer = Reducer::new(self, plan, share, &used)?;
+        // Before the reducer, which sends at once the buckets that this rank has nothing for: ranks
+        // differ in which these are, and must not in the order of their collectives.
         let buffers = match self.config.broadcast_buffers && !self.buffers.is_empty() {
             true => Some(self.send_buffers(leader)?),
             false => None,
         };
+        let mut reducer = Reducer::new(self, plan, share, &used)?;
 
         // Gradients that only earlier micro-steps have are final already.
         for (i, (_, param)) in self.params.iter().enumerate() {

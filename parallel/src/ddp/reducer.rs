@@ -45,7 +45,7 @@ pub(super) fn gather_weights(group: &dyn ProcessGroup, weight: f64) -> Result<Ve
     let bad = weights.iter().position(|w| !(w.is_finite() && *w >= 0.0));
     match bad {
         Some(rank) => Err(Error::InvalidWeight {
-            rank: Some(rank),
+            rank: Some(group.world_ranks()[rank]),
             weight: weights[rank],
         }),
         None if weights.iter().all(|&w| w == 0.0) => Err(Error::InvalidWeight {
@@ -54,6 +54,25 @@ pub(super) fn gather_weights(group: &dyn ProcessGroup, weight: f64) -> Result<Ve
         }),
         None => Ok(weights),
     }
+}
+
+/// What a hook returned for `bucket`, number `b`, if it can stand for its average.
+fn stand_for(b: usize, bucket: &Bucket, found: Tensor, group: &dyn ProcessGroup) -> Result<Tensor> {
+    if found.dims() == [bucket.len] && found.dtype() == bucket.dtype {
+        return Ok(found);
+    }
+    Err(Error::HookResult {
+        rank: world_rank(group),
+        bucket: b,
+        shape: bucket.len.into(),
+        dtype: bucket.dtype,
+        found_shape: found.shape().clone(),
+        found_dtype: found.dtype(),
+    })
+}
+
+fn world_rank(group: &dyn ProcessGroup) -> usize {
+    group.world_ranks()[group.rank()]
 }
 
 /// A bucket in flight.
@@ -76,6 +95,8 @@ pub(super) struct Reducer<'a, M> {
     /// How many ranks use each parameter.
     uses: Work<Tensor>,
     used: Vec<bool>,
+    /// Which of them it has given.
+    arrived: Vec<bool>,
     /// What gradients are multiplied by before they leave; `None`: the reduction averages.
     factor: Option<f64>,
     trace: Trace,
@@ -114,6 +135,7 @@ impl<'a, M: Module> Reducer<'a, M> {
             place,
             uses,
             used: used.to_vec(),
+            arrived: vec![false; used.len()],
             factor: (!averaging).then(|| share.factor(group.rank(), group.size())),
             trace: Trace::new(ddp.config.trace),
             ddp,
@@ -145,6 +167,7 @@ impl<'a, M: Module> Reducer<'a, M> {
             flat::put(&mut flat, bucket.slots[s].offset, &gradient)?;
             self.filling[b] = Some(flat);
         }
+        self.arrived[i] = true;
         self.pending[b] -= 1;
         self.launch()
     }
@@ -180,19 +203,32 @@ impl<'a, M: Module> Reducer<'a, M> {
         Ok(())
     }
 
+    /// Whether every bucket has left. The tape promises it; a bucket that stays behind would leave
+    /// the other ranks waiting, and this one without its gradients.
+    fn all_launched(&self) -> Result<()> {
+        let b = self.flights.len();
+        let Some(bucket) = self.plan.get(b) else {
+            return Ok(());
+        };
+        let mut used = bucket.slots.iter().filter(|s| self.used[s.param]);
+        let missing = used.find(|s| !self.arrived[s.param]);
+        Err(Error::GradientMissing {
+            rank: world_rank(&*self.ddp.group),
+            bucket: b,
+            parameter: missing.map_or_else(String::new, |s| self.ddp.params[s.param].0.clone()),
+        })
+    }
+
     /// Waits for all buckets: the averaged gradients of the parameters that some rank uses.
     pub(super) fn finish(mut self) -> Result<(Gradients, Trace)> {
         self.trace.record(|| TraceEvent::SweepEnded);
-        debug_assert_eq!(
-            self.flights.len(),
-            self.plan.len(),
-            "every used parameter became ready"
-        );
+        self.all_launched()?;
+        let group = &*self.ddp.group;
         let mut reduced = Vec::with_capacity(self.plan.len());
         for (b, flight) in self.flights.into_iter().enumerate() {
             reduced.push(match flight {
                 Flight::Plain(work) => work.wait()?,
-                Flight::Hooked(complete) => complete()?,
+                Flight::Hooked(complete) => stand_for(b, &self.plan[b], complete()?, group)?,
             });
             self.trace.record(|| TraceEvent::Reduced(b));
         }
@@ -205,5 +241,39 @@ impl<'a, M: Module> Reducer<'a, M> {
             }
         }
         Ok((gradients, self.trace))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::DdpConfig;
+    use phalanx_autograd::nn::{Factory, Linear};
+    use phalanx_comm::launch;
+
+    #[test]
+    fn a_gradient_that_never_comes_is_an_error() {
+        let ends = launch(1, |group| -> Result<_> {
+            let module = Linear::new(2, 3, &mut Factory::new(group.device(), 0))?;
+            let config = DdpConfig {
+                in_place_bytes: 1,
+                ..Default::default()
+            };
+            let ddp = Ddp::new(module, group, config)?;
+            let plan = ddp.agreed_plan(&[0, 1], 0)?; // a bucket for each parameter
+            let mut reducer = Reducer::new(&ddp, plan, Share::Equal, &[true, true])?;
+            reducer.ready(0, ddp.params[0].1.value())?;
+            Ok(reducer.finish().map(drop))
+        });
+        let end = ends.unwrap().remove(0);
+        let Err(Error::GradientMissing {
+            rank: 0,
+            bucket: 1,
+            parameter,
+        }) = end
+        else {
+            panic!("{end:?}");
+        };
+        assert_eq!(parameter, "bias");
     }
 }

@@ -21,14 +21,19 @@ fn describe(params: &[(String, Param)], buffers: &[(String, Buffer)]) -> String 
 }
 
 /// Where two descriptions part, as a sentence.
-fn first_difference(rank: usize, theirs: &str, zeros: &str) -> Option<String> {
-    let (mut a, mut b) = (theirs.lines(), zeros.lines());
+fn first_difference(
+    (rank, theirs): (usize, &str),
+    (first, firsts): (usize, &str),
+) -> Option<String> {
+    let (mut a, mut b) = (theirs.lines(), firsts.lines());
     loop {
         return match (a.next(), b.next()) {
             (Some(x), Some(y)) if x == y => continue,
-            (Some(x), Some(y)) => Some(format!("rank {rank} has {x}, where rank 0 has {y}")),
-            (Some(x), None) => Some(format!("rank {rank} has {x}, which rank 0 does not have")),
-            (None, Some(y)) => Some(format!("rank {rank} lacks {y}, which rank 0 has")),
+            (Some(x), Some(y)) => Some(format!("rank {rank} has {x}, where rank {first} has {y}")),
+            (Some(x), None) => Some(format!(
+                "rank {rank} has {x}, which rank {first} does not have"
+            )),
+            (None, Some(y)) => Some(format!("rank {rank} lacks {y}, which rank {first} has")),
             (None, None) => None,
         };
     }
@@ -53,11 +58,13 @@ pub(super) fn replicas_agree(
         .wait()?;
     let texts = texts.to_vec::<u8>()?;
     let text = |rank: usize| &texts[rank * longest..][..lengths[rank] as usize];
-    let texts: Vec<_> = (0..group.size())
-        .map(|r| String::from_utf8_lossy(text(r)))
-        .collect();
-    for (rank, text) in texts.iter().enumerate().skip(1) {
-        if let Some(difference) = first_difference(rank, text, &texts[0]) {
+    let texts = (0..group.size()).map(|r| String::from_utf8_lossy(text(r)));
+    let mut texts = group.world_ranks().iter().copied().zip(texts);
+    let Some((first, firsts)) = texts.next() else {
+        return Ok(()); // a group has a rank
+    };
+    for (rank, text) in texts {
+        if let Some(difference) = first_difference((rank, &text), (first, &firsts)) {
             return Err(Error::ReplicasDiffer { rank, difference });
         }
     }
@@ -70,21 +77,23 @@ mod tests {
 
     #[test]
     fn differences_are_named() {
-        assert_eq!(first_difference(1, "a\nb\n", "a\nb\n"), None);
-        let d = first_difference(2, "parameter w: f32 [2]\n", "parameter w: f32 [3]\n").unwrap();
-        assert_eq!(
-            d,
-            "rank 2 has parameter w: f32 [2], where rank 0 has parameter w: f32 [3]"
-        );
-        assert!(
-            first_difference(1, "a\n", "a\nb\n")
-                .unwrap()
-                .contains("lacks b")
-        );
-        assert!(
-            first_difference(1, "a\nb\n", "a\n")
-                .unwrap()
-                .contains("does not have")
-        );
+        let cases = [
+            ("a\nb\n", "a\nb\n", None),
+            (
+                "w: f32 [2]\n",
+                "w: f32 [3]\n",
+                Some("rank 5 has w: f32 [2], where rank 3 has w: f32 [3]"),
+            ),
+            ("a\n", "a\nb\n", Some("rank 5 lacks b, which rank 3 has")),
+            (
+                "a\nb\n",
+                "a\n",
+                Some("rank 5 has b, which rank 3 does not have"),
+            ),
+        ];
+        for (theirs, firsts, want) in cases {
+            let found = first_difference((5, theirs), (3, firsts));
+            assert_eq!(found.as_deref(), want);
+        }
     }
 }

@@ -4,8 +4,10 @@ use crate::model::{Mlp, assert_close, mse, on_ranks, values};
 use phalanx_autograd::Tape;
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
+use phalanx_comm::{Error as CommError, FailureKind, LaunchConfig, LaunchError, launch};
 use phalanx_parallel::{Ddp, DdpConfig, Error};
 use phalanx_tensor::{DType, Device, Rng, Tensor};
+use std::time::Duration;
 
 const DIMS: [usize; 3] = [3, 5, 2];
 
@@ -190,6 +192,67 @@ fn a_bad_weight_is_an_error_where_a_rank_has_joined_too() {
             matches!(result, Err(Error::InvalidWeight { rank: Some(0), .. })),
             "{result:?}"
         );
+        Ok(())
+    });
+}
+
+#[test]
+fn join_does_not_lose_what_was_accumulated() {
+    let config = LaunchConfig::new(2).deadline(Duration::from_secs(20));
+    let failed = launch(config, |group| {
+        let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+        let config = DdpConfig {
+            uneven_inputs: true,
+            ..Default::default()
+        };
+        let ddp = Ddp::new(Mlp::new(&DIMS, DType::F64, device, 5), group, config)?;
+        if rank == 1 {
+            let (x, y) = data(rank, 0, 2, device);
+            let tape = Tape::new();
+            let loss = mse(&ddp.forward(&tape, &tape.constant(x))?, &tape.constant(y))?;
+            ddp.accumulate(&tape, &loss)?;
+        }
+        ddp.join(|_| Ok(())).map(drop)
+    });
+    let Err(LaunchError::Ranks { first, others }) = failed else {
+        panic!("{failed:?}");
+    };
+    assert_eq!((first.rank, others.len()), (1, 1));
+    let FailureKind::Error(Error::InvalidUse {
+        op: "Ddp::join",
+        reason,
+    }) = &first.kind
+    else {
+        panic!("{first:?}");
+    };
+    assert!(reason.contains("accumulate"), "{reason}");
+    assert!(
+        matches!(
+            others[0].kind,
+            FailureKind::Error(Error::Comm(CommError::RankFailed { rank: 1, .. }))
+        ),
+        "{others:?}"
+    );
+}
+
+#[test]
+fn a_bad_weight_in_a_part_of_the_world_names_the_rank_in_the_world() {
+    on_ranks(4, |world| {
+        let (rank, device) = (world.rank(), world.device());
+        let group = world.split((rank / 2) as u32, 0)?;
+        let model = Mlp::new(&DIMS, DType::F64, device, 5);
+        let ddp = Ddp::new(model, group, DdpConfig::default())?;
+        let (x, y) = data(rank, 0, 2, device);
+        let tape = Tape::new();
+        let loss = mse(&ddp.forward(&tape, &tape.constant(x))?, &tape.constant(y))?;
+        let result = ddp.backward_weighted(&tape, &loss, if rank == 3 { -1.0 } else { 1.0 });
+        match rank / 2 {
+            0 => drop(result?),
+            _ => assert!(
+                matches!(result, Err(Error::InvalidWeight { rank: Some(3), .. })),
+                "{result:?}"
+            ),
+        }
         Ok(())
     });
 }

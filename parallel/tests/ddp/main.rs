@@ -1,6 +1,8 @@
 //! `Ddp` against the single process, against PyTorch's values, and where things go wrong.
 
+mod buffers;
 mod equivalence;
+mod faults;
 mod golden;
 mod join;
 mod memory;

@@ -66,6 +66,30 @@ fn differing_modules_are_one_error_on_every_rank() {
 }
 
 #[test]
+fn in_a_part_of_the_world_ranks_are_named_as_in_the_world() {
+    on_ranks(4, |world| {
+        let (rank, device) = (world.rank(), world.device());
+        let group = world.split((rank / 2) as u32, 0)?;
+        let dims: &[usize] = if rank == 3 { &[3, 5] } else { &[3, 4] };
+        let ddp = Ddp::new(
+            Mlp::new(dims, DType::F32, device, 0),
+            group,
+            DdpConfig::default(),
+        );
+        match (rank / 2, ddp.map(drop)) {
+            (0, result) => result?,
+            (_, Err(Error::ReplicasDiffer { rank, difference })) => {
+                assert_eq!(rank, 3);
+                assert!(difference.contains("rank 3 has"), "{difference}");
+                assert!(difference.contains("rank 2 has"), "{difference}");
+            }
+            (_, other) => panic!("{other:?}"),
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn what_is_not_the_modules_has_the_ranks_own_gradient() {
     on_ranks(2, |group| {
         let (rank, device) = (group.rank(), Device::cpu(group.rank()));
