@@ -356,7 +356,10 @@ mod tests {
                 return worst;
             }
             // As the kernels call it: vectorised.
-            vectorize(|| y.iter_mut().zip(&x).for_each(|(y, x)| *y = f(*x)));
+            vectorize(
+                #[inline(always)]
+                || y.iter_mut().zip(&x).for_each(|(y, x)| *y = f(*x)),
+            );
             for (&x, &y) in x[..n].iter().zip(&y) {
                 let e = ulps(y, reference(f64::from(x)));
                 if e > worst.0 {

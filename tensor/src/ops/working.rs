@@ -1,36 +1,8 @@
 //! Working copies for the kernels that compute in `f32` or `f64` only: half types are widened
 //! before and rounded once after.
 
+use crate::cpu::convert;
 use crate::{DType, Float, Result, Tensor, bf16, f16};
-use std::ops::{Add, AddAssign, Mul, Sub};
-
-/// The types that kernels compute in: `f32` and `f64`.
-pub(crate) trait Real:
-    Float<Compute = Self>
-    + Default
-    + AddAssign
-    + Add<Output = Self>
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-{
-    /// The slice itself where this type is `f32`: the way into kernels that exist for it alone.
-    fn f32s(_: &[Self]) -> Option<&[f32]> {
-        None
-    }
-    /// As [`f32s`](Real::f32s), for writing.
-    fn f32s_mut(_: &mut [Self]) -> Option<&mut [f32]> {
-        None
-    }
-}
-impl Real for f32 {
-    fn f32s(s: &[f32]) -> Option<&[f32]> {
-        Some(s)
-    }
-    fn f32s_mut(s: &mut [f32]) -> Option<&mut [f32]> {
-        Some(s)
-    }
-}
-impl Real for f64 {}
 
 /// Runs the body with the Rust type of a working tensor, which is `f32` or `f64`.
 macro_rules! on_real {
@@ -57,8 +29,8 @@ pub(crate) fn working_dtype(dtype: DType) -> DType {
 /// The tensor as the kernels want it: contiguous, half types widened to `f32`.
 pub(crate) fn working(op: &'static str, t: &Tensor) -> Result<Tensor> {
     match t.dtype() {
-        DType::BF16 => convert::<bf16, f32>(op, &t.contiguous()?),
-        DType::F16 => convert::<f16, f32>(op, &t.contiguous()?),
+        DType::BF16 => widened::<bf16>(op, &t.contiguous()?),
+        DType::F16 => widened::<f16>(op, &t.contiguous()?),
         _ => t.contiguous(),
     }
 }
@@ -67,22 +39,20 @@ pub(crate) fn working(op: &'static str, t: &Tensor) -> Result<Tensor> {
 pub(crate) fn rounded(op: &'static str, t: Tensor, dtype: DType) -> Result<Tensor> {
     match dtype {
         _ if dtype == t.dtype() => Ok(t),
-        DType::BF16 => convert::<f32, bf16>(op, &t),
-        DType::F16 => convert::<f32, f16>(op, &t),
+        DType::BF16 => narrowed::<bf16>(op, &t),
+        DType::F16 => narrowed::<f16>(op, &t),
         _ => Ok(t),
     }
 }
 
-fn convert<A: Float, B: Float<Compute = A::Compute>>(
-    op: &'static str,
-    t: &Tensor,
-) -> Result<Tensor> {
-    let mut out = Tensor::allocate(op, t.shape().clone(), B::DTYPE, t.device())?;
-    let (from, to) = (t.as_slice::<A>()?, out.make_mut::<B>()?);
-    crate::cpu::vectorize(|| {
-        to.iter_mut()
-            .zip(from)
-            .for_each(|(t, f)| *t = B::narrow(f.widen()));
-    });
+fn widened<T: Float<Compute = f32>>(op: &'static str, t: &Tensor) -> Result<Tensor> {
+    let mut out = Tensor::allocate(op, t.shape().clone(), DType::F32, t.device())?;
+    convert::widen(t.as_slice::<T>()?, out.make_mut()?);
+    Ok(out)
+}
+
+fn narrowed<T: Float<Compute = f32>>(op: &'static str, t: &Tensor) -> Result<Tensor> {
+    let mut out = Tensor::allocate(op, t.shape().clone(), T::DTYPE, t.device())?;
+    convert::narrow(t.as_slice()?, out.make_mut::<T>()?);
     Ok(out)
 }

@@ -48,7 +48,10 @@ impl RealKernel<1> for WithScalar {
     fn run<R: Real>(&self, [x]: [&[R]; 1], out: &mut [R]) {
         #[inline(always)]
         fn each<R: Real>(x: &[R], out: &mut [R], f: impl Fn(R) -> R) {
-            vectorize(|| out.iter_mut().zip(x).for_each(|(o, x)| *o = f(*x)));
+            vectorize(
+                #[inline(always)]
+                || out.iter_mut().zip(x).for_each(|(o, x)| *o = f(*x)),
+            );
         }
         let c = R::from_f64(self.scalar);
         match self.kind {
@@ -132,7 +135,10 @@ pub(super) fn add_into(out: &mut Tensor, rhs: &Tensor) -> Result<()> {
 
 fn accumulate<T: Element>(out: &mut [T], rhs: &Tensor, add: impl Fn(T, T) -> T + Sync) {
     map([rhs], out, &|_, [x]: [&[T]; 1], out| {
-        vectorize(|| out.iter_mut().zip(x).for_each(|(o, x)| *o = add(*o, *x)));
+        vectorize(
+            #[inline(always)]
+            || out.iter_mut().zip(x).for_each(|(o, x)| *o = add(*o, *x)),
+        );
     });
 }
 
@@ -143,7 +149,10 @@ fn accumulate_half<T: Float<Compute = f32>>(out: &mut [T], rhs: &Tensor) {
             let (sum, addend) = (&mut sum[..x.len()], &mut addend[..x.len()]);
             convert::widen(out, sum);
             convert::widen(x, addend);
-            vectorize(|| sum.iter_mut().zip(&*addend).for_each(|(s, a)| *s += *a));
+            vectorize(
+                #[inline(always)]
+                || sum.iter_mut().zip(&*addend).for_each(|(s, a)| *s += *a),
+            );
             convert::narrow(sum, out);
         }
     });

@@ -6,9 +6,9 @@
 #![allow(unsafe_code)]
 
 use super::batch_norm::Dims;
+use crate::cpu::math::Real;
 use crate::cpu::share::Shared;
 use crate::cpu::{parallel_for, vectorize};
-use crate::ops::working::Real;
 use std::ops::Range;
 
 /// Elements of one tensor that a block of channels may have: 512 KiB of `f32`, so that the two or

@@ -231,11 +231,14 @@ pub(super) fn sum_blocks<R: Real>(partial: &[R], dw: &mut [R], db: &mut [R]) {
     let width = dw.len();
     dw.fill(R::ZERO);
     db.fill(R::ZERO);
-    vectorize(|| {
-        for block in partial.chunks_exact(2 * width) {
-            let (w, b) = block.split_at(width);
-            dw.iter_mut().zip(w).for_each(|(sum, v)| *sum += *v);
-            db.iter_mut().zip(b).for_each(|(sum, v)| *sum += *v);
-        }
-    });
+    vectorize(
+        #[inline(always)]
+        || {
+            for block in partial.chunks_exact(2 * width) {
+                let (w, b) = block.split_at(width);
+                dw.iter_mut().zip(w).for_each(|(sum, v)| *sum += *v);
+                db.iter_mut().zip(b).for_each(|(sum, v)| *sum += *v);
+            }
+        },
+    );
 }

@@ -26,12 +26,15 @@ fn c<T: Float>(value: f64) -> C<T> {
 pub(super) fn sgd<T: Float>(p: &mut [T], g: &[T], config: &SgdConfig) {
     let (lr, decay) = (c::<T>(config.lr), c::<T>(config.weight_decay));
     parallel_pieces((p, g), GRAIN, |_, (p, g)| {
-        vectorize(|| {
-            for (p, g) in p.iter_mut().zip(g) {
-                let old = p.widen();
-                *p = T::narrow(old - lr * (g.widen() + decay * old));
-            }
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                for (p, g) in p.iter_mut().zip(g) {
+                    let old = p.widen();
+                    *p = T::narrow(old - lr * (g.widen() + decay * old));
+                }
+            },
+        );
     });
 }
 
@@ -48,16 +51,19 @@ pub(super) fn sgd_momentum<T: Float>(
     let fresh = c::<T>(1.0 - config.dampening);
     let nesterov = config.nesterov;
     parallel_pieces((p, g, m), GRAIN, |_, (p, g, m)| {
-        vectorize(|| {
-            for ((p, g), m) in p.iter_mut().zip(g).zip(m) {
-                let old = p.widen();
-                let g = g.widen() + decay * old;
-                let kept = if first { g } else { momentum * *m + fresh * g };
-                *m = kept;
-                let step = if nesterov { g + momentum * kept } else { kept };
-                *p = T::narrow(old - lr * step);
-            }
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                for ((p, g), m) in p.iter_mut().zip(g).zip(m) {
+                    let old = p.widen();
+                    let g = g.widen() + decay * old;
+                    let kept = if first { g } else { momentum * *m + fresh * g };
+                    *m = kept;
+                    let step = if nesterov { g + momentum * kept } else { kept };
+                    *p = T::narrow(old - lr * step);
+                }
+            },
+        );
     });
 }
 
@@ -82,16 +88,19 @@ pub(super) fn adam<T: Float>(
     let root = c::<T>(1.0 / correction(beta2).sqrt());
     let eps = c::<T>(config.eps);
     parallel_pieces((p, g, m, v), GRAIN / 2, |_, (p, g, m, v)| {
-        vectorize(|| {
-            for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                let old = p.widen();
-                let g = g.widen() + coupled * old;
-                *m += fresh1 * (g - *m);
-                *v = keep2 * *v + fresh2 * g * g;
-                let denominator = v.sqrt() * root + eps;
-                *p = T::narrow(old * shrink - rate * *m / denominator);
-            }
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+                    let old = p.widen();
+                    let g = g.widen() + coupled * old;
+                    *m += fresh1 * (g - *m);
+                    *v = keep2 * *v + fresh2 * g * g;
+                    let denominator = v.sqrt() * root + eps;
+                    *p = T::narrow(old * shrink - rate * *m / denominator);
+                }
+            },
+        );
     });
 }
 
@@ -99,10 +108,13 @@ pub(super) fn adam<T: Float>(
 pub(super) fn scale<T: Float>(x: &mut [T], factor: f64) {
     let factor = c::<T>(factor);
     parallel_chunks(x, GRAIN, |_, x| {
-        vectorize(|| {
-            x.iter_mut()
-                .for_each(|x| *x = T::narrow(x.widen() * factor))
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                x.iter_mut()
+                    .for_each(|x| *x = T::narrow(x.widen() * factor))
+            },
+        );
     });
 }
 
@@ -128,14 +140,17 @@ fn block<T: Float>(x: &[T]) -> f64 {
     const LANES: usize = 16;
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut lanes = [0.0f64; LANES];
-    vectorize(|| {
-        for chunk in chunks {
-            for (lane, x) in lanes.iter_mut().zip(chunk) {
-                let x = x.widen().to_f64();
-                *lane += x * x;
+    vectorize(
+        #[inline(always)]
+        || {
+            for chunk in chunks {
+                for (lane, x) in lanes.iter_mut().zip(chunk) {
+                    let x = x.widen().to_f64();
+                    *lane += x * x;
+                }
             }
-        }
-    });
+        },
+    );
     let rest: f64 = rest.iter().map(|x| x.to_f64() * x.to_f64()).sum();
     lanes.iter().sum::<f64>() + rest
 }

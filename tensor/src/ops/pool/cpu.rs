@@ -1,8 +1,9 @@
 //! Pooling on the CPU, plane by plane.
 
-use crate::cpu::share::{Shared, parallel_planes};
-use crate::cpu::{parallel_for, vectorize};
-use crate::ops::working::Real;
+use crate::cpu::math::Real;
+use crate::cpu::pieces::{Rows, parallel_pieces};
+use crate::cpu::share::parallel_planes;
+use crate::cpu::vectorize;
 use std::ops::Range;
 
 /// Windows along one axis.
@@ -115,41 +116,48 @@ pub(super) fn max<T: Real>(w: &Windows, x: &[T], out: &mut [T], at: &mut [i64]) 
     if outs == 0 {
         return;
     }
-    let planes = out.len() / outs;
-    let (out, at) = (Shared::new(out), Shared::new(at));
-    parallel_for(planes, grain(inp), |range| {
-        for p in range {
-            let x = &x[p * inp..][..inp];
-            // SAFETY: each plane is handed out once.
-            #[allow(unsafe_code)]
-            let (out, at) = unsafe {
-                (
-                    out.range(p * outs..(p + 1) * outs),
-                    at.range(p * outs..(p + 1) * outs),
-                )
-            };
-            vectorize(|| {
-                for i in 0..down.out {
-                    let (i0, di, rows) = down.pixels(i);
-                    for j in 0..across.out {
-                        let (j0, dj, cols) = across.pixels(j);
-                        let (mut best, mut best_at) = (T::from_f64(f64::NEG_INFINITY), -1);
-                        for r in 0..rows {
-                            let row = (i0 + r * di) * across.inp + j0;
-                            for c in 0..cols {
-                                let (v, here) = (x[row + c * dj], row + c * dj);
-                                // The first pixel, a larger one, or the first NaN.
-                                #[allow(clippy::eq_op)]
-                                if best_at < 0 || v > best || (v != v && best == best) {
-                                    (best, best_at) = (v, here as i64);
+    let planes = (
+        Rows {
+            data: out,
+            width: outs,
+        },
+        Rows {
+            data: at,
+            width: outs,
+        },
+    );
+    parallel_pieces(planes, grain(inp), |first, (out, at)| {
+        let planes = out
+            .data
+            .chunks_exact_mut(outs)
+            .zip(at.data.chunks_exact_mut(outs));
+        for (p, (out, at)) in planes.enumerate() {
+            let x = &x[(first + p) * inp..][..inp];
+            vectorize(
+                #[inline(always)]
+                || {
+                    for i in 0..down.out {
+                        let (i0, di, rows) = down.pixels(i);
+                        for j in 0..across.out {
+                            let (j0, dj, cols) = across.pixels(j);
+                            let (mut best, mut best_at) = (T::from_f64(f64::NEG_INFINITY), -1);
+                            for r in 0..rows {
+                                let row = (i0 + r * di) * across.inp + j0;
+                                for c in 0..cols {
+                                    let (v, here) = (x[row + c * dj], row + c * dj);
+                                    // The first pixel, a larger one, or the first NaN.
+                                    #[allow(clippy::eq_op)]
+                                    if best_at < 0 || v > best || (v != v && best == best) {
+                                        (best, best_at) = (v, here as i64);
+                                    }
                                 }
                             }
+                            out[i * across.out + j] = best;
+                            at[i * across.out + j] = best_at;
                         }
-                        out[i * across.out + j] = best;
-                        at[i * across.out + j] = best_at;
                     }
-                }
-            });
+                },
+            );
         }
     });
 }
@@ -172,17 +180,20 @@ pub(super) fn average<T: Real>(w: &Windows, x: &[T], out: &mut [T]) {
     let ([ih, iw], [oh, ow]) = (w.inp(), w.out());
     parallel_planes(out, oh * ow, grain(ih * iw), |p, out| {
         let x = &x[p * ih * iw..][..ih * iw];
-        vectorize(|| {
-            w.for_each(|o, rows, cols, scale| {
-                let sum = if cols.len() == iw {
-                    sum(&x[rows.start * iw..rows.end * iw])
-                } else {
-                    rows.map(|r| sum(&x[r * iw..][cols.clone()]))
-                        .fold(T::default(), |a, b| a + b)
-                };
-                out[o] = sum * T::from_f64(scale);
-            });
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                w.for_each(|o, rows, cols, scale| {
+                    let sum = if cols.len() == iw {
+                        sum(&x[rows.start * iw..rows.end * iw])
+                    } else {
+                        rows.map(|r| sum(&x[r * iw..][cols.clone()]))
+                            .fold(T::default(), |a, b| a + b)
+                    };
+                    out[o] = sum * T::from_f64(scale);
+                });
+            },
+        );
     });
 }
 
@@ -191,17 +202,20 @@ pub(super) fn average_backward<T: Real>(w: &Windows, dy: &[T], dx: &mut [T]) {
     let ([ih, iw], [oh, ow]) = (w.inp(), w.out());
     parallel_planes(dx, ih * iw, grain(ih * iw), |p, dx| {
         let dy = &dy[p * oh * ow..][..oh * ow];
-        vectorize(|| {
-            dx.fill(T::default());
-            w.for_each(|o, rows, cols, scale| {
-                let share = dy[o] * T::from_f64(scale);
-                for r in rows {
-                    dx[r * iw..][cols.clone()]
-                        .iter_mut()
-                        .for_each(|d| *d += share);
-                }
-            });
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                dx.fill(T::default());
+                w.for_each(|o, rows, cols, scale| {
+                    let share = dy[o] * T::from_f64(scale);
+                    for r in rows {
+                        dx[r * iw..][cols.clone()]
+                            .iter_mut()
+                            .for_each(|d| *d += share);
+                    }
+                });
+            },
+        );
     });
 }
 

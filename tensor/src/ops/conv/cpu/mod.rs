@@ -5,7 +5,9 @@ mod blocked;
 mod planar;
 
 use super::geometry::Geometry;
-use crate::ops::working::Real;
+use crate::cpu::math::Real;
+#[cfg(target_arch = "x86_64")]
+use blocked::{f32s, f32s_mut};
 
 /// `out = x ⋆ w + bias`.
 pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]>, out: &mut [T]) {
@@ -13,10 +15,10 @@ pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(x), Some(w), true) = (T::f32s(x), T::f32s(w), g.ci > 0 && blocked::pays(g.cog()))
-        && let Some(out) = T::f32s_mut(out)
+    if let (Some(x), Some(w), true) = (f32s(x), f32s(w), g.ci > 0 && blocked::pays(g.cog()))
+        && let Some(out) = f32s_mut(out)
     {
-        return blocked::forward(g, x, w, bias.and_then(T::f32s), out);
+        return blocked::forward(g, x, w, bias.and_then(f32s), out);
     }
     planar::forward(g, x, w, bias, out);
 }
@@ -27,8 +29,8 @@ pub(super) fn input_grad<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T])
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(dy), Some(w), true) = (T::f32s(dy), T::f32s(w), g.co > 0 && blocked::pays(g.cig()))
-        && let Some(dx) = T::f32s_mut(dx)
+    if let (Some(dy), Some(w), true) = (f32s(dy), f32s(w), g.co > 0 && blocked::pays(g.cig()))
+        && let Some(dx) = f32s_mut(dx)
     {
         return blocked::input_grad(g, dy, w, dx);
     }
@@ -41,8 +43,8 @@ pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]
         return dw.fill(T::default());
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(x), Some(dy), true) = (T::f32s(x), T::f32s(dy), blocked::pays(g.cog()))
-        && let Some(dw) = T::f32s_mut(dw)
+    if let (Some(x), Some(dy), true) = (f32s(x), f32s(dy), blocked::pays(g.cog()))
+        && let Some(dw) = f32s_mut(dw)
     {
         return blocked::weight_grad(g, x, dy, dw);
     }

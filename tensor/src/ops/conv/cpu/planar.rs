@@ -3,9 +3,9 @@
 //! whose channels give the blocked kernels nothing to share.
 
 use super::super::geometry::Geometry;
+use crate::cpu::math::Real;
 use crate::cpu::share::parallel_planes;
 use crate::cpu::vectorize;
-use crate::ops::working::Real;
 
 /// Multiply-adds below which another thread does not pay.
 const GRAIN: usize = 1 << 16;
@@ -56,24 +56,27 @@ pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]
         grain(g.out_plane() * cig * taps),
         |i, plane| {
             let (n, c) = (i / g.co, i % g.co);
-            vectorize(|| {
-                plane.fill(bias.map_or(T::default(), |b| b[c]));
-                for k in 0..cig {
-                    let x = &x[(n * g.ci + c / cog * cig + k) * inp..][..inp];
-                    let w = &w[(c * cig + k) * taps..][..taps];
-                    for_taps(g, |tap, row| {
-                        let (w, out) = (w[tap], &mut plane[row.out..][..row.len]);
-                        let x = &x[row.inp..];
-                        if step == 1 {
-                            out.iter_mut().zip(x).for_each(|(o, x)| *o += w * *x);
-                        } else {
-                            out.iter_mut()
-                                .zip(x.iter().step_by(step))
-                                .for_each(|(o, x)| *o += w * *x);
-                        }
-                    });
-                }
-            });
+            vectorize(
+                #[inline(always)]
+                || {
+                    plane.fill(bias.map_or(T::default(), |b| b[c]));
+                    for k in 0..cig {
+                        let x = &x[(n * g.ci + c / cog * cig + k) * inp..][..inp];
+                        let w = &w[(c * cig + k) * taps..][..taps];
+                        for_taps(g, |tap, row| {
+                            let (w, out) = (w[tap], &mut plane[row.out..][..row.len]);
+                            let x = &x[row.inp..];
+                            if step == 1 {
+                                out.iter_mut().zip(x).for_each(|(o, x)| *o += w * *x);
+                            } else {
+                                out.iter_mut()
+                                    .zip(x.iter().step_by(step))
+                                    .for_each(|(o, x)| *o += w * *x);
+                            }
+                        });
+                    }
+                },
+            );
         },
     );
 }
@@ -84,26 +87,29 @@ pub(super) fn input_grad<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T])
     let step = g.stride[1];
     parallel_planes(dx, g.in_plane(), grain(outp * cog * taps), |i, plane| {
         let (n, c) = (i / g.ci, i % g.ci);
-        vectorize(|| {
-            plane.fill(T::default());
-            for k in 0..cog {
-                let co = c / cig * cog + k;
-                let dy = &dy[(n * g.co + co) * outp..][..outp];
-                let w = &w[(co * cig + c % cig) * taps..][..taps];
-                for_taps(g, |tap, row| {
-                    let (w, dy) = (w[tap], &dy[row.out..][..row.len]);
-                    let dx = &mut plane[row.inp..];
-                    if step == 1 {
-                        dx.iter_mut().zip(dy).for_each(|(d, y)| *d += w * *y);
-                    } else {
-                        dx.iter_mut()
-                            .step_by(step)
-                            .zip(dy)
-                            .for_each(|(d, y)| *d += w * *y);
-                    }
-                });
-            }
-        });
+        vectorize(
+            #[inline(always)]
+            || {
+                plane.fill(T::default());
+                for k in 0..cog {
+                    let co = c / cig * cog + k;
+                    let dy = &dy[(n * g.co + co) * outp..][..outp];
+                    let w = &w[(co * cig + c % cig) * taps..][..taps];
+                    for_taps(g, |tap, row| {
+                        let (w, dy) = (w[tap], &dy[row.out..][..row.len]);
+                        let dx = &mut plane[row.inp..];
+                        if step == 1 {
+                            dx.iter_mut().zip(dy).for_each(|(d, y)| *d += w * *y);
+                        } else {
+                            dx.iter_mut()
+                                .step_by(step)
+                                .zip(dy)
+                                .for_each(|(d, y)| *d += w * *y);
+                        }
+                    });
+                }
+            },
+        );
     });
 }
 
@@ -117,20 +123,23 @@ pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]
         let (rows, i0) = g.reach(0, tap / g.ker[1]);
         let (cols, j0) = g.reach(1, tap % g.ker[1]);
         let mut sum = 0.0;
-        vectorize(|| {
-            for n in 0..g.n {
-                let x = &x[(n * g.ci + c / cog * cig + k) * inp..][..inp];
-                let dy = &dy[(n * g.co + c) * outp..][..outp];
-                for (r, o) in rows.clone().enumerate() {
-                    if cols.is_empty() {
-                        continue;
+        vectorize(
+            #[inline(always)]
+            || {
+                for n in 0..g.n {
+                    let x = &x[(n * g.ci + c / cog * cig + k) * inp..][..inp];
+                    let dy = &dy[(n * g.co + c) * outp..][..outp];
+                    for (r, o) in rows.clone().enumerate() {
+                        if cols.is_empty() {
+                            continue;
+                        }
+                        let dy = &dy[o * g.out[1]..][cols.clone()];
+                        let x = &x[(i0 + r * g.stride[0]) * g.inp[1] + j0..];
+                        sum += dot(dy, x, step).to_f64();
                     }
-                    let dy = &dy[o * g.out[1]..][cols.clone()];
-                    let x = &x[(i0 + r * g.stride[0]) * g.inp[1] + j0..];
-                    sum += dot(dy, x, step).to_f64();
                 }
-            }
-        });
+            },
+        );
         dw[0] = T::from_f64(sum);
     });
 }
