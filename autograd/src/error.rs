@@ -84,6 +84,12 @@ pub enum Error {
         /// The value's element type.
         new_dtype: DType,
     },
+    /// A parameter that is to be changed occurs twice in one list.
+    #[error("parameter {id}: it occurs twice among those to be changed at once")]
+    DuplicateParameter {
+        /// The parameter.
+        id: ParamId,
+    },
     /// A saved state lacks a tensor that is wanted.
     #[error("the saved state has no tensor `{name}`")]
     MissingTensor {

@@ -134,6 +134,10 @@ impl Param {
     /// Changes the value in place: `change` gets the parameter's own tensor, so that where nobody
     /// else holds it, writing to it copies nothing.
     ///
+    /// The parameter is locked meanwhile: `change` must work on the tensor that it gets. A
+    /// [`value`](Param::value), [`set`](Param::set), [`device`](Param::device) or `update` of the
+    /// same parameter inside `change` would wait for itself for ever.
+    ///
     /// # Errors
     /// Those of `change`; [`Error::ValueMismatch`] where it leaves another shape or element type:
     /// the value is then what `change` left, and the caller's to repair with `set`.
@@ -153,15 +157,31 @@ impl Param {
 }
 
 /// Changes several parameters at once, as [`Param::update`]: the fused optimizers' way in.
-/// No parameter may occur twice.
+/// Locks are taken in the order of the ids, so that two optimizers that share parameters, on two
+/// threads, wait for each other and do not block each other.
+///
+/// # Errors
+/// [`Error::DuplicateParameter`] where one occurs twice: its lock would wait for itself. As
+/// [`Param::update`].
 pub(crate) fn update_all<T>(
     params: &[&Param],
     change: impl FnOnce(&mut [&mut Tensor]) -> Result<T>,
 ) -> Result<T> {
-    // Locks are taken in the order of the list. Two optimizers that share parameters in different
-    // orders, on two threads, would be a deadlock and nonsense besides.
-    let mut guards: Vec<_> = params.iter().map(|p| p.0.slot.write()).collect();
-    let mut values: Vec<&mut Tensor> = guards.iter_mut().map(|g| &mut **g).collect();
+    let mut order: Vec<usize> = (0..params.len()).collect();
+    order.sort_unstable_by_key(|&i| params[i].id());
+    if let Some(twice) = order
+        .windows(2)
+        .find(|w| params[w[0]].id() == params[w[1]].id())
+    {
+        let id = params[twice[0]].id();
+        return Err(Error::DuplicateParameter { id });
+    }
+    let mut guards: Vec<_> = order
+        .iter()
+        .map(|&i| (i, params[i].0.slot.write()))
+        .collect();
+    guards.sort_unstable_by_key(|&(i, _)| i);
+    let mut values: Vec<&mut Tensor> = guards.iter_mut().map(|(_, g)| &mut **g).collect();
     let out = change(&mut values)?;
     for (param, value) in params.iter().zip(&values) {
         param.0.slot.check(param.id(), value)?;
@@ -220,7 +240,7 @@ impl Buffer {
         Ok(())
     }
 
-    /// Changes the value in place, as [`Param::update`].
+    /// Changes the value in place, as [`Param::update`]; the buffer is locked meanwhile, too.
     ///
     /// # Errors
     /// Those of `change`.
@@ -261,3 +281,33 @@ impl std::hash::Hasher for IdHasher {
 /// A map from parameters.
 pub(crate) type IdMap<V> =
     std::collections::HashMap<ParamId, V, std::hash::BuildHasherDefault<IdHasher>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scalar(value: f64) -> Param {
+        Param::new(Tensor::scalar(value, Device::cpu(0)).unwrap())
+    }
+
+    #[test]
+    fn several_are_updated_in_the_order_of_the_list() {
+        let (a, b, c) = (scalar(1.0), scalar(2.0), scalar(3.0));
+        let seen = update_all(&[&c, &a, &b], |values| {
+            let seen: Vec<f64> = values.iter().map(|t| t.item()).collect::<Result<_, _>>()?;
+            *values[0] = values[0].add_scalar(10.0)?;
+            Ok(seen)
+        });
+        assert_eq!(seen.unwrap(), [3.0, 1.0, 2.0]);
+        let after = [&a, &b, &c].map(|p| p.value().item().unwrap());
+        assert_eq!(after, [1.0, 2.0, 13.0]);
+    }
+
+    #[test]
+    fn one_that_occurs_twice_is_an_error_and_no_deadlock() {
+        let (a, b) = (scalar(1.0), scalar(2.0));
+        let e = update_all(&[&a, &b, &a.clone()], |_| Ok(())).unwrap_err();
+        assert!(matches!(e, Error::DuplicateParameter { id } if id == a.id()));
+        a.set(b.value()).unwrap(); // no lock was left behind
+    }
+}

@@ -2,14 +2,17 @@
 
 use crate::error::{Error, Result};
 use crate::nn::Module;
-use crate::nn::module::aliases;
+use crate::nn::module::{Count, Item, aliases, walk};
 use phalanx_tensor::{DType, Device, Shape, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
-/// Tensors by dotted name: a module's parameters and buffers, an optimizer's momenta, or both under
+/// Tensors by dotted name: a module's parameters, buffers and counts, an optimizer's momenta, or both under
 /// prefixes. The file format is safetensors, with PyTorch's names.
 ///
 /// ```
@@ -38,8 +41,8 @@ impl State {
         State::default()
     }
 
-    /// The parameters and buffers of a module; shared ones once, under their first name. Costs no
-    /// copy: the state holds the values as they are now.
+    /// The parameters, buffers and counts of a module; shared ones once, under their first name.
+    /// Costs no copy: the state holds the values as they are now.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where two parts of the module have one name.
@@ -50,6 +53,10 @@ impl State {
         }
         for (name, buffer) in module.named_buffers() {
             state.insert_new(name, buffer.value())?;
+        }
+        for (name, count) in counts(module) {
+            let count = Tensor::from_slice(&[count as i64], (), Device::cpu(0))?;
+            state.insert_new(name, count)?;
         }
         Ok(state)
     }
@@ -69,10 +76,12 @@ impl State {
 
     /// Puts the values into a module, each on the device where the module's own is. Names, shapes
     /// and element types must fit exactly, both ways; a shared parameter may be there under any
-    /// of its names, or under all. Nothing is changed where something does not fit.
+    /// of its names, or under all. Only a [`Count`] may be missing, as it is from PyTorch's files:
+    /// it stays as it is. Nothing is changed where something does not fit.
     ///
     /// # Errors
-    /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`], [`Error::SavedMismatch`].
+    /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`], [`Error::SavedMismatch`];
+    /// [`Error::Format`] for a count below 0.
     pub fn load_into<M: Module + ?Sized>(&self, module: &M) -> Result<()> {
         let aliases = aliases(module);
         let find = |name: &str| {
@@ -83,16 +92,8 @@ impl State {
         };
         let checked = |name: &str, shape: &Shape, dtype: DType, device: Device| {
             let saved = find(name).ok_or_else(|| Error::MissingTensor { name: name.into() })?;
-            if saved.shape() != shape || saved.dtype() != dtype {
-                return Err(Error::SavedMismatch {
-                    name: name.into(),
-                    shape: saved.shape().clone(),
-                    dtype: saved.dtype(),
-                    wanted_shape: shape.clone(),
-                    wanted_dtype: dtype,
-                });
-            }
-            Ok(saved.to_device(device)?)
+            expect_like(name, saved, shape, dtype)?;
+            Ok::<_, Error>(saved.to_device(device)?)
         };
         let (params, buffers) = (module.named_parameters(), module.named_buffers());
         let mut values = Vec::with_capacity(params.len() + buffers.len());
@@ -102,8 +103,16 @@ impl State {
         for (name, b) in &buffers {
             values.push(checked(name, b.shape(), b.dtype(), b.value().device())?);
         }
+        let mut counts: HashMap<String, Option<u64>> = HashMap::new();
+        for_counts(module, &mut |name, _| {
+            _ = counts.insert(name.to_owned(), None)
+        });
+        for (name, count) in &mut counts {
+            *count = self.saved_count(name)?;
+        }
         for name in self.tensors.keys() {
             let known = params.iter().any(|(n, _)| n == name)
+                || counts.contains_key(name)
                 || buffers.iter().any(|(n, _)| n == name)
                 || aliases.iter().any(|(alias, _)| alias == name);
             if !known {
@@ -117,7 +126,24 @@ impl State {
         for ((_, b), value) in buffers.iter().zip(&mut values) {
             b.set(value)?;
         }
+        for_counts(module, &mut |name, count| {
+            if let Some(&Some(saved)) = counts.get(name) {
+                count.set(saved);
+            }
+        });
         Ok(())
+    }
+
+    fn saved_count(&self, name: &str) -> Result<Option<u64>> {
+        let Some(saved) = self.tensors.get(name) else {
+            return Ok(None);
+        };
+        expect_like(name, saved, &Shape::from(()), DType::I64)?;
+        let count = saved.to_vec::<i64>()?[0];
+        let count = u64::try_from(count).map_err(|_| Error::Format {
+            reason: format!("`{name}` counts {count} times"),
+        })?;
+        Ok(Some(count))
     }
 
     /// Adds a tensor, in place of one of the same name.
@@ -223,8 +249,9 @@ impl State {
         Ok(state)
     }
 
-    /// Writes a safetensors file. The file is complete or not there: it is written beside and
-    /// renamed.
+    /// Writes a safetensors file. The file is complete or not there, even where the power fails: it
+    /// is written beside, as `<path>.partial`, brought to the disk and renamed. Where that fails,
+    /// nothing is left over, and a file that was there before stays.
     ///
     /// # Errors
     /// [`Error::File`]; as [`to_bytes`](State::to_bytes).
@@ -232,13 +259,17 @@ impl State {
         let path = path.as_ref();
         let mut partial = path.as_os_str().to_owned();
         partial.push(".partial");
+        let partial = PathBuf::from(partial);
         let bytes = self.to_bytes()?;
-        std::fs::write(&partial, bytes)
-            .and_then(|()| std::fs::rename(&partial, path))
-            .map_err(|source| Error::File {
+        let written = write_to_disk(&partial, &bytes).and_then(|()| fs::rename(&partial, path));
+        written.map_err(|source| {
+            // Why the save failed matters more than why its remains cannot be removed.
+            _ = fs::remove_file(&partial);
+            Error::File {
                 path: path.into(),
                 source,
-            })
+            }
+        })
     }
 
     /// Reads a safetensors file; the tensors lie on `device`.
@@ -247,12 +278,52 @@ impl State {
     /// [`Error::File`]; as [`from_bytes`](State::from_bytes).
     pub fn load(path: impl AsRef<Path>, device: Device) -> Result<State> {
         let path = path.as_ref();
-        let bytes = std::fs::read(path).map_err(|source| Error::File {
+        let bytes = fs::read(path).map_err(|source| Error::File {
             path: path.into(),
             source,
         })?;
         State::from_bytes(&bytes, device)
     }
+}
+
+/// Writes a file and waits until it is on the disk.
+fn write_to_disk(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn expect_like(name: &str, saved: &Tensor, shape: &Shape, dtype: DType) -> Result<()> {
+    if saved.shape() == shape && saved.dtype() == dtype {
+        return Ok(());
+    }
+    Err(Error::SavedMismatch {
+        name: name.into(),
+        shape: saved.shape().clone(),
+        dtype: saved.dtype(),
+        wanted_shape: shape.clone(),
+        wanted_dtype: dtype,
+    })
+}
+
+/// Shows every count of a module, under each of its names.
+fn for_counts<M: Module + ?Sized>(module: &M, see: &mut dyn FnMut(&str, &Count)) {
+    walk(module, &mut |name, item| {
+        if let Item::Count(count) = item {
+            see(name, count);
+        }
+    });
+}
+
+/// The counts of a module, each once, by its first name.
+fn counts<M: Module + ?Sized>(module: &M) -> Vec<(String, u64)> {
+    let (mut seen, mut out) = (HashSet::new(), Vec::new());
+    for_counts(module, &mut |name, count| {
+        if seen.insert(std::ptr::from_ref(count)) {
+            out.push((name.to_owned(), count.get()));
+        }
+    });
+    out
 }
 
 fn format(error: safetensors::SafeTensorError) -> Error {

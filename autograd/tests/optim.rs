@@ -188,6 +188,30 @@ fn groups_have_their_own_rates_and_decays() {
 }
 
 #[test]
+fn a_group_that_comes_after_a_step_leaves_the_others_their_momenta() {
+    let [a, b, c] = [0; 3].map(|_| Param::new(tensor(&[1.0])));
+    let config = SgdConfig {
+        lr: 0.1,
+        momentum: 0.5,
+        ..SgdConfig::default()
+    };
+    let mut sgd = Sgd::new(vec![a.clone(), b.clone(), c.clone()], config);
+    sgd.step(&gradients(&[(&a, &[1.0]), (&b, &[2.0]), (&c, &[4.0])]))
+        .unwrap();
+    let mut sgd = sgd.with_group(Group::new(vec![b.clone()]));
+    sgd.step(&gradients(&[(&a, &[0.0]), (&b, &[0.0]), (&c, &[0.0])]))
+        .unwrap();
+    // Where it moved, b starts afresh.
+    close(
+        &[vals(&a)[0], vals(&b)[0], vals(&c)[0]],
+        &[0.9 - 0.05, 0.8, 0.6 - 0.2],
+    );
+    let state = sgd.state().unwrap();
+    let momentum = |i: usize| state.get(&format!("{i}.momentum_buffer")).unwrap().item();
+    close(&[0, 1, 2].map(|i| momentum(i).unwrap()), &[0.5, 2.0, 0.0]);
+}
+
+#[test]
 fn a_step_writes_in_place_and_old_values_keep() {
     let w = Param::new(tensor(&START));
     let address = || w.value().as_slice::<f64>().unwrap().as_ptr();

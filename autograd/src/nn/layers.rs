@@ -1,13 +1,12 @@
 //! Layers without parameters: activations, pooling, flattening, dropout.
 
-use super::module::{Module, Training, Visitor};
+use super::module::{Count, Module, Training, Visitor};
 use crate::error::Result;
 use crate::tape::Tape;
 use crate::var::Var;
 use phalanx_tensor::Rng;
 pub use phalanx_tensor::ops::pool::Pool2dConfig;
 pub use phalanx_tensor::ops::unary::GeluKind;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// One row a layer: its fields and the method that it applies.
 macro_rules! layers {
@@ -62,12 +61,13 @@ layers! {
 /// 2014), as `torch.nn.Dropout`; in evaluation, the identity.
 ///
 /// The `k`-th use draws from a stream that `seed` and `k` determine: a run repeats, whatever else
-/// draws random numbers.
+/// draws random numbers. How many uses there were is part of the module's state, as `uses`: a run
+/// that resumes from it draws what it would have drawn.
 #[derive(Debug)]
 pub struct Dropout {
     p: f64,
     seed: Rng,
-    uses: AtomicU64,
+    uses: Count,
     training: Training,
 }
 
@@ -77,7 +77,7 @@ impl Dropout {
         Dropout {
             p,
             seed: Rng::new(seed),
-            uses: AtomicU64::new(0),
+            uses: Count::default(),
             training: Training::default(),
         }
     }
@@ -88,15 +88,12 @@ impl Module for Dropout {
         if !self.training.is_on() || self.p == 0.0 {
             return Ok(x.clone());
         }
-        let seed = tape.seed(|| {
-            self.seed
-                .fold_in(self.uses.fetch_add(1, Relaxed))
-                .next_u64()
-        });
+        let seed = tape.seed(|| self.seed.fold_in(self.uses.advance()).next_u64());
         x.dropout(self.p, &mut Rng::new(seed))
     }
 
     fn visit(&self, v: &mut Visitor<'_>) {
+        v.count("uses", &self.uses);
         v.training(&self.training);
     }
 }

@@ -20,6 +20,6 @@ pub use layers::{
 };
 pub use linear::Linear;
 pub use loss::{CrossEntropyConfig, Reduction, binary_cross_entropy, cross_entropy, l1, mse, nll};
-pub use module::{Module, Training, Visitor};
+pub use module::{Count, Module, Training, Visitor};
 pub use norm::{BatchNorm2d, LayerNorm};
 pub use sequential::Sequential;

@@ -6,7 +6,7 @@ use crate::tape::Tape;
 use crate::var::Var;
 use phalanx_tensor::Device;
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// A layer, or a model made of layers.
 ///
@@ -44,7 +44,7 @@ pub trait Module: Send + Sync {
     /// Those of the operations inside.
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var>;
 
-    /// Shows `v` the module's own parameters, buffers and training flag, then its children, each by
+    /// Shows `v` the module's own parameters, buffers, counts and training flag, then its children, each by
     /// its name and always in the same order.
     fn visit(&self, v: &mut Visitor<'_>);
 
@@ -146,10 +146,34 @@ impl Default for Training {
     }
 }
 
+/// How often a module did something that its next result depends on, such as dropout's draws. Show
+/// it in [`Module::visit`], and a [`State`](crate::State) saves and restores it as an `i64`, so
+/// that a run resumes bit for bit. It lives on the host: using it waits for no device.
+#[derive(Debug, Default)]
+pub struct Count(AtomicU64);
+
+impl Count {
+    /// Counts one more and returns the count before.
+    pub fn advance(&self) -> u64 {
+        self.0.fetch_add(1, Relaxed)
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// Goes on from `count`.
+    pub fn set(&self, count: u64) {
+        self.0.store(count, Relaxed);
+    }
+}
+
 /// What a module consists of.
 pub(crate) enum Item<'a> {
     Param(&'a Param),
     Buffer(&'a Buffer),
+    Count(&'a Count),
     Mode(&'a Training),
 }
 
@@ -175,6 +199,11 @@ impl Visitor<'_> {
     /// A buffer.
     pub fn buffer(&mut self, name: &str, buffer: &Buffer) {
         self.at(name, |v| (v.see)(&v.path, Item::Buffer(buffer)));
+    }
+
+    /// A count that belongs to the module's state.
+    pub fn count(&mut self, name: &str, count: &Count) {
+        self.at(name, |v| (v.see)(&v.path, Item::Count(count)));
     }
 
     /// The module's training flag.
@@ -214,7 +243,7 @@ pub(crate) fn aliases<M: Module + ?Sized>(module: &M) -> Vec<(String, String)> {
         let id = match item {
             Item::Param(p) => p.id(),
             Item::Buffer(b) => b.id(),
-            Item::Mode(_) => return,
+            Item::Count(_) | Item::Mode(_) => return,
         };
         match first.get(&id) {
             Some(name) => out.push((path.to_owned(), name.clone())),

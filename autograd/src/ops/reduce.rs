@@ -4,7 +4,7 @@ use super::one;
 use crate::error::Result;
 use crate::var::Var;
 use crate::vjp::{Grads, Vjp, tensor_bytes};
-use phalanx_tensor::{Shape, Tensor};
+use phalanx_tensor::{DType, Shape, Tensor};
 
 /// The axes of a reduction, as the backward pass sees them.
 #[derive(Debug, Clone)]
@@ -47,6 +47,15 @@ impl Reduced {
     /// Each element of the result where its operands were: a view.
     fn spread(&self, grad: &Tensor) -> phalanx_tensor::Result<Tensor> {
         grad.reshape(&self.kept)?.broadcast_to(&self.input)
+    }
+}
+
+/// The type in which a gradient of several steps is computed: half types would round each of them,
+/// and cannot count beyond 256 (`bf16`) or 2048 (`f16`).
+fn wide(dtype: DType) -> DType {
+    match dtype {
+        DType::BF16 | DType::F16 => DType::F32,
+        other => other,
     }
 }
 
@@ -103,14 +112,13 @@ impl Vjp for Extremum {
         self.name
     }
     fn backward(&self, grad: Tensor, _needs: &[bool]) -> Result<Grads> {
-        let hit = self
-            .x
-            .eq(&self.out.reshape(&self.axes.kept)?)?
-            .cast(grad.dtype())?;
+        let (dtype, wide) = (grad.dtype(), wide(grad.dtype()));
+        let hit = self.x.eq(&self.out.reshape(&self.axes.kept)?)?.cast(wide)?;
         let share = grad
+            .cast(wide)?
             .reshape(&self.axes.kept)?
             .div(&hit.sum(&self.axis_list, true)?)?;
-        Ok(one(hit.mul(&share)?))
+        Ok(one(hit.mul(&share)?.cast(dtype)?))
     }
     fn saved_bytes(&self) -> usize {
         tensor_bytes(&self.x) + tensor_bytes(&self.out)
@@ -132,9 +140,14 @@ impl Vjp for Variance {
     }
     fn backward(&self, grad: Tensor, _needs: &[bool]) -> Result<Grads> {
         let divisor = self.axes.count().saturating_sub(self.correction) as f64;
-        let distance = self.x.sub(&self.x.mean(&self.axis_list, true)?)?;
-        let factor = grad.reshape(&self.axes.kept)?.mul_scalar(2.0 / divisor)?;
-        Ok(one(distance.mul(&factor)?))
+        let (dtype, wide) = (grad.dtype(), wide(grad.dtype()));
+        let x = self.x.cast(wide)?;
+        let distance = x.sub(&x.mean(&self.axis_list, true)?)?;
+        let factor = grad
+            .cast(wide)?
+            .reshape(&self.axes.kept)?
+            .mul_scalar(2.0 / divisor)?;
+        Ok(one(distance.mul(&factor)?.cast(dtype)?))
     }
     fn saved_bytes(&self) -> usize {
         tensor_bytes(&self.x)

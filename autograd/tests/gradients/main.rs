@@ -7,7 +7,7 @@ mod table;
 mod util;
 
 use phalanx_autograd::{Backward, Result, Tape, Var};
-use phalanx_tensor::{DType, Tensor};
+use phalanx_tensor::{DType, Device, Tensor};
 use table::{Case, ROWS, Row};
 use util::{TestRng, assert_close, assert_gradient, assert_same, rounding, values};
 
@@ -108,6 +108,40 @@ fn single_and_half_precision_agree_with_f64() {
                     close(low.as_ref().unwrap(), high.as_ref().unwrap(), &what);
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_half_reductions_round_once() {
+    let gradient = |x: &Tensor, f: &dyn Fn(&Var) -> Result<Var>| {
+        let tape = Tape::new();
+        let x = tape.input(x.clone()).unwrap();
+        let all = tape.backward(&f(&x).unwrap()).unwrap();
+        let slope = all.wrt(&x).unwrap();
+        assert_eq!(slope.dtype(), x.dtype());
+        values(slope)
+    };
+    for dtype in [DType::BF16, DType::F16] {
+        // One more than the type can count.
+        let n = (1.0 / rounding(dtype)) as usize + 1;
+        let equal = Tensor::full([n], 3.0, dtype, Device::cpu(0)).unwrap();
+        let share = values(&util::tensor_of(&[1.0 / n as f64], &[1], dtype))[0];
+        assert_ne!(share, rounding(dtype), "{dtype}");
+        for axes in [&[0isize][..], &[-1]] {
+            let got = gradient(&equal, &|x| x.max(axes, false));
+            assert_eq!(got, vec![share; n], "{dtype}");
+        }
+        assert_eq!(gradient(&equal, &|x| x.min(&[0], true)), vec![share; n]);
+
+        // The mean of these lies between two numbers of the type.
+        let step = 2.0 * rounding(dtype);
+        let x = util::tensor_of(&[1.0, 1.0, 1.0 + step], &[3], dtype);
+        let got = gradient(&x, &|x| x.var(&[0], 0, false));
+        let want = [-1.0, -1.0, 2.0].map(|d| d * step / 3.0 * 2.0 / 3.0);
+        for (got, want) in got.iter().zip(want) {
+            let error = (got - want).abs() / want.abs();
+            assert!(error < 1.01 * rounding(dtype), "{dtype}: {got}, not {want}");
         }
     }
 }

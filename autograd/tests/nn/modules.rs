@@ -168,6 +168,67 @@ fn states_round_trip_and_misfits_are_named() {
 }
 
 #[test]
+fn a_model_with_dropout_resumes_bit_for_bit() {
+    // One layer in two places has one count.
+    let model = || {
+        let shared = std::sync::Arc::new(Dropout::new(0.5, 1));
+        Sequential::new()
+            .with(shared.clone())
+            .with(Dropout::new(0.25, 2))
+            .with(shared)
+    };
+    let x = Tensor::ones([64], DType::F32, CPU).unwrap();
+    let run = |m: &Sequential| {
+        let tape = Tape::inference();
+        vals(m.forward(&tape, &tape.constant(x.clone())).unwrap().value())
+    };
+    let (a, b) = (model(), model());
+    let fresh = run(&a);
+    run(&a);
+    let state = State::of(&a).unwrap();
+    let counts: Vec<_> = state.iter().map(|(n, t)| (n, t.item().unwrap())).collect();
+    assert_eq!(counts, [("0.uses", 4.0), ("1.uses", 2.0)]);
+    let state = State::from_bytes(&state.to_bytes().unwrap(), CPU).unwrap();
+    state.load_into(&b).unwrap();
+    let next = run(&a);
+    assert_ne!(next, fresh);
+    assert_eq!(run(&b), next);
+
+    // A file that knows no counts, such as PyTorch's, leaves them; a wrong one changes nothing.
+    State::new().load_into(&b).unwrap();
+    let mut wrong = state.clone();
+    wrong.insert("1.uses", Tensor::scalar(2.0f64, CPU).unwrap());
+    let e = wrong.load_into(&b).unwrap_err();
+    assert!(
+        matches!(&e, Error::SavedMismatch { name, .. } if name == "1.uses"),
+        "{e}"
+    );
+    wrong.insert("1.uses", Tensor::from_slice(&[-1i64], (), CPU).unwrap());
+    let e = wrong.load_into(&b).unwrap_err();
+    assert!(matches!(&e, Error::Format { .. }), "{e}");
+    assert_eq!(run(&b), run(&a));
+}
+
+#[test]
+fn a_save_that_fails_leaves_nothing_behind() {
+    let dir = std::env::temp_dir().join(format!("phalanx-save-{}", std::process::id()));
+    let taken = dir.join("taken");
+    std::fs::create_dir_all(&taken).unwrap(); // no file can take a directory's name
+    let state = State::of(&cnn(&mut f())).unwrap();
+    let e = state.save(&taken).unwrap_err();
+    assert!(
+        matches!(&e, Error::File { path, .. } if *path == taken),
+        "{e}"
+    );
+    let left: Vec<_> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    std::fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(left, [taken]);
+}
+
+#[test]
 fn a_tied_state_may_use_either_name() {
     let (a, b) = (Tied::new(&mut f()), Tied::new(&mut Factory::new(CPU, 9)));
     let mut state = State::of(&a).unwrap();
