@@ -1,7 +1,9 @@
-//! The matrix product over slices, against plain sums over `f64`, at every SIMD level.
+//! The matrix product over slices, against plain sums over `f64`, at every SIMD level and on the matrix unit.
 
 use half::{bf16, f16};
-use phalanx_tensor::cpu::gemm::{Bias, Epilogue, MatMut, MatRef, Scalar, gemm, gemm_at};
+use phalanx_tensor::cpu::gemm::{
+    Bias, Epilogue, MatMut, MatRef, Scalar, gemm, gemm_at, gemm_on_unit, has_matrix_unit,
+};
 use phalanx_tensor::cpu::{SimdLevel, simd_level, with_threads};
 use proptest::prelude::*;
 
@@ -41,11 +43,36 @@ number!(
     f16::to_f64
 );
 
-/// The levels that this machine can run, the plain one among them.
-fn levels() -> impl Iterator<Item = SimdLevel> {
+/// The kernels of one kind.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    Vector(SimdLevel),
+    /// The matrix unit, wherever it can compute the product.
+    Unit,
+}
+
+impl Way {
+    fn run<T: Scalar>(
+        self,
+        c: MatMut<'_, T>,
+        a: MatRef<'_, T>,
+        b: MatRef<'_, T>,
+        epilogue: &Epilogue<'_, T>,
+    ) {
+        match self {
+            Way::Vector(level) => gemm_at(level, c, a, b, epilogue),
+            Way::Unit => gemm_on_unit(c, a, b, epilogue),
+        }
+    }
+}
+
+/// The ways that this machine can go, the plain one among them.
+fn ways() -> impl Iterator<Item = Way> {
     [SimdLevel::Baseline, SimdLevel::Avx2, SimdLevel::Avx512]
         .into_iter()
         .filter(|&l| l <= simd_level())
+        .map(Way::Vector)
+        .chain(has_matrix_unit().then_some(Way::Unit))
 }
 
 /// How a matrix lies in its slice.
@@ -150,7 +177,7 @@ impl Case {
         }
     }
 
-    /// Runs the case at every level and holds it to the reference; gaps in the result keep what
+    /// Runs the case in every way and holds it to the reference; gaps in the result keep what
     /// they held.
     fn check<T: Number>(self) {
         let Case { m, n, k, .. } = self;
@@ -171,7 +198,7 @@ impl Case {
             relu: self.relu,
             map: self.double.then_some(&double),
         };
-        for level in levels() {
+        for way in ways() {
             let mut c = old.clone();
             if self.beta == 0.0 {
                 // What is not read may hold anything.
@@ -180,19 +207,13 @@ impl Case {
                     .filter(|(i, _)| i % ld < n)
                     .for_each(|(_, x)| *x = T::of(f64::NAN));
             }
-            gemm_at(
-                level,
-                MatMut::new(&mut c, m, n, ld),
-                a.view(),
-                b.view(),
-                &epilogue,
-            );
+            way.run(MatMut::new(&mut c, m, n, ld), a.view(), b.view(), &epilogue);
             for (at, &actual) in c.iter().enumerate() {
                 let (i, j) = (at / ld, at % ld);
                 if j >= n {
                     assert_eq!(
                         actual, old[at],
-                        "{self:?} {level:?}: wrote beyond its columns"
+                        "{self:?} {way:?}: wrote beyond its columns"
                     );
                     continue;
                 }
@@ -224,7 +245,7 @@ impl Case {
                 let error = (actual.to() - expected).abs();
                 assert!(
                     error <= bound,
-                    "{self:?} {level:?} at ({i}, {j}): {actual:?}, expected {expected:e} within {bound:e}"
+                    "{self:?} {way:?} at ({i}, {j}): {actual:?}, expected {expected:e} within {bound:e}"
                 );
             }
         }
@@ -401,32 +422,25 @@ fn threads_change_no_bit() {
 #[test]
 fn not_a_number_stays_in_its_row_and_column() {
     for (bad, lie) in [(f32::NAN, Lie::Rows), (f32::INFINITY, Lie::Cols)] {
-        for level in levels() {
+        for way in ways() {
             let mut a = Matrix::<f32>::new(40, 70, Lie::Rows, 8);
             let b = Matrix::<f32>::new(70, 50, lie, 9);
             a.data[17 * 70 + 33] = bad;
             let mut c = vec![0.0; 40 * 50];
-            gemm_at(
-                level,
+            way.run(
                 MatMut::row_major(&mut c, 40, 50),
                 a.view(),
                 b.view(),
                 &Epilogue::default(),
             );
             for (at, x) in c.iter().enumerate() {
-                assert_eq!(x.is_finite(), at / 50 != 17, "{level:?} {bad} at {at}");
+                assert_eq!(x.is_finite(), at / 50 != 17, "{way:?} {bad} at {at}");
             }
             let relu = Epilogue {
                 relu: true,
                 ..Epilogue::default()
             };
-            gemm_at(
-                level,
-                MatMut::row_major(&mut c, 40, 50),
-                a.view(),
-                b.view(),
-                &relu,
-            );
+            way.run(MatMut::row_major(&mut c, 40, 50), a.view(), b.view(), &relu);
             assert!(
                 bad.is_finite()
                     || c[17 * 50..18 * 50]

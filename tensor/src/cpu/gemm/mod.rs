@@ -15,12 +15,15 @@
 //! | `pack.rs` | copies into kernel order |
 //! | `family.rs`, `simd.rs` | the above for AVX-512, AVX2 and plain Rust |
 //! | `scalar.rs` | element types and what they accumulate in |
+//! | `amx/` | the same products on the processor's matrix unit, where it has one and it is faster |
 //!
 //! **A result has the same bits whatever the number of threads**: threads share out elements of
 //! the result, never terms of a sum.
 
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod driver;
 mod family;
 mod kernel;
@@ -195,16 +198,57 @@ pub fn gemm<T: Scalar>(
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
 ) {
-    gemm_at(simd_level(), c, a, b, epilogue);
+    run(Kernels::Best, c, a, b, epilogue);
 }
 
-/// [`gemm`] with the kernels of `level`, or the best that the processor has below it.
+/// [`gemm`] with the vector kernels of `level`, or the best that the processor has below it.
 ///
 /// # Panics
 /// If the shapes disagree.
 pub fn gemm_at<T: Scalar>(
     level: SimdLevel,
     c: MatMut<'_, T>,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    epilogue: &Epilogue<'_, T>,
+) {
+    run(Kernels::Vector(level), c, a, b, epilogue);
+}
+
+/// [`gemm`] on the matrix unit wherever it can compute the product, even where that is slower.
+/// What it cannot compute, or all if there is none (see [`has_matrix_unit`]), the vector kernels
+/// do.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn gemm_on_unit<T: Scalar>(
+    c: MatMut<'_, T>,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    epilogue: &Epilogue<'_, T>,
+) {
+    run(Kernels::Unit, c, a, b, epilogue);
+}
+
+/// Whether the processor has a matrix unit (Intel AMX with `bf16`) that this process may use.
+pub fn has_matrix_unit() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return amx::available();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Which kernels a caller asks for.
+#[derive(Clone, Copy)]
+enum Kernels {
+    Best,
+    Vector(SimdLevel),
+    Unit,
+}
+
+fn run<T: Scalar>(
+    kernels: Kernels,
+    mut c: MatMut<'_, T>,
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
@@ -224,7 +268,18 @@ pub fn gemm_at<T: Scalar>(
         Bias::PerRow(bias) => assert_eq!(bias.len(), c.rows, "one bias for each row"),
         Bias::PerCol(bias) => assert_eq!(bias.len(), c.cols, "one bias for each column"),
     }
-    if c.rows > 0 && c.cols > 0 {
-        driver::product(level, c, a, b, epilogue);
+    if c.rows == 0 || c.cols == 0 {
+        return;
     }
+    let level = match kernels {
+        Kernels::Vector(level) => level,
+        Kernels::Best | Kernels::Unit => {
+            let forced = matches!(kernels, Kernels::Unit);
+            if T::on_unit(forced, &mut c, a, b, epilogue) {
+                return;
+            }
+            simd_level()
+        }
+    };
+    driver::product(level, c, a, b, epilogue);
 }

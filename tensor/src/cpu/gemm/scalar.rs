@@ -1,6 +1,9 @@
 //! The element types that can be multiplied, and the type that each accumulates in.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::family::Kernels;
+use super::{Epilogue, MatMut, MatRef};
 use crate::cpu::convert;
 use half::{bf16, f16};
 
@@ -29,11 +32,41 @@ pub trait Scalar: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     /// Rounds to nearest, ties to even.
     #[doc(hidden)]
     fn narrow(from: &[Self::Acc], to: &mut [Self]);
+    /// Runs the product on the matrix unit, or returns `false` with nothing done; `forced`, even
+    /// where the vector kernels would be faster.
+    #[doc(hidden)]
+    fn on_unit(
+        forced: bool,
+        c: &mut MatMut<'_, Self>,
+        a: MatRef<'_, Self>,
+        b: MatRef<'_, Self>,
+        epilogue: &Epilogue<'_, Self>,
+    ) -> bool {
+        let _ = (forced, c, a, b, epilogue);
+        false
+    }
+}
+
+/// `on_unit` for a type that the matrix unit takes.
+macro_rules! on_unit {
+    ($unit:path) => {
+        #[cfg(target_arch = "x86_64")]
+        fn on_unit(
+            forced: bool,
+            c: &mut MatMut<'_, Self>,
+            a: MatRef<'_, Self>,
+            b: MatRef<'_, Self>,
+            epilogue: &Epilogue<'_, Self>,
+        ) -> bool {
+            amx::product(&$unit, forced, c, a, b, epilogue)
+        }
+    };
 }
 
 macro_rules! direct {
-    ($t:ty) => {
+    ($t:ty $(, $unit:path)?) => {
         impl Scalar for $t {
+            $(on_unit!($unit);)?
             type Acc = $t;
             const DIRECT: bool = true;
             fn coefficient(x: f64) -> $t {
@@ -48,12 +81,13 @@ macro_rules! direct {
         }
     };
 }
-direct!(f32);
+direct!(f32, amx::F32);
 direct!(f64);
 
 macro_rules! half {
-    ($t:ty) => {
+    ($t:ty $(, $unit:path)?) => {
         impl Scalar for $t {
+            $(on_unit!($unit);)?
             type Acc = f32;
             const DIRECT: bool = false;
             fn coefficient(x: f64) -> f32 {
@@ -68,5 +102,5 @@ macro_rules! half {
         }
     };
 }
-half!(bf16);
+half!(bf16, amx::BF16);
 half!(f16);

@@ -1,0 +1,408 @@
+//! The loops around the unit's kernels: blocks, packing, tiles, and what the unit refuses.
+
+use super::super::family::Family;
+use super::super::kernel::{Out, Tile};
+use super::super::pack::Block;
+use super::super::parts::blocks;
+use super::super::plan::{self as shared, Side};
+use super::super::scalar::Scalar;
+use super::super::scratch::Buffer;
+use super::super::{Bias, Epilogue, Map, MatMut, MatRef, driver};
+use super::extent::Extent;
+use super::pack::Part;
+use super::plan::{self, Plan};
+use super::refused::{Area, gather};
+use super::tile::{EDGE, TILE, Tiles};
+use super::{Unit, family};
+use crate::cpu::{SimdLevel, parallel_for, threads};
+use std::cell::Cell;
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// One product after planning: operands by their part, result as raw memory for the tasks.
+struct Product<'a, T: Scalar> {
+    unit: &'static Unit<T>,
+    family: &'static Family<f32>,
+    plan: Plan,
+    rows: Operand<T>,
+    columns: Operand<T>,
+    k: usize,
+    c: *mut T,
+    ld: usize,
+    alpha: f32,
+    beta: Option<f32>,
+    /// By the parts of the unit, like the operands.
+    bias_rows: &'a [T],
+    bias_columns: &'a [T],
+    floor: f32,
+    map: Option<&'a Map<'a, T::Acc>>,
+    refused: Mutex<Vec<Area>>,
+}
+
+#[derive(Clone, Copy)]
+struct Operand<T> {
+    p: *const T,
+    side: Side,
+}
+
+// SAFETY: the operands are only read; a task writes only the elements of `c` in its ranges, and
+// the tasks' ranges are disjoint.
+unsafe impl<T: Scalar> Sync for Product<'_, T> {}
+
+/// What a thread keeps between products.
+#[derive(Default)]
+struct Room {
+    resident: Buffer,
+    passing: Buffer,
+    sums: Buffer,
+    extents: Vec<Extent>,
+    refused: Vec<bool>,
+}
+
+thread_local! {
+    static SPARE: Cell<Option<Box<Room>>> = const { Cell::new(None) };
+}
+
+/// Runs a product that has a plan.
+pub(super) fn product<T: Scalar<Acc = f32>>(
+    unit: &'static Unit<T>,
+    plan: Plan,
+    c: MatMut<'_, T>,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    epilogue: &Epilogue<'_, T>,
+) {
+    let (bias_rows, bias_columns): (&[T], &[T]) = match epilogue.bias {
+        Bias::None => (&[], &[]),
+        Bias::PerRow(bias) => (bias, &[]),
+        Bias::PerCol(bias) => (&[], bias),
+    };
+    let [a_side, b_side] = super::sides(a, b);
+    let mut product = Product {
+        unit,
+        family: family(),
+        plan,
+        rows: Operand {
+            p: a.data.as_ptr(),
+            side: a_side,
+        },
+        columns: Operand {
+            p: b.data.as_ptr(),
+            side: b_side,
+        },
+        k: a.cols,
+        c: c.data.as_mut_ptr(),
+        ld: c.row_stride,
+        alpha: T::coefficient(epilogue.alpha) * power(-unit.limits.scale),
+        beta: (epilogue.beta != 0.0).then(|| T::coefficient(epilogue.beta)),
+        bias_rows,
+        bias_columns,
+        floor: if epilogue.relu {
+            0.0
+        } else {
+            f32::NEG_INFINITY
+        },
+        map: epilogue.map,
+        refused: Mutex::default(),
+    };
+    if plan.swapped {
+        std::mem::swap(&mut product.rows, &mut product.columns);
+        std::mem::swap(&mut product.bias_rows, &mut product.bias_columns);
+    }
+    let (rows, columns) = (product.rows.side.len, product.columns.side.len);
+    let split = shared::split(plan::SHAPE, rows, columns, product.k, threads());
+    parallel_for(split.s.count * split.v.count, 1, |tasks| {
+        for task in tasks {
+            let rows = split.s.range(task % split.s.count, rows);
+            let columns = split.v.range(task / split.s.count, columns);
+            let mut room = SPARE.take().unwrap_or_default();
+            product.task(rows, columns, &mut room);
+            SPARE.set(Some(room));
+        }
+    });
+    let refused = match product.refused.into_inner() {
+        Ok(refused) => refused,
+        Err(poisoned) => poisoned.into_inner(),
+    };
+    for area in gather(refused) {
+        let Area { rows, cols } = area;
+        let bias = match epilogue.bias {
+            Bias::None => Bias::None,
+            Bias::PerRow(bias) => Bias::PerRow(&bias[rows.clone()]),
+            Bias::PerCol(bias) => Bias::PerCol(&bias[cols.clone()]),
+        };
+        driver::product(
+            SimdLevel::Avx512,
+            MatMut::new(
+                &mut c.data[rows.start * c.row_stride + cols.start..],
+                rows.len(),
+                cols.len(),
+                c.row_stride,
+            ),
+            part(a, rows.start * a.row_stride, rows.len(), a.cols),
+            part(b, cols.start * b.col_stride, b.rows, cols.len()),
+            &Epilogue { bias, ..*epilogue },
+        );
+    }
+}
+
+/// The matrix of the given shape that begins at element `from` of `m`'s slice.
+fn part<T>(m: MatRef<'_, T>, from: usize, rows: usize, cols: usize) -> MatRef<'_, T> {
+    MatRef::new(&m.data[from..], (rows, cols), (m.row_stride, m.col_stride))
+}
+
+/// A power of two.
+fn power(exponent: i32) -> f32 {
+    2f32.powi(exponent)
+}
+
+impl<T: Scalar<Acc = f32>> Product<'_, T> {
+    /// Computes a piece of the result whose bounds lie on the grid of tiles.
+    fn task(&self, rows: Range<usize>, columns: Range<usize>, room: &mut Room) {
+        let (height, width) = plan::block(rows.len(), columns.len(), self.plan.k);
+        for rows in blocks(rows, height) {
+            for columns in blocks(columns.clone(), width) {
+                self.block(rows.clone(), columns, room);
+            }
+        }
+    }
+
+    /// Computes a block: its shorter side is packed and stays, the longer one passes in strips.
+    fn block(&self, rows: Range<usize>, columns: Range<usize>, room: &mut Room) {
+        let rows_stay = rows.len() <= columns.len();
+        let (staying, passing) = if rows_stay {
+            (&rows, &columns)
+        } else {
+            (&columns, &rows)
+        };
+        let strips = |range: &Range<usize>| blocks(range.clone(), EDGE).enumerate();
+        let (stay_count, pass_count) = (staying.len().div_ceil(EDGE), passing.len().div_ceil(EDGE));
+        let k = self.plan.k;
+        let one_block = k.count == 1;
+        let step_bytes = 2 * self.unit.costs.parts * TILE;
+        let strip_bytes = k.size.div_ceil(32) * step_bytes;
+        let resident = room.resident.room::<u8>(stay_count * strip_bytes);
+        let passed = room.passing.room::<u8>(strip_bytes);
+        let kept = if one_block {
+            1
+        } else {
+            stay_count * pass_count
+        };
+        let partial = room.sums.room::<f32>((1 + kept) * EDGE * EDGE);
+        let sums = partial.wrapping_add(EDGE * EDGE);
+        room.refused.clear();
+        room.refused.resize(stay_count * pass_count, false);
+        let limits = self.unit.limits;
+        let tiles = Tiles::configure();
+        for part in 0..k.count {
+            let ks = k.range(part, self.k);
+            let steps = ks.len().div_ceil(32);
+            room.extents.clear();
+            for (i, strip) in strips(staying) {
+                let to = resident.wrapping_add(i * strip_bytes);
+                let extent = self.pack(rows_stay, strip, &ks, power(limits.scale), to);
+                room.extents.push(extent);
+            }
+            for (j, strip) in strips(passing) {
+                let extent = self.pack(!rows_stay, strip.clone(), &ks, 1.0, passed);
+                for (i, other) in strips(staying) {
+                    let at = j * stay_count + i;
+                    let sums = sums.wrapping_add(if one_block { 0 } else { at * EDGE * EDGE });
+                    let refused = &mut room.refused[at];
+                    *refused |= !limits.allow(extent, room.extents[i], self.k);
+                    let (rows, columns) = if rows_stay {
+                        (other, strip.clone())
+                    } else {
+                        (strip.clone(), other)
+                    };
+                    if !*refused {
+                        let stayed = resident.wrapping_add(i * strip_bytes).cast_const();
+                        let (r, c) = if rows_stay {
+                            (stayed, passed.cast_const())
+                        } else {
+                            (passed.cast_const(), stayed)
+                        };
+                        let to = if part == 0 { sums } else { partial };
+                        // SAFETY: both strips were packed above for these terms; the sums have
+                        // the room, and a tile that is not refused now was not before, so that
+                        // its first part initialised them.
+                        unsafe {
+                            (self.unit.kernel)(&tiles, steps, r, c, to);
+                            if part > 0 {
+                                self.add(partial, sums);
+                            }
+                        }
+                    }
+                    if part + 1 < k.count {
+                        continue;
+                    }
+                    if *refused {
+                        self.refuse(rows, columns);
+                    } else {
+                        // SAFETY: the sums are complete, and the tile belongs to this task.
+                        unsafe { self.finish(rows, columns, sums, &tiles) };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Packs a strip of the rows or the columns for the terms `ks`.
+    fn pack(
+        &self,
+        is_rows: bool,
+        strip: Range<usize>,
+        ks: &Range<usize>,
+        scale: f32,
+        to: *mut u8,
+    ) -> Extent {
+        let (operand, part) = if is_rows {
+            (self.rows, Part::Rows)
+        } else {
+            (self.columns, Part::Columns)
+        };
+        let Side { along, k_step, .. } = operand.side;
+        let block = Block {
+            p: operand
+                .p
+                .wrapping_add(strip.start * along + ks.start * k_step),
+            len: strip.len(),
+            along,
+            kc: ks.len(),
+            k_step,
+        };
+        // SAFETY: the operand holds this part, and one of its steps is one, or there would be no
+        // plan; `to` has room for a strip of the plan's terms; the unit is available.
+        unsafe { (self.unit.pack)(block, part, scale, to) }
+    }
+
+    /// Notes a tile for the vector kernels.
+    fn refuse(&self, rows: Range<usize>, columns: Range<usize>) {
+        let (rows, cols) = self.turned(rows, columns);
+        let mut refused = match self.refused.lock() {
+            Ok(refused) => refused,
+            Err(poisoned) => poisoned.into_inner(),
+        };
+        refused.push(Area { rows, cols });
+    }
+
+    /// Rows and columns of the unit as rows and columns of the result, and back.
+    fn turned<R>(&self, rows: R, columns: R) -> (R, R) {
+        if self.plan.swapped {
+            (columns, rows)
+        } else {
+            (rows, columns)
+        }
+    }
+
+    /// Adds a block's sums to those of the blocks before it. Each block is summed on its own, from
+    /// zero: its many additions are rounded at the size of the block's sum, not of the whole.
+    ///
+    /// # Safety
+    /// Both hold `EDGE * EDGE` sums, which only this task knows.
+    unsafe fn add(&self, partial: *const f32, sums: *mut f32) {
+        let tile = Tile {
+            kc: 0,
+            s: std::ptr::null(),
+            v: std::ptr::null(),
+            v_k: 0,
+            width: EDGE,
+            out: Out {
+                c: sums,
+                ld: EDGE,
+                alpha: 1.0,
+                beta: Some(1.0),
+                bias_s: std::ptr::null(),
+                bias_v: std::ptr::null(),
+                floor: f32::NEG_INFINITY,
+                finish: self.family.along,
+            },
+        };
+        // SAFETY: forwarded; the processor has the family's instructions.
+        unsafe { (self.family.along)(&tile, partial, EDGE, EDGE) };
+    }
+
+    /// Takes the sums of a tile to the result.
+    ///
+    /// # Safety
+    /// `sums` holds `EDGE * EDGE` of them, and the tile of the result belongs to this task.
+    unsafe fn finish(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        sums: *const f32,
+        tiles: &Tiles,
+    ) {
+        let (height, width) = (rows.len(), columns.len());
+        let (c_rows, c_cols) = self.turned(rows.clone(), columns.clone());
+        let mut wide = [0.0f32; EDGE * EDGE];
+        let mut wide_bias = [0.0f32; EDGE];
+        let c = self.c.wrapping_add(c_rows.start * self.ld + c_cols.start);
+        // SAFETY: these elements belong to this task, which has no other reference to them while
+        // one of these pieces lives.
+        let piece = |i: usize| unsafe {
+            std::slice::from_raw_parts_mut(c.wrapping_add(i * self.ld), c_cols.len())
+        };
+        let wide_row = |i: usize| i * EDGE..i * EDGE + c_cols.len();
+        let (to, ld) = if T::DIRECT {
+            (c.cast::<f32>(), self.ld)
+        } else {
+            if self.beta.is_some() {
+                (0..c_rows.len()).for_each(|i| T::widen(piece(i), &mut wide[wide_row(i)]));
+            }
+            (wide.as_mut_ptr(), EDGE)
+        };
+        // At most one of the two is there.
+        let mut bias = |bias: &[T], part: Range<usize>| -> *const f32 {
+            if bias.is_empty() {
+                return std::ptr::null();
+            }
+            let part = &bias[part];
+            if T::DIRECT {
+                return part.as_ptr().cast();
+            }
+            T::widen(part, &mut wide_bias[..part.len()]);
+            wide_bias.as_ptr()
+        };
+        let tile = Tile {
+            kc: 0,
+            s: std::ptr::null(),
+            v: std::ptr::null(),
+            v_k: 0,
+            width,
+            out: Out {
+                c: to,
+                ld,
+                alpha: self.alpha,
+                beta: self.beta,
+                bias_s: bias(self.bias_rows, rows),
+                bias_v: bias(self.bias_columns, columns),
+                floor: self.floor,
+                finish: self.family.along,
+            },
+        };
+        let finish = if self.plan.swapped {
+            self.family.scatter
+        } else {
+            self.family.along
+        };
+        // SAFETY: the sums are those of the tile, its target has room for it, and the processor
+        // has the family's instructions.
+        unsafe { finish(&tile, sums, height, EDGE) };
+        for i in 0..c_rows.len() {
+            if !T::DIRECT {
+                let row = &mut wide[wide_row(i)];
+                self.map.iter().for_each(|map| map(row));
+                T::narrow(row, piece(i));
+            } else if let Some(map) = self.map {
+                let row = c.wrapping_add(i * self.ld).cast::<f32>();
+                // SAFETY: as for `piece`; `T` is `f32`.
+                map(unsafe { std::slice::from_raw_parts_mut(row, c_cols.len()) });
+            }
+        }
+        if self.map.is_some() {
+            // It may have multiplied matrices of its own.
+            tiles.restore();
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Tiles of the result that the unit cannot compute, gathered into rectangles. Pure.
+
+use std::ops::Range;
+
+/// A rectangle of the result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Area {
+    pub rows: Range<usize>,
+    pub cols: Range<usize>,
+}
+
+/// Joins areas of a grid that touch: along rows, then those of the same columns. The result does
+/// not depend on the order.
+pub(super) fn gather(mut areas: Vec<Area>) -> Vec<Area> {
+    areas.sort_by_key(|a| (a.rows.start, a.cols.start));
+    let mut runs: Vec<Area> = Vec::new();
+    for area in areas {
+        match runs.last_mut() {
+            Some(last) if last.rows == area.rows && last.cols.end == area.cols.start => {
+                last.cols.end = area.cols.end;
+            }
+            _ => runs.push(area),
+        }
+    }
+    runs.sort_by_key(|a| (a.cols.start, a.cols.end, a.rows.start));
+    let mut joined: Vec<Area> = Vec::new();
+    for run in runs {
+        match joined.last_mut() {
+            Some(last) if last.cols == run.cols && last.rows.end == run.rows.start => {
+                last.rows.end = run.rows.end;
+            }
+            _ => joined.push(run),
+        }
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tile_once_in_few_areas() {
+        // A cross: the third row and the second column of a 5 x 4 grid.
+        let tile = |i: usize, j: usize| Area {
+            rows: i * 8..(i + 1) * 8,
+            cols: j * 8..(j + 1) * 8,
+        };
+        let cross = |(i, j): &(usize, usize)| *i == 2 || *j == 1;
+        let grid = || (0..5).flat_map(|i| (0..4).map(move |j| (i, j)));
+        let tiles = grid().filter(cross).map(|(i, j)| tile(i, j)).rev_vec();
+        let areas = gather(tiles);
+        assert_eq!(areas.len(), 3, "{areas:?}");
+        for (i, j) in grid() {
+            let hits = areas
+                .iter()
+                .filter(|a| a.rows.contains(&(i * 8)) && a.cols.contains(&(j * 8)))
+                .count();
+            assert_eq!(hits, usize::from(cross(&(i, j))), "{i} {j}");
+        }
+        assert_eq!(gather(grid().map(|(i, j)| tile(i, j)).rev_vec()).len(), 1);
+    }
+
+    trait RevVec<T> {
+        fn rev_vec(self) -> Vec<T>;
+    }
+    impl<T, I: Iterator<Item = T>> RevVec<T> for I {
+        fn rev_vec(self) -> Vec<T> {
+            let mut v: Vec<T> = self.collect();
+            v.reverse();
+            v
+        }
+    }
+}
