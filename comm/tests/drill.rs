@@ -42,7 +42,9 @@ fn drill(group: &dyn ProcessGroup, what: &str) -> Result<(), String> {
         "exit" if is_culprit => std::process::exit(7),
         "kill" if is_culprit => {
             let pid = std::process::id().to_string();
-            let killed = std::process::Command::new("kill").args(["-9", &pid]).status();
+            let killed = std::process::Command::new("kill")
+                .args(["-9", &pid])
+                .status();
             panic!("it survived kill -9: {killed:?}");
         }
         "loop" if is_culprit => {

@@ -14,11 +14,6 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    pub const EMPTY: Extent = Extent {
-        min: u32::MAX,
-        max: 0,
-    };
-
     /// Exponents of the lowest bit's number (that of its leading bit, or of the smallest normal
     /// number) and of the largest number; the latter is 128 if not all numbers are finite.
     fn exponents(self) -> (i32, i32) {

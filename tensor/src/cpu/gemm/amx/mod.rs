@@ -7,8 +7,8 @@
 //! `|a| |b|`, and the unit sums 32 terms among themselves before it adds them to the sum, so the
 //! whole stays within the bound that [`gemm`](super::gemm) states for every product: at most
 //! `(44 + k / 128) u` times the sum of absolute values, or `(20 + 6 k / 32) u` where there are
-//! fewer than 128 terms, against `k u` for a chain. In the mean it is a half to a fifth of a
-//! chain's error, measured over several kinds of numbers (`tests/matrix_unit.rs`).
+//! fewer than 128 terms, against `k u` for a chain. In the mean it is below a chain's error,
+//! from a few per cent to five times, over several kinds of numbers (`tests/matrix_unit.rs`).
 //!
 //! **Which products come here**: `f32` and `bf16` (in one part: a single product), with at least
 //! 32 terms and a contiguous axis in each operand, where [`plan`] expects a gain. **Within a

@@ -1,0 +1,240 @@
+//! How the world of this process fails: who differs, who is late, who has left, and how the others
+//! hear of it.
+
+use super::*;
+
+impl Core {
+    /// The failure of the world, if it has failed.
+    pub(in crate::backends::mpi) fn fault(&self) -> Option<&(Error, Instant)> {
+        self.fault.as_ref()
+    }
+
+    /// Whether a failure of this rank waits for rank 0's verdict.
+    pub(in crate::backends::mpi) fn accuses(&self) -> bool {
+        self.accusation.is_some()
+    }
+
+    /// The world has failed, as this rank sees it. What counts is what rank 0 has heard first, so
+    /// that all ranks get the same error.
+    pub(in crate::backends::mpi) fn fail(&mut self, error: Error) {
+        if self.fault.is_some() || self.accusation.is_some() {
+            return;
+        }
+        if self.me() == 0 {
+            self.proclaim(error);
+        } else {
+            let mut bytes = vec![Kind::Accusation as u8];
+            bytes.extend(fault::encode(self.me(), &error));
+            self.post(0, bytes);
+            self.accusation = Some((error, Instant::now()));
+        }
+    }
+
+    pub(in crate::backends::mpi) fn broken(&mut self, failure: Failure) {
+        self.fail(Error::Transport {
+            rank: self.me(),
+            call: failure.call.into(),
+            message: failure.message,
+        });
+    }
+
+    pub(in crate::backends::mpi) fn proclaim(&mut self, error: Error) {
+        let mut bytes = vec![Kind::Verdict as u8];
+        bytes.extend(fault::encode(self.me(), &error));
+        self.convict(fault::decode(self.me(), &bytes[1..])); // the same value as everybody's
+        for rank in self.others() {
+            self.post(rank, bytes.clone());
+        }
+    }
+
+    pub(in crate::backends::mpi) fn convict(&mut self, error: Error) {
+        self.accusation = None;
+        self.fault.get_or_insert((error, Instant::now()));
+    }
+
+    /// Judges what is suspect, where all have come or enough time has passed.
+    pub(in crate::backends::mpi) fn judge(&mut self) {
+        if let Some((error, since)) = &self.accusation {
+            if since.elapsed() > VERDICT {
+                let error = error.clone();
+                self.proclaim(error);
+            }
+            return;
+        }
+        let ripe = |key: &&Key| {
+            let slot = self.slots.get(key);
+            slot.is_some_and(|slot| {
+                let there = slot.arrived.len() + 1;
+                let all = slot.mine.as_ref().is_some_and(|m| there == m.ranks.len());
+                all || slot.suspect.is_some_and(|s| s.elapsed() > SUSPICION)
+            })
+        };
+        if let Some(&key) = self.suspects.iter().find(ripe)
+            && let Some(error) = self.divergence(key)
+        {
+            self.suspects.clear();
+            self.fail(error);
+        }
+    }
+
+    /// Who is the odd one out, among those that have come.
+    pub(in crate::backends::mpi) fn divergence(&self, key: Key) -> Option<Error> {
+        let slot = self.slots.get(&key)?;
+        let mine = slot.mine.as_ref()?;
+        let own = &mine.exchange.signature;
+        let mut calls: Vec<(usize, usize, &Signature)> =
+            vec![(self.me(), rank_of(&own.op, mine), own)];
+        let theirs = |a: &'_ Arrival| (a.rank, a.header.from);
+        calls.extend(slot.arrived.iter().map(|a| {
+            let (rank, from) = theirs(a);
+            (rank, from, &a.header.signature)
+        }));
+        calls.sort_by_key(|call| call.0);
+        let differ = |a: usize, b: usize| {
+            Signature::difference((calls[a].1, calls[a].2), (calls[b].1, calls[b].2))
+        };
+        let agreeing = |a: usize| {
+            let others = 0..calls.len();
+            others.filter(|&b| differ(a, b).is_none()).count()
+        };
+        let pairs = (0..calls.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
+        let (a, b, difference) = pairs
+            .filter_map(|(a, b)| differ(a, b).map(|d| (a, b, d)))
+            .next()?;
+        let (odd, other) = match agreeing(a).cmp(&agreeing(b)) {
+            Ordering::Greater => (b, a),
+            Ordering::Less | Ordering::Equal => (a, b),
+        };
+        // The sender's count, if it is there: the two may have counted differently.
+        let sender = slot.arrived.iter().find(|a| {
+            let op = &a.header.signature.op;
+            matches!(op, Op::Send { .. })
+        });
+        Some(Error::Divergence {
+            group: Arc::clone(&mine.group),
+            sequence: sender.map_or(mine.number, |a| a.header.number),
+            rank: calls[odd].0,
+            call: calls[odd].2.to_string(),
+            other: calls[other].0,
+            other_call: calls[other].2.to_string(),
+            difference,
+        })
+    }
+
+    /// Fails if somebody has left whom the operation still waits for.
+    pub(in crate::backends::mpi) fn check_departures(&mut self, key: Key, run: u64) {
+        let gone: Vec<usize> = self.missing(key);
+        let has_left = |&r: &usize| self.departed[r] > run || self.farewells[r];
+        let gone = gone.into_iter().find(has_left);
+        let slot = self.slots.get(&key).and_then(|slot| slot.mine.as_ref());
+        let (Some(rank), Some(mine)) = (gone, slot) else {
+            return;
+        };
+        let error = Error::RankReturned {
+            group: Arc::clone(&mine.group),
+            sequence: mine.number,
+            rank,
+            waiting: self.me(),
+            call: mine.exchange.signature.to_string(),
+        };
+        self.fail(error);
+    }
+
+    /// The ranks that an operation of this rank waits for: that have not called, or whose data does
+    /// not come.
+    pub(in crate::backends::mpi) fn missing(&self, key: Key) -> Vec<usize> {
+        let Some(slot) = self.slots.get(&key) else {
+            return Vec::new();
+        };
+        let Some(mine) = &slot.mine else {
+            return Vec::new();
+        };
+        if mine.exchange.has_begun() {
+            let lagging = mine.exchange.lagging();
+            return lagging.into_iter().map(|peer| mine.ranks[peer]).collect();
+        }
+        let here = |rank: &usize| slot.arrived.iter().any(|a| a.rank == *rank);
+        let others = mine.ranks.iter().enumerate().filter(|(i, _)| *i != mine.me);
+        let others = others.map(|(_, &rank)| rank);
+        others.filter(|rank| !here(rank)).collect()
+    }
+
+    /// Asks those that an operation waits for whether they are there.
+    pub(in crate::backends::mpi) fn ping(&mut self, key: Key) {
+        for rank in self.missing(key) {
+            self.post(rank, vec![Kind::Ping as u8]);
+        }
+    }
+
+    /// This rank has waited too long. `asked` is when it has last asked the others for a sign.
+    pub(in crate::backends::mpi) fn late(
+        &mut self,
+        key: Key,
+        deadline: Duration,
+        asked: Option<Instant>,
+    ) {
+        let missing = self.missing(key);
+        let Some(mine) = self.slots.get(&key).and_then(|s| s.mine.as_ref()) else {
+            return;
+        };
+        let note = missing.first().map_or_else(String::new, |&rank| {
+            let known = match mine.exchange.has_begun() {
+                true => format!("data to or from rank {rank} has stopped on its way"),
+                false => self.note(key, rank),
+            };
+            let sign = match asked {
+                Some(asked) if self.heard[rank] >= asked => ", and its process is alive",
+                Some(_) => ", and its process gives no sign",
+                None => "",
+            };
+            known + sign
+        });
+        let error = Error::DeadlineExceeded {
+            group: Arc::clone(&mine.group),
+            sequence: mine.number,
+            rank: self.me(),
+            call: mine.exchange.signature.to_string(),
+            missing,
+            deadline,
+            note,
+        };
+        self.fail(error);
+    }
+
+    /// What is known about a rank that has not come.
+    pub(in crate::backends::mpi) fn note(&self, key: Key, rank: usize) -> String {
+        let (group, from, to) = match key {
+            Key::Collective { group, .. } => {
+                let issued = self.issued.get(&(group, rank)).copied().unwrap_or(0);
+                return format!("rank {rank} has issued {issued} collectives of this group");
+            }
+            Key::Message {
+                group, from, to, ..
+            } => (group, from, to),
+        };
+        let unmatched = self.slots.iter().filter(|(_, slot)| {
+            let theirs = |a: &Arrival| a.rank == rank;
+            slot.mine.is_none() && slot.arrived.iter().any(theirs)
+        });
+        let mut tags: Vec<u32> = unmatched
+            .filter_map(|(key, _)| match *key {
+                Key::Message {
+                    group: g,
+                    from: f,
+                    to: t,
+                    tag,
+                    ..
+                } => ((g, f, t) == (group, from, to)).then_some(tag),
+                Key::Collective { .. } => None,
+            })
+            .collect();
+        tags.sort_unstable();
+        let mine = self.slots.get(&key).and_then(|slot| slot.mine.as_ref());
+        let sends = mine.is_some_and(|m| matches!(m.exchange.signature.op, Op::Send { .. }));
+        let what = if sends { "recv" } else { "send" };
+        match tags.is_empty() {
+            true => format!("rank {rank} has issued no {what} that waits for its other end"),
+            false => format!("rank {rank} has issued a {what} with other tags: {tags:?}"),
+        }
+    }
+}
