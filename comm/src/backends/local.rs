@@ -4,7 +4,7 @@
 //! for a slower rank before `wait`; the ranks that wait do the work together, each a share, straight
 //! out of each other's buffers and into them. A rank that comes late finds it done.
 //!
-//! Between ranks, collectives take no lock: their [`Slot`](slot::Slot)s form a list that grows as
+//! Between ranks, collectives take no lock: their `Slot`s form a list that grows as
 //! the fastest rank issues, and its docs say why sharing is sound. A waiting rank spins for a
 //! moment, where each rank can have a core, then yields, then sleeps.
 //!

@@ -47,7 +47,7 @@ pub(super) struct Exchange {
     ring_at: *mut u8,
     lanes: Box<[Progress]>,
     /// The parcels that have come with inline data, by peer, and where in them it starts.
-    inline: Box<[Option<(Box<[u8]>, usize)>]>,
+    inline: Box<[Option<Inline>]>,
     reduced: usize,
     begun: bool,
     done: bool,
@@ -55,6 +55,9 @@ pub(super) struct Exchange {
 
 // SAFETY: the tensors are `Send`; the pointers point into them, and are used under the engine's lock.
 unsafe impl Send for Exchange {}
+
+/// A parcel, and where in it the data starts.
+type Inline = (Box<[u8]>, usize);
 
 #[derive(Default)]
 struct Progress {
@@ -154,12 +157,14 @@ impl Exchange {
     pub(super) fn inline(&self, peer: usize) -> &[u8] {
         let sent = |lane: &&Lane| lane.way == Way::Send && lane.peer == peer && lane.is_inline();
         match self.plan.lanes.iter().find(sent) {
-            // SAFETY: the plan's sends lie within the input, which is there where it has one.
             Some(Lane {
                 place: Place::Input(at),
                 bytes,
                 ..
-            }) if *bytes > 0 => unsafe { std::slice::from_raw_parts(self.src.add(*at), *bytes) },
+            }) if *bytes > 0 => {
+                // SAFETY: the plan's sends lie within the input, which is there where it has one.
+                unsafe { std::slice::from_raw_parts(self.src.add(*at), *bytes) }
+            }
             _ => &[],
         }
     }

@@ -17,7 +17,7 @@ impl Core {
         self.tell_all(Kind::Farewell);
     }
 
-    pub(in crate::backends::mpi) fn tell_all(&mut self, kind: Kind) {
+    pub(super) fn tell_all(&mut self, kind: Kind) {
         for rank in self.others() {
             self.post(rank, vec![kind as u8]);
         }
