@@ -13,6 +13,7 @@ use phalanx_comm::{ProcessGroup, ReduceOp};
 use phalanx_tensor::{DType, Shape, Tensor};
 use serde::Serialize;
 
+use crate::mpi;
 use crate::peer::{CProgram, PeerArgs, number};
 use crate::ranks::{launch, slowest};
 use crate::sample::{Sampling, Spread, calls_per_sample};
@@ -51,6 +52,8 @@ pub struct CollectivesArgs {
 pub enum Backend {
     /// Threads of one process.
     Local,
+    /// Processes, under mpirun.
+    Mpi,
 }
 
 /// A collective.
@@ -69,7 +72,7 @@ pub enum Op {
 }
 
 impl Op {
-    fn name(self) -> String {
+    pub(crate) fn name(self) -> String {
         self.to_possible_value()
             .map(|value| value.get_name().to_owned())
             .unwrap_or_default()
@@ -191,34 +194,47 @@ impl Call<'_> {
     }
 }
 
+/// What one rank does: samples of the seconds that a call takes on the slowest rank, and how many elements of this
+/// rank's result were wrong.
+pub(crate) fn time(
+    group: &dyn ProcessGroup,
+    op: Op,
+    bytes: usize,
+    sampling: Sampling,
+) -> Result<(Vec<f64>, usize)> {
+    let call = Call {
+        op,
+        group,
+        count: bytes / DType::F32.size(),
+    };
+    let wrong = call.wrong(call.run(call.input()?)?)?;
+    let timed = |calls: u32| -> Result<f64> {
+        let mut spent = 0.0;
+        for _ in 0..calls {
+            let input = call.input()?;
+            group.barrier()?.wait()?;
+            let start = Instant::now();
+            let output = call.run(input)?;
+            spent += start.elapsed().as_secs_f64();
+            drop(output);
+        }
+        slowest(group, spent / f64::from(calls))
+    };
+    timed(3)?;
+    let calls = calls_per_sample(sampling, timed(5)?).max(2);
+    let samples = (0..sampling.samples)
+        .map(|_| timed(calls))
+        .collect::<Result<Vec<_>>>()?;
+    Ok((samples, wrong))
+}
+
 /// Seconds that a call takes on the slowest rank, and how many elements of all results were wrong.
-fn measure(op: Op, ranks: usize, bytes: usize, sampling: Sampling) -> Result<(Spread, usize)> {
-    let outcomes = launch(ranks, move |group| {
-        let call = Call {
-            op,
-            group: &*group,
-            count: bytes / DType::F32.size(),
-        };
-        let wrong = call.wrong(call.run(call.input()?)?)?;
-        let timed = |calls: u32| -> Result<f64> {
-            let mut spent = 0.0;
-            for _ in 0..calls {
-                let input = call.input()?;
-                group.barrier()?.wait()?;
-                let start = Instant::now();
-                let output = call.run(input)?;
-                spent += start.elapsed().as_secs_f64();
-                drop(output);
-            }
-            slowest(&*group, spent / f64::from(calls))
-        };
-        timed(3)?;
-        let calls = calls_per_sample(sampling, timed(5)?).max(2);
-        let samples = (0..sampling.samples)
-            .map(|_| timed(calls))
-            .collect::<Result<Vec<_>>>()?;
-        Ok((samples, wrong))
-    })?;
+fn measure(args: &CollectivesArgs, op: Op, ranks: usize, bytes: usize) -> Result<(Spread, usize)> {
+    let sampling = args.sampling;
+    if args.backend == Backend::Mpi {
+        return mpi::measure(op, ranks, bytes, sampling);
+    }
+    let outcomes = launch(ranks, move |group| time(&*group, op, bytes, sampling))?;
     let wrong = outcomes.iter().map(|(_, wrong)| wrong).sum();
     let (samples, _) = outcomes.into_iter().next().unwrap_or_default();
     Ok((Spread::of(samples), wrong))
@@ -229,7 +245,10 @@ fn measure(op: Op, ranks: usize, bytes: usize, sampling: Sampling) -> Result<(Sp
 /// # Errors
 /// A collective or a peer fails.
 pub fn run(args: &CollectivesArgs) -> Result<()> {
-    let limit = CProgram::build("shm_allreduce")?;
+    let (backend, limit) = match args.backend {
+        Backend::Local => ("local", CProgram::build("shm_allreduce")?),
+        Backend::Mpi => ("mpi", CProgram::build_with("mpicc", "mpi_coll")?),
+    };
     let columns = [
         "op",
         "ranks",
@@ -244,7 +263,14 @@ pub fn run(args: &CollectivesArgs) -> Result<()> {
         "vs plain C",
         "peer/ours",
     ];
-    let title = "f32 on the local backend; plain C: time over that of shm_allreduce.c; peer: gloo";
+    let title = match args.backend {
+        Backend::Local => {
+            "f32 on the local backend; plain C: time over that of shm_allreduce.c; peer: gloo"
+        }
+        Backend::Mpi => {
+            "f32 on the MPI backend; plain C: time over that of MPI_Allreduce (mpi_coll.c); peer: gloo"
+        }
+    };
     let mut table = Table::new(title, &columns, args.json);
     for (&ranks, &op) in args
         .ranks
@@ -253,10 +279,17 @@ pub fn run(args: &CollectivesArgs) -> Result<()> {
     {
         for &bytes in &args.bytes {
             // The limit is that of two threads that both end with the sum.
-            let limit = limit.as_ref().filter(|_| op == Op::AllReduce && ranks == 2);
-            let limit = || limit.map(|program| plain_c(program, bytes)).transpose();
+            let shown = ranks == 2 || args.backend == Backend::Mpi;
+            let limit = limit.as_ref().filter(|_| op == Op::AllReduce && shown);
+            let limit = || {
+                let time = |program| match args.backend {
+                    Backend::Local => plain_c(program, bytes),
+                    Backend::Mpi => mpi::plain_c(program, ranks, bytes, args.sampling),
+                };
+                limit.map(time).transpose()
+            };
             let before = limit()?;
-            let (seconds, wrong) = measure(op, ranks, bytes, args.sampling)?;
+            let (seconds, wrong) = measure(args, op, ranks, bytes)?;
             let limit = before
                 .zip(limit()?)
                 .map(|(before, after)| (before + after) / 2.0);
@@ -270,7 +303,7 @@ pub fn run(args: &CollectivesArgs) -> Result<()> {
             let row = Row {
                 bench: "collectives",
                 op: op.name(),
-                backend: "local",
+                backend,
                 ranks,
                 bytes,
                 microseconds: micro.median,

@@ -5,6 +5,7 @@
 pub mod collectives;
 pub mod ddp;
 pub mod gemm;
+pub mod mpi;
 pub mod peer;
 pub mod ranks;
 pub mod sample;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use phalanx_benches::{collectives, ddp, gemm, startup, train};
+use phalanx_benches::{collectives, ddp, gemm, mpi, startup, train};
 
 /// Times Phalanx, and its peers beside it.
 #[derive(Parser)]
@@ -26,6 +26,8 @@ enum What {
     Startup(startup::StartupArgs),
     #[command(hide = true)]
     FirstStep(startup::FirstStepArgs),
+    #[command(hide = true)]
+    MpiRank(mpi::RankArgs),
 }
 
 fn main() -> Result<()> {
@@ -36,5 +38,6 @@ fn main() -> Result<()> {
         What::Ddp(args) => ddp::run(&args),
         What::Startup(args) => startup::run(&args),
         What::FirstStep(args) => startup::first_step(&args),
+        What::MpiRank(args) => mpi::rank(&args),
     }
 }

@@ -1,6 +1,6 @@
 //! Runs what stands in `benches/peers`: PyTorch's side of the comparison, and the C programs that show the limits.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -41,7 +41,7 @@ impl PeerArgs {
             .arg("ignore")
             .arg(folder().join(script))
             .args(args);
-        let lines = json_lines(script, &run(&mut command)?)?;
+        let lines = json_lines(script, &output(&mut command)?)?;
         ensure!(!lines.is_empty(), "{script} printed no figures");
         Ok(lines)
     }
@@ -67,6 +67,15 @@ impl CProgram {
     /// The compiler rejects the program.
     pub fn build(name: &str) -> Result<Option<Self>> {
         let compiler = std::env::var_os("CC").unwrap_or_else(|| "cc".into());
+        CProgram::build_with(compiler, name)
+    }
+
+    /// As [`build`](Self::build), by this compiler.
+    ///
+    /// # Errors
+    /// As [`build`](Self::build).
+    pub fn build_with(compiler: impl Into<OsString>, name: &str) -> Result<Option<Self>> {
+        let compiler = compiler.into();
         if Command::new(&compiler).arg("--version").output().is_err() {
             let compiler = Path::new(&compiler).display();
             eprintln!("SKIPPED {name}.c: there is no C compiler ({compiler})");
@@ -77,11 +86,18 @@ impl CProgram {
         let path = bin.join(name);
         let mut command = Command::new(compiler);
         command.args(["-O3", "-march=native", "-pthread"]);
-        run(command
-            .arg(folder().join(name).with_extension("c"))
-            .arg("-o")
-            .arg(&path))?;
+        output(
+            command
+                .arg(folder().join(name).with_extension("c"))
+                .arg("-o")
+                .arg(&path),
+        )?;
         Ok(Some(CProgram { path }))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Runs the program and returns the lines of JSON that it prints.
@@ -90,7 +106,7 @@ impl CProgram {
     /// The program does not start, fails, or prints no JSON.
     pub fn run(&self, args: &[String]) -> Result<Vec<Value>> {
         let name = self.path.display().to_string();
-        json_lines(&name, &run(Command::new(&self.path).args(args))?)
+        json_lines(&name, &output(Command::new(&self.path).args(args))?)
     }
 }
 
@@ -107,7 +123,7 @@ fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("peers")
 }
 
-fn run(command: &mut Command) -> Result<Output> {
+pub(crate) fn output(command: &mut Command) -> Result<Output> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command
         .output()
@@ -121,7 +137,7 @@ fn run(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-fn json_lines(name: &str, output: &Output) -> Result<Vec<Value>> {
+pub(crate) fn json_lines(name: &str, output: &Output) -> Result<Vec<Value>> {
     String::from_utf8_lossy(&output.stdout)
         .lines()
         .filter(|line| line.starts_with('{'))

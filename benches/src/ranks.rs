@@ -25,3 +25,13 @@ pub fn slowest(group: &dyn ProcessGroup, seconds: f64) -> Result<f64> {
     let mine = Tensor::scalar(seconds, group.device())?;
     Ok(group.all_reduce(mine, ReduceOp::Max)?.wait()?.item()?)
 }
+
+/// The sum of the ranks' `counts`, on every rank.
+///
+/// # Errors
+/// The group has failed.
+pub fn sum(group: &dyn ProcessGroup, count: usize) -> Result<usize> {
+    let mine = Tensor::from_slice(&[count as i64], [1], group.device())?;
+    let all = group.all_reduce(mine, ReduceOp::Sum)?.wait()?;
+    Ok(usize::try_from(all.to_vec::<i64>()?[0])?)
+}

@@ -25,6 +25,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         "--package",
         "phalanx-benches",
     ]);
+    // `--backend mpi` needs MPI to build; all else does without.
+    if args
+        .args
+        .iter()
+        .any(|arg| arg == "mpi" || arg == "--backend=mpi")
+    {
+        command.args(["--features", "mpi"]);
+    }
     command
         .args(["--bin", "phalanx-bench", "--"])
         .args(&args.args);
