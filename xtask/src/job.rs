@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_millis(2000);
 /// Names the job in the environment of all its processes.
 const MARK: &str = "PHALANX_JOB";
 
+/// Begins the name of the file in the job's folder that holds the code with which a rank has ended.
+const CODE: &str = "code-";
+
 /// What is to be run.
 pub struct Job<'a> {
     pub program: &'a Path,
@@ -97,7 +100,7 @@ impl Job<'_> {
                 running.kill();
                 child.kill()?;
                 child.wait()?;
-                code = Some(1);
+                code = Some(folder.first_failure().unwrap_or(1));
             }
         }
         running.kill();
@@ -131,6 +134,14 @@ impl Job<'_> {
             ));
             add("--mca pml ob1 --mca btl self,vader,tcp --mca plm_rsh_agent");
             words.push(format!("{} rsh", std::env::current_exe()?.display()));
+        }
+        if self.hosts.is_some() {
+            // Over hosts mpirun is slow to hear of a rank's end: each rank's code is noted where it ends;
+            // one that a signal has ended passes the signal on, so that mpirun names it.
+            words.extend(["sh", "-c"].map(str::to_owned));
+            words.push(format!(
+                "\"$0\" \"$@\"; code=$?; echo $code > {folder}/{CODE}$OMPI_COMM_WORLD_RANK; [ $code -gt 128 ] && kill -$((code - 128)) $$; exit $code"
+            ));
         }
         words.push(program.display().to_string());
         words.extend(self.args.iter().cloned());
@@ -236,6 +247,22 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Folder {
+    /// The code of the first rank that noted its failure.
+    fn first_failure(&self) -> Option<i32> {
+        let notes = fs::read_dir(&self.0).into_iter().flatten().flatten();
+        let notes = notes.filter(|note| note.file_name().to_string_lossy().starts_with(CODE));
+        let mut failures: Vec<_> = notes
+            .filter_map(|note| {
+                let code: i32 = fs::read_to_string(note.path()).ok()?.trim().parse().ok()?;
+                (code != 0).then_some((note.metadata().ok()?.modified().ok()?, code))
+            })
+            .collect();
+        failures.sort_unstable();
+        failures.first().map(|(_, code)| *code)
     }
 }
 
