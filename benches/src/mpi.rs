@@ -12,7 +12,7 @@ use crate::collectives::{Op, time};
 use crate::peer::{CProgram, json_lines, number, output};
 use crate::sample::{Sampling, Spread};
 
-/// What one rank times: the other side of [`measure`].
+/// What one rank times: the other side of `measure`.
 #[derive(Args, Clone, Debug)]
 pub struct RankArgs {
     #[arg(long, value_enum)]
@@ -77,7 +77,7 @@ pub(crate) fn measure(
     Ok((Spread::of(samples), wrong))
 }
 
-/// One process of [`measure`].
+/// One process of `measure`.
 ///
 /// # Errors
 /// The group has failed.
