@@ -15,7 +15,7 @@ use crate::hosts::{self, Hosts};
 use crate::signals;
 
 /// How long mpirun may go on after a rank has ended. Ranks end together, and if they don't, mpirun gives them 1 s.
-const PATIENCE: Duration = Duration::from_millis(2000);
+const PATIENCE: Duration = Duration::from_millis(1500);
 /// Names the job in the environment of all its processes.
 const MARK: &str = "PHALANX_JOB";
 
