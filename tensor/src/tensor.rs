@@ -42,65 +42,12 @@ impl Tensor {
         })
     }
 
-    /// A tensor whose elements are all `value`.
-    ///
-    /// ```
-    /// # use phalanx_tensor::{DType, Device, Tensor};
-    /// let t = Tensor::full([2, 2], 0.5, DType::F64, Device::cpu(0))?;
-    /// assert_eq!(t.to_vec::<f64>()?, [0.5; 4]);
-    /// # Ok::<(), phalanx_tensor::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// As [`empty`](Tensor::empty).
-    pub fn full(
-        shape: impl Into<Shape>,
-        value: f64,
-        dtype: DType,
-        device: Device,
-    ) -> Result<Tensor> {
-        let mut out = Tensor::allocate("full", shape.into(), dtype, device)?;
-        dispatch_any!(dtype, T => out.make_mut::<T>()?.fill(T::from_f64(value)));
-        Ok(out)
-    }
-
-    /// A tensor of zeros.
-    ///
-    /// # Errors
-    /// As [`empty`](Tensor::empty).
-    pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: Device) -> Result<Tensor> {
-        let mut out = Tensor::allocate("zeros", shape.into(), dtype, device)?;
-        out.bytes_mut()?.fill(0); // all-zero bits are zero in every element type
-        Ok(out)
-    }
-
-    /// A tensor of ones.
-    ///
-    /// # Errors
-    /// As [`empty`](Tensor::empty).
-    pub fn ones(shape: impl Into<Shape>, dtype: DType, device: Device) -> Result<Tensor> {
-        Tensor::full(shape, 1.0, dtype, device)
-    }
-
     /// A tensor of rank 0.
     ///
     /// # Errors
     /// As [`empty`](Tensor::empty).
     pub fn scalar<T: Element>(value: T, device: Device) -> Result<Tensor> {
         Tensor::from_slice(&[value], (), device)
-    }
-
-    /// The numbers `0, 1, …, len - 1`.
-    ///
-    /// # Errors
-    /// As [`empty`](Tensor::empty).
-    pub fn arange(len: usize, dtype: DType, device: Device) -> Result<Tensor> {
-        let mut out = Tensor::allocate("arange", len.into(), dtype, device)?;
-        dispatch_any!(dtype, T => {
-            let values = out.make_mut::<T>()?.iter_mut().enumerate();
-            values.for_each(|(i, v)| *v = T::from_f64(i as f64));
-        });
-        Ok(out)
     }
 
     /// Copies a slice, in row-major order.

@@ -11,7 +11,7 @@ use super::math::Real;
 use super::strided::Walk;
 use super::threads::parallel_chunks;
 use crate::storage::Storage;
-use crate::{DType, Element, Error, Float, Layout, Result, Tensor, bf16, f16};
+use crate::{DType, Element, Error, Float, Layout, Result, Shape, Tensor, bf16, f16};
 use std::array::from_fn;
 use std::ops::Range;
 
@@ -52,6 +52,16 @@ pub(crate) fn readable(t: &Tensor) -> Result<Tensor> {
     match innermost {
         Some((_, &stride)) if stride > 1 => t.contiguous(),
         _ => Ok(t.clone()),
+    }
+}
+
+/// The operand [`readable`], and then stretched to `shape`, to which it broadcasts.
+pub(crate) fn stretched(t: &Tensor, shape: &Shape) -> Result<Tensor> {
+    let t = readable(t)?;
+    if t.shape() == shape {
+        Ok(t)
+    } else {
+        t.broadcast_to(shape)
     }
 }
 

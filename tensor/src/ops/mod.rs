@@ -1,11 +1,13 @@
-//! The operations, a folder for each family: `mod.rs` checks, allocates and dispatches, `cpu.rs`
-//! holds the CPU kernel. They are methods of [`Tensor`](crate::Tensor).
+//! The operations, a folder for each family: `mod.rs` checks, allocates and dispatches, by one
+//! `match` on the storage; `cpu.rs` holds the CPU kernel. They are methods of
+//! [`Tensor`](crate::Tensor).
 
 pub mod binary;
 pub mod cast;
 pub mod compare;
 pub mod conv;
 mod embedding;
+mod fill;
 mod index;
 pub mod linear;
 mod matmul;

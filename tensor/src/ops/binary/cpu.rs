@@ -1,10 +1,43 @@
 //! CPU kernels: one line for each function and kind of number.
 
-use super::{Binary, WithScalar};
-use crate::cpu::elementwise::{BLOCK, RealKernel, map};
+use super::Binary;
+use crate::cpu::elementwise::{BLOCK, RealKernel, map, map_real, readable, stretched};
 use crate::cpu::math::Real;
 use crate::cpu::{convert, vectorize};
 use crate::{DType, Element, Error, Float, Result, Tensor, bf16, f16};
+
+/// `out = kind(a, b)`; both broadcast to the shape of `out`.
+pub(super) fn binary(
+    op: &'static str,
+    kind: Binary,
+    a: &Tensor,
+    b: &Tensor,
+    out: &mut Tensor,
+) -> Result<()> {
+    let x = [&stretched(a, out.shape())?, &stretched(b, out.shape())?];
+    match out.dtype() {
+        DType::I64 => integer::<i64>(op, kind, x, out),
+        DType::U8 => integer::<u8>(op, kind, x, out),
+        _ => map_real(op, x, out, &kind),
+    }
+}
+
+/// `out = kind(x, scalar)`, of floats.
+pub(super) fn with_scalar(
+    op: &'static str,
+    kind: Binary,
+    x: &Tensor,
+    scalar: f64,
+    out: &mut Tensor,
+) -> Result<()> {
+    map_real(op, [&readable(x)?], out, &WithScalar { kind, scalar })
+}
+
+/// A function with one side fixed to a number.
+struct WithScalar {
+    kind: Binary,
+    scalar: f64,
+}
 
 #[inline(always)]
 fn each<T: Copy>([a, b]: [&[T]; 2], out: &mut [T], f: impl Fn(T, T) -> T) {
@@ -69,7 +102,7 @@ impl RealKernel<1> for WithScalar {
 }
 
 /// What integer elements can do; overflow wraps.
-pub(super) trait Integer: Element + Ord {
+trait Integer: Element + Ord {
     fn add(self, rhs: Self) -> Self;
     fn sub(self, rhs: Self) -> Self;
     fn mul(self, rhs: Self) -> Self;
@@ -96,7 +129,7 @@ macro_rules! integer {
 integer!(i64, u8);
 
 /// The functions that integers have.
-pub(super) fn integer<T: Integer>(
+fn integer<T: Integer>(
     op: &'static str,
     kind: Binary,
     operands: [&Tensor; 2],
@@ -120,8 +153,9 @@ pub(super) fn integer<T: Integer>(
     Ok(())
 }
 
-/// `out += rhs`, where `rhs` has `out`'s shape.
+/// `out += rhs`, where `rhs` broadcasts to the shape of `out`.
 pub(super) fn add_into(out: &mut Tensor, rhs: &Tensor) -> Result<()> {
+    let rhs = &stretched(rhs, out.shape())?;
     match out.dtype() {
         DType::F32 => accumulate(out.make_mut()?, rhs, |o: f32, x| o + x),
         DType::F64 => accumulate(out.make_mut()?, rhs, |o: f64, x| o + x),

@@ -2,8 +2,8 @@
 
 mod cpu;
 
-use crate::cpu::elementwise;
-use crate::{DType, Error, Result, Shape, Tensor};
+use crate::storage::Storage;
+use crate::{Error, Result, Shape, Tensor};
 
 /// The functions of this family, of two tensors or of a tensor and a number.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -15,13 +15,6 @@ pub(crate) enum Binary {
     Maximum,
     Minimum,
     Pow,
-}
-
-/// A function with one side fixed to a number.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct WithScalar {
-    kind: Binary,
-    scalar: f64,
 }
 
 macro_rules! binary {
@@ -145,19 +138,18 @@ impl Tensor {
         if !self.is_unique() || !self.is_contiguous() {
             return self.binary("add_into", rhs, Binary::Add);
         }
-        let rhs = elementwise::readable(rhs)?.broadcast_to(self.shape())?;
-        cpu::add_into(&mut self, &rhs)?;
+        match rhs.storage() {
+            Storage::Cpu(_) => cpu::add_into(&mut self, rhs)?,
+        }
         Ok(self)
     }
 
     fn binary(&self, op: &'static str, rhs: &Tensor, kind: Binary) -> Result<Tensor> {
         self.expect_same_kind(op, rhs)?;
-        let (a, b, shape) = broadcast(op, self, rhs)?;
+        let shape = common_shape(op, self, rhs)?;
         let mut out = Tensor::allocate(op, shape, self.dtype(), self.device())?;
-        match self.dtype() {
-            DType::I64 => cpu::integer::<i64>(op, kind, [&a, &b], &mut out)?,
-            DType::U8 => cpu::integer::<u8>(op, kind, [&a, &b], &mut out)?,
-            _ => elementwise::map_real(op, [&a, &b], &mut out, &kind)?,
+        match self.storage() {
+            Storage::Cpu(_) => cpu::binary(op, kind, self, rhs, &mut out)?,
         }
         Ok(out)
     }
@@ -174,40 +166,24 @@ impl Tensor {
             }
             return self.binary(op, &rhs, kind);
         }
-        let x = elementwise::readable(self)?;
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
-        elementwise::map_real(op, [&x], &mut out, &WithScalar { kind, scalar })?;
+        match self.storage() {
+            Storage::Cpu(_) => cpu::with_scalar(op, kind, self, scalar, &mut out)?,
+        }
         Ok(out)
     }
 }
 
-/// Both tensors stretched to their common shape.
-pub(crate) fn broadcast(
-    op: &'static str,
-    a: &Tensor,
-    b: &Tensor,
-) -> Result<(Tensor, Tensor, Shape)> {
+/// The shape to which both tensors broadcast.
+pub(super) fn common_shape(op: &'static str, a: &Tensor, b: &Tensor) -> Result<Shape> {
     if a.shape() == b.shape() {
-        let (a, b) = (elementwise::readable(a)?, elementwise::readable(b)?);
-        let shape = a.shape().clone();
-        return Ok((a, b, shape));
+        return Ok(a.shape().clone());
     }
-    let shape = a
-        .shape()
-        .broadcast(b.shape())
-        .ok_or_else(|| Error::ShapeMismatch {
-            op,
-            lhs: a.shape().clone(),
-            rhs: b.shape().clone(),
-            reason: "they do not broadcast",
-        })?;
-    let stretch = |t: &Tensor| {
-        let t = elementwise::readable(t)?;
-        if *t.shape() == shape {
-            Ok(t)
-        } else {
-            t.broadcast_to(&shape)
-        }
-    };
-    Ok((stretch(a)?, stretch(b)?, shape))
+    let shape = a.shape().broadcast(b.shape());
+    shape.ok_or_else(|| Error::ShapeMismatch {
+        op,
+        lhs: a.shape().clone(),
+        rhs: b.shape().clone(),
+        reason: "they do not broadcast",
+    })
 }

@@ -1,11 +1,12 @@
 //! CPU kernels: the native types convert directly, half types through `f32` in blocks.
 
-use crate::cpu::elementwise::{BLOCK, map};
+use crate::cpu::elementwise::{BLOCK, for_widened, map, readable};
 use crate::cpu::{convert, vectorize};
 use crate::{DType, Element, Float, Result, Tensor, bf16, f16};
 
 /// `out = x`, in `out`'s type.
 pub(super) fn cast(x: &Tensor, out: &mut Tensor) -> Result<()> {
+    let x = &readable(x)?;
     match x.dtype() {
         DType::F32 => from_native::<f32>(x, out),
         DType::F64 => from_native::<f64>(x, out),
@@ -79,6 +80,9 @@ fn to_half<T: Native, H: Float<Compute = f32>>(x: &Tensor, out: &mut [H]) {
                 .zip(x)
                 .for_each(|(o, x)| *o = H::from_f64(x.to_f64()));
         }
+        if T::DTYPE == DType::F32 {
+            return convert::narrow(bytemuck::cast_slice::<T, f32>(x), out);
+        }
         let mut wide = [0f32; BLOCK];
         for (out, x) in out.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
             let wide = &mut wide[..x.len()];
@@ -107,7 +111,7 @@ fn from_half<H: Float<Compute = f32>>(x: &Tensor, out: &mut Tensor) -> Result<()
         finish: fn(&[f32], &mut [U]),
     ) {
         map([x], out, &|_, x: [&[H]; 1], out| {
-            crate::cpu::elementwise::for_widened(x, |range, [x]| finish(x, &mut out[range]));
+            for_widened(x, |range, [x]| finish(x, &mut out[range]));
         });
     }
 }

@@ -2,6 +2,7 @@
 
 mod cpu;
 
+use crate::storage::Storage;
 use crate::{DType, Result, Tensor};
 
 impl Tensor {
@@ -22,12 +23,18 @@ impl Tensor {
     /// # Errors
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn cast(&self, dtype: DType) -> Result<Tensor> {
+        self.cast_for("cast", dtype)
+    }
+
+    /// As [`cast`](Tensor::cast), on behalf of the operation `op`.
+    pub(crate) fn cast_for(&self, op: &'static str, dtype: DType) -> Result<Tensor> {
         if self.dtype() == dtype {
             return Ok(self.clone());
         }
-        let x = crate::cpu::elementwise::readable(self)?;
-        let mut out = Tensor::allocate("cast", self.shape().clone(), dtype, self.device())?;
-        cpu::cast(&x, &mut out)?;
+        let mut out = Tensor::allocate(op, self.shape().clone(), dtype, self.device())?;
+        match self.storage() {
+            Storage::Cpu(_) => cpu::cast(self, &mut out)?,
+        }
         Ok(out)
     }
 }

@@ -1,12 +1,13 @@
 //! CPU kernels.
 
 use super::Comparison;
-use crate::cpu::elementwise::{for_widened, map};
+use crate::cpu::elementwise::{for_widened, map, stretched};
 use crate::cpu::vectorize;
 use crate::{DType, Element, Float, Result, Tensor, bf16, dispatch_any, f16};
 
-/// `out = operands[0] <kind> operands[1]`, as 0 or 1.
-pub(super) fn compare(kind: Comparison, operands: [&Tensor; 2], out: &mut Tensor) -> Result<()> {
+/// `out = kind(a, b)`, as 0 or 1; both broadcast to the shape of `out`.
+pub(super) fn compare(kind: Comparison, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
+    let operands = [&stretched(a, out.shape())?, &stretched(b, out.shape())?];
     let out = out.make_mut::<u8>()?;
     match operands[0].dtype() {
         DType::F32 => map(operands, out, &|_, x, y| run::<f32>(kind, x, y)),
@@ -46,9 +47,12 @@ fn run_half<T: Float<Compute = f32>>(kind: Comparison, x: [&[T]; 2], out: &mut [
     for_widened(x, |range, x| run(kind, x, &mut out[range]));
 }
 
-/// `out = cond ? operands[0] : operands[1]`; `cond` is contiguous.
-pub(super) fn choose(cond: &Tensor, operands: [&Tensor; 2], out: &mut Tensor) -> Result<()> {
+/// `out = cond ? a : b`; all three broadcast to the shape of `out`.
+pub(super) fn choose(cond: &Tensor, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
+    // The mask is a byte an element: stretched in full, so that the kernel reads it plainly.
+    let cond = cond.broadcast_to(out.shape())?.contiguous()?;
     let cond = cond.as_slice::<u8>()?;
+    let operands = [&stretched(a, out.shape())?, &stretched(b, out.shape())?];
     dispatch_any!(out.dtype(), T => {
         map(operands, out.make_mut::<T>()?, &|start, [a, b]: [&[T]; 2], out| {
             let cond = &cond[start..];

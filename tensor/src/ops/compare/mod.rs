@@ -2,7 +2,8 @@
 
 mod cpu;
 
-use crate::ops::binary::broadcast;
+use super::binary::common_shape;
+use crate::storage::Storage;
 use crate::{DType, Error, Result, Tensor};
 
 /// The comparisons.
@@ -31,9 +32,11 @@ macro_rules! compare {
                 pub fn $name(&self, rhs: &Tensor) -> Result<Tensor> {
                     let op = stringify!($name);
                     self.expect_same_kind(op, rhs)?;
-                    let (lhs, rhs, shape) = broadcast(op, self, rhs)?;
+                    let shape = common_shape(op, self, rhs)?;
                     let mut out = Tensor::allocate(op, shape, DType::U8, self.device())?;
-                    cpu::compare($kind, [&lhs, &rhs], &mut out)?;
+                    match self.storage() {
+                        Storage::Cpu(_) => cpu::compare($kind, self, rhs, &mut out)?,
+                    }
                     Ok(out)
                 }
             )*
@@ -81,7 +84,7 @@ impl Tensor {
         }
         a.expect_same_kind(op, b)?;
         a.expect_same_device(op, cond)?;
-        let (a, b, values) = broadcast(op, a, b)?;
+        let values = common_shape(op, a, b)?;
         let shape = values
             .broadcast(cond.shape())
             .ok_or_else(|| Error::ShapeMismatch {
@@ -90,12 +93,10 @@ impl Tensor {
                 rhs: values.clone(),
                 reason: "the condition and the values do not broadcast",
             })?;
-        let stretch = |t: &Tensor| t.broadcast_to(&shape);
-        // The mask is a byte an element: stretched in full, so that the kernel reads it plainly.
-        let cond = stretch(cond)?.contiguous()?;
-        let mut out = Tensor::allocate(op, shape.clone(), a.dtype(), a.device())?;
-        let (a, b) = (stretch(&a)?, stretch(&b)?);
-        cpu::choose(&cond, [&a, &b], &mut out)?;
+        let mut out = Tensor::allocate(op, shape, a.dtype(), a.device())?;
+        match a.storage() {
+            Storage::Cpu(_) => cpu::choose(cond, a, b, &mut out)?,
+        }
         Ok(out)
     }
 }

@@ -4,11 +4,22 @@
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::strided::Walk;
 use crate::cpu::vectorize;
-use crate::{Float, Layout};
+use crate::{Float, Layout, Result, Tensor};
 use bytemuck::Pod;
+use std::ops::Range;
 
 /// Bytes or elements to a thread, at least.
 const GRAIN: usize = 64 * 1024;
+
+/// The first index that is neither in `range` nor `except`.
+pub(crate) fn first_outside(
+    indices: &Tensor,
+    range: Range<i64>,
+    except: Option<i64>,
+) -> Result<Option<i64>> {
+    let outside = |i: &i64| !range.contains(i) && Some(*i) != except;
+    Ok(indices.as_slice()?.iter().copied().find(outside))
+}
 
 /// Copies rows of `row_bytes`: for each group of `extent` rows of `table`, those at `indices`.
 pub(crate) fn select(

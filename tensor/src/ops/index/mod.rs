@@ -10,6 +10,7 @@ use crate::ops::working::{rounded, working};
 use crate::storage::Storage;
 use crate::{DType, Error, Layout, Result, Shape, Tensor, dispatch_float};
 use bytemuck::cast_slice_mut;
+use std::ops::Range;
 
 impl Tensor {
     /// The slices of `axis` at `indices` (`I64`, one axis), in their order. Any element type.
@@ -226,10 +227,20 @@ pub(super) fn checked(
         });
     }
     let indices = indices.contiguous()?;
-    let outside = |i: &&i64| !(0..extent as i64).contains(*i);
-    match indices.as_slice::<i64>()?.iter().find(outside) {
+    match first_outside(&indices, 0..extent as i64, None)? {
         None => Ok(indices),
-        Some(&index) => Err(Error::IndexOutOfRange { op, index, extent }),
+        Some(index) => Err(Error::IndexOutOfRange { op, index, extent }),
+    }
+}
+
+/// The first of the indices, which are contiguous, that is neither in `range` nor `except`.
+pub(super) fn first_outside(
+    indices: &Tensor,
+    range: Range<i64>,
+    except: Option<i64>,
+) -> Result<Option<i64>> {
+    match indices.storage() {
+        Storage::Cpu(_) => cpu::first_outside(indices, range, except),
     }
 }
 

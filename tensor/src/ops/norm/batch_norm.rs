@@ -1,7 +1,7 @@
 //! Batch normalisation over `[n, c, …]`: one mean and variance per channel, with the addition of a
 //! residual and ReLU in the same pass where a network has them.
 
-use super::batch_norm_cpu as cpu;
+use super::cpu::batch_norm as cpu;
 use crate::ops::working::{on_real, rounded, working, working_dtype};
 use crate::storage::Storage;
 use crate::{Error, Result, Shape, Tensor};

@@ -1,6 +1,6 @@
 //! Layer normalisation over the last axes (Ba, Kiros & Hinton 2016).
 
-use super::layer_norm_cpu as cpu;
+use super::cpu::layer_norm as cpu;
 use crate::ops::working::{on_real, rounded, working};
 use crate::storage::Storage;
 use crate::{Error, Result, Shape, Tensor};

@@ -6,15 +6,15 @@ use super::{AdamConfig, DecayMode, SgdConfig};
 use crate::cpu::math::Real;
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::{parallel_chunks, vectorize};
-use crate::{Element, Float};
+use crate::{DType, Element, Float, Result, Tensor};
 
 /// Elements to a thread, at least: some 50 µs of work.
 const GRAIN: usize = 32 * 1024;
 
 /// Elements whose squares are summed at a time; fixes the order of summation.
-pub(super) const BLOCK: usize = 4096;
+const BLOCK: usize = 4096;
 /// Blocks to a thread, at least.
-pub(super) const BLOCKS_PER_THREAD: usize = GRAIN / BLOCK;
+const BLOCKS_PER_THREAD: usize = GRAIN / BLOCK;
 
 type C<T> = <T as Float>::Compute;
 
@@ -118,13 +118,15 @@ pub(super) fn scale<T: Float>(x: &mut [T], factor: f64) {
     });
 }
 
-/// The sum of the squares, block by block.
-pub(super) fn square_sum_in_order<T: Float>(x: &[T]) -> f64 {
-    x.chunks(BLOCK).map(block).sum()
-}
-
-/// The same to the last bit, by several threads; `partial` has an element for each block.
-pub(super) fn square_sum<T: Float>(x: &[T], partial: &mut [f64]) -> f64 {
+/// The sum of the squares, taken block by block: the same bits whatever the number of threads.
+pub(super) fn square_sum<T: Float>(op: &'static str, x: &Tensor) -> Result<f64> {
+    let (device, x) = (x.device(), x.as_slice::<T>()?);
+    let blocks = x.len().div_ceil(BLOCK);
+    if blocks <= BLOCKS_PER_THREAD {
+        return Ok(x.chunks(BLOCK).map(block).sum());
+    }
+    let mut partial = Tensor::allocate(op, blocks.into(), DType::F64, device)?;
+    let partial = partial.make_mut::<f64>()?;
     parallel_chunks(partial, BLOCKS_PER_THREAD, |first, partial| {
         let blocks = x[first * BLOCK..].chunks(BLOCK);
         partial
@@ -132,7 +134,7 @@ pub(super) fn square_sum<T: Float>(x: &[T], partial: &mut [f64]) -> f64 {
             .zip(blocks)
             .for_each(|(p, x)| *p = block(x));
     });
-    partial.iter().sum()
+    Ok(partial.iter().sum())
 }
 
 /// The sum of the squares of up to [`BLOCK`] elements.

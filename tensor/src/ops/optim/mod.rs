@@ -7,8 +7,9 @@
 
 mod cpu;
 
+use crate::ops::working::working_dtype;
 use crate::storage::Storage;
-use crate::{DType, Element, Error, Float, Result, Tensor, dispatch_float};
+use crate::{Error, Result, Tensor, dispatch_float};
 use std::borrow::{Borrow, BorrowMut, Cow};
 
 /// Stochastic gradient descent, as `torch.optim.SGD`.
@@ -166,7 +167,13 @@ pub fn sgd_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
         dispatch_float!(OP, param.dtype(), T => {
             let momentum = match momentum {
                 Some(m) => m,
-                None => momentum.insert(new_state::<T>(OP, param)?),
+                // The first step writes it and does not read it.
+                None => momentum.insert(Tensor::allocate(
+                    OP,
+                    param.shape().clone(),
+                    working_dtype(param.dtype()),
+                    param.device(),
+                )?),
             };
             match grad.storage() {
                 Storage::Cpu(_) => cpu::sgd_momentum::<T>(
@@ -220,13 +227,11 @@ pub fn adam_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
         dispatch_float!(OP, param.dtype(), T => {
             let state = match state {
                 Some(state) => state,
-                None => {
-                    let mut exp_avg = new_state::<T>(OP, param)?;
-                    exp_avg.bytes_mut()?.fill(0);
-                    let mut exp_avg_sq = new_state::<T>(OP, param)?;
-                    exp_avg_sq.bytes_mut()?.fill(0);
-                    state.insert(AdamState { exp_avg, exp_avg_sq, step: 0 })
-                }
+                None => state.insert(AdamState {
+                    exp_avg: no_moment(OP, param)?,
+                    exp_avg_sq: no_moment(OP, param)?,
+                    step: 0,
+                }),
             };
             state.step += 1;
             match grad.storage() {
@@ -261,15 +266,11 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
 fn square_sum(tensor: &Tensor) -> Result<f64> {
     const OP: &str = "global_norm";
     let tensor = dense(tensor)?;
-    let blocks = tensor.numel().div_ceil(cpu::BLOCK);
-    dispatch_float!(OP, tensor.dtype(), T => {
-        let x = tensor.as_slice::<T>()?;
-        if blocks <= cpu::BLOCKS_PER_THREAD {
-            return Ok(cpu::square_sum_in_order(x));
+    match tensor.storage() {
+        Storage::Cpu(_) => {
+            dispatch_float!(OP, tensor.dtype(), T => cpu::square_sum::<T>(OP, &tensor))
         }
-        let mut partial = Tensor::allocate(OP, blocks.into(), DType::F64, tensor.device())?;
-        Ok(cpu::square_sum(x, partial.make_mut()?))
-    })
+    }
 }
 
 /// Multiplies every element of every tensor by `factor`; in place where nobody shares a tensor.
@@ -279,7 +280,9 @@ fn square_sum(tensor: &Tensor) -> Result<f64> {
 pub fn scale<'a>(tensors: impl IntoIterator<Item = &'a mut Tensor>, factor: f64) -> Result<()> {
     for tensor in tensors {
         dispatch_float!("scale", tensor.dtype(), T => {
-            cpu::scale::<T>(tensor.make_mut()?, factor);
+            match tensor.storage() {
+                Storage::Cpu(_) => cpu::scale::<T>(tensor.make_mut()?, factor),
+            }
         });
     }
     Ok(())
@@ -294,14 +297,10 @@ fn dense(tensor: &Tensor) -> Result<Cow<'_, Tensor>> {
     })
 }
 
-/// Room for a parameter's state, of the type in which it is computed.
-fn new_state<T: Float>(op: &'static str, param: &Tensor) -> Result<Tensor> {
-    Tensor::allocate(
-        op,
-        param.shape().clone(),
-        <T::Compute as Element>::DTYPE,
-        param.device(),
-    )
+/// One of Adam's moments at its start: zeros of the type in which a parameter is computed.
+fn no_moment(op: &'static str, param: &Tensor) -> Result<Tensor> {
+    let dtype = working_dtype(param.dtype());
+    Tensor::zeros_for(op, param.shape().clone(), dtype, param.device())
 }
 
 fn check_pairs<P: Borrow<Tensor>, G: Borrow<Tensor>>(
@@ -321,10 +320,7 @@ fn check_pairs<P: Borrow<Tensor>, G: Borrow<Tensor>>(
 fn check_state(op: &'static str, param: &Tensor, state: &Tensor) -> Result<()> {
     param.expect_same_device(op, state)?;
     param.expect_same_shape(op, state, "a state has its parameter's shape")?;
-    let wanted = match param.dtype() {
-        DType::F64 => DType::F64,
-        _ => DType::F32,
-    };
+    let wanted = working_dtype(param.dtype());
     if state.dtype() == wanted {
         Ok(())
     } else {

@@ -2,6 +2,7 @@
 
 mod cpu;
 
+use super::index::first_outside;
 use super::working::{on_real, rounded, working};
 use crate::storage::Storage;
 use crate::{DType, Error, Result, Shape, Tensor};
@@ -121,11 +122,7 @@ impl Tensor {
         }
         let plane = shape[2] * shape[3];
         let at = indices.contiguous()?;
-        if let Some(&index) = at
-            .as_slice::<i64>()?
-            .iter()
-            .find(|&&i| i < -1 || i >= plane as i64)
-        {
+        if let Some(index) = first_outside(&at, -1..plane as i64, None)? {
             return Err(Error::IndexOutOfRange {
                 op: OP,
                 index,

@@ -1,7 +1,7 @@
 //! CPU kernels: words of the generator, turned into numbers block by block.
 
 use super::{Rng, philox};
-use crate::cpu::elementwise::{BLOCK, GRAIN, map, map_half};
+use crate::cpu::elementwise::{BLOCK, GRAIN, map, map_half, readable};
 use crate::cpu::math::{self, Real};
 use crate::cpu::{convert, parallel_chunks, vectorize};
 use crate::{DType, Element, Float, Result, Tensor, bf16, f16};
@@ -143,15 +143,10 @@ fn sin_cos_turn(turn: i32) -> (f32, f32) {
     )
 }
 
-/// Maps 64 random bits to `0 .. bound`.
-pub(super) fn scale(bits: u64, bound: u64) -> u64 {
-    ((u128::from(bits) * u128::from(bound)) >> 64) as u64
-}
-
 pub(super) fn randint(low: i64, high: i64, out: &mut Tensor, rng: &mut Rng) -> Result<()> {
     let extent = high.wrapping_sub(low) as u64; // modulo 2⁶⁴, hence right even where it overflows
     fill::<i64>(rng, 2, out.make_mut()?, |words, out| {
-        let numbers = pairs(words).map(|w| low.wrapping_add(scale(w, extent) as i64));
+        let numbers = pairs(words).map(|w| low.wrapping_add(philox::scale(w, extent) as i64));
         out.iter_mut().zip(numbers).for_each(|(o, v)| *o = v);
     });
     Ok(())
@@ -176,7 +171,7 @@ pub(super) fn bernoulli(p: f64, out: &mut Tensor, rng: &mut Rng) -> Result<()> {
 
 /// `out = x · scale` where `mask` (contiguous) is not 0, else 0.
 pub(super) fn scale_kept(x: &Tensor, mask: &Tensor, scale: f64, out: &mut Tensor) -> Result<()> {
-    let mask = mask.as_slice::<u8>()?;
+    let (x, mask) = (&readable(x)?, mask.as_slice::<u8>()?);
     fn run<R: Real>(mask: &[u8], x: &[R], scale: f64, out: &mut [R]) {
         let scale = R::from_f64(scale);
         vectorize(

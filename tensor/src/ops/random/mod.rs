@@ -3,7 +3,7 @@
 mod cpu;
 mod philox;
 
-use crate::cpu::elementwise;
+use crate::storage::Storage;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// A stream of random numbers (Philox4x32-10), and how far it has been read.
@@ -78,7 +78,7 @@ impl Rng {
     /// Uniform in `0 .. bound` (the probabilities differ by at most `bound` / 2⁶⁴); 0 where
     /// `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        cpu::scale(self.next_u64(), bound)
+        philox::scale(self.next_u64(), bound)
     }
 
     /// Puts the items in random order (Fisher and Yates).
@@ -135,7 +135,9 @@ impl Tensor {
     ) -> Result<Tensor> {
         let mut out = Tensor::allocate("rand", shape.into(), dtype, device)?;
         out.expect_float("rand")?;
-        cpu::rand(&mut out, rng)?;
+        match out.storage() {
+            Storage::Cpu(_) => cpu::rand(&mut out, rng)?,
+        }
         Ok(out)
     }
 
@@ -152,7 +154,9 @@ impl Tensor {
     ) -> Result<Tensor> {
         let mut out = Tensor::allocate("randn", shape.into(), dtype, device)?;
         out.expect_float("randn")?;
-        cpu::randn(&mut out, rng)?;
+        match out.storage() {
+            Storage::Cpu(_) => cpu::randn(&mut out, rng)?,
+        }
         Ok(out)
     }
 
@@ -176,7 +180,9 @@ impl Tensor {
             });
         }
         let mut out = Tensor::allocate(op, shape.into(), DType::I64, device)?;
-        cpu::randint(low, high, &mut out, rng)?;
+        match out.storage() {
+            Storage::Cpu(_) => cpu::randint(low, high, &mut out, rng)?,
+        }
         Ok(out)
     }
 
@@ -194,7 +200,9 @@ impl Tensor {
     ) -> Result<Tensor> {
         expect_probability("bernoulli", p)?;
         let mut out = Tensor::allocate("bernoulli", shape.into(), DType::U8, device)?;
-        cpu::bernoulli(p, &mut out, rng)?;
+        match out.storage() {
+            Storage::Cpu(_) => cpu::bernoulli(p, &mut out, rng)?,
+        }
         out.cast(dtype)
     }
 
@@ -204,7 +212,9 @@ impl Tensor {
     /// [`Error::OutOfMemory`], [`Error::DeviceUnavailable`].
     pub fn randperm(len: usize, device: Device, rng: &mut Rng) -> Result<Tensor> {
         let mut out = Tensor::arange(len, DType::I64, device)?;
-        rng.shuffle(out.make_mut::<i64>()?);
+        match out.storage() {
+            Storage::Cpu(_) => rng.shuffle(out.make_mut::<i64>()?),
+        }
         Ok(out)
     }
 
@@ -220,7 +230,9 @@ impl Tensor {
         expect_probability(op, p)?;
         self.expect_float(op)?;
         let mut mask = Tensor::allocate(op, self.shape().clone(), DType::U8, self.device())?;
-        cpu::bernoulli(1.0 - p, &mut mask, rng)?;
+        match mask.storage() {
+            Storage::Cpu(_) => cpu::bernoulli(1.0 - p, &mut mask, rng)?,
+        }
         Ok((self.scale_kept(op, &mask, p)?, mask))
     }
 
@@ -254,9 +266,10 @@ impl Tensor {
     fn scale_kept(&self, op: &'static str, mask: &Tensor, p: f64) -> Result<Tensor> {
         // With p = 1 everything is dropped, and the scale is never used.
         let scale = if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 };
-        let x = elementwise::readable(self)?;
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
-        cpu::scale_kept(&x, mask, scale, &mut out)?;
+        match self.storage() {
+            Storage::Cpu(_) => cpu::scale_kept(self, mask, scale, &mut out)?,
+        }
         Ok(out)
     }
 }

@@ -28,6 +28,11 @@ fn philox<const N: usize>(mut c: [[u32; N]; 4], mut key: [u32; 2]) -> [[u32; N];
     c
 }
 
+/// Maps 64 random bits to `0 .. bound`.
+pub(super) fn scale(bits: u64, bound: u64) -> u64 {
+    ((u128::from(bits) * u128::from(bound)) >> 64) as u64
+}
+
 fn split(x: u64) -> [u32; 2] {
     [x as u32, (x >> 32) as u32]
 }

@@ -8,6 +8,7 @@
 mod cpu;
 
 use crate::layout::resolve_axis;
+use crate::storage::Storage;
 use crate::{DType, Error, Layout, Result, Shape, Tensor};
 use smallvec::{SmallVec, smallvec};
 
@@ -232,7 +233,9 @@ impl Tensor {
             .collect();
         self.expect_choice(op, kind, self.count(mask), &kept)?;
         let mut out = Tensor::allocate(op, kept, self.dtype(), self.device())?;
-        cpu::reduce(kind, self, mask, &mut out)?;
+        match self.storage() {
+            Storage::Cpu(_) => cpu::reduce(kind, self, mask, &mut out)?,
+        }
         Ok(out)
     }
 
@@ -271,7 +274,9 @@ impl Tensor {
         let extent = shape.remove(axis);
         self.expect_choice(op, kind, extent, &shape)?;
         let mut out = Tensor::allocate(op, shape, DType::I64, self.device())?;
-        cpu::arg_reduce(kind, &rows, extent, &mut out)?;
+        match rows.storage() {
+            Storage::Cpu(_) => cpu::arg_reduce(kind, &rows, extent, &mut out)?,
+        }
         Ok(out)
     }
 }

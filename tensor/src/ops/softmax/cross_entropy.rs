@@ -2,8 +2,10 @@
 //! logits in another.
 
 use super::cpu;
+use crate::ops::index::first_outside;
+use crate::ops::working::working_dtype;
 use crate::storage::Storage;
-use crate::{DType, Element, Error, Float, Result, Tensor, dispatch_float};
+use crate::{DType, Error, Result, Shape, Tensor, dispatch_float};
 
 /// How the losses of a batch become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,32 +85,18 @@ impl Tensor {
         const OP: &str = "cross_entropy";
         let problem = Problem::new(OP, self, targets, config)?;
         let (device, dtype, rows) = (self.device(), self.dtype(), problem.rows);
-        dispatch_float!(OP, dtype, T => {
-            let terms = problem.terms::<T>(config)?;
-            let compute = <<T as Float>::Compute as Element>::DTYPE;
-            let mut saved = Tensor::allocate(OP, [rows, 2].into(), compute, device)?;
-            let mut losses = Tensor::allocate(OP, targets.shape().clone(), compute, device)?;
-            match self.storage() {
-                Storage::Cpu(_) => cpu::cross_entropy::<T>(
-                    problem.logits.as_slice()?,
-                    problem.targets.as_slice()?,
-                    &terms,
-                    saved.make_mut()?,
-                    losses.make_mut()?,
-                ),
-            }
-            let losses = losses.as_slice::<<T as Float>::Compute>()?;
-            let loss = if config.reduction == Reduction::None {
-                let mut out = Tensor::allocate(OP, targets.shape().clone(), dtype, device)?;
-                let pairs = out.make_mut::<T>()?.iter_mut().zip(losses);
-                pairs.for_each(|(out, loss)| *out = T::narrow(*loss));
-                out
-            } else {
-                let sum: f64 = losses.iter().map(|loss| loss.to_f64()).sum();
-                Tensor::scalar(T::from_f64(sum / problem.denominator(config)?), device)?
-            };
-            Ok(CrossEntropyOutput { loss, saved })
-        })
+        let mut saved = Tensor::allocate(OP, [rows, 2].into(), working_dtype(dtype), device)?;
+        let shape = match config.reduction {
+            Reduction::None => targets.shape().clone(),
+            Reduction::Mean | Reduction::Sum => Shape::default(),
+        };
+        let mut loss = Tensor::allocate(OP, shape, dtype, device)?;
+        match self.storage() {
+            Storage::Cpu(_) => dispatch_float!(OP, dtype, T => {
+                cpu::cross_entropy::<T>(&problem, config, &mut saved, &mut loss)?;
+            }),
+        }
+        Ok(CrossEntropyOutput { loss, saved })
     }
 
     /// The gradient of [`cross_entropy`](Tensor::cross_entropy)'s logits, in one pass over them;
@@ -152,14 +140,7 @@ impl Tensor {
         let (grad, saved) = (self.contiguous()?, saved.contiguous()?);
         match logits.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, dtype, T => {
-                cpu::cross_entropy_backward::<T>(
-                    grad.as_slice()?,
-                    1.0 / problem.denominator(config)?,
-                    (problem.logits.as_slice()?, saved.as_slice()?),
-                    problem.targets.as_slice()?,
-                    &problem.terms::<T>(config)?,
-                    out.make_mut()?,
-                );
+                cpu::cross_entropy_backward::<T>(&problem, config, &grad, &saved, &mut out)?;
             }),
         }
         match logits.rank() {
@@ -176,14 +157,13 @@ impl Tensor {
 }
 
 /// The operands, checked and brought into rows of classes.
-struct Problem {
-    op: &'static str,
-    logits: Tensor,
-    targets: Tensor,
+pub(super) struct Problem {
+    pub(super) op: &'static str,
+    pub(super) logits: Tensor,
+    pub(super) targets: Tensor,
     rows: usize,
-    classes: usize,
-    ignore: i64,
-    weight: Option<Tensor>,
+    pub(super) classes: usize,
+    pub(super) weight: Option<Tensor>,
 }
 
 impl Problem {
@@ -240,8 +220,8 @@ impl Problem {
             }
         }
         let targets = targets.contiguous()?;
-        let wrong = |&&t: &&i64| t != config.ignore_index && !(0..classes as i64).contains(&t);
-        if let Some(&index) = targets.as_slice::<i64>()?.iter().find(wrong) {
+        let except = Some(config.ignore_index);
+        if let Some(index) = first_outside(&targets, 0..classes as i64, except)? {
             return Err(Error::IndexOutOfRange {
                 op,
                 index,
@@ -264,44 +244,10 @@ impl Problem {
             rows: targets.numel(),
             targets,
             classes,
-            ignore: config.ignore_index,
             weight: match &config.weight {
                 Some(weight) => Some(weight.contiguous()?),
                 None => None,
             },
-        })
-    }
-
-    /// The loss in the numbers that the kernels use.
-    fn terms<T: Float>(&self, config: &CrossEntropyConfig) -> Result<cpu::Terms<T::Compute>> {
-        let weights = match &self.weight {
-            Some(weight) => Some(weight.as_slice::<T>()?.iter().map(|w| w.widen()).collect()),
-            None => None,
-        };
-        Ok(cpu::Terms::new(
-            self.classes,
-            config.label_smoothing,
-            self.ignore,
-            weights,
-        ))
-    }
-
-    /// By what the sum of the losses is divided.
-    fn denominator(&self, config: &CrossEntropyConfig) -> Result<f64> {
-        if config.reduction != Reduction::Mean {
-            return Ok(1.0);
-        }
-        let counted = self
-            .targets
-            .as_slice::<i64>()?
-            .iter()
-            .filter(|&&t| t != self.ignore);
-        Ok(match &self.weight {
-            None => counted.count() as f64,
-            Some(weight) => dispatch_float!(self.op, weight.dtype(), T => {
-                let weight = weight.as_slice::<T>()?;
-                counted.map(|&t| weight[t as usize].to_f64()).sum()
-            }),
         })
     }
 }

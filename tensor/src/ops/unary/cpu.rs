@@ -1,15 +1,35 @@
 //! CPU kernels: one line for each function and for each derivative.
 
 use super::{Backward, GeluKind, Unary};
-use crate::cpu::elementwise::{RealKernel, map};
+use crate::cpu::elementwise::{RealKernel, map, map_real, readable};
 use crate::cpu::math::Real;
 use crate::cpu::vectorize;
-use crate::{Error, Result, Tensor};
+use crate::{DType, Error, Result, Tensor};
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
 
 /// √(2/π), and the cubic coefficient of the tanh formula of GELU.
 const GELU_SCALE: f64 = FRAC_2_SQRT_PI / SQRT_2;
 const GELU_CUBIC: f64 = 0.044715;
+
+/// `out = kind(x)`.
+pub(super) fn unary(op: &'static str, kind: Unary, x: &Tensor, out: &mut Tensor) -> Result<()> {
+    let x = readable(x)?;
+    match x.dtype() {
+        DType::I64 => integer(op, kind, &x, out),
+        _ => map_real(op, [&x], out, &kind),
+    }
+}
+
+/// `out = grad · kind'(saved)`.
+pub(super) fn backward(
+    op: &'static str,
+    kind: Backward,
+    grad: &Tensor,
+    saved: &Tensor,
+    out: &mut Tensor,
+) -> Result<()> {
+    map_real(op, [&readable(grad)?, &readable(saved)?], out, &kind)
+}
 
 // Functions are passed by name where they are large, since a closure is inlined only if marked so,
 // and what is not inlined does not vectorise.
@@ -180,7 +200,7 @@ fn softplus_backward<R: Real>(g: R, x: R) -> R {
 }
 
 /// The functions that integers have; overflow wraps.
-pub(super) fn integer(op: &'static str, kind: Unary, x: &Tensor, out: &mut Tensor) -> Result<()> {
+fn integer(op: &'static str, kind: Unary, x: &Tensor, out: &mut Tensor) -> Result<()> {
     let f: fn(i64) -> i64 = match kind {
         Unary::Neg => i64::wrapping_neg,
         Unary::Abs => i64::wrapping_abs,

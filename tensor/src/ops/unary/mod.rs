@@ -5,8 +5,8 @@
 
 pub(crate) mod cpu;
 
-use crate::cpu::elementwise;
-use crate::{DType, Error, Result, Tensor};
+use crate::storage::Storage;
+use crate::{Result, Tensor};
 
 /// Which formula of the Gaussian error linear unit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -175,28 +175,20 @@ backward! {
 
 impl Tensor {
     fn unary(&self, op: &'static str, kind: Unary) -> Result<Tensor> {
-        let x = elementwise::readable(self)?;
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
-        match self.dtype() {
-            DType::I64 => cpu::integer(op, kind, &x, &mut out)?,
-            _ => elementwise::map_real(op, [&x], &mut out, &kind)?,
+        match self.storage() {
+            Storage::Cpu(_) => cpu::unary(op, kind, self, &mut out)?,
         }
         Ok(out)
     }
 
     fn unary_backward(&self, op: &'static str, saved: &Tensor, kind: Backward) -> Result<Tensor> {
         self.expect_same_kind(op, saved)?;
-        if self.shape() != saved.shape() {
-            return Err(Error::ShapeMismatch {
-                op,
-                lhs: self.shape().clone(),
-                rhs: saved.shape().clone(),
-                reason: "the gradient has the shape of the result",
-            });
-        }
-        let (grad, saved) = (elementwise::readable(self)?, elementwise::readable(saved)?);
+        self.expect_same_shape(op, saved, "the gradient has the shape of the result")?;
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
-        elementwise::map_real(op, [&grad, &saved], &mut out, &kind)?;
+        match self.storage() {
+            Storage::Cpu(_) => cpu::backward(op, kind, self, saved, &mut out)?,
+        }
         Ok(out)
     }
 }

@@ -5,11 +5,12 @@ use crate::cpu::math::Real;
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::rows::{C, LANES, exp_sum, load, max_of, rows_per_grain, store};
 use crate::cpu::simd::multiversion;
-use crate::{Element, Float};
+use crate::ops::softmax::cross_entropy::{CrossEntropyConfig, Problem, Reduction};
+use crate::{Element, Float, Result, Tensor, dispatch_float};
 
 /// The loss of a row with the target `t` is `on · w[t] · nll[t] + off · Σ w[c] · nll[c]`, where
 /// `nll` are the negative log-probabilities.
-pub(crate) struct Terms<C> {
+struct Terms<C> {
     classes: usize,
     ignore: i64,
     on: C,
@@ -20,25 +21,24 @@ pub(crate) struct Terms<C> {
 }
 
 impl<C: Real> Terms<C> {
-    /// For a smoothing of `smoothing` over `classes` classes.
-    pub(crate) fn new(
-        classes: usize,
-        smoothing: f64,
-        ignore: i64,
-        weights: Option<Vec<C>>,
-    ) -> Terms<C> {
+    fn new<T: Float<Compute = C>>(problem: &Problem, config: &CrossEntropyConfig) -> Result<Self> {
+        let (classes, smoothing) = (problem.classes, config.label_smoothing);
+        let weights: Option<Vec<C>> = match &problem.weight {
+            Some(weight) => Some(weight.as_slice::<T>()?.iter().map(|w| w.widen()).collect()),
+            None => None,
+        };
         let total = match &weights {
             Some(weights) => weights.iter().map(|w| w.to_f64()).sum(),
             None => classes as f64,
         };
-        Terms {
+        Ok(Terms {
             classes,
-            ignore,
+            ignore: config.ignore_index,
             on: C::from_f64(1.0 - smoothing),
             off: C::from_f64(smoothing / classes.max(1) as f64),
             weights,
             total_weight: C::from_f64(total),
-        }
+        })
     }
 
     /// The factor of the target's own term.
@@ -51,8 +51,52 @@ impl<C: Real> Terms<C> {
     }
 }
 
-/// Fills in `(maximum, ln Σ exp(x − maximum))` and the loss of each row.
+/// By what the sum of the losses is divided.
+fn denominator(problem: &Problem, config: &CrossEntropyConfig) -> Result<f64> {
+    if config.reduction != Reduction::Mean {
+        return Ok(1.0);
+    }
+    let targets = problem.targets.as_slice::<i64>()?.iter();
+    let counted = targets.filter(|&&t| t != config.ignore_index);
+    Ok(match &problem.weight {
+        None => counted.count() as f64,
+        Some(weight) => dispatch_float!(problem.op, weight.dtype(), T => {
+            let weight = weight.as_slice::<T>()?;
+            counted.map(|&t| weight[t as usize].to_f64()).sum()
+        }),
+    })
+}
+
+/// Fills in the loss, and for each row what the backward pass reads: its
+/// `(maximum, ln Σ exp(x − maximum))`.
 pub(crate) fn cross_entropy<T: Float>(
+    problem: &Problem,
+    config: &CrossEntropyConfig,
+    saved: &mut Tensor,
+    loss: &mut Tensor,
+) -> Result<()> {
+    let shape = problem.targets.shape().clone();
+    let mut losses = Tensor::allocate(problem.op, shape, saved.dtype(), saved.device())?;
+    let losses = losses.make_mut::<C<T>>()?;
+    forward::<T>(
+        problem.logits.as_slice()?,
+        problem.targets.as_slice()?,
+        &Terms::new::<T>(problem, config)?,
+        saved.make_mut()?,
+        losses,
+    );
+    let loss = loss.make_mut::<T>()?;
+    if config.reduction == Reduction::None {
+        let pairs = loss.iter_mut().zip(losses);
+        pairs.for_each(|(out, loss)| *out = T::narrow(*loss));
+    } else {
+        let sum: f64 = losses.iter().map(|loss| loss.to_f64()).sum();
+        loss.fill(T::from_f64(sum / denominator(problem, config)?));
+    }
+    Ok(())
+}
+
+fn forward<T: Float>(
     x: &[T],
     targets: &[i64],
     terms: &Terms<C<T>>,
@@ -118,6 +162,24 @@ fn spread<T: Float>(x: &[T], max: C<T>, log_sum: C<T>, terms: &Terms<C<T>>) -> C
 /// The gradient of the logits: `scale` (times the gradient of the loss, one for all or one for
 /// each row) times `softmax · (on · w[t] + off · Σ w) − on · w[t] · [c = t] − off · w[c]`.
 pub(crate) fn cross_entropy_backward<T: Float>(
+    problem: &Problem,
+    config: &CrossEntropyConfig,
+    grad: &Tensor,
+    saved: &Tensor,
+    out: &mut Tensor,
+) -> Result<()> {
+    backward::<T>(
+        grad.as_slice()?,
+        1.0 / denominator(problem, config)?,
+        (problem.logits.as_slice()?, saved.as_slice()?),
+        problem.targets.as_slice()?,
+        &Terms::new::<T>(problem, config)?,
+        out.make_mut()?,
+    );
+    Ok(())
+}
+
+fn backward<T: Float>(
     grad: &[T],
     scale: f64,
     (x, saved): (&[T], &[C<T>]),

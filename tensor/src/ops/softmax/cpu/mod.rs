@@ -2,7 +2,7 @@
 
 mod cross_entropy;
 
-pub(super) use cross_entropy::{Terms, cross_entropy, cross_entropy_backward};
+pub(super) use cross_entropy::{cross_entropy, cross_entropy_backward};
 
 use crate::Float;
 use crate::cpu::math::Real;

@@ -5,10 +5,10 @@
 //! written once. Threads split the channels, so their number does not change a bit of the result.
 #![allow(unsafe_code)]
 
-use super::batch_norm::Dims;
 use crate::cpu::math::Real;
 use crate::cpu::share::Shared;
 use crate::cpu::{parallel_for, vectorize};
+use crate::ops::norm::batch_norm::Dims;
 use std::ops::Range;
 
 /// Elements of one tensor that a block of channels may have: 512 KiB of `f32`, so that the two or
@@ -16,24 +16,24 @@ use std::ops::Range;
 const BLOCK: usize = 1 << 17;
 
 /// Scale and shift of each channel; 1 and 0 where missing.
-pub(super) type Affine<'a, T> = (Option<&'a [T]>, Option<&'a [T]>);
+pub(crate) type Affine<'a, T> = (Option<&'a [T]>, Option<&'a [T]>);
 
 /// The statistics that the forward pass writes.
-pub(super) struct Stats<'a, T> {
+pub(crate) struct Stats<'a, T> {
     pub mean: &'a mut [T],
     pub var: &'a mut [T],
     pub invstd: &'a mut [T],
 }
 
 /// The gradients that the backward pass writes.
-pub(super) struct Grads<'a, T> {
+pub(crate) struct Grads<'a, T> {
     pub dx: &'a mut [T],
     pub dw: &'a mut [T],
     pub db: &'a mut [T],
 }
 
 /// Where the backward pass reads ReLU's mask.
-pub(super) enum Mask<'a, T> {
+pub(crate) enum Mask<'a, T> {
     /// There was no ReLU.
     None,
     /// From the sign of the output, computed again from the input.
@@ -94,7 +94,7 @@ fn for_planes(d: &Dims, channels: Range<usize>, mut f: impl FnMut(usize, Range<u
 }
 
 /// Normalises with the statistics of the batch, which are written to `stats`.
-pub(super) fn forward<T: Real>(
+pub(crate) fn forward<T: Real>(
     d: &Dims,
     x: &[T],
     affine: Affine<'_, T>,
@@ -156,7 +156,7 @@ pub(super) fn forward<T: Real>(
 }
 
 /// Normalises with given mean and variance.
-pub(super) fn inference<T: Real>(
+pub(crate) fn inference<T: Real>(
     d: &Dims,
     x: &[T],
     (mean, var, eps): (&[T], &[T], f64),
@@ -214,7 +214,7 @@ fn normalise<T: Real>(map: Map<T>, x: &[T], residual: Option<&[T]>, relu: bool, 
 
 /// The gradients. With `g` the masked gradient and `N` the elements of a channel:
 /// `db = Σg`, `dw = Σ g·x̂`, `dx = scale·(g − db/N − x̂·dw/N)` where `x̂ = (x − mean)·invstd`.
-pub(super) fn backward<T: Real>(
+pub(crate) fn backward<T: Real>(
     d: &Dims,
     dy: &[T],
     x: &[T],

@@ -13,13 +13,13 @@ fn block_rows(rows: usize) -> usize {
 }
 
 /// How many blocks `rows` rows make.
-pub(super) fn blocks(rows: usize) -> usize {
+pub(crate) fn blocks(rows: usize) -> usize {
     rows.div_ceil(block_rows(rows))
 }
 
 /// Normalises rows of `width` and keeps their statistics `(mean, rstd)`. The variance is the mean
 /// square distance from the mean, so a mean far from zero costs no digits.
-pub(super) fn forward<R: Real>(
+pub(crate) fn forward<R: Real>(
     x: &[R],
     width: usize,
     affine: (Option<&[R]>, Option<&[R]>),
@@ -86,7 +86,7 @@ multiversion! {
 
 /// The input's gradient, and under a weight the sums of each block of rows for the weight's and
 /// the bias's: `partial` is `[blocks, 2, width]`, or empty.
-pub(super) fn backward<R: Real>(
+pub(crate) fn backward<R: Real>(
     dy: &[R],
     x: &[R],
     width: usize,
@@ -227,7 +227,7 @@ fn part_backward<R: Real>(
 }
 
 /// Sums the blocks' parts of the parameters' gradients, in order.
-pub(super) fn sum_blocks<R: Real>(partial: &[R], dw: &mut [R], db: &mut [R]) {
+pub(crate) fn sum_blocks<R: Real>(partial: &[R], dw: &mut [R], db: &mut [R]) {
     let width = dw.len();
     dw.fill(R::ZERO);
     db.fill(R::ZERO);
