@@ -228,8 +228,9 @@ fn rows<T: Element, F: Fold<T>>(x: &[T], kept: &Axes, reduced: &Axes, len: usize
                 let mut tree = Pairwise::<T, F>::new();
                 for r in 0..count {
                     let row = &x[at + reduced.offset(r)..][..len];
-                    row.chunks(RUN)
-                        .for_each(|run| tree.push(fold_run::<T, F>(run)));
+                    for run in row.chunks(RUN) {
+                        tree.push(fold_run::<T, F>(run));
+                    }
                 }
                 tree.finish()
             },
@@ -246,8 +247,9 @@ fn rows<T: Element, F: Fold<T>>(x: &[T], kept: &Axes, reduced: &Axes, len: usize
                 vectorize(
                     #[inline(always)]
                     || {
-                        row.chunks(RUN)
-                            .for_each(|run| tree.push(fold_run::<T, F>(run)))
+                        for run in row.chunks(RUN) {
+                            tree.push(fold_run::<T, F>(run));
+                        }
                     },
                 );
                 *p = tree.finish();
@@ -365,8 +367,11 @@ fn arg_rows<T: Element, F: Fold<T>>(x: &[T], len: usize, out: &mut [i64]) {
             let best = vectorize(
                 #[inline(always)]
                 || {
-                    row.chunks(RUN)
-                        .fold(F::INIT, |a, run| F::combine(a, fold_run::<T, F>(run)))
+                    let mut best = F::INIT;
+                    for run in row.chunks(RUN) {
+                        best = F::combine(best, fold_run::<T, F>(run));
+                    }
+                    best
                 },
             );
             *o = position(row, best) as i64;
