@@ -26,6 +26,22 @@ pub(crate) unsafe fn fold(
     dst: &[*mut u8],
     range: Range<usize>,
 ) {
+    // SAFETY: handed on from the caller; the level is this processor's.
+    unsafe { fold_at(simd_level(), dtype, op, src, dst, range) }
+}
+
+/// [`fold`], compiled for `level`.
+///
+/// # Safety
+/// As [`fold`]; and the processor has the level.
+unsafe fn fold_at(
+    level: SimdLevel,
+    dtype: DType,
+    op: Option<ReduceOp>,
+    src: &[*const u8],
+    dst: &[*mut u8],
+    range: Range<usize>,
+) {
     let at = range.start * dtype.size();
     if let &[from] = src {
         let bytes = range.len() * dtype.size();
@@ -39,6 +55,7 @@ pub(crate) unsafe fn fold(
         unreachable!("several sources are only read by a reduction");
     };
     let io = Operands {
+        level,
         src,
         dst,
         at,
@@ -57,9 +74,10 @@ pub(crate) unsafe fn fold(
     }
 }
 
-/// Where to read and write: `len` elements from byte `at` of each pointer.
+/// Where to read and write, and how: `len` elements from byte `at` of each pointer.
 #[derive(Clone, Copy)]
 struct Operands<'a> {
+    level: SimdLevel,
     src: &'a [*const u8],
     dst: &'a [*mut u8],
     at: usize,
@@ -136,7 +154,7 @@ unsafe fn run<T: Copy, A: Copy, const L: usize>(
 ) {
     // SAFETY: handed on from the caller; the level says that the processor has the features.
     unsafe {
-        match simd_level() {
+        match io.level {
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512 => run_avx512::<T, A, L>(io, load, f, store),
             #[cfg(target_arch = "x86_64")]
@@ -230,5 +248,117 @@ unsafe fn step<T: Copy, A: Copy, const L: usize>(
     for &p in io.dst {
         // SAFETY: as above.
         unsafe { p.add(byte).cast::<[T; L]>().write_unaligned(out) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use phalanx_tensor::{Element, dispatch_float};
+
+    /// The levels that this processor has.
+    fn levels() -> impl Iterator<Item = SimdLevel> {
+        let all = [SimdLevel::Baseline, SimdLevel::Avx2, SimdLevel::Avx512];
+        all.into_iter().filter(|level| *level <= simd_level())
+    }
+
+    /// Small numbers of both signs, and now and then a special one.
+    fn value<T: Element>(rank: usize, i: usize) -> T {
+        const SPECIAL: [f64; 6] = [f64::NAN, -0.0, 0.0, f64::INFINITY, -1e300, 1e-300];
+        let mixed = (7 * i + rank * (i % 5)) % 41;
+        let special = SPECIAL.get(mixed).copied();
+        T::from_f64(special.unwrap_or(f64::from(mixed as i8 - 23) * 1.37))
+    }
+
+    /// The reduction of one element of all ranks, one after the other.
+    fn float_result<T: Float>(op: ReduceOp, ranks: &[T]) -> T {
+        if matches!(op, ReduceOp::Min | ReduceOp::Max) {
+            let nan = ranks.iter().find(|x| x.to_f64().is_nan());
+            let better =
+                |a: T, x: T| (op == ReduceOp::Min && x < a) || (op == ReduceOp::Max && x > a);
+            let best = (ranks.iter().copied()).reduce(|a, x| if better(a, x) { x } else { a });
+            return *nan.or(best.as_ref()).unwrap();
+        }
+        let wide = ranks.iter().map(|x| x.widen());
+        let result = match op {
+            ReduceOp::Product => wide.reduce(|a, x| a * x).unwrap(),
+            _ => wide.reduce(|a, x| a + x).unwrap(),
+        };
+        let share = T::Compute::from_f64(ranks.len() as f64);
+        T::narrow(if op == ReduceOp::Avg {
+            result / share
+        } else {
+            result
+        })
+    }
+
+    /// The same for integers. What wraps at 64 bits is right in the low 8, too.
+    fn integer_result(op: ReduceOp, ranks: impl Iterator<Item = i64>) -> i64 {
+        let combine = match op {
+            ReduceOp::Sum => i64::wrapping_add,
+            ReduceOp::Product => i64::wrapping_mul,
+            ReduceOp::Min => Ord::min,
+            ReduceOp::Max => Ord::max,
+            ReduceOp::BitAnd => |a, x| a & x,
+            ReduceOp::BitOr => |a, x| a | x,
+            ReduceOp::BitXor => |a, x| a ^ x,
+            ReduceOp::Avg => unreachable!("of floats only"),
+        };
+        ranks.reduce(combine).unwrap()
+    }
+
+    /// Whether the bits agree; one NaN is as good as another.
+    fn same<T: Element>(a: T, b: T) -> bool {
+        let bits = |x: T| x.to_f64().to_bits();
+        (a == b && bits(a) == bits(b)) || (a.to_f64().is_nan() && b.to_f64().is_nan())
+    }
+
+    /// Folds into the last rank's own buffer and into another, and looks at every element.
+    fn check<T: Element>(op: ReduceOp, expected: impl Fn(ReduceOp, &[T]) -> T) {
+        for level in levels() {
+            for (ranks, len) in [(2, 0), (2, 1), (3, 31), (2, 64), (4, 65), (5, 200)] {
+                for range in [0..len, len / 3..len - len / 5] {
+                    let before = |rank| (0..len).map(|i| value::<T>(rank, i)).collect();
+                    let mut buffers: Vec<Vec<T>> = (0..=ranks).map(before).collect();
+                    let old = buffers.clone();
+                    let pointers: Vec<*mut u8> = (buffers.iter_mut())
+                        .map(|b| b.as_mut_ptr().cast())
+                        .collect();
+                    let src: Vec<_> = pointers[..ranks].iter().map(|p| p.cast_const()).collect();
+                    let (dst, range) = (&pointers[ranks - 1..], range.clone());
+                    // SAFETY: the buffers are `len` long and apart; the last source is the first
+                    // destination.
+                    unsafe { fold_at(level, T::DTYPE, Some(op), &src, dst, range.clone()) };
+                    for i in 0..len {
+                        let given: Vec<T> = old[..ranks].iter().map(|b| b[i]).collect();
+                        for rank in 0..=ranks {
+                            let wanted = match rank + 1 >= ranks && range.contains(&i) {
+                                true => expected(op, &given),
+                                false => old[rank][i],
+                            };
+                            let found = buffers[rank][i];
+                            let at = format!("{op:?} of {given:?} at {level:?}, element {i}");
+                            assert!(same(found, wanted), "{at}: {found:?}, not {wanted:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_level_folds_in_rank_order() -> Result<(), phalanx_tensor::Error> {
+        for op in ReduceOp::ALL {
+            for dtype in DType::ALL.into_iter().filter(|dtype| op.supports(*dtype)) {
+                match dtype {
+                    DType::I64 => check::<i64>(op, |op, x| integer_result(op, x.iter().copied())),
+                    DType::U8 => check::<u8>(op, |op, x| {
+                        integer_result(op, x.iter().map(|x| i64::from(*x))) as u8
+                    }),
+                    _ => dispatch_float!("fold", dtype, T => check::<T>(op, float_result)),
+                }
+            }
+        }
+        Ok(())
     }
 }
