@@ -3,8 +3,9 @@
 //! A pipeline cuts a model into *stages*, puts each on a rank, and sends *microbatches* through
 //! them. Who does what when is a [`Schedule`]: one list of [`Action`]s per rank, printed as
 //! `2F0, 1B3`. Everything here is a pure function over such lists; **nothing in this module touches
-//! a tensor, a thread or a file**. The interpreter that runs a plan is another module, and there is
-//! only that one: no schedule has a loop of its own.
+//! a tensor, a thread or a file**. So a plan can be made, proved, timed and drawn here, but nothing
+//! runs one on a model yet. **No schedule has a loop of its own**: what will run plans reads the
+//! same lists.
 //!
 //! | step | function |
 //! | --- | --- |
