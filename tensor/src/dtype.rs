@@ -188,36 +188,35 @@ float!(
 );
 float!(f16, f32, |s| s.to_f32(), |v| f16::from_f32(v));
 
+/// One arm of a match for each pair of tag and type, with `$t` bound to the type; then the arms
+/// that follow the semicolon.
+#[macro_export]
+#[doc(hidden)]
+macro_rules! dispatch_types {
+    ($dtype:expr, $t:ident => $body:expr, [$($tag:ident: $rust:ty),*]; $($rest:tt)*) => {
+        match $dtype {
+            $(
+                $crate::DType::$tag => {
+                    type $t = $rust;
+                    $body
+                }
+            )*
+            $($rest)*
+        }
+    };
+}
+
 /// Runs `$body` with `$t` bound to the Rust type of a float dtype, or returns
 /// [`Error::UnsupportedDType`] for an integer one. The body's value is the macro's value.
 #[macro_export]
 #[doc(hidden)]
 macro_rules! dispatch_float {
     ($op:expr, $dtype:expr, $t:ident => $body:expr) => {
-        match $dtype {
-            $crate::DType::F32 => {
-                type $t = f32;
-                $body
-            }
-            $crate::DType::F64 => {
-                type $t = f64;
-                $body
-            }
-            $crate::DType::BF16 => {
-                type $t = $crate::bf16;
-                $body
-            }
-            $crate::DType::F16 => {
-                type $t = $crate::f16;
-                $body
-            }
-            other => {
-                return Err($crate::Error::UnsupportedDType {
-                    op: $op,
-                    dtype: other,
-                })
-            }
-        }
+        $crate::dispatch_types!(
+            $dtype, $t => $body,
+            [F32: f32, F64: f64, BF16: $crate::bf16, F16: $crate::f16];
+            dtype => return Err($crate::Error::UnsupportedDType { op: $op, dtype }),
+        )
     };
 }
 
@@ -226,32 +225,10 @@ macro_rules! dispatch_float {
 #[doc(hidden)]
 macro_rules! dispatch_any {
     ($dtype:expr, $t:ident => $body:expr) => {
-        match $dtype {
-            $crate::DType::F32 => {
-                type $t = f32;
-                $body
-            }
-            $crate::DType::F64 => {
-                type $t = f64;
-                $body
-            }
-            $crate::DType::BF16 => {
-                type $t = $crate::bf16;
-                $body
-            }
-            $crate::DType::F16 => {
-                type $t = $crate::f16;
-                $body
-            }
-            $crate::DType::I64 => {
-                type $t = i64;
-                $body
-            }
-            $crate::DType::U8 => {
-                type $t = u8;
-                $body
-            }
-        }
+        $crate::dispatch_types!(
+            $dtype, $t => $body,
+            [F32: f32, F64: f64, BF16: $crate::bf16, F16: $crate::f16, I64: i64, U8: u8];
+        )
     };
 }
 

@@ -1,7 +1,7 @@
 //! [`Adam`], with coupled or decoupled weight decay (AdamW).
 
 use super::Optimizer;
-use super::groups::{Group, Groups, expect_empty, insert_number, take_like, take_number};
+use super::groups::{Group, Groups, take_like, take_number};
 use crate::error::{Error, Result};
 use crate::grads::Gradients;
 use crate::param::Param;
@@ -71,39 +71,30 @@ impl Optimizer for Adam {
     }
 
     fn state(&self) -> Result<State> {
-        let mut state = State::new();
-        insert_number(&mut state, "lr", self.config.lr)?;
-        for (i, (_, adam)) in self.groups.iter().enumerate() {
-            if let Some(adam) = adam {
-                state.insert(format!("{i}.exp_avg"), adam.exp_avg.clone());
-                state.insert(format!("{i}.exp_avg_sq"), adam.exp_avg_sq.clone());
-                let step = Tensor::scalar(adam.step as i64, Device::cpu(0))?;
-                state.insert(format!("{i}.step"), step);
-            }
-        }
-        Ok(state)
+        self.groups.save(self.config.lr, |state, i, adam| {
+            state.insert(format!("{i}.exp_avg"), adam.exp_avg.clone());
+            state.insert(format!("{i}.exp_avg_sq"), adam.exp_avg_sq.clone());
+            let step = Tensor::scalar(adam.step as i64, Device::cpu(0))?;
+            state.insert(format!("{i}.step"), step);
+            Ok(())
+        })
     }
 
-    fn load_state(&mut self, mut state: State) -> Result<()> {
-        let lr = take_number(&mut state, "lr")?;
-        let mut states = Vec::new();
-        for (i, (param, _)) in self.groups.iter().enumerate() {
-            let mean = take_like(&mut state, &format!("{i}.exp_avg"), param)?;
+    fn load_state(&mut self, state: State) -> Result<()> {
+        self.config.lr = self.groups.load(state, |state, i, param| {
+            let mean = take_like(state, &format!("{i}.exp_avg"), param)?;
             let name = format!("{i}.exp_avg_sq");
-            let square = take_like(&mut state, &name, param)?;
-            states.push(match (mean, square) {
-                (None, None) => None,
-                (Some(exp_avg), Some(exp_avg_sq)) => Some(AdamState {
+            let square = take_like(state, &name, param)?;
+            match (mean, square) {
+                (None, None) => Ok(None),
+                (Some(exp_avg), Some(exp_avg_sq)) => Ok(Some(AdamState {
                     exp_avg,
                     exp_avg_sq,
-                    step: take_number(&mut state, &format!("{i}.step"))? as u64,
-                }),
-                _ => return Err(Error::MissingTensor { name }),
-            });
-        }
-        expect_empty(&state)?;
-        self.groups.replace(states);
-        self.config.lr = lr;
+                    step: take_number(state, &format!("{i}.step"))? as u64,
+                })),
+                _ => Err(Error::MissingTensor { name }),
+            }
+        })?;
         Ok(())
     }
 }

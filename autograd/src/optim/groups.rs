@@ -88,29 +88,48 @@ impl<S> Groups<S> {
         Ok(())
     }
 
+    /// The learning rate, and what `save` puts in of the parameters that have a state. It gets the
+    /// number that the parameter's names start with.
+    pub(super) fn save(
+        &self,
+        lr: f64,
+        mut save: impl FnMut(&mut State, usize, &S) -> Result<()>,
+    ) -> Result<State> {
+        let mut state = State::new();
+        state.insert("lr", Tensor::scalar(lr, Device::cpu(0))?);
+        for (i, (_, own)) in self.iter().enumerate() {
+            if let Some(own) = own {
+                save(&mut state, i, own)?;
+            }
+        }
+        Ok(state)
+    }
+
+    /// The inverse of [`save`](Groups::save): returns the learning rate. Where `load` fails, or
+    /// leaves something over, nothing is changed.
+    pub(super) fn load(
+        &mut self,
+        mut state: State,
+        mut load: impl FnMut(&mut State, usize, &Param) -> Result<Option<S>>,
+    ) -> Result<f64> {
+        let lr = take_number(&mut state, "lr")?;
+        let new = (self.iter().enumerate())
+            .map(|(i, (param, _))| load(&mut state, i, param))
+            .collect::<Result<Vec<_>>>()?;
+        if let Some((name, _)) = state.iter().next() {
+            return Err(Error::UnexpectedTensor { name: name.into() });
+        }
+        let places = self.groups.iter_mut().flat_map(|(_, states)| states);
+        places.zip(new).for_each(|(old, new)| *old = new);
+        Ok(lr)
+    }
+
     /// Every parameter with its state, in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Param, &Option<S>)> {
+    fn iter(&self) -> impl Iterator<Item = (&Param, &Option<S>)> {
         self.groups
             .iter()
             .flat_map(|(group, states)| group.params.iter().zip(states))
     }
-
-    /// Replaces every state, in the order of [`iter`](Groups::iter).
-    pub(super) fn replace(&mut self, new: Vec<Option<S>>) {
-        let mut new = new.into_iter();
-        for (_, states) in &mut self.groups {
-            states
-                .iter_mut()
-                .zip(&mut new)
-                .for_each(|(old, new)| *old = new);
-        }
-    }
-}
-
-/// Puts a number into a state.
-pub(super) fn insert_number(state: &mut State, name: &str, value: f64) -> Result<()> {
-    state.insert(name, Tensor::scalar(value, Device::cpu(0))?);
-    Ok(())
 }
 
 /// Takes a number out of a state.
@@ -141,12 +160,4 @@ pub(super) fn take_like(state: &mut State, name: &str, param: &Param) -> Result<
         });
     }
     Ok(Some(tensor.to_device(param.device())?))
-}
-
-/// Everything in a state has been taken.
-pub(super) fn expect_empty(state: &State) -> Result<()> {
-    match state.iter().next() {
-        None => Ok(()),
-        Some((name, _)) => Err(Error::UnexpectedTensor { name: name.into() }),
-    }
 }

@@ -1,7 +1,7 @@
 //! [`Sgd`]: stochastic gradient descent.
 
 use super::Optimizer;
-use super::groups::{Group, Groups, expect_empty, insert_number, take_like, take_number};
+use super::groups::{Group, Groups, take_like};
 use crate::error::Result;
 use crate::grads::Gradients;
 use crate::param::Param;
@@ -75,26 +75,16 @@ impl Optimizer for Sgd {
     }
 
     fn state(&self) -> Result<State> {
-        let mut state = State::new();
-        insert_number(&mut state, "lr", self.config.lr)?;
-        for (i, (_, momentum)) in self.groups.iter().enumerate() {
-            if let Some(momentum) = momentum {
-                state.insert(format!("{i}.momentum_buffer"), momentum.clone());
-            }
-        }
-        Ok(state)
+        self.groups.save(self.config.lr, |state, i, momentum| {
+            state.insert(format!("{i}.momentum_buffer"), momentum.clone());
+            Ok(())
+        })
     }
 
-    fn load_state(&mut self, mut state: State) -> Result<()> {
-        let lr = take_number(&mut state, "lr")?;
-        let mut momenta = Vec::new();
-        for (i, (param, _)) in self.groups.iter().enumerate() {
-            let name = format!("{i}.momentum_buffer");
-            momenta.push(take_like(&mut state, &name, param)?);
-        }
-        expect_empty(&state)?;
-        self.groups.replace(momenta);
-        self.config.lr = lr;
+    fn load_state(&mut self, state: State) -> Result<()> {
+        self.config.lr = self.groups.load(state, |state, i, param| {
+            take_like(state, &format!("{i}.momentum_buffer"), param)
+        })?;
         Ok(())
     }
 }

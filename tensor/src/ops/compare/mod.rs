@@ -30,14 +30,7 @@ macro_rules! compare {
                 /// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`],
                 /// [`Error::OutOfMemory`].
                 pub fn $name(&self, rhs: &Tensor) -> Result<Tensor> {
-                    let op = stringify!($name);
-                    self.expect_same_kind(op, rhs)?;
-                    let shape = common_shape(op, self, rhs)?;
-                    let mut out = Tensor::allocate(op, shape, DType::U8, self.device())?;
-                    match self.storage() {
-                        Storage::Cpu(_) => cpu::compare($kind, self, rhs, &mut out)?,
-                    }
-                    Ok(out)
+                    self.compare(stringify!($name), rhs, $kind)
                 }
             )*
         }
@@ -96,6 +89,16 @@ impl Tensor {
         let mut out = Tensor::allocate(op, shape, a.dtype(), a.device())?;
         match a.storage() {
             Storage::Cpu(_) => cpu::choose(cond, a, b, &mut out)?,
+        }
+        Ok(out)
+    }
+
+    fn compare(&self, op: &'static str, rhs: &Tensor, kind: Comparison) -> Result<Tensor> {
+        self.expect_same_kind(op, rhs)?;
+        let shape = common_shape(op, self, rhs)?;
+        let mut out = Tensor::allocate(op, shape, DType::U8, self.device())?;
+        match self.storage() {
+            Storage::Cpu(_) => cpu::compare(kind, self, rhs, &mut out)?,
         }
         Ok(out)
     }
