@@ -10,11 +10,13 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use phalanx_comm::{ProcessGroup, ReduceOp};
+use phalanx_examples::cli::at_least_one;
 use phalanx_tensor::{DType, Shape, Tensor};
 use serde::Serialize;
 
 use crate::mpi;
-use crate::peer::{CProgram, PeerArgs, number};
+use crate::options::Common;
+use crate::peer::{CProgram, number};
 use crate::ranks::{launch, slowest};
 use crate::sample::{Sampling, Spread, calls_per_sample};
 use crate::table::{Table, figure, ratio};
@@ -26,7 +28,7 @@ pub struct CollectivesArgs {
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Op::value_variants().to_vec())]
     pub op: Vec<Op>,
     /// Ranks
-    #[arg(long, value_delimiter = ',', default_value = "2")]
+    #[arg(long, value_delimiter = ',', default_value = "2", value_parser = at_least_one)]
     pub ranks: Vec<usize>,
     /// Sizes of the message
     #[arg(
@@ -38,13 +40,8 @@ pub struct CollectivesArgs {
     /// What carries the messages
     #[arg(long, value_enum, default_value = "local")]
     pub backend: Backend,
-    /// End with one line of JSON per row
-    #[arg(long)]
-    pub json: bool,
     #[command(flatten)]
-    sampling: Sampling,
-    #[command(flatten)]
-    peer: PeerArgs,
+    common: Common,
 }
 
 /// What carries the messages.
@@ -230,7 +227,7 @@ pub(crate) fn time(
 
 /// Seconds that a call takes on the slowest rank, and how many elements of all results were wrong.
 fn measure(args: &CollectivesArgs, op: Op, ranks: usize, bytes: usize) -> Result<(Spread, usize)> {
-    let sampling = args.sampling;
+    let sampling = args.common.sampling;
     if args.backend == Backend::Mpi {
         return mpi::measure(op, ranks, bytes, sampling);
     }
@@ -271,7 +268,7 @@ pub fn run(args: &CollectivesArgs) -> Result<()> {
             "f32 on the MPI backend; plain C: time over that of MPI_Allreduce (mpi_coll.c); peer: gloo"
         }
     };
-    let mut table = Table::new(title, &columns, args.json);
+    let mut table = Table::new(title, &columns, args.common.json);
     for (&ranks, &op) in args
         .ranks
         .iter()
@@ -284,7 +281,7 @@ pub fn run(args: &CollectivesArgs) -> Result<()> {
             let limit = || {
                 let time = |program| match args.backend {
                     Backend::Local => plain_c(program, bytes),
-                    Backend::Mpi => mpi::plain_c(program, ranks, bytes, args.sampling),
+                    Backend::Mpi => mpi::plain_c(program, ranks, bytes, args.common.sampling),
                 };
                 limit.map(time).transpose()
             };
@@ -356,7 +353,7 @@ fn plain_c(program: &CProgram, bytes: usize) -> Result<f64> {
 fn peer(args: &CollectivesArgs, op: Op, ranks: usize, bytes: usize) -> Result<Option<f64>> {
     let (ranks, bytes) = (ranks.to_string(), bytes.to_string());
     let options = ["--op", &op.name(), "--ranks", &ranks, "--bytes", &bytes];
-    let figures = args.peer.figures("collectives.py", &options)?;
+    let figures = args.common.peer.figures("collectives.py", &options)?;
     figures
         .map(|figures| number(&figures, "microseconds"))
         .transpose()

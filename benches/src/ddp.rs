@@ -8,9 +8,11 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use phalanx_comm::ProcessGroup;
+use phalanx_examples::cli::at_least_one;
 use serde::Serialize;
 
-use crate::peer::{PeerArgs, number};
+use crate::options::Common;
+use crate::peer::number;
 use crate::ranks::{launch, slowest};
 use crate::sample::{Sampling, Spread, calls_per_sample};
 use crate::table::{Table, figure, ratio};
@@ -28,18 +30,13 @@ pub struct DdpArgs {
     )]
     pub work: Vec<Work>,
     /// Ranks, of one compute thread each
-    #[arg(long, value_delimiter = ',', default_value = "2")]
+    #[arg(long, value_delimiter = ',', default_value = "2", value_parser = at_least_one)]
     pub ranks: Vec<usize>,
     /// Whether the batch is shared out, or each rank has a whole one
     #[arg(long, value_enum, default_value = "strong")]
     pub scaling: Scaling,
-    /// End with one line of JSON per row
-    #[arg(long)]
-    pub json: bool,
     #[command(flatten)]
-    sampling: Sampling,
-    #[command(flatten)]
-    peer: PeerArgs,
+    common: Common,
 }
 
 /// What grows with the number of ranks.
@@ -183,17 +180,17 @@ pub fn run(args: &DdpArgs) -> Result<()> {
     ];
     let title =
         "data-parallel training, one thread per rank; peer: DistributedDataParallel over gloo";
-    let mut table = Table::new(title, &columns, args.json);
+    let mut table = Table::new(title, &columns, args.common.json);
     for (&ranks, &work) in args
         .ranks
         .iter()
         .flat_map(|ranks| args.work.iter().map(move |work| (ranks, work)))
     {
         // Ours before and after the peer, so that both have seen the same minutes.
-        let mut figures = measure(work, ranks, args.scaling, args.sampling)?;
+        let mut figures = measure(work, ranks, args.scaling, args.common.sampling)?;
         let peer = peer(args, work, ranks)?;
         if peer.is_some() {
-            let more = measure(work, ranks, args.scaling, args.sampling)?;
+            let more = measure(work, ranks, args.scaling, args.common.sampling)?;
             figures.solo.extend(more.solo);
             figures.replicas.extend(more.replicas);
             figures.ddp.extend(more.ddp);
@@ -250,7 +247,7 @@ fn peer(args: &DdpArgs, work: Work, ranks: usize) -> Result<Option<f64>> {
         "--scaling",
         scaling,
     ];
-    let figures = args.peer.figures("ddp.py", &options)?;
+    let figures = args.common.peer.figures("ddp.py", &options)?;
     figures
         .map(|figures| number(&figures, "samples_per_second"))
         .transpose()

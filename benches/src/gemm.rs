@@ -2,10 +2,12 @@
 
 use anyhow::Result;
 use clap::Args;
+use phalanx_examples::cli::at_least_one;
 use phalanx_tensor::{DType, Device, Rng, Tensor, cpu};
 use serde::Serialize;
 
-use crate::peer::{CProgram, PeerArgs, number};
+use crate::options::Common;
+use crate::peer::{CProgram, number};
 use crate::sample::{Sampling, Spread, rates};
 use crate::table::{Table, figure, ratio};
 
@@ -13,21 +15,16 @@ use crate::table::{Table, figure, ratio};
 #[derive(Args, Clone, Debug)]
 pub struct GemmArgs {
     /// Rows, columns and depth of the product
-    #[arg(long, value_delimiter = ',', default_value = "256,512,1024,2048")]
+    #[arg(long, value_delimiter = ',', default_value = "256,512,1024,2048", value_parser = at_least_one)]
     pub size: Vec<usize>,
     /// Compute threads
-    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = at_least_one)]
     pub threads: Vec<usize>,
     /// Type of the elements: f32, f64, bf16, f16
     #[arg(long, default_value = "f32")]
     pub dtype: DType,
-    /// End with one line of JSON per row
-    #[arg(long)]
-    pub json: bool,
     #[command(flatten)]
-    sampling: Sampling,
-    #[command(flatten)]
-    peer: PeerArgs,
+    common: Common,
 }
 
 #[derive(Serialize)]
@@ -78,7 +75,7 @@ pub fn run(args: &GemmArgs) -> Result<()> {
         "{} product of n x n matrices; peak: f32 multiply-adds",
         args.dtype
     );
-    let mut table = Table::new(&title, &columns, args.json);
+    let mut table = Table::new(&title, &columns, args.common.json);
     for &threads in &args.threads {
         for &size in &args.size {
             // The peak before and after, so that a slow moment is not taken for the limit.
@@ -86,7 +83,7 @@ pub fn run(args: &GemmArgs) -> Result<()> {
                 .as_ref()
                 .map(|program| peak(program, threads))
                 .transpose()?;
-            let ours = product(size, threads, args.dtype, args.sampling)?;
+            let ours = product(size, threads, args.dtype, args.common.sampling)?;
             let after = program
                 .as_ref()
                 .map(|program| peak(program, threads))
@@ -99,7 +96,7 @@ pub fn run(args: &GemmArgs) -> Result<()> {
                 &threads.to_string(),
             ];
             let peer = match args.dtype {
-                DType::F32 => args.peer.figures("gemm.py", &options)?,
+                DType::F32 => args.common.peer.figures("gemm.py", &options)?,
                 _ => None,
             };
             let over = |key| {

@@ -6,6 +6,7 @@ pub mod collectives;
 pub mod ddp;
 pub mod gemm;
 pub mod mpi;
+pub mod options;
 pub mod peer;
 pub mod ranks;
 pub mod sample;

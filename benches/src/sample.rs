@@ -9,11 +9,21 @@ use serde::Serialize;
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Sampling {
     /// Length of one sample, in seconds; the warm-up is as long
-    #[arg(long, default_value_t = 0.3)]
+    #[arg(long, default_value = "0.3", value_parser = length)]
     pub seconds: f64,
     /// Number of samples; the median counts
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub samples: u32,
+}
+
+fn length(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "expected a number".to_owned())?;
+    // A day: what is longer is a mistake, and `Duration` has an end.
+    if seconds > 0.0 && seconds <= 86_400.0 {
+        Ok(seconds)
+    } else {
+        Err("expected seconds above 0, a day at the most".to_owned())
+    }
 }
 
 /// The median of some samples, and how far they lie apart.

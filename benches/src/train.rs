@@ -2,11 +2,13 @@
 
 use anyhow::Result;
 use clap::Args;
+use phalanx_examples::cli::at_least_one;
 use phalanx_tensor::{DType, Device, cpu};
 use serde::Serialize;
 
 use crate::gemm::product;
-use crate::peer::{PeerArgs, number};
+use crate::options::Common;
+use crate::peer::number;
 use crate::sample::{Sampling, Spread, rates};
 use crate::table::{Table, figure, ratio};
 use crate::work::{Trainer, Work};
@@ -23,15 +25,10 @@ pub struct TrainArgs {
     )]
     pub work: Vec<Work>,
     /// Compute threads
-    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = at_least_one)]
     pub threads: Vec<usize>,
-    /// End with one line of JSON per row
-    #[arg(long)]
-    pub json: bool,
     #[command(flatten)]
-    sampling: Sampling,
-    #[command(flatten)]
-    peer: PeerArgs,
+    common: Common,
 }
 
 #[derive(Serialize)]
@@ -71,21 +68,21 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         "ratio",
     ];
     let title = "one process: zero gradients, forward, loss, backward, SGD; peer: PyTorch";
-    let mut table = Table::new(title, &columns, args.json);
+    let mut table = Table::new(title, &columns, args.common.json);
     for &threads in &args.threads {
         for &work in &args.work {
             // Ours before and after the peer, so that both have seen the same minutes.
-            let mut figures = measure(work, threads, args.sampling)?;
+            let mut figures = measure(work, threads, args.common.sampling)?;
             let peer = peer(args, work, threads, &[])?;
             let channels_last = match work {
                 Work::Cnn => self::peer(args, work, threads, &["--channels-last"])?,
                 Work::Mlp | Work::Tiny => None,
             };
             if peer.is_some() {
-                figures.extend(measure(work, threads, args.sampling)?);
+                figures.extend(measure(work, threads, args.common.sampling)?);
             }
             let steps = Spread::of(figures);
-            let gemm = product(1024, threads, DType::F32, args.sampling)?.median * 1e9;
+            let gemm = product(1024, threads, DType::F32, args.common.sampling)?.median * 1e9;
             let batch = work.batch_size();
             let row = Row {
                 bench: "train",
@@ -131,7 +128,7 @@ fn peer(args: &TrainArgs, work: Work, threads: usize, more: &[&str]) -> Result<O
     let threads = threads.to_string();
     let mut options = vec!["--work", work.name(), "--threads", &threads];
     options.extend(more);
-    let figures = args.peer.figures("train.py", &options)?;
+    let figures = args.common.peer.figures("train.py", &options)?;
     figures
         .map(|figures| number(&figures, "steps_per_second"))
         .transpose()

@@ -87,8 +87,8 @@ impl Work {
         (2 * batch * (2 * first + 3 * others)) as f64
     }
 
-    fn batches(self, size: usize, device: Device, rng: &mut Rng) -> Result<Vec<(Tensor, Tensor)>> {
-        (0..BATCHES)
+    fn batches(self, size: usize, device: Device, rng: &mut Rng) -> Result<Batches> {
+        let batches = (0..BATCHES)
             .map(|_| {
                 let images = match self {
                     Work::Mlp | Work::Tiny => Tensor::randn([size, 784], DType::F32, device, rng)?,
@@ -96,7 +96,21 @@ impl Work {
                 };
                 Ok((images, Tensor::randint(0, 10, [size], device, rng)?))
             })
-            .collect()
+            .collect::<Result<_>>()?;
+        Ok(Batches { batches, taken: 0 })
+    }
+}
+
+/// Images and labels, over and over.
+struct Batches {
+    batches: Vec<(Tensor, Tensor)>,
+    taken: usize,
+}
+
+impl Batches {
+    fn next(&mut self) -> &(Tensor, Tensor) {
+        self.taken += 1;
+        &self.batches[(self.taken - 1) % BATCHES]
     }
 }
 
@@ -114,8 +128,7 @@ fn sgd(model: &dyn Module) -> Sgd {
 pub struct Trainer {
     model: Box<dyn Module>,
     optimizer: Sgd,
-    batches: Vec<(Tensor, Tensor)>,
-    steps: usize,
+    batches: Batches,
 }
 
 impl Trainer {
@@ -130,7 +143,6 @@ impl Trainer {
             optimizer: sgd(&model),
             model,
             batches,
-            steps: 0,
         })
     }
 
@@ -139,8 +151,7 @@ impl Trainer {
     /// # Errors
     /// Those of the model and the optimizer.
     pub fn step(&mut self) -> Result<()> {
-        let (images, labels) = &self.batches[self.steps % BATCHES];
-        self.steps += 1;
+        let (images, labels) = self.batches.next();
         let tape = Tape::new();
         let logits = self.model.forward(&tape, &tape.constant(images.clone()))?;
         let gradients = tape.backward(&cross_entropy(&logits, labels)?)?;
@@ -152,8 +163,7 @@ impl Trainer {
 pub struct DdpTrainer {
     model: Ddp<Box<dyn Module>>,
     optimizer: Sgd,
-    batches: Vec<(Tensor, Tensor)>,
-    steps: usize,
+    batches: Batches,
 }
 
 impl DdpTrainer {
@@ -170,7 +180,6 @@ impl DdpTrainer {
             optimizer: sgd(model.module()),
             model,
             batches,
-            steps: 0,
         })
     }
 
@@ -179,8 +188,7 @@ impl DdpTrainer {
     /// # Errors
     /// Those of the model, the group and the optimizer.
     pub fn step(&mut self) -> Result<()> {
-        let (images, labels) = &self.batches[self.steps % BATCHES];
-        self.steps += 1;
+        let (images, labels) = self.batches.next();
         train::step(&self.model, &mut self.optimizer, images.clone(), labels).map(drop)
     }
 
@@ -193,7 +201,7 @@ impl DdpTrainer {
         let mine = fingerprint(&self.model.parameters())?;
         let hash = Tensor::from_slice(mine.as_bytes(), [mine.len()], group.device())?;
         let first = group.broadcast(hash, 0)?.wait()?.to_vec::<u8>()?;
-        let steps = self.steps;
+        let steps = self.batches.taken;
         ensure!(
             first == mine.as_bytes(),
             "replicas differ after {steps} steps"

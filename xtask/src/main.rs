@@ -1,14 +1,13 @@
 //! `cargo xtask`: the project's chores, one file each. It depends on no library crate, so that it builds in
 //! seconds and still runs when they do not build.
 
-mod bench;
 mod cargo;
 mod check;
 mod hosts;
 mod job;
 mod launch;
 mod mpi;
-mod schedule;
+mod program;
 mod signals;
 mod tally;
 mod test;
@@ -33,7 +32,7 @@ enum Chore {
     /// Check files, formatting, lints and documentation; warnings are errors.
     Check,
     /// Time the library, and its peers beside it.
-    Bench(bench::Args),
+    Bench(program::Args),
     /// Start an example as processes, under mpirun.
     Launch(launch::Args),
     /// The part `mpi` of `test`, by itself.
@@ -46,18 +45,18 @@ enum Chore {
         args: Vec<String>,
     },
     /// Make, prove, predict and draw a pipeline plan.
-    Schedule(schedule::Args),
+    Schedule(program::Args),
 }
 
 fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::Test(args) => test::run(&args),
         Chore::Check => check::run(),
-        Chore::Bench(args) => bench::run(&args),
+        Chore::Bench(args) => program::bench(&args),
         Chore::Launch(args) => launch::run(&args),
         Chore::Mpi(args) => mpi::run(&args),
         Chore::Rsh { args } => job::rsh(&args),
-        Chore::Schedule(args) => schedule::run(&args),
+        Chore::Schedule(args) => program::schedule(&args),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
