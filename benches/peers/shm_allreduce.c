@@ -1,6 +1,7 @@
-// How fast two threads can sum each other's buffers, both ending with the sum: each does one half, straight out of and
-// into both buffers, between two spinning barriers. No library, no checks, nobody sleeps: the limit for one machine.
-// cc -O3 -march=native -pthread shm_allreduce.c -o shm_allreduce; ./shm_allreduce BYTES...
+// How fast threads can sum buffers so that all of them end with the sum: each thread does its share, straight out of and
+// into all buffers, between two spinning barriers. No library, no checks, nobody sleeps: the limit for one machine.
+// There is a buffer for each rank, and a thread for each rank that has a core: no rank has to be given the floor.
+// cc -O3 -march=native -pthread shm_allreduce.c -o shm_allreduce; ./shm_allreduce RANKS BYTES...
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -11,6 +12,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #ifdef __AVX512F__
 enum { LANES = 16 };
@@ -18,9 +20,10 @@ enum { LANES = 16 };
 enum { LANES = 8 };
 #endif
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float))));
-enum { RANKS = 2, SAMPLES = 9 };
+enum { MOST = 64, SAMPLES = 9 };
 
-static lanes *buffer[RANKS];
+static int ranks, threads;
+static lanes *buffer[MOST];
 static size_t length;  // of a buffer, in vectors
 static long calls;
 static double mean[SAMPLES];
@@ -36,7 +39,7 @@ static void barrier(void) {
     static _Alignas(128) atomic_uint arrived;
     static _Alignas(128) atomic_uint generation;
     unsigned mine = atomic_load_explicit(&generation, memory_order_relaxed);
-    if (atomic_fetch_add(&arrived, 1) == RANKS - 1) {
+    if (atomic_fetch_add(&arrived, 1) == (unsigned)threads - 1) {
         atomic_store(&arrived, 0);
         atomic_store(&generation, mine + 1);
     } else {
@@ -48,16 +51,24 @@ static void barrier(void) {
     }
 }
 
-static void all_reduce(int rank) {
-    size_t half = length / 2, start = rank * half, end = rank ? length : half;
-    lanes *a = buffer[0], *b = buffer[1];
-    barrier();  // both inputs are there
-    for (size_t i = start; i < end; i++) {
-        lanes sum = a[i] + b[i];
-        a[i] = sum;
-        b[i] = sum;
+static void all_reduce(int thread) {
+    size_t start = length * thread / threads, end = length * (thread + 1) / threads;
+    barrier();  // all inputs are there
+    if (ranks == 2) {
+        lanes *a = buffer[0], *b = buffer[1];
+        for (size_t i = start; i < end; i++) {
+            lanes sum = a[i] + b[i];
+            a[i] = sum;
+            b[i] = sum;
+        }
+    } else {
+        for (size_t i = start; i < end; i++) {
+            lanes sum = buffer[0][i];
+            for (int r = 1; r < ranks; r++) sum += buffer[r][i];
+            for (int r = 0; r < ranks; r++) buffer[r][i] = sum;
+        }
     }
-    barrier();  // both halves are done
+    barrier();  // all shares are done
 }
 
 static void fill(int rank) {
@@ -67,22 +78,25 @@ static void fill(int rank) {
 }
 
 static void *run(void *argument) {
-    int rank = (int)(intptr_t)argument;
+    int thread = (int)(intptr_t)argument;
+    float sum = ranks * (ranks + 1) / 2;
     cpu_set_t cpus;
     CPU_ZERO(&cpus);
-    CPU_SET(rank, &cpus);
+    CPU_SET(thread, &cpus);
     sched_setaffinity(0, sizeof cpus, &cpus);
     for (int s = -1; s < SAMPLES; s++) {
         double spent = 0;
         for (long c = 0; c < calls; c++) {
-            fill(rank);  // freshly written input, as gradients are; not timed
+            for (int r = thread; r < ranks; r += threads) fill(r);  // freshly written input, as gradients are; not timed
             barrier();
             double start = now();
-            all_reduce(rank);
+            all_reduce(thread);
             spent += now() - start;
-            if (buffer[rank][0][0] != 3.0f || buffer[rank][length - 1][LANES - 1] != 3.0f) wrong = 1;
+            for (int r = 0; r < ranks; r++)
+                if (buffer[r][0][0] != sum || buffer[r][length - 1][LANES - 1] != sum) wrong = 1;
+            barrier();  // all have looked
         }
-        if (rank == 0 && s >= 0) mean[s] = spent / calls;
+        if (thread == 0 && s >= 0) mean[s] = spent / calls;
         barrier();
     }
     return NULL;
@@ -94,31 +108,38 @@ static int ascending(const void *a, const void *b) {
 }
 
 int main(int count, char **words) {
-    for (int w = 1; w < count; w++) {
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    ranks = count > 1 ? atoi(words[1]) : 0;
+    if (ranks < 1 || ranks > MOST) {
+        fprintf(stderr, "shm_allreduce RANKS BYTES...: 1 to %d ranks\n", MOST);
+        return 2;
+    }
+    threads = ranks < cores ? ranks : (int)cores;
+    for (int w = 2; w < count; w++) {
         size_t bytes = strtoull(words[w], NULL, 10);
         length = bytes / sizeof(lanes);
         if (!length) length = 1;
-        for (int r = 0; r < RANKS; r++) {
+        for (int r = 0; r < ranks; r++) {
             size_t room = length * sizeof(lanes);
             buffer[r] = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
             if (buffer[r] == MAP_FAILED) return 1;
             madvise(buffer[r], room, MADV_HUGEPAGE);
         }
-        calls = 200000000 / (long)bytes;
+        calls = 400000000 / (long)bytes / ranks;
         if (calls > 20000) calls = 20000;
         if (calls < 2) calls = 2;
-        pthread_t handles[RANKS];
-        for (int r = 0; r < RANKS; r++)
-            if (pthread_create(&handles[r], NULL, run, (void *)(intptr_t)r)) return 1;
-        for (int r = 0; r < RANKS; r++) pthread_join(handles[r], NULL);
+        pthread_t handles[MOST];
+        for (int t = 0; t < threads; t++)
+            if (pthread_create(&handles[t], NULL, run, (void *)(intptr_t)t)) return 1;
+        for (int t = 0; t < threads; t++) pthread_join(handles[t], NULL);
         if (wrong) {
             fprintf(stderr, "shm_allreduce: the sum is wrong\n");
             return 1;
         }
         qsort(mean, SAMPLES, sizeof *mean, ascending);
         printf("{\"bench\":\"shm_allreduce\",\"ranks\":%d,\"bytes\":%zu,\"microseconds\":%.2f,\"min\":%.2f,\"max\":%.2f}\n",
-               RANKS, bytes, mean[SAMPLES / 2] * 1e6, mean[0] * 1e6, mean[SAMPLES - 1] * 1e6);
-        for (int r = 0; r < RANKS; r++) munmap(buffer[r], length * sizeof(lanes));
+               ranks, bytes, mean[SAMPLES / 2] * 1e6, mean[0] * 1e6, mean[SAMPLES - 1] * 1e6);
+        for (int r = 0; r < ranks; r++) munmap(buffer[r], length * sizeof(lanes));
     }
     return 0;
 }

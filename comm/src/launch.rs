@@ -196,7 +196,7 @@ where
         return Err(LaunchError::NoRanks);
     }
     let devices: Vec<Device> = (0..config.world_size).map(Device::cpu).collect();
-    let groups = local::world(&devices, config.deadline);
+    let groups = local::world(&devices, config.threads_per_rank, config.deadline);
     let failures = AtomicUsize::new(0);
     let run = |group: LocalGroup| run_rank(group, config.threads_per_rank, &program, &failures);
     let ends = thread::scope(|scope| {

@@ -92,11 +92,12 @@ impl Drop for Seat {
     }
 }
 
-/// The handles of a new world with a rank for each device, on which the rank's results live.
+/// The handles of a new world with a rank for each device, on which the rank's results live. Each
+/// rank computes with so many threads: that decides how it waits.
 ///
 /// [`launch`](crate::launch::launch) does this, and starts the threads too.
-pub fn world(devices: &[Device], deadline: Duration) -> Vec<LocalGroup> {
-    let world = Arc::new(World::new(devices.len()));
+pub fn world(devices: &[Device], threads_per_rank: usize, deadline: Duration) -> Vec<LocalGroup> {
+    let world = Arc::new(World::new(devices.len(), threads_per_rank));
     let world_ranks: Arc<[usize]> = (0..devices.len()).collect();
     let group = Arc::new(Group::new(&world_ranks));
     let name: Arc<str> = "world".into();

@@ -33,23 +33,29 @@ pub(super) struct Plan {
     tasks: SmallVec<[Task; 1]>,
     dtype: DType,
     reduction: Option<ReduceOp>,
+    /// How many ranks can run at the same time.
+    workers: usize,
     chunks: usize,
     bytes: usize,
 }
 
-/// Small operations are halved, so that two ranks that wait get one chunk each: claiming more costs
-/// more than it evens out (64 KiB in 4 chunks: 5.2 µs, in 2: 4.8, 2026-11). A chunk is at least this
-/// long, so that claiming it costs little beside it, …
-const MIN_CHUNK: usize = 8 << 10;
-/// … and at most this long, so that ranks end together, and a rank that polls returns soon.
-const MAX_CHUNK: usize = 256 << 10;
+/// A small operation has one chunk for each rank that can run: claiming more costs more than it
+/// evens out (64 KiB between two ranks in 4 chunks: 5.2 µs, in 2: 4.8, 2026-11). A chunk reads and
+/// writes at least so many bytes, so that claiming it costs little beside it, …
+const MIN_CHUNK: usize = 32 << 10;
+/// … and at most so many, so that ranks end together, and a rank that polls returns soon.
+const MAX_CHUNK: usize = 1 << 20;
+/// Chunks start at multiples of so many elements: on cache lines, if the buffer does.
+const ALIGN: usize = 64;
 
 impl Plan {
     /// The data movement of a collective of `ends.len()` ranks that agree on `signature`, or of a
-    /// message from the first end to the second. `splits(r)` are rank `r`'s rows by rank.
+    /// message from the first end to the second, cut up for so many `workers`. `sends(r)` are rank
+    /// `r`'s rows by rank.
     pub(super) fn new<'a>(
         signature: &Signature,
         ends: &[Ends],
+        workers: usize,
         sends: impl Fn(usize) -> &'a [usize],
     ) -> Plan {
         let n = ends.len();
@@ -57,6 +63,7 @@ impl Plan {
             tasks: SmallVec::new(),
             dtype: DType::U8,
             reduction: signature.op.reduction(),
+            workers: workers.min(n),
             chunks: 0,
             bytes: 0,
         };
@@ -128,14 +135,18 @@ impl Plan {
         dst: impl IntoIterator<Item = *mut u8>,
         elements: usize,
     ) {
+        let src: SmallVec<[*const u8; 4]> = src.into_iter().collect();
         let dst: SmallVec<[*mut u8; 4]> = dst.into_iter().collect();
         if elements == 0 || dst.is_empty() {
             return;
         }
         let size = self.dtype.size();
-        let step = (elements * size / 2).clamp(MIN_CHUNK, MAX_CHUNK) / size;
+        let touched = (src.len() + dst.len()) * size; // for each element
+        let step = elements.div_ceil(self.workers);
+        let step = step.clamp(MIN_CHUNK / touched, MAX_CHUNK / touched);
+        let step = step.max(1).next_multiple_of(ALIGN);
         self.tasks.push(Task {
-            src: src.into_iter().collect(),
+            src,
             dst,
             elements,
             step,

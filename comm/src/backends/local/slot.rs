@@ -281,15 +281,20 @@ impl Slot {
         self.state.store(FILLING, Relaxed);
     }
 
-    /// Puts a rank's post into its cell. The last rank to come gets the operation going and returns
-    /// `Ok(true)`: sleepers are to be woken.
+    /// Puts a rank's post into its cell. The last rank to come gets the operation going, for so many
+    /// `workers`, and returns `Ok(true)`: sleepers are to be woken.
     ///
     /// # Errors
     /// Who disagrees with whom; the slot is dead then.
     ///
     /// # Safety
     /// Called once for each cell.
-    pub(super) unsafe fn post(&self, cell: usize, post: Post) -> Result<bool, Disagreement> {
+    pub(super) unsafe fn post(
+        &self,
+        cell: usize,
+        post: Post,
+        workers: usize,
+    ) -> Result<bool, Disagreement> {
         // SAFETY: guarantee 1, once by the caller.
         unsafe { *self.cells[cell].post.get() = Some(post) };
         self.cells[cell].posted.store(true, Release);
@@ -299,12 +304,12 @@ impl Slot {
         if self.arrived.fetch_add(1, AcqRel) as usize + 1 < self.cells().len() {
             return Ok(false);
         }
-        self.begin()?;
+        self.begin(workers)?;
         Ok(true)
     }
 
     /// Makes the plan. The last rank to arrive calls this.
-    fn begin(&self) -> Result<(), Disagreement> {
+    fn begin(&self, workers: usize) -> Result<(), Disagreement> {
         let n = self.cells().len();
         // SAFETY: guarantees 2 and 3: all cells are posted, and only this thread looks at them.
         let posts: SmallVec<[&Post; 4]> = (0..n)
@@ -319,7 +324,7 @@ impl Slot {
             }
         }
         let ends: SmallVec<[Ends; 4]> = posts.iter().map(|p| p.ends).collect();
-        let plan = Plan::new(first, &ends, |r| match &posts[r].signature.op {
+        let plan = Plan::new(first, &ends, workers, |r| match &posts[r].signature.op {
             Op::AllToAllV(splits) => &splits.send,
             _ => &[],
         });

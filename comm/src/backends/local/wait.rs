@@ -25,7 +25,7 @@ impl LocalWork {
         let (slot, cell) = me.place(post.op());
         // SAFETY: `place` gives out each cell once: in a collective's slot to each rank, in a
         // message's to each end.
-        match unsafe { slot.post(cell, post) } {
+        match unsafe { slot.post(cell, post, me.world().workers) } {
             Ok(has_begun) => {
                 let work = LocalWork {
                     me: Arc::clone(me),
@@ -49,10 +49,17 @@ impl LocalWork {
         }
     }
 
+    /// Wakes who sleeps: all once the operation is done, before that only as many as can run beside
+    /// this rank.
     fn wake_others(&self) {
+        let world = self.me.world();
         let me = self.me.membership.world_rank();
         let others = self.slot.ranks().filter(|rank| *rank != me);
-        others.for_each(|rank| self.me.world().parker(rank).unpark());
+        let asleep = others.filter(|rank| world.parker(*rank).unpark());
+        match self.slot.state() {
+            State::Done => asleep.for_each(drop),
+            _ => asleep.take(world.workers - 1).for_each(drop),
+        }
     }
 
     /// Fails if somebody who is still to come has left.
@@ -123,10 +130,10 @@ impl Pending for LocalWork {
                 return Err(fault);
             }
             if seen != last {
-                patience.rounds = 0; // the end is near: worth spinning again
+                patience.renew();
                 last = seen;
             }
-            if patience.spin() {
+            if patience.pass() {
                 continue;
             }
             if seen == State::Filling {
@@ -150,43 +157,54 @@ impl Pending for LocalWork {
 
 /// How a waiting thread passes the time: it spins, then yields, then sleeps.
 struct Patience {
-    rounds: u32,
+    /// Spins that are left.
     spins: u32,
-    yields: u32,
+    may_spin: bool,
+    /// When yielding began, for the first time and since something last changed.
     start: Option<Instant>,
+    since: Option<Instant>,
 }
 
+/// With a core for each rank, a spin takes some 50 ns, and yielding afterwards hardly more.
+const SPINS: u32 = 1000;
+/// How long a rank yields before it sleeps: much longer than it takes to wake a sleeper up (50 to
+/// 100 µs in a virtual machine, 2026-11). With less, one rank that slept made the other one sleep,
+/// and so on for good: 8 µs for 1 KiB in place of 2.
+const YIELDING: Duration = Duration::from_millis(1);
+
 impl Patience {
-    /// A spin is some 50 ns, a yield with nobody to yield to some 500 ns. Where each rank has a
-    /// core, they last for a millisecond or two: much longer than it takes to wake a sleeper up
-    /// (50 to 100 µs in a virtual machine, 2026-11). With less, one rank that slept made the other
-    /// one sleep, and so on for good: 8 µs for 1 KiB in place of 2.
+    /// Where ranks share cores, whoever spins keeps the one from running for whom it waits; so it
+    /// yields at once, and to a rank that waits too this is the cheapest way to hand the core on (4
+    /// ranks on 2 cores, 64 KiB: 7 µs; asleep after 5 yields: 26 µs, 2026-11). Behind a rank that
+    /// computes, the first yield lasts longer than [`YIELDING`], and sleep follows.
     fn new(cores_to_spare: bool) -> Patience {
-        let (spins, yields) = if cores_to_spare {
-            (1000, 3000)
-        } else {
-            (20, 5)
-        };
         Patience {
-            rounds: 0,
-            spins,
-            yields,
+            spins: if cores_to_spare { SPINS } else { 0 },
+            may_spin: cores_to_spare,
             start: None,
+            since: None,
         }
     }
 
+    /// The end is near: worth spinning again.
+    fn renew(&mut self) {
+        self.spins = if self.may_spin { SPINS } else { 0 };
+        self.since = None;
+    }
+
     /// Passes a moment; false when it is time to sleep.
-    fn spin(&mut self) -> bool {
-        if self.rounds >= self.spins + self.yields {
+    fn pass(&mut self) -> bool {
+        if self.spins > 0 {
+            self.spins -= 1;
+            spin_loop();
+            return true;
+        }
+        let now = Instant::now();
+        self.start.get_or_insert(now);
+        if now - *self.since.get_or_insert(now) > YIELDING {
             return false;
         }
-        if self.rounds < self.spins {
-            spin_loop();
-        } else {
-            self.start.get_or_insert_with(Instant::now);
-            yield_now();
-        }
-        self.rounds += 1;
+        yield_now();
         true
     }
 

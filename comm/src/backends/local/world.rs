@@ -16,7 +16,10 @@ pub(super) struct World {
     failed: AtomicBool,
     /// Counts departures and the failure: a sleeper wakes up for either.
     events: AtomicU64,
-    /// Whether each rank can have a core to itself, so that spinning is better than sleeping.
+    /// How many ranks can run at the same time.
+    pub(super) workers: usize,
+    /// Whether all of them can, with all their threads, so that a rank that waits keeps nobody from
+    /// running.
     pub(super) cores_to_spare: bool,
 }
 
@@ -27,14 +30,15 @@ struct RankState {
 }
 
 impl World {
-    pub(super) fn new(size: usize) -> World {
+    pub(super) fn new(size: usize, threads_per_rank: usize) -> World {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         World {
             ranks: (0..size).map(|_| RankState::default()).collect(),
             fault: Mutex::default(),
             failed: AtomicBool::new(false),
             events: AtomicU64::new(0),
-            cores_to_spare: size <= cores,
+            workers: size.min(cores),
+            cores_to_spare: size.saturating_mul(threads_per_rank) <= cores,
         }
     }
 
@@ -80,6 +84,8 @@ impl World {
 
     fn announce(&self) {
         self.events.fetch_add(1, SeqCst);
-        self.ranks.iter().for_each(|r| r.parker.unpark());
+        for rank in &self.ranks {
+            rank.parker.unpark();
+        }
     }
 }
