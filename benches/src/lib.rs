@@ -7,6 +7,7 @@ pub mod ddp;
 pub mod gemm;
 pub mod mpi;
 pub mod options;
+pub mod overlap;
 pub mod peer;
 pub mod ranks;
 pub mod sample;

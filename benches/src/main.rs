@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use phalanx_benches::{collectives, ddp, gemm, mpi, startup, train};
+use phalanx_benches::{collectives, ddp, gemm, mpi, overlap, startup, train};
 
 /// Times Phalanx, and its peers beside it.
 #[derive(Parser)]
@@ -18,6 +18,8 @@ enum What {
     Gemm(gemm::GemmArgs),
     /// Collectives: time, algorithm and bus bandwidth
     Collectives(collectives::CollectivesArgs),
+    /// An all_reduce behind computation of the same length
+    Overlap(overlap::OverlapArgs),
     /// Training in one process: steps per second
     Train(train::TrainArgs),
     /// Data-parallel training beside one process and beside replicas that do not communicate
@@ -34,6 +36,7 @@ fn main() -> Result<()> {
     match Cli::parse().what {
         What::Gemm(args) => gemm::run(&args),
         What::Collectives(args) => collectives::run(&args),
+        What::Overlap(args) => overlap::run(&args),
         What::Train(args) => train::run(&args),
         What::Ddp(args) => ddp::run(&args),
         What::Startup(args) => startup::run(&args),

@@ -4,28 +4,37 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, Subcommand};
 use phalanx_comm::{Ranks, run};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::collectives::{Op, time};
+use crate::collectives::{self, Op};
+use crate::overlap::{self, Compute, Step};
 use crate::peer::{CProgram, json_lines, number, output};
 use crate::sample::{Sampling, Spread};
 
-/// What one rank times: the other side of `measure`.
+/// What one rank times: the other side of [`start`].
 #[derive(Args, Clone, Debug)]
 pub struct RankArgs {
-    #[arg(long, value_enum)]
-    op: Op,
-    #[arg(long)]
+    #[command(subcommand)]
+    what: What,
+    #[arg(long, global = true, default_value_t = 0)]
     bytes: usize,
     #[command(flatten)]
     sampling: Sampling,
 }
 
+#[derive(Subcommand, Clone, Debug)]
+enum What {
+    Collective { op: Op },
+    Overlap { compute: Compute },
+}
+
+/// What rank 0 prints: samples on the slowest rank, and how many elements of all results were wrong.
 #[derive(Serialize, Deserialize)]
-struct Figures {
-    samples: Vec<f64>,
+struct Figures<T> {
+    samples: Vec<T>,
     wrong: usize,
 }
 
@@ -48,6 +57,26 @@ fn mpirun(ranks: usize, program: &Path) -> Command {
     command
 }
 
+/// Starts this program on so many processes, for `what`; what rank 0 printed.
+fn start<T: DeserializeOwned>(
+    what: [&str; 2],
+    ranks: usize,
+    bytes: usize,
+    sampling: Sampling,
+) -> Result<Figures<T>> {
+    let mut command = mpirun(ranks, &std::env::current_exe()?);
+    command.arg("mpi-rank");
+    command.args(["--seconds", &sampling.seconds.to_string()]);
+    command.args(["--samples", &sampling.samples.to_string()]);
+    command.args(what).args(["--bytes", &bytes.to_string()]);
+    let line = json_lines("mpirun", &output(&mut command)?)?;
+    let line = line
+        .into_iter()
+        .next()
+        .context("rank 0 printed no figures")?;
+    Ok(serde_json::from_value(line)?)
+}
+
 /// Seconds of a call on so many processes, and how many elements of all results were wrong.
 ///
 /// # Errors
@@ -58,37 +87,45 @@ pub(crate) fn measure(
     bytes: usize,
     sampling: Sampling,
 ) -> Result<(Spread, usize)> {
-    let mut command = mpirun(ranks, &std::env::current_exe()?);
-    command.args([
-        "mpi-rank",
-        "--op",
-        &op.name(),
-        "--bytes",
-        &bytes.to_string(),
-    ]);
-    command.args(["--seconds", &sampling.seconds.to_string()]);
-    command.args(["--samples", &sampling.samples.to_string()]);
-    let line = json_lines("mpirun", &output(&mut command)?)?;
-    let line = line
-        .into_iter()
-        .next()
-        .context("rank 0 printed no figures")?;
-    let Figures { samples, wrong } = serde_json::from_value(line)?;
+    let what = ["collective", &op.name()];
+    let Figures { samples, wrong } = start(what, ranks, bytes, sampling)?;
     Ok((Spread::of(samples), wrong))
 }
 
-/// One process of `measure`.
+/// Samples of a step with computation behind an all_reduce.
+///
+/// # Errors
+/// There is no mpirun, or the processes fail.
+pub(crate) fn overlap(
+    compute: Compute,
+    ranks: usize,
+    bytes: usize,
+    sampling: Sampling,
+) -> Result<Vec<Step>> {
+    Ok(start(["overlap", compute.name()], ranks, bytes, sampling)?.samples)
+}
+
+/// One process of those.
 ///
 /// # Errors
 /// The group has failed.
 pub fn rank(args: &RankArgs) -> Result<()> {
-    let outcomes = run(Ranks::OrAlone(1), |group| {
-        let (samples, wrong) = time(&*group, args.op, args.bytes, args.sampling)?;
-        let wrong = crate::ranks::sum(&*group, wrong)?;
-        anyhow::Ok(Figures { samples, wrong })
+    let RankArgs {
+        bytes, sampling, ..
+    } = *args;
+    let outcomes = run(Ranks::OrAlone(1), |group| match args.what {
+        What::Collective { op } => {
+            let (samples, wrong) = collectives::time(&*group, op, bytes, sampling)?;
+            let wrong = crate::ranks::sum(&*group, wrong)?;
+            Ok(serde_json::to_string(&Figures { samples, wrong })?)
+        }
+        What::Overlap { compute } => {
+            let samples = overlap::time(&*group, compute, bytes, sampling)?;
+            anyhow::Ok(serde_json::to_string(&Figures { samples, wrong: 0 })?)
+        }
     })?;
     match outcomes.first() {
-        Some((0, figures)) => println!("{}", serde_json::to_string(figures)?),
+        Some((0, figures)) => println!("{figures}"),
         Some(_) => {}
         None => anyhow::bail!("this process has no rank"),
     }
