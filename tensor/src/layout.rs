@@ -148,6 +148,8 @@ impl Layout {
     }
 
     /// Stretches to `shape` by NumPy's rules; stretched axes get stride 0.
+    ///
+    /// So a layout can have more elements than memory, but never more than can be counted.
     pub fn broadcast_to(&self, op: &'static str, shape: &Shape) -> Result<Layout> {
         let mismatch = || Error::ShapeMismatch {
             op,
@@ -159,6 +161,13 @@ impl Layout {
             .len()
             .checked_sub(self.shape.len())
             .ok_or_else(mismatch)?;
+        if shape.numel() > isize::MAX as usize {
+            return Err(Error::InvalidShape {
+                op,
+                shape: shape.clone(),
+                reason: "its elements cannot be counted".into(),
+            });
+        }
         let mut strides: Strides = shape.iter().map(|_| 0).collect();
         for (i, (&extent, &stride)) in self.shape.iter().zip(self.strides.iter()).enumerate() {
             match shape[lead + i] {

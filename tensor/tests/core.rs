@@ -98,6 +98,11 @@ fn impossible_requests_are_errors() {
         Error::ShapeMismatch { op: "reshape", .. }
     ));
     assert!(t.item().is_err());
+    let one = Tensor::ones([1, 1], DType::U8, Device::cpu(0)).unwrap();
+    let large = one.broadcast_to([1 << 31, 1 << 31]).unwrap();
+    assert_eq!(large.numel(), 1 << 62);
+    let e = one.broadcast_to([1 << 33, 1 << 33]).unwrap_err();
+    assert!(e.to_string().contains("[8589934592, 8589934592]"), "{e}");
 }
 
 #[test]

@@ -19,4 +19,5 @@ pub mod reduce;
 mod shape;
 pub mod softmax;
 pub mod unary;
+mod window;
 mod working;

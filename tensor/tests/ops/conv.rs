@@ -281,6 +281,19 @@ fn says_what_does_not_fit() {
         small.contains("reaches over 7 pixels, the padded input has 5"),
         "{small}"
     );
+    // The reach of these taps is one pixel, if 2^64 is nothing.
+    let around = message(
+        &zeros(&[1, 1, 10, 3], DType::F32),
+        &zeros(&[4, 1, 4, 1], DType::F32),
+        None,
+        &Conv2dConfig {
+            dilation: [usize::MAX / 3, 1],
+            ..cfg
+        },
+    );
+    assert!(around.contains("beyond all memory"), "{around}");
+    let plane = message(&x, &w, None, &cfg.with_padding(1 << 40));
+    assert!(plane.contains("beyond all memory"), "{plane}");
     let zero = message(&x, &w, None, &cfg.with_stride(0));
     assert!(zero.contains("at least 1"), "{zero}");
     let bias = x

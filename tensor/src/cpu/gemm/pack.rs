@@ -70,7 +70,7 @@ pub(super) unsafe fn vectors<S: Simd>(from: Block<S::T>, width: usize, to: *mut 
             let padded = columns.next_multiple_of(S::LANES);
             for c in (0..columns).step_by(S::LANES) {
                 let part = Block {
-                    p: p.add((first + c) * along),
+                    p: p.wrapping_add((first + c) * along),
                     len: columns - c,
                     ..from
                 };
@@ -139,7 +139,7 @@ pub(super) unsafe fn stripes<S: Simd>(from: Block<S::T>, rows: usize, to: *mut S
                 // after it: by the next row, by the vector before, or by the next tile.
                 for i in (0..n).step_by(S::LANES).rev() {
                     let part = Block {
-                        p: p.add((first + i) * along),
+                        p: p.wrapping_add((first + i) * along),
                         len: n - i,
                         ..from
                     };

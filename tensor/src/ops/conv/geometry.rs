@@ -1,5 +1,6 @@
 //! The numbers of one convolution: configuration, checked sizes, and which outputs a tap reaches.
 
+use super::super::window::{padded, slack};
 use std::ops::Range;
 
 /// How a 2-d convolution walks over its input. Pairs are (height, width).
@@ -108,14 +109,17 @@ impl Geometry {
         }
         let mut out = [0; 2];
         for (d, (size, k)) in [(h, kh), (wd, kw)].into_iter().enumerate() {
-            let padded = size + 2 * cfg.padding[d];
-            let reach = cfg.dilation[d] * (k - 1) + 1;
-            if padded < reach {
-                return Err(format!(
-                    "the kernel reaches over {reach} pixels, the padded input has {padded}"
-                ));
-            }
-            out[d] = (padded - reach) / cfg.stride[d] + 1;
+            out[d] = slack(size, cfg.padding[d], cfg.dilation[d], k)? / cfg.stride[d] + 1;
+        }
+        // Kernels compute with the pixels of a padded plane.
+        let plane = padded(h, cfg.padding[0])
+            .zip(padded(wd, cfg.padding[1]))
+            .and_then(|(h, w)| h.checked_mul(w));
+        if plane.is_none_or(|pixels| pixels > isize::MAX as usize / size_of::<f64>()) {
+            return Err(format!(
+                "planes of {h} x {wd} pixels padded by {:?} are beyond all memory",
+                cfg.padding
+            ));
         }
         Ok(Self {
             n,

@@ -3,6 +3,7 @@
 mod cpu;
 
 use super::index::first_outside;
+use super::window::slack;
 use super::working::{on_real, rounded, working};
 use crate::storage::Storage;
 use crate::{DType, Error, Result, Shape, Tensor};
@@ -120,7 +121,7 @@ impl Tensor {
                 reason: "gradient and indices have one shape, and its planes are the input's",
             });
         }
-        let plane = shape[2] * shape[3];
+        let plane = shape[2].saturating_mul(shape[3]);
         let at = indices.contiguous()?;
         if let Some(index) = first_outside(&at, -1..plane as i64, None)? {
             return Err(Error::IndexOutOfRange {
@@ -265,17 +266,12 @@ fn windows(op: &'static str, shape: &Shape, cfg: &Pool2dConfig) -> Result<(Windo
                 "padding {pad} is more than half the kernel {kernel}"
             )));
         }
-        let (padded, reach) = (size + 2 * pad, cfg.dilation[d] * (kernel - 1) + 1);
-        if padded < reach {
-            return Err(Error::InvalidShape {
+        let slack =
+            slack(size, pad, cfg.dilation[d], kernel).map_err(|reason| Error::InvalidShape {
                 op,
                 shape: shape.clone(),
-                reason: format!(
-                    "a window reaches over {reach} pixels, the padded input has {padded}"
-                ),
-            });
-        }
-        let slack = padded - reach;
+                reason,
+            })?;
         out[d] = slack / stride + 1;
         // With `ceil_mode` a last, partial window counts if it starts on a pixel or left of them.
         if cfg.ceil_mode && slack % stride != 0 && out[d] * stride < size + pad {
