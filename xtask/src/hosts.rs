@@ -2,11 +2,17 @@
 //! Needs root and `ip`.
 
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 /// Where the rsh agent finds the hosts' names: the prefix of their namespaces.
 pub const PREFIX: &str = "PHALANX_HOSTS";
+
+/// How long a link may take to come up.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Hosts that live as long as this value.
 pub struct Hosts {
@@ -23,7 +29,9 @@ impl Hosts {
     /// Makes hosts `10.77.0.1` to `10.77.0.<count>`.
     pub fn new(count: usize) -> Result<Hosts> {
         ensure!((1..=250).contains(&count), "{count} hosts are not possible");
-        let prefix = format!("phx{}-", std::process::id());
+        static NUMBER: AtomicUsize = AtomicUsize::new(0);
+        let number = NUMBER.fetch_add(1, Relaxed);
+        let prefix = format!("phx{}-{number}-", std::process::id());
         let hosts = Hosts { prefix, count };
         let switch = hosts.namespace("switch");
         ip(&format!("netns add {switch}"))?;
@@ -36,9 +44,10 @@ impl Hosts {
             ip(&format!(
                 "link add eth0 netns {name} type veth peer name port{host} netns {switch}"
             ))?;
-            ip(&format!("-n {switch} link set port{host} master bridge up"))?;
+            ip(&format!("-n {switch} link set port{host} master bridge"))?;
             ip(&format!("-n {name} addr add {}/24 dev eth0", address(host)))?;
             ip(&format!("-n {name} link set eth0 up"))?;
+            hosts.join(host)?;
         }
         Ok(hosts)
     }
@@ -56,10 +65,26 @@ impl Hosts {
         &self.prefix
     }
 
-    /// Takes the link of a host down: whatever it sends or gets is lost.
+    /// Takes the link of a host down, for good: whatever it sends or gets is lost.
     pub fn cut(&self, host: usize) -> Result<()> {
         let switch = self.namespace("switch");
-        ip(&format!("-n {switch} link set port{host} down"))
+        ip(&format!("-n {switch} link set port{host} down")).map(drop)
+    }
+
+    /// Takes the link of a new host up, and waits until the bridge forwards what comes through it: the kernel takes up
+    /// to a second to notice.
+    fn join(&self, host: usize) -> Result<()> {
+        let switch = self.namespace("switch");
+        ip(&format!("-n {switch} link set port{host} up"))?;
+        let start = Instant::now();
+        loop {
+            let port = ip(&format!("-n {switch} -d link show port{host}"))?;
+            if port.contains("state UP") && port.contains("state forwarding") {
+                return Ok(());
+            }
+            ensure!(start.elapsed() < PATIENCE, "port{host} stays down: {port}");
+            thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn namespace(&self, name: &str) -> String {
@@ -93,7 +118,7 @@ pub fn on(prefix: &str, address: &str, line: &str) -> Command {
     command
 }
 
-fn ip(args: &str) -> Result<()> {
+fn ip(args: &str) -> Result<String> {
     let output = Command::new("ip")
         .args(args.split(' '))
         .stdin(Stdio::null())
@@ -101,5 +126,5 @@ fn ip(args: &str) -> Result<()> {
         .context("cannot start ip (package iproute2)")?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "ip {args}: {}", said.trim());
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

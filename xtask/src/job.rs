@@ -1,26 +1,26 @@
 //! [`Job`]: a program under mpirun, from its start until nothing of it is left.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::hosts::{self, Hosts};
-use crate::signals;
+use crate::lines::{Line, lines};
+use crate::{rank, signals};
 
-/// How long mpirun may go on after a rank has ended. Ranks end together, and if they don't, mpirun gives them 1 s.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// How long the job may go on after a rank has failed, or after Ctrl-C. Ranks end together, within 0.7 s at most.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often to look at what else there is but lines.
+const TICK: Duration = Duration::from_millis(20);
 /// Names the job in the environment of all its processes.
 const MARK: &str = "PHALANX_JOB";
-
-/// Begins the name of the file in the job's folder that holds the code with which a rank has ended.
-const CODE: &str = "code-";
 
 /// What is to be run.
 pub struct Job<'a> {
@@ -28,13 +28,8 @@ pub struct Job<'a> {
     pub args: &'a [String],
     pub ranks: usize,
     pub hosts: Option<&'a Hosts>,
-}
-
-/// A line that a rank, or mpirun itself, has written.
-pub struct Line {
-    pub rank: Option<usize>,
-    pub is_error: bool,
-    pub text: String,
+    /// It is ended by force when it takes longer.
+    pub limit: Option<Duration>,
 }
 
 /// How a job has ended.
@@ -57,9 +52,9 @@ pub fn obstacle() -> Option<String> {
 }
 
 impl Job<'_> {
-    /// Runs the job; `each` gets its lines, and the processes' numbers when the first line comes, `tick` is called
-    /// every 20 ms. When it returns, no process of the job lives, and its files are gone.
-    pub fn run(&self, mut each: impl FnMut(&Line), mut tick: impl FnMut(&Running)) -> Result<End> {
+    /// Runs the job; `each` gets its lines, `tick` is called every [`TICK`]. When it returns, no process of the job lives,
+    /// and its files are gone. The code is that of the first rank to fail; where none did, mpirun's own.
+    pub fn run(&self, mut each: impl FnMut(&Line), mut tick: impl FnMut()) -> Result<End> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Relaxed);
         let mark = format!("{}-{number}", std::process::id());
@@ -72,40 +67,55 @@ impl Job<'_> {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // The terminal sends Ctrl-C to a whole group of processes: mpirun gets it from us, and once.
+            .process_group(0)
             .spawn()
             .context("cannot start mpirun")?;
         let lines = lines(&mut child);
-        let mut running = Running {
-            mark,
-            program,
-            peak: 0,
-            gone: None,
-        };
-        let mut code = None;
-        let mut interrupted: Option<Instant> = None;
+        let (mut code, mut interrupted) = (None, None);
+        // When the job should have begun to end.
+        let mut ending: Option<Instant> = None;
         while code.is_none() {
-            while let Ok(line) = lines.recv_timeout(Duration::from_millis(20)) {
-                each(&line);
+            let next = Instant::now() + TICK;
+            while Instant::now() < next {
+                match lines.recv_timeout(TICK) {
+                    Ok(line) => each(&line),
+                    Err(RecvTimeoutError::Timeout) => break,
+                    Err(RecvTimeoutError::Disconnected) => thread::sleep(TICK),
+                }
             }
-            tick(&running);
+            tick();
             if let Some(signal) = signals::take() {
                 signals::send(child.id(), signal);
-                interrupted.get_or_insert_with(Instant::now);
+                interrupted.get_or_insert(signal);
+                ending.get_or_insert_with(Instant::now);
+            }
+            if ending.is_none() && rank::first_failure(&folder.0).is_some() {
+                ending = Some(Instant::now());
             }
             code = child.try_wait()?.map(|status| status.code().unwrap_or(1));
-            let out_of_patience =
-                running.look() || interrupted.is_some_and(|i| i.elapsed() > 2 * PATIENCE);
-            if code.is_none() && out_of_patience {
-                eprintln!("a rank has ended, but mpirun has not: it is ended by force");
-                running.kill();
+            let is_over = self.limit.is_some_and(|limit| start.elapsed() > limit);
+            let is_slow = ending.is_some_and(|since| since.elapsed() > PATIENCE);
+            if code.is_none() && (is_over || is_slow) {
+                let text = format!("the job is ended by force after {:.1?}", start.elapsed());
+                each(&Line::ours(text));
+                kill(&mark);
                 child.kill()?;
                 child.wait()?;
-                code = Some(folder.first_failure().unwrap_or(1));
+                code = Some(1);
             }
         }
-        running.kill();
+        kill(&mark);
         // Readers end with the last writer, and `kill` has left none.
         lines.iter().for_each(|line| each(&line));
+        let failure = rank::first_failure(&folder.0).filter(|_| interrupted.is_none());
+        if let Some(complaint) = failure.as_ref().and_then(rank::Note::complaint) {
+            each(&Line::ours(complaint));
+        }
+        let code = match interrupted {
+            Some(signal) => Some(128 + signal),
+            None => failure.map(|note| note.code()).or(code),
+        };
         let code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
         Ok(End {
             code,
@@ -123,6 +133,9 @@ impl Job<'_> {
         ));
         // Without a binding a rank's own threads may use all cores.
         add("--bind-to none");
+        // When a rank has failed, mpirun asks the others to end, and kills them 1 s later: on each host, one after the
+        // other. Ours end together before they are asked.
+        add("--mca odls_base_sigkill_timeout 0");
         add(&format!(
             "--mca orte_tmpdir_base {folder} --mca btl_vader_backing_directory {folder}"
         ));
@@ -135,14 +148,8 @@ impl Job<'_> {
             add("--mca pml ob1 --mca btl self,vader,tcp --mca plm_rsh_agent");
             words.push(format!("{} rsh", std::env::current_exe()?.display()));
         }
-        if self.hosts.is_some() {
-            // Over hosts mpirun is slow to hear of a rank's end: each rank's code is noted where it ends;
-            // one that a signal has ended passes the signal on, so that mpirun names it.
-            words.extend(["sh", "-c"].map(str::to_owned));
-            words.push(format!(
-                "\"$0\" \"$@\"; code=$?; echo $code > {folder}/{CODE}$OMPI_COMM_WORLD_RANK; [ $code -gt 128 ] && kill -$((code - 128)) $$; exit $code"
-            ));
-        }
+        let this = std::env::current_exe()?.display().to_string();
+        words.extend([this, "rank".into(), folder.to_string(), "--".into()]);
         words.push(program.display().to_string());
         words.extend(self.args.iter().cloned());
         let mut command = match self.hosts {
@@ -169,62 +176,32 @@ impl Job<'_> {
     }
 }
 
-/// The processes of a job.
-pub struct Running {
-    mark: String,
-    program: PathBuf,
-    peak: usize,
-    gone: Option<Instant>,
+/// All processes that live of the jobs whose marks are wanted. A mark is the launcher's process and a number: `512-0`.
+pub fn processes(wanted: impl Fn(&str) -> bool) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_wanted = |pid: &u32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut variables = environment.split(|&b| b == 0);
+        variables.any(|variable| {
+            let variable = String::from_utf8_lossy(variable);
+            let (name, value) = variable.split_once('=').unwrap_or_default();
+            name == MARK && wanted(value)
+        })
+    };
+    pids.filter(is_wanted).collect()
 }
 
-impl Running {
-    /// The ranks' processes, by age.
-    pub fn ranks(&self) -> Vec<u32> {
-        let is_rank = |pid: &u32| {
-            let exe = fs::read_link(format!("/proc/{pid}/exe"));
-            exe.is_ok_and(|exe| exe == self.program)
-        };
-        self.processes().into_iter().filter(is_rank).collect()
-    }
-
-    /// Whether a rank has been gone for too long.
-    fn look(&mut self) -> bool {
-        let ranks = self.ranks().len();
-        self.peak = self.peak.max(ranks);
-        if ranks < self.peak {
-            self.gone.get_or_insert_with(Instant::now);
+/// Ends what is left of the job.
+fn kill(mark: &str) {
+    for _ in 0..100 {
+        let left = processes(|m| m == mark);
+        if left.is_empty() {
+            return;
         }
-        self.gone.is_some_and(|gone| gone.elapsed() > PATIENCE)
-    }
-
-    /// All processes of the job that live.
-    fn processes(&self) -> Vec<u32> {
-        let wanted = format!("{MARK}={}", self.mark);
-        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let mut pids: Vec<u32> = entries
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|pid| {
-                let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-                environment
-                    .split(|&b| b == 0)
-                    .any(|v| v == wanted.as_bytes())
-            })
-            .collect();
-        pids.sort_unstable();
-        pids
-    }
-
-    /// Ends what is left.
-    fn kill(&self) {
-        for _ in 0..100 {
-            let left = self.processes();
-            if left.is_empty() {
-                return;
-            }
-            left.into_iter()
-                .for_each(|pid| signals::send(pid, signals::KILL));
-            thread::sleep(Duration::from_millis(10));
-        }
+        left.into_iter()
+            .for_each(|pid| signals::send(pid, signals::KILL));
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -250,73 +227,12 @@ impl Drop for Folder {
     }
 }
 
-impl Folder {
-    /// The code of the first rank that noted its failure.
-    fn first_failure(&self) -> Option<i32> {
-        let notes = fs::read_dir(&self.0).into_iter().flatten().flatten();
-        let notes = notes.filter(|note| note.file_name().to_string_lossy().starts_with(CODE));
-        let mut failures: Vec<_> = notes
-            .filter_map(|note| {
-                let code: i32 = fs::read_to_string(note.path()).ok()?.trim().parse().ok()?;
-                (code != 0).then_some((note.metadata().ok()?.modified().ok()?, code))
-            })
-            .collect();
-        failures.sort_unstable();
-        failures.first().map(|(_, code)| *code)
-    }
-}
-
-/// The lines of both streams, as they come.
-fn lines(child: &mut Child) -> Receiver<Line> {
-    let (sender, receiver) = channel();
-    let streams: [(bool, Option<Box<dyn Read + Send>>); 2] = [
-        (false, child.stdout.take().map(|s| Box::new(s) as _)),
-        (true, child.stderr.take().map(|s| Box::new(s) as _)),
-    ];
-    for (is_error, stream) in streams {
-        let sender = sender.clone();
-        thread::spawn(move || {
-            for line in BufReader::new(stream.into_iter().next()?).split(b'\n') {
-                let line = line.ok()?;
-                sender
-                    .send(parse(&String::from_utf8_lossy(&line), is_error))
-                    .ok()?;
-            }
-            Some(())
-        });
-    }
-    receiver
-}
-
-/// `[1,2]<stderr>:text` is what rank 2 wrote; anything else is mpirun's.
-fn parse(line: &str, is_error: bool) -> Line {
-    let tagged = || {
-        let (tag, rest) = line.strip_prefix("[")?.split_once("]<")?;
-        let (_, rank) = tag.split_once(',')?;
-        let (stream, text) = rest.split_once(">:")?;
-        Some((rank.parse().ok()?, stream == "stderr", text.to_owned()))
-    };
-    match tagged() {
-        Some((rank, is_error, text)) => Line {
-            rank: Some(rank),
-            is_error,
-            text,
-        },
-        None => Line {
-            rank: None,
-            is_error,
-            text: line.to_owned(),
-        },
-    }
-}
-
 fn quote(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// The rsh agent: mpirun calls it with a host and a command.
 pub fn rsh(args: &[String]) -> Result<std::process::ExitCode> {
-    use std::os::unix::process::CommandExt;
     let args: Vec<_> = args.iter().skip_while(|arg| arg.starts_with('-')).collect();
     ensure!(args.len() >= 2, "rsh needs a host and a command");
     let prefix = std::env::var(hosts::PREFIX).context("rsh serves `launch --hosts` only")?;

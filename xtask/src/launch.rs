@@ -47,6 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         args: &args.args,
         ranks: args.ranks,
         hosts: hosts.as_ref(),
+        limit: None,
     };
     let end = job.run(
         |line| {
@@ -59,7 +60,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 false => println!("{text}"),
             }
         },
-        |_| (),
+        || (),
     )?;
     Ok(ExitCode::from(end.code))
 }

@@ -6,8 +6,10 @@ mod check;
 mod hosts;
 mod job;
 mod launch;
+mod lines;
 mod mpi;
 mod program;
+mod rank;
 mod signals;
 mod tally;
 mod test;
@@ -44,6 +46,9 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// What mpirun starts as a rank.
+    #[command(hide = true)]
+    Rank(rank::Args),
     /// Make, prove, predict and draw a pipeline plan.
     Schedule(program::Args),
 }
@@ -56,6 +61,7 @@ fn main() -> ExitCode {
         Chore::Launch(args) => launch::run(&args),
         Chore::Mpi(args) => mpi::run(&args),
         Chore::Rsh { args } => job::rsh(&args),
+        Chore::Rank(args) => rank::run(&args),
         Chore::Schedule(args) => program::schedule(&args),
     };
     done.unwrap_or_else(|error| {

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
 
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
 pub const KILL: i32 = libc::SIGKILL;
+pub const INTERRUPT: i32 = libc::SIGINT;
 
 extern "C" fn note(signal: libc::c_int) {
     CAUGHT.store(signal, SeqCst);

@@ -1,6 +1,6 @@
 //! The contract: gradients and parameters equal those of one process on the joined batch.
 
-use crate::model::{Mlp, assert_close, mse, on_ranks, values};
+use crate::model::{Mlp, assert_close, has_ranks, mse, on_ranks, values};
 use phalanx_autograd::Tape;
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
@@ -117,7 +117,7 @@ fn check(world: usize, dtype: DType, config: &DdpConfig, micro: usize, tolerance
 
 #[test]
 fn every_world_size_equals_the_single_process() {
-    for world in [1, 2, 3, 4, 8] {
+    for world in [1, 2, 3, 4, 8].into_iter().filter(|&n| has_ranks(n)) {
         check(world, DType::F32, &DdpConfig::default(), 1, 1e-6);
         check(world, DType::F64, &DdpConfig::default(), 1, 1e-13);
     }

@@ -2,7 +2,8 @@
 
 use phalanx_autograd::nn::{Factory, Linear, Module, Visitor};
 use phalanx_autograd::{Param, Tape, Var};
-use phalanx_comm::{LaunchConfig, ProcessGroup, launch};
+use phalanx_comm::env::Start;
+use phalanx_comm::{LaunchConfig, ProcessGroup, Ranks, RunConfig, run};
 use phalanx_parallel::Result;
 use phalanx_tensor::{DType, Device, Tensor};
 use std::sync::Arc;
@@ -53,13 +54,35 @@ pub fn mse(y: &Var, target: &Var) -> phalanx_autograd::Result<Var> {
     y.sub(target)?.square()?.mean_all()
 }
 
-/// Runs `f` on `n` ranks; panics with the error of the rank that failed.
+/// Runs `f` on `n` ranks, threads of this process; under mpirun on its first `n` processes, of which this is one, and
+/// the others wait. Returns what the ranks of this process have returned; panics with the error of the rank that failed.
 pub fn on_ranks<T: Send>(
     n: usize,
     f: impl Fn(Arc<dyn ProcessGroup>) -> Result<T> + Sync,
 ) -> Vec<T> {
-    let config = LaunchConfig::new(n).deadline(Duration::from_secs(20));
-    launch(config, f).unwrap_or_else(|e| panic!("{e}"))
+    let launch = LaunchConfig::new(n).deadline(Duration::from_secs(20));
+    let config = RunConfig::new(Ranks::OrAlone(n)).launch(launch);
+    let program = |world: Arc<dyn ProcessGroup>| {
+        assert!(world.size() >= n, "{n} ranks are needed");
+        if world.size() == n {
+            return f(world).map(Some);
+        }
+        let takes_part = world.rank() < n;
+        let group = world.split(u32::from(!takes_part), 0)?;
+        let result = takes_part.then(|| f(group)).transpose()?;
+        world.barrier()?.wait()?;
+        Ok(result)
+    };
+    let ends = run(config, program).unwrap_or_else(|e| panic!("{e}"));
+    ends.into_iter().filter_map(|(_, end)| end).collect()
+}
+
+/// Whether there can be `n` ranks: threads always, processes as many as mpirun has started.
+pub fn has_ranks(n: usize) -> bool {
+    match Start::detect() {
+        Start::Mpi(process) => process.size >= n,
+        Start::Alone | Start::Torchrun(_) => true,
+    }
 }
 
 pub fn values(t: &Tensor) -> Vec<f64> {

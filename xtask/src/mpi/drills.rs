@@ -1,0 +1,178 @@
+//! Drills: a rank goes wrong, in one way or another; how the job ends, how soon, and who is named.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Outcome, listen};
+use crate::hosts::Hosts;
+use crate::job::{self, End};
+use crate::signals;
+
+/// The deadline of `comm/tests/drill.rs`.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// After the deadline, everything ends within this.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// A way to go wrong: what rank 1 does, what the others or the launcher must say, and whether it shows at once.
+pub struct Drill {
+    pub name: &'static str,
+    says: &'static str,
+    code: u8,
+    at_once: bool,
+}
+
+pub const DRILLS: &[Drill] = &[
+    drill("panic", "rank 1 panicked: the dog ate my gradients", true),
+    drill("error", "rank 1 failed: no such file: weights", true),
+    drill("return", "rank 1 returned without the call", true),
+    Drill {
+        code: 7,
+        ..drill("exit", "rank 1 returned without the call", true)
+    },
+    Drill {
+        code: 128 + 9,
+        ..drill("kill", "rank 1 was ended by signal: 9", true)
+    },
+    drill("loop", "for rank 1: ", false),
+    drill("shapes", "rank 1 called all_reduce(sum) of f32 [4]", true),
+    drill("order", "rank 1 called barrier", true),
+];
+
+const fn drill(name: &'static str, says: &'static str, at_once: bool) -> Drill {
+    Drill {
+        name,
+        says,
+        code: 1,
+        at_once,
+    }
+}
+
+impl Drill {
+    /// Three ranks; times count from the start of mpirun.
+    pub fn run(&self, program: &Path, hosts: Option<&Hosts>) -> Result<Outcome> {
+        let (end, said) = listen(program, &[self.name], 3, hosts, |_| ())?;
+        let limit = match self.at_once {
+            true => GRACE,
+            false => DEADLINE + GRACE,
+        };
+        judge(&end, &said, self.says, self.code, end.time, limit)
+    }
+}
+
+/// A cable is cut while large reductions go on.
+pub fn cable(program: &Path, hosts: usize) -> Result<Outcome> {
+    let hosts = &Hosts::new(hosts)?;
+    let mut cut: Option<Instant> = None;
+    let mut failure = None;
+    let (end, said) = listen(program, &["link"], hosts.count, Some(hosts), |said| {
+        if cut.is_none() && said.matches("reduced").count() >= 3 {
+            failure = hosts.cut(2).err();
+            cut = Some(Instant::now());
+        }
+    })?;
+    if let Some(failure) = failure {
+        return Err(failure);
+    }
+    let cut = cut.with_context(|| format!("no reduction has ended\n{said}"))?;
+    let limit = DEADLINE + GRACE;
+    judge(&end, &said, "for rank 1: ", 1, cut.elapsed(), limit)
+}
+
+fn judge(
+    end: &End,
+    said: &str,
+    says: &str,
+    code: u8,
+    time: Duration,
+    limit: Duration,
+) -> Result<Outcome> {
+    ensure!(said.contains(says), "nobody says `{says}`\n{said}");
+    ensure!(end.code == code, "code {}, not {code}\n{said}", end.code);
+    ensure!(
+        time <= limit,
+        "it took {time:.1?}, more than {limit:?}\n{said}"
+    );
+    Ok(Outcome::Passed(format!("code {code}, {time:.1?}")))
+}
+
+/// Ctrl-C on `cargo xtask launch`, while the example `ddp` trains.
+pub fn interrupt(program: &Path, hosts: Option<&Hosts>) -> Result<Outcome> {
+    let mut launch = Command::new(std::env::current_exe()?);
+    launch.args(["launch", "-n", "2"]);
+    if let Some(hosts) = hosts {
+        launch.args(["--hosts", &hosts.count.to_string()]);
+    }
+    launch.args(["ddp", "--", "--epochs", "1000"]);
+    launch.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut launch = launch.stderr(Stdio::null()).spawn()?;
+    let jobs = format!("{}-", launch.id());
+    let training = || {
+        let processes = job::processes(|mark| mark.starts_with(&jobs));
+        let exe = |pid: &u32| std::fs::read_link(format!("/proc/{pid}/exe"));
+        let ranks = processes.iter().filter_map(|pid| exe(pid).ok());
+        ranks.filter(|exe| exe == program).count() == 2
+    };
+    let trained = wait_until(Duration::from_secs(60), training);
+    // It may find itself before, in or after `MPI_Init`; here it is in the midst of training.
+    thread::sleep(Duration::from_secs(1));
+    let start = Instant::now();
+    signals::send(launch.id(), signals::INTERRUPT);
+    let mut status = None;
+    let ended = wait_until(2 * GRACE, || {
+        status = launch.try_wait().unwrap_or_default();
+        status.is_some()
+    });
+    let time = start.elapsed();
+    if !ended {
+        launch.kill()?;
+        launch.wait()?;
+    }
+    ensure!(trained, "it does not start");
+    let code = status.context("Ctrl-C does not end it")?.code();
+    ensure!(code == Some(130), "it ended with {code:?}, not 130");
+    ensure!(time <= GRACE, "it took {time:.1?}, more than {GRACE:?}");
+    left_by(launch.id())?;
+    Ok(Outcome::Passed(format!("code 130, {time:.1?}")))
+}
+
+/// Whether `reached` holds before so much time has passed.
+fn wait_until(limit: Duration, mut reached: impl FnMut() -> bool) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        if reached() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+/// No process, no namespace and no file in shared memory of this process's jobs.
+pub fn nothing_left() -> Result<Outcome> {
+    left_by(std::process::id())?;
+    Ok(Outcome::Passed("no process, namespace or file".into()))
+}
+
+/// Fails if something is left of the jobs of the launcher with this number.
+fn left_by(launcher: u32) -> Result<()> {
+    for (folder, name) in [
+        ("/run/netns", format!("phx{launcher}-")),
+        ("/dev/shm", format!("phalanx-{launcher}-")),
+    ] {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        for entry in entries {
+            if entry.file_name().to_string_lossy().starts_with(&name) {
+                bail!("{} is left", entry.path().display());
+            }
+        }
+    }
+    let jobs = format!("{launcher}-");
+    if let Some(process) = job::processes(|mark| mark.starts_with(&jobs)).first() {
+        bail!("process {process} is left");
+    }
+    Ok(())
+}

@@ -1,0 +1,268 @@
+//! The tests that need mpirun: the conformance suite at several numbers of ranks, data-parallel training against
+//! PyTorch's values, against one process and against threads, messages of more than 2³¹ elements, and drills in which
+//! a rank goes wrong.
+
+mod drills;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use self::drills::DRILLS;
+use crate::cargo::cargo;
+use crate::hosts::Hosts;
+use crate::job::{End, Job};
+use crate::signals;
+
+/// What to test.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Spread the ranks over so many hosts, which are network namespaces of this machine.
+    #[arg(long)]
+    hosts: Option<usize>,
+    /// Only tests whose names contain this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Each test so many times.
+    #[arg(long, default_value = "1")]
+    times: usize,
+}
+
+/// The test programs of the crates `comm` and `parallel`, and the example `ddp`.
+struct Programs {
+    suite: PathBuf,
+    drill: PathBuf,
+    parallel: PathBuf,
+    ddp: PathBuf,
+}
+
+impl Programs {
+    fn build() -> Result<Programs> {
+        let release = ["--release", "--features", "mpi", "--package"];
+        let mut comm = cargo(["test", "--no-run", "--test", "mpi", "--test", "drill"]);
+        let mut parallel = cargo(["test", "--no-run", "--test", "ddp"]);
+        let mut ddp = cargo(["build", "--bin", "ddp"]);
+        let comm = executables(comm.args(release).arg("phalanx-comm"))?;
+        let parallel = executables(parallel.args(release).arg("phalanx-parallel"))?;
+        let ddp = executables(ddp.args(release).arg("phalanx-examples"))?;
+        let find = |built: &[(String, PathBuf)], name: &str| {
+            let found = built.iter().find(|(n, _)| n == name);
+            found
+                .map(|(_, path)| path.clone())
+                .with_context(|| format!("{name} was not built"))
+        };
+        Ok(Programs {
+            suite: find(&comm, "mpi")?,
+            drill: find(&comm, "drill")?,
+            parallel: find(&parallel, "ddp")?,
+            ddp: find(&ddp, "ddp")?,
+        })
+    }
+}
+
+/// Builds, and returns what was built, by name.
+fn executables(command: &mut Command) -> Result<Vec<(String, PathBuf)>> {
+    let output = command
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(std::process::Stdio::inherit())
+        .output()?;
+    ensure!(output.status.success(), "the build failed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let built = text.lines().filter_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let path = message["executable"].as_str()?;
+        Some((message["target"]["name"].as_str()?.to_owned(), path.into()))
+    });
+    Ok(built.collect())
+}
+
+/// A test's name, and the test.
+type Test<'a> = (String, Box<dyn Fn() -> Result<Outcome> + 'a>);
+
+/// How a test went well.
+enum Outcome {
+    /// With a figure or two.
+    Passed(String),
+    /// It did not run, for this reason.
+    Skipped(String),
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    signals::catch();
+    let programs = Programs::build()?;
+    let hosts = args.hosts.map(Hosts::new).transpose()?;
+    let (mut passed, mut failed, mut ignored) = (0, 0, 0);
+    let tests = tests(&programs, hosts.as_ref());
+    let wanted = tests.iter().filter(|(name, _)| name.contains(&args.only));
+    let mut test = |name: &str, outcome: Result<Outcome>| match outcome {
+        Ok(Outcome::Passed(figures)) => {
+            println!("test {name} ... ok ({figures})");
+            passed += 1;
+        }
+        Ok(Outcome::Skipped(why)) => {
+            println!("test {name} ... ignored, {why}");
+            ignored += 1;
+        }
+        Err(error) => {
+            println!("test {name} ... FAILED: {error:#}");
+            failed += 1;
+        }
+    };
+    for (name, run) in wanted {
+        for _ in 0..args.times {
+            test(name, run());
+        }
+    }
+    drop(tests);
+    drop(hosts);
+    test("nothing is left", drills::nothing_left());
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!("\ntest result: {word}. {passed} passed; {failed} failed; {ignored} ignored");
+    Ok(match failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Vec<Test<'a>> {
+    let place = hosts.map_or(String::new(), |hosts| {
+        format!(" over {} hosts", hosts.count)
+    });
+    let mut tests: Vec<Test<'a>> = Vec::new();
+    let mut add = |name: String, test: Box<dyn Fn() -> Result<Outcome> + 'a>| {
+        tests.push((name + &place, test));
+    };
+    for ranks in [1, 2, 3, 4] {
+        let test = move || result(&programs.suite, &[], ranks, hosts);
+        add(
+            format!("the conformance suite on {ranks} ranks"),
+            Box::new(test),
+        );
+    }
+    for (filter, ranks) in [("golden", 2), ("equivalence", 4)] {
+        // Of the threads of a process, only one may be a rank.
+        let test = move || {
+            let args = [filter, "--test-threads=1", "--color=never"];
+            result(&programs.parallel, &args, ranks, hosts)
+        };
+        add(
+            format!("parallel's ddp::{filter} on {ranks} ranks"),
+            Box::new(test),
+        );
+    }
+    for ranks in [2, 4] {
+        let test = move || as_threads(&programs.ddp, ranks, hosts);
+        let name = format!("the example ddp on {ranks} ranks as on {ranks} threads");
+        add(name, Box::new(test));
+    }
+    for drill in DRILLS {
+        let test = move || drill.run(&programs.drill, hosts);
+        add(format!("drill {}", drill.name), Box::new(test));
+    }
+    add(
+        "drill ctrl-c".to_owned(),
+        Box::new(move || drills::interrupt(&programs.ddp, hosts)),
+    );
+    match hosts {
+        Some(hosts) => add(
+            "drill link, a cable is cut,".to_owned(),
+            Box::new(move || drills::cable(&programs.drill, hosts.count)),
+        ),
+        None => add(
+            "more than 2^31 elements".to_owned(),
+            Box::new(move || large(&programs.drill)),
+        ),
+    }
+    tests
+}
+
+/// No test takes so long, unless it hangs.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Runs a job; what it ended with, and all that it said. `tick` sees what it has said so far.
+fn listen(
+    program: &Path,
+    args: &[&str],
+    ranks: usize,
+    hosts: Option<&Hosts>,
+    mut tick: impl FnMut(&str),
+) -> Result<(End, String)> {
+    let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
+    let job = Job {
+        program,
+        args: &args,
+        ranks,
+        hosts,
+        limit: Some(LIMIT),
+    };
+    let said = std::cell::RefCell::new(String::new());
+    let end = job.run(
+        |line| {
+            said.borrow_mut().push_str(&line.text);
+            said.borrow_mut().push('\n');
+        },
+        || tick(&said.borrow()),
+    )?;
+    Ok((end, said.into_inner()))
+}
+
+/// Runs a test program; it passes if it says so, of at least one test.
+fn result(program: &Path, args: &[&str], ranks: usize, hosts: Option<&Hosts>) -> Result<Outcome> {
+    const GOOD: &str = "test result: ok. ";
+    let (end, said) = listen(program, args, ranks, hosts, |_| ())?;
+    ensure!(end.code == 0, "code {}\n{said}", end.code);
+    let line = said.lines().find_map(|line| line.strip_prefix(GOOD));
+    let counts = line.with_context(|| format!("no result\n{said}"))?;
+    ensure!(!counts.starts_with("0 passed"), "there is no test\n{said}");
+    let passed = counts.split(';').next().unwrap_or_default();
+    Ok(Outcome::Passed(passed.to_owned()))
+}
+
+/// Trains as processes and as threads; the parameters are equal bit for bit.
+fn as_threads(program: &Path, ranks: usize, hosts: Option<&Hosts>) -> Result<Outcome> {
+    let args = ["--json", "--epochs", "1"];
+    let (end, said) = listen(program, &args, ranks, hosts, |_| ())?;
+    ensure!(end.code == 0, "code {}\n{said}", end.code);
+    let alone = Command::new(program)
+        .args(args)
+        .args(["--world-size", &ranks.to_string()])
+        .output()?;
+    let keys = ["parameters_sha256", "test_accuracy", "train_loss"];
+    let summary = |text: &str| -> Result<Vec<Value>> {
+        let line = text.lines().rfind(|line| line.starts_with('{'));
+        let line: Value = serde_json::from_str(line.context("no summary")?)?;
+        Ok(keys.iter().map(|key| line[key].clone()).collect())
+    };
+    let (theirs, ours) = (
+        summary(&String::from_utf8_lossy(&alone.stdout))?,
+        summary(&said)?,
+    );
+    ensure!(
+        theirs == ours,
+        "{keys:?}: {ours:?}, but {theirs:?} as threads"
+    );
+    ensure!(
+        ours.iter().all(|value| !value.is_null()),
+        "{keys:?}: {ours:?}"
+    );
+    Ok(Outcome::Passed(format!("parameters {}", ours[0])))
+}
+
+/// Needs three buffers of 2 GiB, and room to breathe.
+fn large(program: &Path) -> Result<Outcome> {
+    const NEEDED: u64 = 12 << 20;
+    let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let free = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+    if free.is_none_or(|free| free < NEEDED) {
+        return Ok(Outcome::Skipped("it needs 12 GiB of free memory".into()));
+    }
+    let (end, said) = listen(program, &["large"], 2, None, |_| ())?;
+    ensure!(end.code == 0, "code {}\n{said}", end.code);
+    Ok(Outcome::Passed(format!("{:.1?}", end.time)))
+}
