@@ -13,8 +13,8 @@ pub struct Linear {
     input: Option<Tensor>,
     /// For the input's gradient.
     weight: Option<Tensor>,
-    /// The result, where the activation's derivative is read from it.
-    out: Option<Tensor>,
+    /// What the activation's derivative is read from: the result, or the sums before it.
+    slope: Option<Tensor>,
     activation: Activation,
 }
 
@@ -24,10 +24,12 @@ impl Vjp for Linear {
     }
 
     fn backward(&self, grad: Tensor, needs: &[bool]) -> Result<Grads> {
-        let grad = match (&self.out, self.activation) {
+        let grad = match (&self.slope, self.activation) {
             (Some(out), Activation::Relu) => grad.relu_backward(out)?,
             (Some(out), Activation::Tanh) => grad.tanh_backward(out)?,
             (Some(out), Activation::Sigmoid) => grad.sigmoid_backward(out)?,
+            (Some(sums), Activation::Gelu(kind)) => grad.gelu_backward(sums, kind)?,
+            (Some(sums), Activation::Silu) => grad.silu_backward(sums)?,
             _ => grad,
         };
         let mut grads = Grads::new();
@@ -49,7 +51,7 @@ impl Vjp for Linear {
     }
 
     fn saved_bytes(&self) -> usize {
-        let saved = [&self.input, &self.weight, &self.out];
+        let saved = [&self.input, &self.weight, &self.slope];
         saved.into_iter().flatten().map(tensor_bytes).sum()
     }
 
@@ -63,35 +65,41 @@ impl Var {
     /// `act(x Wᵀ + b)` along the last axis: `[…, in]` with a weight `[out, in]` and a bias `[out]`
     /// gives `[…, out]`. As [`Tensor::linear`].
     ///
-    /// An activation whose derivative follows from the result (ReLU, tanh, sigmoid) is part of the
-    /// product in training too; the others are in inference only.
+    /// The activation is part of the product. Only where the gradient of GELU or SiLU is wanted,
+    /// whose derivatives do not follow from the result, the sums are kept and it is a pass of its
+    /// own.
     ///
     /// # Errors
     /// As the tensor's method; [`Error::TapeMismatch`](crate::Error::TapeMismatch).
     pub fn linear(&self, weight: &Var, bias: Option<&Var>, activation: Activation) -> Result<Var> {
         let recorded = [Some(self), Some(weight), bias];
         let recorded = recorded.into_iter().flatten().any(Var::requires_grad);
-        let (fused, after) = match activation {
-            Activation::Gelu(_) | Activation::Silu if recorded => (Activation::None, activation),
-            _ => (activation, Activation::None),
-        };
         let (x, w) = (self.value(), weight.value());
-        let value = x.linear(w, bias.map(Var::value), fused)?;
-        let out = value.clone();
+        let product = |activation| x.linear(w, bias.map(Var::value), activation);
+        let (value, slope) = match activation {
+            Activation::Gelu(kind) if recorded => {
+                let sums = product(Activation::None)?;
+                (sums.gelu(kind)?, Some(sums))
+            }
+            Activation::Silu if recorded => {
+                let sums = product(Activation::None)?;
+                (sums.silu()?, Some(sums))
+            }
+            Activation::None => (product(activation)?, None),
+            _ => {
+                let out = product(activation)?;
+                (out.clone(), Some(out))
+            }
+        };
         let vjp = |needs: &[bool]| Linear {
             input: needs[1].then(|| x.clone()),
             weight: needs[0].then(|| w.clone()),
-            out: (fused != Activation::None).then_some(out),
-            activation: fused,
+            slope,
+            activation,
         };
-        let y = match bias {
-            Some(bias) => Var::from_vjp(self.tape(), &[self, weight, bias], value, vjp)?,
-            None => Var::from_vjp(self.tape(), &[self, weight], value, vjp)?,
-        };
-        match after {
-            Activation::Gelu(kind) => y.gelu(kind),
-            Activation::Silu => y.silu(),
-            _ => Ok(y),
+        match bias {
+            Some(bias) => Var::from_vjp(self.tape(), &[self, weight, bias], value, vjp),
+            None => Var::from_vjp(self.tape(), &[self, weight], value, vjp),
         }
     }
 }

@@ -302,8 +302,8 @@ pub const ROWS: &[Row] = &[
         let activation = [
             Activation::None,
             Activation::Relu,
-            Activation::Relu,
             Activation::Gelu(GeluKind::Exact),
+            Activation::Gelu(GeluKind::Tanh),
             Activation::Silu,
             Activation::Tanh,
             Activation::Sigmoid,

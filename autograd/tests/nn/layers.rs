@@ -2,10 +2,11 @@
 
 use crate::{CPU, close, cnn, f, vals};
 use phalanx_autograd::nn::{
-    self, Activation, BatchNorm2d, Dropout, Factory, Fan, Init, Linear, Module, Relu, Sequential,
+    self, Activation, BatchNorm2d, Dropout, Factory, Fan, Init, Linear, Module, Sequential,
 };
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_autograd::{Error, Result, Tape, Var};
+use phalanx_tensor::ops::unary::GeluKind;
 use phalanx_tensor::{DType, Device, Rng, Tensor};
 
 #[test]
@@ -290,27 +291,32 @@ fn a_network_learns_its_data_and_takes_no_memory_from_the_system() {
 
 #[test]
 fn fused_layers_compute_what_separate_ones_do() {
-    let fused = Sequential::new().with(
-        Linear::new(6, 8, &mut f())
-            .unwrap()
-            .with_activation(Activation::Relu),
-    );
-    let apart = Sequential::new()
-        .with(Linear::new(6, 8, &mut f()).unwrap())
-        .with(Relu);
     let x = Tensor::randn([5, 6], DType::F32, CPU, &mut Rng::new(2)).unwrap();
-    let run = |m: &Sequential| {
+    let run = |fused: Activation, after: fn(&Var) -> Result<Var>| {
+        let layer = Linear::new(6, 8, &mut f()).unwrap().with_activation(fused);
         let tape = Tape::new();
-        let y = m.forward(&tape, &tape.constant(x.clone())).unwrap();
-        let g = tape
-            .backward(&y.square().unwrap().sum_all().unwrap())
-            .unwrap();
-        let grads: Vec<_> = m
-            .parameters()
-            .iter()
-            .map(|p| vals(g.get(p).unwrap()))
-            .collect();
-        (vals(y.value()), grads)
+        let y = layer.forward(&tape, &tape.constant(x.clone())).unwrap();
+        let y = after(&y).unwrap();
+        let nodes = tape.len();
+        let g = tape.backward(&y.square().unwrap().sum_all().unwrap());
+        let g = g.unwrap();
+        let parameters = layer.parameters();
+        let grads: Vec<_> = (parameters.iter().map(|p| vals(g.get(p).unwrap()))).collect();
+        (nodes, vals(y.value()), grads)
     };
-    assert_eq!(run(&fused), run(&apart));
+    let pairs: [(Activation, fn(&Var) -> Result<Var>); 6] = [
+        (Activation::Relu, Var::relu),
+        (Activation::Gelu(GeluKind::Exact), |x| {
+            x.gelu(GeluKind::Exact)
+        }),
+        (Activation::Gelu(GeluKind::Tanh), |x| x.gelu(GeluKind::Tanh)),
+        (Activation::Silu, Var::silu),
+        (Activation::Tanh, Var::tanh),
+        (Activation::Sigmoid, Var::sigmoid),
+    ];
+    for (activation, after) in pairs {
+        let (nodes, value, grads) = run(activation, |y| Ok(y.clone()));
+        let apart = run(Activation::None, after);
+        assert_eq!((nodes + 1, value, grads), apart, "{activation:?}");
+    }
 }
