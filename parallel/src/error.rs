@@ -65,6 +65,18 @@ pub enum Error {
         /// The first parameter of the bucket that has no gradient.
         parameter: String,
     },
+    /// A parameter that was frozen when [`Ddp::new`](crate::Ddp::new) planned its averages wants a
+    /// gradient now, which nobody would average. On this rank only, before it has sent anything.
+    #[error(
+        "rank {rank}: `{parameter}` was frozen in Ddp::new and wants a gradient now; \
+         wrap the module again on every rank"
+    )]
+    Thawed {
+        /// The rank.
+        rank: usize,
+        /// The first such parameter.
+        parameter: String,
+    },
     /// A call that the configuration does not allow, or that comes at the wrong time.
     #[error("{op}: {reason}")]
     InvalidUse {

@@ -33,7 +33,7 @@ pub struct Bucket {
     pub slots: Vec<Slot>,
     /// The element type of all of them.
     pub dtype: DType,
-    /// The device of all of them.
+    /// The device of all of them when they were planned; they travel from where they are.
     pub device: Device,
     /// Length of the flat buffer, in elements.
     pub len: usize,

@@ -4,15 +4,17 @@ use super::bucket::Bucket;
 use crate::Result;
 use phalanx_autograd::Buffer;
 use phalanx_comm::{ProcessGroup, Work};
-use phalanx_tensor::{Shape, Tensor};
+use phalanx_tensor::{Device, Shape, Tensor};
 
-/// An empty flat buffer for `bucket` whose gaps, and the slots that `missing` names, are zero.
+/// An empty flat buffer for `bucket` whose gaps, and the slots that `missing` names, are zero. Where
+/// its members live now, since the module may have moved after it was planned.
 pub(super) fn allocate(
     bucket: &Bucket,
+    device: Device,
     shapes: impl Fn(usize) -> usize,
     missing: impl Fn(usize) -> bool,
 ) -> Result<Tensor> {
-    let mut flat = Tensor::empty(bucket.len, bucket.dtype, bucket.device)?;
+    let mut flat = Tensor::empty(bucket.len, bucket.dtype, device)?;
     let size = bucket.dtype.size();
     let bytes = flat.bytes_mut()?;
     let ends = bucket
@@ -61,7 +63,8 @@ impl Broadcast {
         root: usize,
     ) -> Result<Broadcast> {
         let send = |bucket: &Bucket| {
-            let mut flat = allocate(bucket, |p| values[p].numel(), |_| false)?;
+            let device = values[bucket.slots[0].param].device();
+            let mut flat = allocate(bucket, device, |p| values[p].numel(), |_| false)?;
             for slot in &bucket.slots {
                 put(&mut flat, slot.offset, &values[slot.param])?;
             }
@@ -77,7 +80,8 @@ impl Broadcast {
             let flat = work.wait()?;
             for slot in &bucket.slots {
                 let (_, buffer) = &buffers[slot.param];
-                buffer.set(get(&flat, slot.offset, buffer.shape())?)?;
+                let value = get(&flat, slot.offset, buffer.shape())?;
+                buffer.set(value.to_device(buffer.value().device())?)?;
             }
         }
         Ok(())

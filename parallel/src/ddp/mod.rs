@@ -107,6 +107,8 @@ pub struct Ddp<M> {
     config: DdpConfig,
     params: Vec<(String, Param)>,
     index: HashMap<ParamId, usize>,
+    /// The parameters that were frozen in [`Ddp::new`]: they have no place in the plan.
+    frozen: Vec<(String, Param)>,
     buffers: Vec<(String, Buffer)>,
     buffer_plan: Vec<Bucket>,
     state: Mutex<State>,
@@ -116,15 +118,19 @@ impl<M: Module> Ddp<M> {
     /// Wraps `module`. Checks that all ranks hold the same parameters and buffers (names, shapes,
     /// element types, in order; frozen ones too), then takes rank 0's values. Every rank must call it.
     ///
+    /// A parameter may be frozen later, and thawed again. One that is frozen now stays out of the
+    /// averages: thawing it is [`Error::Thawed`] in the next backward, and wants a new `Ddp`.
+    ///
     /// # Errors
     /// [`Error::ReplicasDiffer`], the same on every rank, where a rank's module is another one;
     /// errors of the communication.
     pub fn new(module: M, group: Arc<dyn ProcessGroup>, config: DdpConfig) -> Result<Ddp<M>> {
-        let mut params = module.named_parameters();
+        let params = module.named_parameters();
         let buffers = module.named_buffers();
         verify::replicas_agree(&params, &buffers, &*group)?;
         take_parameters_of(0, &params, &*group)?;
-        params.retain(|(_, p)| p.requires_grad());
+        let (params, frozen): (Vec<_>, Vec<_>) =
+            params.into_iter().partition(|(_, p)| p.requires_grad());
         let buffer_entries: Vec<Entry> = buffers.iter().map(|(_, b)| entry(&b.value())).collect();
         let everything = Limits {
             first: usize::MAX,
@@ -143,6 +149,7 @@ impl<M: Module> Ddp<M> {
             group,
             config,
             params,
+            frozen,
             buffers,
             buffer_plan,
             state: Mutex::default(),
@@ -187,25 +194,30 @@ impl<M: Module> Ddp<M> {
     ///
     /// # Errors
     /// Errors of the sweep and of the communication; one of another rank is an error here too, at
-    /// the latest in the next step. [`Error::HookResult`] for a hook's.
+    /// the latest in the next step. [`Error::HookResult`] for a hook's, [`Error::Thawed`].
     pub fn backward(&self, tape: &Tape, loss: &Var) -> Result<Gradients> {
+        let sweep = self.plan_sweep(tape, loss)?;
         let share = match self.config.uneven_inputs {
-            true => Share::Weighted(reducer::gather_weights(&*self.group, 1.0)?),
+            true => self.share_with(1.0)?,
             false => Share::Equal,
         };
-        self.step(Some((tape, loss)), share)
+        self.step(Some(sweep), share)
     }
 
     /// As [`backward`](Ddp::backward), but an average with weights: the gradients of rank *r* count
     /// *wᵣ* / Σ*w*. For a mean over tokens, say, where ranks hold different numbers of them: the
     /// loss is the mean over this rank's tokens, the weight their number. Every rank must call it.
     ///
+    /// With a weight of 0 a rank counts for nothing, whatever its gradients are: not a number, say,
+    /// for the mean over no token.
+    ///
     /// # Errors
     /// As [`backward`](Ddp::backward); [`Error::InvalidWeight`] on every rank where one is
     /// negative or not finite, or all are zero.
     pub fn backward_weighted(&self, tape: &Tape, loss: &Var, weight: f64) -> Result<Gradients> {
-        let weights = reducer::gather_weights(&*self.group, weight)?;
-        self.step(Some((tape, loss)), Share::Weighted(weights))
+        let sweep = self.plan_sweep(tape, loss)?;
+        let share = self.share_with(weight)?;
+        self.step(Some(sweep), share)
     }
 
     /// Differentiates `loss` and keeps the gradients for the next [`backward`](Ddp::backward),
@@ -213,8 +225,9 @@ impl<M: Module> Ddp<M> {
     /// loss by the number of micro-steps where their mean is meant.
     ///
     /// # Errors
-    /// Errors of the sweep.
+    /// Errors of the sweep; [`Error::Thawed`].
     pub fn accumulate(&self, tape: &Tape, loss: &Var) -> Result<()> {
+        self.plan_sweep(tape, loss)?;
         let gradients = tape.backward(loss)?;
         Ok(self.state().accumulated.accumulate(gradients)?)
     }
@@ -225,6 +238,7 @@ impl<M: Module> Ddp<M> {
     ///
     /// `step` gets the averaged gradients of each of those steps; let it run the optimizer, so that
     /// parameters and optimizer state stay equal on every rank. Returns the number of those steps.
+    /// One that fails on the ranks with data because all of their weights are 0 is none.
     ///
     /// # Errors
     /// [`Error::InvalidUse`] without `uneven_inputs`, and where [`accumulate`](Ddp::accumulate) has
@@ -245,42 +259,64 @@ impl<M: Module> Ddp<M> {
                     .into(),
             });
         }
-        for steps in 0.. {
-            let weights = reducer::gather_weights(&*self.group, 0.0);
-            match weights {
-                Err(Error::InvalidWeight { rank: None, .. }) => return Ok(steps), // nobody has data
-                weights => step(&self.step(None, Share::Weighted(weights?))?)?,
+        let mut steps = 0;
+        loop {
+            match reducer::gather_share(&*self.group, None) {
+                Ok(None) => return Ok(steps), // nobody has data
+                Ok(Some(share)) => step(&self.step(None, share)?)?,
+                // Nobody's data counts: the others may go on with their next batch.
+                Err(Error::InvalidWeight { rank: None, .. }) => continue,
+                Err(error) => return Err(error),
             }
+            steps += 1;
         }
-        unreachable!("an endless loop")
+    }
+
+    /// The shares of a step in which this rank has data.
+    fn share_with(&self, weight: f64) -> Result<Share> {
+        let share = reducer::gather_share(&*self.group, Some(weight))?;
+        Ok(share.unwrap_or(Share::Equal)) // this rank has not joined: there is one
+    }
+
+    /// What a sweep will reach, and in which order. Changes nothing and talks to nobody.
+    fn plan_sweep<'a>(&self, tape: &'a Tape, loss: &'a Var) -> Result<Sweep<'a>> {
+        let plan = tape.plan(&[loss])?;
+        let unplanned = |p: &&Param| !self.index.contains_key(&p.id());
+        let unplanned: Vec<ParamId> = plan
+            .params()
+            .iter()
+            .filter(unplanned)
+            .map(Param::id)
+            .collect();
+        // Thawed now, or when it was recorded: its gradient would be this rank's own.
+        let thawed = |p: &Param| p.requires_grad() || unplanned.contains(&p.id());
+        if let Some((name, _)) = self.frozen.iter().find(|(_, p)| thawed(p)) {
+            return Err(Error::Thawed {
+                rank: self.group.world_ranks()[self.group.rank()],
+                parameter: name.clone(),
+            });
+        }
+        let place = |p: &Param| self.index.get(&p.id()).copied();
+        let order = plan.params().iter().filter_map(place).collect();
+        Ok(Sweep { tape, loss, order })
     }
 
     /// One synchronised step: a sweep where this rank has data, its part of the averages in any
     /// case.
-    fn step(&self, sweep: Option<(&Tape, &Var)>, share: Share) -> Result<Gradients> {
+    fn step(&self, sweep: Option<Sweep<'_>>, share: Share) -> Result<Gradients> {
         let leader = share.leader();
-
-        // What the sweep will reach, and in which order.
-        let order: Vec<usize> = match sweep {
-            Some((tape, loss)) => {
-                let plan = tape.plan(&[loss])?;
-                plan.params()
-                    .iter()
-                    .filter_map(|p| self.index.get(&p.id()).copied())
-                    .collect()
-            }
-            None => Vec::new(),
-        };
+        let order = sweep.as_ref().map_or(&[][..], |sweep| &sweep.order);
         // Taken only now: a loss that cannot be differentiated leaves them for the next call.
         let mut accumulated = std::mem::take(&mut self.state().accumulated);
         let mut in_sweep = vec![false; self.params.len()];
         order.iter().for_each(|&i| in_sweep[i] = true);
         let kept = |i: usize| accumulated.get(&self.params[i].1).is_some();
+        let counts = share.counts(self.group.rank());
         let used: Vec<bool> = (0..in_sweep.len())
-            .map(|i| in_sweep[i] || kept(i))
+            .map(|i| counts && (in_sweep[i] || kept(i)))
             .collect();
 
-        let plan = self.agreed_plan(&order, leader)?;
+        let plan = self.agreed_plan(order, leader)?;
         // Before the reducer, which sends at once the buckets that this rank has nothing for: ranks
         // differ in which these are, and must not in the order of their collectives.
         let buffers = match self.config.broadcast_buffers && !self.buffers.is_empty() {
@@ -298,7 +334,7 @@ impl<M: Module> Ddp<M> {
             }
         }
         let mut own = Gradients::new();
-        if let Some((tape, loss)) = sweep {
+        if let Some(Sweep { tape, loss, .. }) = sweep {
             let mut failure = None;
             let mut on_ready = |param: &Param, mut gradient: Tensor| {
                 let Some(&i) = self.index.get(&param.id()) else {
@@ -380,6 +416,14 @@ impl<M: Module> Ddp<M> {
         // Each change of the state is one assignment: a panic leaves nothing half-done.
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+/// A sweep that is to come.
+struct Sweep<'a> {
+    tape: &'a Tape,
+    loss: &'a Var,
+    /// The parameters that it will reach, by their index, in the order of their gradients.
+    order: Vec<usize>,
 }
 
 fn take_parameters_of(

@@ -10,6 +10,8 @@ use phalanx_autograd::Gradients;
 use phalanx_autograd::nn::Module;
 use phalanx_comm::{ProcessGroup, ReduceOp, Work};
 use phalanx_tensor::Tensor;
+use phalanx_tensor::ops::optim::scale;
+use std::slice;
 use std::sync::Arc;
 
 /// How much each rank's gradients count in the average.
@@ -21,11 +23,28 @@ pub(super) enum Share {
 }
 
 impl Share {
+    /// Of weights, which are not all zero. Where nothing is uneven, the average is the plain one:
+    /// the same bits, and no multiplication.
+    fn of(weights: Vec<f64>) -> Share {
+        match weights.iter().all(|&w| w == weights[0]) {
+            true => Share::Equal,
+            false => Share::Weighted(weights),
+        }
+    }
+
     /// The first rank that has data: the one whose buffers and order of gradients are taken.
     pub(super) fn leader(&self) -> usize {
         match self {
             Share::Equal => 0,
             Share::Weighted(w) => w.iter().position(|&w| w > 0.0).unwrap_or(0),
+        }
+    }
+
+    /// Whether `rank`'s gradients count at all.
+    pub(super) fn counts(&self, rank: usize) -> bool {
+        match self {
+            Share::Equal => true,
+            Share::Weighted(w) => w[rank] > 0.0,
         }
     }
 
@@ -38,10 +57,17 @@ impl Share {
     }
 }
 
-/// Every rank's weight.
-pub(super) fn gather_weights(group: &dyn ProcessGroup, weight: f64) -> Result<Vec<f64>> {
-    let mine = Tensor::scalar(weight, group.device())?;
-    let weights = group.all_gather(mine)?.wait()?.to_vec::<f64>()?;
+/// Every rank's share of a step, from this rank's weight; a rank that has joined gives none.
+/// `None`: all ranks have joined.
+pub(super) fn gather_share(group: &dyn ProcessGroup, weight: Option<f64>) -> Result<Option<Share>> {
+    // Next to the weight, whether the rank has data: a weight of 0 is no farewell.
+    let mine = [weight.unwrap_or(0.0), f64::from(u8::from(weight.is_some()))];
+    let mine = Tensor::from_slice(&mine, [2], group.device())?;
+    let all = group.all_gather(mine)?.wait()?.to_vec::<f64>()?;
+    if all.chunks_exact(2).all(|rank| rank[1] == 0.0) {
+        return Ok(None);
+    }
+    let weights: Vec<f64> = all.chunks_exact(2).map(|rank| rank[0]).collect();
     let bad = weights.iter().position(|w| !(w.is_finite() && *w >= 0.0));
     match bad {
         Some(rank) => Err(Error::InvalidWeight {
@@ -52,7 +78,7 @@ pub(super) fn gather_weights(group: &dyn ProcessGroup, weight: f64) -> Result<Ve
             rank: None,
             weight: 0.0,
         }),
-        None => Ok(weights),
+        None => Ok(Some(Share::of(weights))),
     }
 }
 
@@ -145,15 +171,18 @@ impl<'a, M: Module> Reducer<'a, M> {
         Ok(reducer)
     }
 
-    /// Takes the final gradient of parameter `i`; sends what has become complete.
-    pub(super) fn ready(&mut self, i: usize, gradient: Tensor) -> Result<()> {
+    /// Takes the final gradient of parameter `i`; sends what has become complete. One that
+    /// `used` does not announce counts for nothing.
+    pub(super) fn ready(&mut self, i: usize, mut gradient: Tensor) -> Result<()> {
         let (b, s) = self.place[i];
         self.trace
             .record(|| TraceEvent::Ready(self.ddp.params[i].0.clone()));
-        let gradient = match self.factor {
-            Some(factor) => gradient.mul_scalar(factor)?,
-            None => gradient,
-        };
+        if !self.used[i] {
+            return Ok(());
+        }
+        if let Some(factor) = self.factor {
+            scale(slice::from_mut(&mut gradient), factor)?;
+        }
         let bucket = &self.plan[b];
         if bucket.is_single() {
             let flat = gradient.reshape(bucket.len)?;
@@ -173,8 +202,10 @@ impl<'a, M: Module> Reducer<'a, M> {
     }
 
     fn allocate(&self, b: usize) -> Result<Tensor> {
-        let numel = |p: usize| self.ddp.params[p].1.shape().numel();
-        flat::allocate(&self.plan[b], numel, |p| !self.used[p])
+        let param = |p: usize| &self.ddp.params[p].1;
+        let device = param(self.plan[b].slots[0].param).device();
+        let numel = |p: usize| param(p).shape().numel();
+        flat::allocate(&self.plan[b], device, numel, |p| !self.used[p])
     }
 
     /// Starts the reduction of every complete bucket that is next in the plan.
@@ -237,7 +268,8 @@ impl<'a, M: Module> Reducer<'a, M> {
         for (bucket, flat) in self.plan.iter().zip(&reduced) {
             for slot in bucket.slots.iter().filter(|s| uses[s.param] > 0) {
                 let param = &self.ddp.params[slot.param].1;
-                gradients.insert(param, flat::get(flat, slot.offset, param.shape())?);
+                let gradient = flat::get(flat, slot.offset, param.shape())?;
+                gradients.insert(param, gradient.to_device(param.device())?);
             }
         }
         Ok((gradients, self.trace))

@@ -3,21 +3,26 @@
 use crate::{Error, Result};
 use phalanx_autograd::{Buffer, Param};
 use phalanx_comm::ProcessGroup;
-use phalanx_tensor::Tensor;
+use phalanx_tensor::{Device, Tensor};
+use std::collections::HashMap;
 
-/// One line per parameter and buffer, the same text on ranks that agree.
+/// One line per parameter and buffer, the same text on ranks that agree. Ranks have devices of
+/// their own; but what shares a device, and so a bucket, must be the same.
 fn describe(params: &[(String, Param)], buffers: &[(String, Buffer)]) -> String {
-    let line = |kind: &str, name: &str, t: &Tensor| {
-        format!("{kind} {name}: {} {}\n", t.dtype(), t.shape())
+    let kind = |p: &Param| match p.requires_grad() {
+        true => "parameter",
+        false => "frozen parameter",
     };
-    let params = params.iter().map(|(name, p)| match p.requires_grad() {
-        true => line("parameter", name, &p.value()),
-        false => line("frozen parameter", name, &p.value()),
-    });
-    let buffers = buffers
-        .iter()
-        .map(|(name, b)| line("buffer", name, &b.value()));
-    params.chain(buffers).collect()
+    let params = params.iter().map(|(name, p)| (kind(p), name, p.value()));
+    let buffers = buffers.iter().map(|(name, b)| ("buffer", name, b.value()));
+    let mut firsts: HashMap<Device, &str> = HashMap::new();
+    let mut text = String::new();
+    for (kind, name, t) in params.chain(buffers) {
+        let (dtype, shape) = (t.dtype(), t.shape());
+        let first = firsts.entry(t.device()).or_insert(name);
+        text += &format!("{kind} {name}: {dtype} {shape} on the device of {first}\n");
+    }
+    text
 }
 
 /// Where two descriptions part, as a sentence.

@@ -68,6 +68,11 @@ fn ddp_reproduces_pytorch_in_every_mode() {
                 _ => DdpConfig::default(),
             };
             let ddp = Ddp::new(model, group, config)?;
+            let count = ddp.parameters().len();
+            assert_eq!(
+                (want.grad_step0.len(), want.params_final.len()),
+                (count, count)
+            );
             let mut sgd = Sgd::new(
                 ddp.parameters(),
                 SgdConfig {

@@ -1,9 +1,9 @@
 //! Ranks that run out of data, and averages with weights.
 
 use crate::model::{Mlp, assert_close, mse, on_ranks, values};
-use phalanx_autograd::Tape;
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
+use phalanx_autograd::{Tape, Var};
 use phalanx_comm::{Error as CommError, FailureKind, LaunchConfig, LaunchError, launch};
 use phalanx_parallel::{Ddp, DdpConfig, Error};
 use phalanx_tensor::{DType, Device, Rng, Tensor};
@@ -253,6 +253,140 @@ fn a_bad_weight_in_a_part_of_the_world_names_the_rank_in_the_world() {
                 "{result:?}"
             ),
         }
+        Ok(())
+    });
+}
+
+/// The loss of a rank's data of a step, or for a weight of 0 one without a number.
+fn loss(ddp: &Ddp<Mlp>, tape: &Tape, step: usize, weight: f64) -> phalanx_parallel::Result<Var> {
+    let (x, y) = data(ddp.group().rank(), step, 4, ddp.group().device());
+    let x = if weight == 0.0 {
+        x.mul_scalar(f64::NAN)?
+    } else {
+        x
+    };
+    Ok(mse(
+        &ddp.forward(tape, &tape.constant(x))?,
+        &tape.constant(y),
+    )?)
+}
+
+fn model(device: Device) -> Mlp {
+    Mlp::new(&DIMS, DType::F64, device, 5)
+}
+
+#[test]
+fn a_rank_of_weight_zero_counts_for_nothing() {
+    for in_place_bytes in [1, usize::MAX] {
+        on_ranks(2, |group| {
+            let (rank, device) = (group.rank(), group.device());
+            let config = DdpConfig {
+                in_place_bytes,
+                ..Default::default()
+            };
+            let ddp = Ddp::new(model(device), group, config)?;
+            let tape = Tape::new();
+            let weight = rank as f64; // rank 0 has no token
+            let gradients = ddp.backward_weighted(&tape, &loss(&ddp, &tape, 0, weight)?, weight)?;
+            // What rank 1 alone has.
+            let alone = model(device);
+            let (x, y) = data(1, 0, 4, device);
+            let tape = Tape::new();
+            let want = mse(&alone.forward(&tape, &tape.constant(x))?, &tape.constant(y))?;
+            let want = tape.backward(&want)?;
+            for (p, q) in ddp.parameters().iter().zip(alone.params()) {
+                assert_eq!(
+                    values(gradients.get(p).unwrap()),
+                    values(want.get(&q).unwrap())
+                );
+            }
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_parameter_that_only_a_rank_of_weight_zero_uses_has_no_gradient() {
+    on_ranks(2, |group| {
+        let (rank, device) = (group.rank(), group.device());
+        let ddp = Ddp::new(model(device), group, DdpConfig::default())?;
+        let tape = Tape::new();
+        let unused = &ddp.module().0[1];
+        let (x, _) = data(rank, 0, 4, device);
+        let mut y = ddp.module().0[0].forward(&tape, &tape.constant(x))?;
+        if rank == 0 {
+            y = unused.forward(&tape, &y)?;
+        }
+        let gradients = ddp.backward_weighted(&tape, &y.square()?.mean_all()?, rank as f64)?;
+        assert_eq!(gradients.len(), 2);
+        assert!(
+            unused
+                .parameters()
+                .iter()
+                .all(|p| gradients.get(p).is_none())
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn a_batch_that_counts_for_nothing_does_not_end_join() {
+    on_ranks(2, |group| {
+        let (rank, device) = (group.rank(), group.device());
+        let config = DdpConfig {
+            uneven_inputs: true,
+            ..Default::default()
+        };
+        let ddp = Ddp::new(model(device), group, config)?;
+        if rank == 0 {
+            let tape = Tape::new();
+            for (step, weight) in [1.0, 0.0, 3.0].into_iter().enumerate() {
+                let result =
+                    ddp.backward_weighted(&tape, &loss(&ddp, &tape, step, weight)?, weight);
+                match result {
+                    Ok(gradients) if weight > 0.0 => assert_eq!(gradients.len(), 4),
+                    Err(Error::InvalidWeight { rank: None, .. }) if weight == 0.0 => tape.clear(),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        let mut seen = 0;
+        let joined = ddp.join(|gradients| {
+            seen += 1;
+            assert_eq!(gradients.len(), 4);
+            Ok(())
+        })?;
+        assert_eq!((joined, seen), if rank == 0 { (0, 0) } else { (2, 2) });
+        Ok(())
+    });
+}
+
+#[test]
+fn equal_weights_are_the_plain_average() {
+    on_ranks(3, |group| {
+        let device = group.device();
+        let plain = Ddp::new(model(device), group.clone(), DdpConfig::default())?;
+        let config = DdpConfig {
+            uneven_inputs: true,
+            ..Default::default()
+        };
+        let uneven = Ddp::new(model(device), group, config)?;
+        let bits = |ddp: &Ddp<Mlp>, weight: Option<f64>| -> phalanx_parallel::Result<Vec<u64>> {
+            let tape = Tape::new();
+            let loss = loss(ddp, &tape, 0, 1.0)?;
+            let gradients = match weight {
+                None => ddp.backward(&tape, &loss)?,
+                Some(weight) => ddp.backward_weighted(&tape, &loss, weight)?,
+            };
+            let params = ddp.parameters();
+            let all = params
+                .iter()
+                .flat_map(|p| values(gradients.get(p).unwrap()));
+            Ok(all.map(f64::to_bits).collect())
+        };
+        let want = bits(&plain, None)?;
+        assert_eq!(bits(&uneven, None)?, want);
+        assert_eq!(bits(&plain, Some(0.1))?, want);
         Ok(())
     });
 }

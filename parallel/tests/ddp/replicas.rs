@@ -1,10 +1,12 @@
 //! What the wrapper does about modules that are not the same on every rank.
 
 use crate::model::{Mlp, on_ranks, values};
-use phalanx_autograd::nn::Module;
+use phalanx_autograd::nn::{BatchNorm2d, Factory, Linear, Module, Sequential};
 use phalanx_autograd::{Param, Tape, Var};
+use phalanx_comm::{Error as CommError, FailureKind, LaunchConfig, LaunchError, launch};
 use phalanx_parallel::{Ddp, DdpConfig, Error, Result};
 use phalanx_tensor::{DType, Device, Tensor};
+use std::time::Duration;
 
 #[test]
 fn differing_values_become_rank_zeros() {
@@ -109,6 +111,171 @@ fn what_is_not_the_modules_has_the_ranks_own_gradient() {
         let averaged = ddp.backward(&tape, &loss)?;
         let found = [averaged.wrt(&x), averaged.get(&scale)].map(|g| values(g.unwrap()));
         assert_eq!(found, want);
+        Ok(())
+    });
+}
+
+/// A loss of this rank's own.
+fn loss(ddp: &Ddp<Mlp>, tape: &Tape) -> Result<Var> {
+    let rank = ddp.group().rank();
+    let device = ddp.module().params()[0].device();
+    let x = Tensor::full([2, 3], 1.0 + rank as f64, DType::F64, device)?;
+    Ok(ddp.forward(tape, &tape.constant(x))?.square()?.mean_all()?)
+}
+
+#[test]
+fn a_parameter_thawed_after_new_is_an_error_and_no_drift() {
+    on_ranks(2, |group| {
+        let rank = group.rank();
+        let model = Mlp::new(&[3, 4, 2], DType::F64, group.device(), 0);
+        let late = model.params()[1].clone();
+        late.set_requires_grad(false);
+        let ddp = Ddp::new(model, group, DdpConfig::default())?;
+        let tape = Tape::new();
+        assert!(
+            ddp.backward(&tape, &loss(&ddp, &tape)?)?
+                .get(&late)
+                .is_none()
+        );
+
+        let refused = |result: Result<()>| match result {
+            Err(Error::Thawed { rank: r, parameter }) => {
+                assert_eq!((r, &*parameter), (rank, "0.bias"))
+            }
+            other => panic!("{other:?}"),
+        };
+        late.set_requires_grad(true);
+        refused(ddp.backward(&tape, &loss(&ddp, &tape)?).map(drop));
+        refused(
+            ddp.backward_weighted(&tape, &loss(&ddp, &tape)?, 1.0)
+                .map(drop),
+        );
+        refused(ddp.accumulate(&tape, &loss(&ddp, &tape)?));
+        // It was thawed when the loss was computed.
+        let recorded = loss(&ddp, &tape)?;
+        late.set_requires_grad(false);
+        refused(ddp.backward(&tape, &recorded).map(drop));
+        // Nothing was sent: the ranks are still in step.
+        tape.clear();
+        assert_eq!(ddp.backward(&tape, &loss(&ddp, &tape)?)?.len(), 3);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_parameter_thawed_on_one_rank_stalls_nobody() {
+    let config = LaunchConfig::new(3).deadline(Duration::from_secs(20));
+    let failed = launch(config, |group| {
+        let rank = group.rank();
+        let model = Mlp::new(&[3, 4, 2], DType::F64, group.device(), 0);
+        let late = model.params()[0].clone();
+        late.set_requires_grad(false);
+        let ddp = Ddp::new(model, group, DdpConfig::default())?;
+        late.set_requires_grad(rank == 1);
+        let tape = Tape::new();
+        ddp.backward(&tape, &loss(&ddp, &tape)?).map(drop)
+    });
+    let Err(LaunchError::Ranks { first, others }) = failed else {
+        panic!("{failed:?}");
+    };
+    assert!(
+        matches!(
+            &first.kind,
+            FailureKind::Error(Error::Thawed { rank: 1, .. })
+        ),
+        "{first:?}"
+    );
+    assert_eq!(others.len(), 2);
+    for other in others {
+        let FailureKind::Error(Error::Comm(CommError::RankFailed { rank: 1, message })) =
+            &other.kind
+        else {
+            panic!("{other:?}");
+        };
+        assert!(message.contains("0.weight"), "{message}");
+    }
+}
+
+#[test]
+fn a_parameter_may_be_frozen_and_thawed_in_between() {
+    on_ranks(2, |group| {
+        let model = Mlp::new(&[3, 4, 2], DType::F64, group.device(), 0);
+        let ddp = Ddp::new(model, group, DdpConfig::default())?;
+        let p = &ddp.parameters()[1];
+        let tape = Tape::new();
+        let step = || ddp.backward(&tape, &loss(&ddp, &tape)?);
+        let before = values(step()?.get(p).unwrap());
+        p.set_requires_grad(false);
+        let gradients = step()?;
+        assert_eq!((gradients.len(), gradients.get(p).is_none()), (3, true));
+        p.set_requires_grad(true);
+        assert_eq!(values(step()?.get(p).unwrap()), before);
+        Ok(())
+    });
+}
+
+#[test]
+fn ranks_that_spread_a_module_over_devices_in_other_ways_differ() {
+    let split_at = |split: usize, model: &Mlp, rank: usize| -> Result<()> {
+        for (i, layer) in model.0.iter().enumerate() {
+            layer.to_device(Device::cpu(2 * rank + usize::from(i >= split)))?;
+        }
+        Ok(())
+    };
+    for (of_rank_1, agree) in [(1, true), (2, false), (0, false)] {
+        on_ranks(2, |group| {
+            let rank = group.rank();
+            let model = Mlp::new(&[3, 4, 4, 2], DType::F64, group.device(), 0);
+            split_at(if rank == 1 { of_rank_1 } else { 1 }, &model, rank)?;
+            match (
+                Ddp::new(model, group, DdpConfig::default()).map(drop),
+                agree,
+            ) {
+                (Ok(()), true) => Ok(()),
+                (
+                    Err(Error::ReplicasDiffer {
+                        rank: 1,
+                        difference,
+                    }),
+                    false,
+                ) => {
+                    assert!(
+                        difference.contains("the device of 0.weight"),
+                        "{difference}"
+                    );
+                    Ok(())
+                }
+                (other, _) => panic!("{other:?}"),
+            }
+        });
+    }
+}
+
+#[test]
+fn a_module_that_moves_takes_its_gradients_and_buffers_along() {
+    on_ranks(2, |group| {
+        let rank = group.rank();
+        let devices = [Device::cpu(rank), Device::cpu(10 + rank)];
+        let mut f = Factory::new(devices[0], 0);
+        let model = Sequential::new()
+            .with(Linear::new(3, 4, &mut f)?)
+            .with(BatchNorm2d::new(4, &mut f)?);
+        let ddp = Ddp::new(model, group, DdpConfig::default())?;
+        let tape = Tape::new();
+        for device in devices {
+            ddp.to_device(device)?;
+            let x = Tensor::full([2, 3], 1.0 + rank as f64, DType::F32, device)?;
+            let loss = ddp
+                .forward(&tape, &tape.constant(x))?
+                .square()?
+                .mean_all()?;
+            let gradients = ddp.backward(&tape, &loss)?;
+            assert_eq!(gradients.len(), 4);
+            assert!(gradients.iter().all(|(_, g)| g.device() == device));
+            let buffers = ddp.named_buffers();
+            assert!(buffers.iter().all(|(_, b)| b.value().device() == device));
+        }
+        assert!(ddp.buckets().unwrap().iter().any(|b| !b.is_single()));
         Ok(())
     });
 }
