@@ -15,7 +15,8 @@ pub trait CommHook: Send + Sync {
     /// *sum* over the ranks is the average. The completion returns it, or what stands for it, with
     /// the shape and the element type of `bucket`; anything else is
     /// [`Error::HookResult`](crate::Error::HookResult). Called for the same buckets in the same order on
-    /// every rank.
+    /// every rank. The completion runs when the sweep has ended: between ranks that are threads, a
+    /// large bucket moves only then.
     ///
     /// # Errors
     /// Whatever stops the step: `start`'s and the completion's are this rank's error of

@@ -72,7 +72,8 @@ struct State {
 /// [`backward`](Ddp::backward) returns gradients averaged over the ranks. The average of each
 /// bucket of gradients is on its way while the sweep still runs, from the first step on: the tape
 /// knows before the sweep which parameters the loss reaches and in which order their gradients
-/// become final.
+/// become final. Where ranks are threads, which move data themselves, each does a small share of
+/// it whenever a gradient has become final.
 ///
 /// ```
 /// use phalanx_autograd::nn::{Factory, Linear, Module};

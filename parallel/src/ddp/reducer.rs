@@ -118,6 +118,8 @@ pub(super) struct Reducer<'a, M> {
     /// For each bucket: the tensor that will travel, from its first gradient on.
     filling: Vec<Option<Tensor>>,
     flights: Vec<Flight>,
+    /// So many of them, the first ones, have been seen to be complete.
+    landed: usize,
     /// How many ranks use each parameter.
     uses: Work<Tensor>,
     used: Vec<bool>,
@@ -158,6 +160,7 @@ impl<'a, M: Module> Reducer<'a, M> {
             pending: pending.collect(),
             filling: plan.iter().map(|_| None).collect(),
             flights: Vec::with_capacity(plan.len()),
+            landed: 0,
             place,
             uses,
             used: used.to_vec(),
@@ -171,8 +174,8 @@ impl<'a, M: Module> Reducer<'a, M> {
         Ok(reducer)
     }
 
-    /// Takes the final gradient of parameter `i`; sends what has become complete. One that
-    /// `used` does not announce counts for nothing.
+    /// Takes the final gradient of parameter `i`; sends what has become complete, and lends what
+    /// is on its way a hand. One that `used` does not announce counts for nothing.
     pub(super) fn ready(&mut self, i: usize, mut gradient: Tensor) -> Result<()> {
         let (b, s) = self.place[i];
         self.trace
@@ -198,7 +201,21 @@ impl<'a, M: Module> Reducer<'a, M> {
         }
         self.arrived[i] = true;
         self.pending[b] -= 1;
-        self.launch()
+        self.launch()?;
+        self.progress();
+        Ok(())
+    }
+
+    /// Does one share of the oldest reduction under way. Between ranks that are threads, nobody
+    /// else moves data while all of them compute. A hook's reduction is the hook's affair.
+    fn progress(&mut self) {
+        while let Some(Flight::Plain(work)) = self.flights.get_mut(self.landed)
+            && work.poll()
+        {
+            let b = self.landed;
+            self.trace.record(|| TraceEvent::Reduced(b));
+            self.landed += 1;
+        }
     }
 
     fn allocate(&self, b: usize) -> Result<Tensor> {
@@ -261,7 +278,9 @@ impl<'a, M: Module> Reducer<'a, M> {
                 Flight::Plain(work) => work.wait()?,
                 Flight::Hooked(complete) => stand_for(b, &self.plan[b], complete()?, group)?,
             });
-            self.trace.record(|| TraceEvent::Reduced(b));
+            if b >= self.landed {
+                self.trace.record(|| TraceEvent::Reduced(b));
+            }
         }
         let uses = self.uses.wait()?.to_vec::<i64>()?;
         let mut gradients = Gradients::default();

@@ -1,10 +1,13 @@
 //! Communication starts while the sweep still runs, in the first step already.
 
 use crate::model::{Mlp, mse, on_ranks};
-use phalanx_autograd::Tape;
 use phalanx_autograd::nn::Module;
+use phalanx_autograd::{Error as AutogradError, Grads, Tape, Var, Vjp};
+use phalanx_comm::ProcessGroup;
 use phalanx_parallel::{Ddp, DdpConfig, TraceEvent};
 use phalanx_tensor::{DType, Device, Tensor};
+use std::fmt;
+use std::sync::Arc;
 
 #[test]
 fn the_first_bucket_leaves_before_the_sweep_ends() {
@@ -51,5 +54,74 @@ fn the_first_bucket_leaves_before_the_sweep_ends() {
         });
         assert!(order.enumerate().all(|(i, b)| i == b), "{trace}");
         assert!(trace.events().windows(2).all(|w| w[0].0 <= w[1].0));
+    }
+}
+
+/// The identity, at whose backward all ranks meet.
+struct Meet(Arc<dyn ProcessGroup>);
+
+impl fmt::Debug for Meet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meet")
+    }
+}
+
+impl Vjp for Meet {
+    fn name(&self) -> &'static str {
+        "meet"
+    }
+
+    fn backward(&self, grad: Tensor, _: &[bool]) -> phalanx_autograd::Result<Grads> {
+        let met = self.0.barrier().and_then(|work| work.wait());
+        met.map_err(AutogradError::other)?;
+        Ok([Some(grad)].into_iter().collect())
+    }
+
+    fn saved_bytes(&self) -> usize {
+        0
+    }
+}
+
+#[test]
+fn large_buckets_are_reduced_before_the_sweep_ends() {
+    const WIDTH: usize = 64; // a weight is 16 KiB: more than its last issuer reduces on the spot
+    let traces = on_ranks(2, |group| {
+        let device = group.device();
+        let model = Mlp::new(&[WIDTH; 6], DType::F32, device, 1);
+        let config = DdpConfig {
+            in_place_bytes: 1, // a bucket for each parameter
+            trace: true,
+            ..Default::default()
+        };
+        let ddp = Ddp::new(model, Arc::clone(&group), config)?;
+        let tape = Tape::new();
+        let mut x = tape.constant(Tensor::ones([4, WIDTH], DType::F32, device)?);
+        for layer in &ddp.module().0 {
+            x = layer.forward(&tape, &x)?;
+            // So that no rank is through with its sweep before another has begun.
+            let meet = |_: &[bool]| Meet(Arc::clone(&group));
+            x = Var::from_vjp(&tape, &[&x], x.value().clone(), meet)?;
+        }
+        ddp.backward(&tape, &x.square()?.mean_all()?)?;
+        let weights: Vec<bool> = ddp
+            .buckets()
+            .unwrap()
+            .iter()
+            .map(|b| b.bytes() > 4096)
+            .collect();
+        Ok((ddp.trace(), weights))
+    });
+    for (trace, is_weight) in traces {
+        let events = trace.events().iter().map(|(_, event)| event);
+        let during = events.clone().take_while(|e| **e != TraceEvent::SweepEnded);
+        let reduced = |e: &TraceEvent| match e {
+            TraceEvent::Reduced(b) => Some(*b),
+            _ => None,
+        };
+        let early = during.filter_map(reduced).filter(|&b| is_weight[b]).count();
+        assert!(early >= 2, "{early} weights were reduced:\n{trace}");
+        // Each bucket once, and in order.
+        let all: Vec<usize> = events.filter_map(reduced).collect();
+        assert_eq!(all, (0..is_weight.len()).collect::<Vec<_>>(), "{trace}");
     }
 }
