@@ -14,8 +14,9 @@ use crate::sync::{Guard, Mutex};
 use phalanx_tensor::Tensor;
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 /// How long a rank that found two others to disagree waits for more of them, to tell who is the odd
@@ -32,6 +33,9 @@ pub(super) struct Engine {
     core: Mutex<Core>,
     /// Threads that are in `wait`, and move things along there.
     pub(super) waiters: AtomicUsize,
+    /// The background thread, and whether it sleeps and nobody has roused it.
+    listener: OnceLock<Thread>,
+    dozes: AtomicBool,
 }
 
 impl Engine {
@@ -39,6 +43,8 @@ impl Engine {
         Engine {
             core: Mutex::new(Core::new(wire)),
             waiters: AtomicUsize::new(0),
+            listener: OnceLock::new(),
+            dozes: AtomicBool::new(false),
         }
     }
 
@@ -48,6 +54,24 @@ impl Engine {
 
     pub(super) fn is_waited_in(&self) -> bool {
         self.waiters.load(SeqCst) > 0
+    }
+
+    /// Sleeps so long, or until roused; says which. For the background thread alone.
+    pub(super) fn doze(&self, time: Duration) -> bool {
+        self.listener.get_or_init(thread::current);
+        self.dozes.store(true, SeqCst);
+        // Who rouses between these two lines leaves a token, and nobody sleeps.
+        thread::park_timeout(time);
+        !self.dozes.swap(false, SeqCst)
+    }
+
+    /// Ends the background thread's sleep.
+    pub(super) fn rouse(&self) {
+        if self.dozes.swap(false, SeqCst)
+            && let Some(listener) = self.listener.get()
+        {
+            listener.unpark();
+        }
     }
 }
 

@@ -103,13 +103,17 @@ pub(super) const GRACE: Duration = Duration::from_millis(700);
 const LAST_WORDS: Duration = Duration::from_secs(60);
 /// How long the background thread sleeps where there is nothing to do but to listen, …
 const LISTEN: Duration = Duration::from_micros(500);
-/// … and where operations are under way, but nothing can be moved yet.
+/// … and where operations are under way, but nothing could be moved for as long as [`EAGER`].
 const LOOK: Duration = Duration::from_micros(100);
+/// How long it goes on looking after data has moved, or a call was issued, and only lets others run
+/// in between: a nap would take longer than a step of the data.
+const EAGER: Duration = Duration::from_micros(300);
 
 /// Moves things along while the rank computes, until `ended`; so the others get what they need from
 /// this rank, and hear that it is alive. Where the world has failed and the rank takes no notice, it
 /// ends the process, and with it the job.
 pub(super) fn background(engine: &Engine, ended: &AtomicBool) {
+    let mut eager_since = Instant::now();
     while !ended.load(SeqCst) {
         let mut pause = LISTEN;
         if !engine.is_waited_in() {
@@ -117,11 +121,13 @@ pub(super) fn background(engine: &Engine, ended: &AtomicBool) {
             if ended.load(SeqCst) {
                 return;
             }
-            let moved = core.progress();
-            pause = match (moved, core.is_busy() || core.has_calls()) {
-                (true, _) => Duration::ZERO,
-                (false, true) => LOOK,
-                (false, false) => LISTEN,
+            if core.progress() {
+                eager_since = Instant::now();
+            }
+            pause = match core.is_busy() || core.has_calls() {
+                true if eager_since.elapsed() < EAGER => Duration::ZERO,
+                true => LOOK,
+                false => LISTEN,
             };
             let rank = core.wire.rank;
             let is_deaf = match (core.fault(), core.told) {
@@ -138,7 +144,9 @@ pub(super) fn background(engine: &Engine, ended: &AtomicBool) {
         }
         match pause.is_zero() {
             true => yield_now(),
-            false => sleep(pause),
+            // `Engine::rouse` cuts it short.
+            false if engine.doze(pause) => eager_since = Instant::now(),
+            false => {}
         }
     }
 }
