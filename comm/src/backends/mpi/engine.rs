@@ -6,6 +6,7 @@ mod outbox;
 use super::exchange::Exchange;
 use super::fault;
 use super::header::{Header, Key};
+use super::wait::Listener;
 use super::wire::{Failure, Incoming, Outgoing, Wire};
 use crate::backends::Membership;
 use crate::check::{Call, Op, Signature};
@@ -14,9 +15,8 @@ use crate::sync::{Guard, Mutex};
 use phalanx_tensor::Tensor;
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, OnceLock};
-use std::thread::{self, Thread};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 /// How long a rank that found two others to disagree waits for more of them, to tell who is the odd
@@ -33,9 +33,8 @@ pub(super) struct Engine {
     core: Mutex<Core>,
     /// Threads that are in `wait`, and move things along there.
     pub(super) waiters: AtomicUsize,
-    /// The background thread, and whether it sleeps and nobody has roused it.
-    listener: OnceLock<Thread>,
-    dozes: AtomicBool,
+    /// Where the background thread sleeps.
+    pub(super) listener: Listener,
 }
 
 impl Engine {
@@ -43,8 +42,7 @@ impl Engine {
         Engine {
             core: Mutex::new(Core::new(wire)),
             waiters: AtomicUsize::new(0),
-            listener: OnceLock::new(),
-            dozes: AtomicBool::new(false),
+            listener: Listener::default(),
         }
     }
 
@@ -54,24 +52,6 @@ impl Engine {
 
     pub(super) fn is_waited_in(&self) -> bool {
         self.waiters.load(SeqCst) > 0
-    }
-
-    /// Sleeps so long, or until roused; says which. For the background thread alone.
-    pub(super) fn doze(&self, time: Duration) -> bool {
-        self.listener.get_or_init(thread::current);
-        self.dozes.store(true, SeqCst);
-        // Who rouses between these two lines leaves a token, and nobody sleeps.
-        thread::park_timeout(time);
-        !self.dozes.swap(false, SeqCst)
-    }
-
-    /// Ends the background thread's sleep.
-    pub(super) fn rouse(&self) {
-        if self.dozes.swap(false, SeqCst)
-            && let Some(listener) = self.listener.get()
-        {
-            listener.unpark();
-        }
     }
 }
 

@@ -118,7 +118,7 @@ impl Backend for MpiGroup {
         let key = core.issue(call, self.id, &self.membership)?;
         drop(core);
         if is_long {
-            self.engine.rouse();
+            self.engine.listener.rouse();
         }
         if let header::Key::Collective { number, .. } = key {
             *self.last.lock() = number;

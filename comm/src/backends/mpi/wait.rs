@@ -8,9 +8,9 @@ use crate::error::Result;
 use crate::work::Pending;
 use phalanx_tensor::Tensor;
 use std::hint::spin_loop;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::thread::{sleep, yield_now};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, Thread, sleep, yield_now};
 use std::time::{Duration, Instant};
 
 /// A rank's side of an operation that it has issued.
@@ -97,6 +97,34 @@ impl Pending for MpiWork {
     }
 }
 
+/// Where the background thread sleeps, and how it is woken.
+#[derive(Default)]
+pub(super) struct Listener {
+    thread: OnceLock<Thread>,
+    /// It sleeps, and nobody has roused it.
+    dozes: AtomicBool,
+}
+
+impl Listener {
+    /// Sleeps so long, or until roused; says which. For the background thread alone.
+    fn doze(&self, time: Duration) -> bool {
+        self.thread.get_or_init(thread::current);
+        self.dozes.store(true, SeqCst);
+        // Who rouses between these two lines leaves a token, and nobody sleeps.
+        thread::park_timeout(time);
+        !self.dozes.swap(false, SeqCst)
+    }
+
+    /// Ends the background thread's sleep.
+    pub(super) fn rouse(&self) {
+        if self.dozes.swap(false, SeqCst)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+}
+
 /// How long a rank that does not listen may go on after the world has failed.
 pub(super) const GRACE: Duration = Duration::from_millis(700);
 /// How long a rank may go on that has been told.
@@ -144,8 +172,7 @@ pub(super) fn background(engine: &Engine, ended: &AtomicBool) {
         }
         match pause.is_zero() {
             true => yield_now(),
-            // `Engine::rouse` cuts it short.
-            false if engine.doze(pause) => eager_since = Instant::now(),
+            false if engine.listener.doze(pause) => eager_since = Instant::now(),
             false => {}
         }
     }
