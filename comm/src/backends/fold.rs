@@ -200,15 +200,20 @@ unsafe fn run_all<T: Copy, A: Copy, const L: usize>(
     f: impl Fn(A, A) -> A + Copy,
     store: impl Fn(A) -> T + Copy,
 ) {
+    // Two of each stay in registers: most folds have no more.
+    let (src, dst) = (
+        (io.src[0], io.src[1], &io.src[2..]),
+        (io.dst[0], &io.dst[1..]),
+    );
     let mut i = 0;
     while i + L <= io.len {
         // SAFETY: elements `i..i + L` are in range.
-        unsafe { step::<T, A, L>(io, i, load, f, store) };
+        unsafe { step::<T, A, L>(src, dst, io.at + i * size_of::<T>(), load, f, store) };
         i += L;
     }
     while i < io.len {
         // SAFETY: element `i` is in range.
-        unsafe { step::<T, A, 1>(io, i, load, f, store) };
+        unsafe { step::<T, A, 1>(src, dst, io.at + i * size_of::<T>(), load, f, store) };
         i += 1;
     }
 }
@@ -216,26 +221,26 @@ unsafe fn run_all<T: Copy, A: Copy, const L: usize>(
 /// `L` elements: all loaded before the first is stored, so a source may be a destination.
 ///
 /// # Safety
-/// As [`fold`], for the elements `i..i + L`.
+/// As [`fold`], for the elements from this byte on.
 #[inline(always)]
 unsafe fn step<T: Copy, A: Copy, const L: usize>(
-    io: Operands<'_>,
-    i: usize,
+    src: (*const u8, *const u8, &[*const u8]),
+    dst: (*mut u8, &[*mut u8]),
+    byte: usize,
     load: impl Fn(T) -> A + Copy,
     f: impl Fn(A, A) -> A + Copy,
     store: impl Fn(A) -> T + Copy,
 ) {
-    let byte = io.at + i * size_of::<T>();
     // SAFETY: in range by the caller. An unaligned access needs no alignment. Shared memory is
     // only ever touched through raw pointers, never by reference.
     let read = |p: *const u8| unsafe { p.add(byte).cast::<[T; L]>().read_unaligned() };
     // Loops, not `array::map`: that one is now and then left as a call, which is three times slower.
-    let first = read(io.src[0]);
-    let mut acc = [load(first[0]); L];
+    let (a, b) = (read(src.0), read(src.1));
+    let mut acc = [f(load(a[0]), load(b[0])); L];
     for k in 1..L {
-        acc[k] = load(first[k]);
+        acc[k] = f(load(a[k]), load(b[k]));
     }
-    for &p in &io.src[1..] {
+    for &p in src.2 {
         let x = read(p);
         for k in 0..L {
             acc[k] = f(acc[k], load(x[k]));
@@ -245,9 +250,11 @@ unsafe fn step<T: Copy, A: Copy, const L: usize>(
     for k in 1..L {
         out[k] = store(acc[k]);
     }
-    for &p in io.dst {
-        // SAFETY: as above.
-        unsafe { p.add(byte).cast::<[T; L]>().write_unaligned(out) };
+    // SAFETY: as above.
+    let write = |p: *mut u8| unsafe { p.add(byte).cast::<[T; L]>().write_unaligned(out) };
+    write(dst.0);
+    for &p in dst.1 {
+        write(p);
     }
 }
 

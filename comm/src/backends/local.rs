@@ -122,8 +122,7 @@ impl Group {
     fn new(world_ranks: &[usize]) -> Group {
         let size = world_ranks.len();
         let slots = SlotPool::new(size);
-        let first = slots.take(0, &mut Spares::default());
-        first.dedicate(0, world_ranks);
+        let first = slots.take(0, &mut Spares::default(), 0, world_ranks);
         Group {
             slots,
             first,
@@ -180,11 +179,12 @@ impl Endpoint {
         let Issue { next, spares } = &mut *issue;
         if let Some((end, from, to, tag)) = message {
             let ranks = [me.world_ranks[from], me.world_ranks[to]];
-            let free = || slots.take(me.rank, spares);
+            let free = |number, ranks: &[usize]| slots.take(me.rank, spares, number, ranks);
             let slot = mail[from * me.size() + to].meet(end, tag, ranks, free);
             return (slot, end as usize);
         }
-        issued[me.rank].0.fetch_add(1, Relaxed);
+        let count = &issued[me.rank].0; // counted by this rank alone, under its lock
+        count.store(count.load(Relaxed) + 1, Relaxed);
         let after = next.next(&me.world_ranks, spares, slots, me.rank);
         (std::mem::replace(next, after), me.rank)
     }

@@ -36,14 +36,14 @@ struct Unmatched {
 }
 
 impl Mailbox {
-    /// The slot of the oldest message of this tag that lacks this end; else a free one, made ready
-    /// for a message between these ranks of the world.
+    /// The slot of the oldest message of this tag that lacks this end; else a free one for a message
+    /// of this number between these ranks of the world.
     pub(super) fn meet(
         &self,
         end: End,
         tag: u32,
         ranks: [usize; 2],
-        free: impl FnOnce() -> SlotRef,
+        free: impl FnOnce(u64, &[usize]) -> SlotRef,
     ) -> SlotRef {
         let mut unmatched = self.unmatched.lock();
         let mut ends = unmatched.ends.iter();
@@ -51,8 +51,7 @@ impl Mailbox {
         if let Some((_, _, slot)) = found.and_then(|i| unmatched.ends.remove(i)) {
             return slot;
         }
-        let slot = free();
-        slot.dedicate(unmatched.messages, &ranks);
+        let slot = free(unmatched.messages, &ranks);
         unmatched.messages += 1;
         unmatched.ends.push_back((tag, end, slot));
         slot

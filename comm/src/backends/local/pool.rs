@@ -74,17 +74,27 @@ impl SlotPool {
         }
     }
 
-    /// A free slot with room for all ranks (at least two). `spares` are this rank's.
-    pub(super) fn take(&self, rank: usize, spares: &mut Spares) -> SlotRef {
+    /// A free slot for the operation of this number between these ranks of the world. `spares` are
+    /// this rank's.
+    pub(super) fn take(
+        &self,
+        rank: usize,
+        spares: &mut Spares,
+        number: u64,
+        ranks: &[usize],
+    ) -> SlotRef {
         if spares.0.is_empty() {
             let mut top = self.returned[rank].0.swap(ptr::null_mut(), AcqRel);
             // SAFETY: slots on a stack are slots of this pool.
             while let Some(slot) = unsafe { SlotRef::from_ptr(top) } {
                 spares.0.push(slot);
-                top = slot.link.swap(ptr::null_mut(), Relaxed);
+                top = slot.link().swap(ptr::null_mut(), Relaxed);
             }
         }
-        spares.0.pop().unwrap_or_else(|| self.grow(rank))
+        let slot = spares.0.pop().unwrap_or_else(|| self.grow(rank));
+        // SAFETY: the slot is free, and this call its one holder (guarantee 2).
+        unsafe { slot.dedicate(number, ranks) };
+        slot
     }
 
     /// Keeps a slot for this rank's next [`take`](SlotPool::take): one that it has not used.
@@ -97,7 +107,7 @@ impl SlotPool {
         let stack = &self.returned[slot.home].0;
         let mut top = stack.load(Relaxed);
         loop {
-            slot.link.store(top, Relaxed);
+            slot.link().store(top, Relaxed);
             match stack.compare_exchange_weak(top, slot.as_ptr(), AcqRel, Acquire) {
                 Ok(_) => return,
                 Err(now) => top = now,

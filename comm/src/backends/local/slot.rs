@@ -12,7 +12,7 @@ use std::cell::UnsafeCell;
 use std::cmp::Ordering;
 use std::ptr;
 use std::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
+    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
 };
 
@@ -32,67 +32,100 @@ const AT_ONCE: usize = 4 << 10;
 /// 1. *A cell has one writer.* `Cell::post` is written by its rank alone, once, before that rank
 ///    sets `posted` (`Release`).
 /// 2. *A cell is read only after it was written.* Who reads the cell of another rank has seen its
-///    `posted` or found it in `lead` (`Acquire`), or is the last to arrive: `arrived` is counted
-///    up with `AcqRel`, so the last arrival comes after all posts.
+///    `posted` (`Acquire`), or found it in `arrivals` as the one that came first (`Acquire`, of what
+///    that rank put there with `Release`), or is the last to arrive: all count themselves in
+///    `arrivals` by read-modify-writes with `AcqRel`, so the last arrival comes after all posts.
 /// 3. *A cell is emptied only when nobody looks any more.* Ranks look at the cells of others before
-///    their own arrival, the last one also until it sets `READY` or `DONE`. A rank takes its tensors
-///    out of its cell only after it has seen `DONE` (`Acquire`), which comes after all arrivals (2).
+///    their own arrival (who comes first looks at none), the last one also until it sets `READY` or
+///    `DONE`. A rank takes its tensors out of its cell only after it has seen `DONE` (`Acquire`),
+///    which comes after all arrivals (2). `posted` stays until the slot is cleared.
 /// 4. *The plan has one writer:* the last to arrive, before it sets `READY` (`Release`). All others
 ///    read it after they have seen `READY`.
-/// 5. *A chunk is run once:* by the thread that drew its number from `claim`. Different chunks write
-///    to different elements (see [`Plan::run`]), so relaxed counting suffices.
-/// 6. *Nobody touches a buffer after `DONE` but its owner.* Each runner counts up `ran` with
-///    `AcqRel` after its chunk, so who counts the last one comes after all chunks; it sets `DONE`
+/// 5. *A chunk is run once:* by the thread that drew its number from the claims in `progress`.
+///    Different chunks write to different elements (see [`Plan::run`]), so nothing needs to be seen
+///    of the others', and a claim alone may be relaxed.
+/// 6. *Nobody touches a buffer after `DONE` but its owner.* Each runner counts its chunk in
+///    `progress` with `AcqRel` after it has run, and all that happens to `progress` are
+///    read-modify-writes, so who counts the last one comes after all chunks; it sets `DONE`
 ///    (`Release`). A rank takes its tensor only after it has seen `DONE` (`Acquire`).
 /// 7. *Buffers outlive the plan.* The slot owns the tensors until `DONE`, and lives as long as its
 ///    group, which whoever runs a chunk holds. A rank that fails leaves its tensors in the slot, so
 ///    it may unwind at any time. The tensors give access to their memory as long as they live: an
 ///    output was unique when it was posted, and nobody can clone it while it is in the cell; an input
 ///    may be shared, and is only read, as everywhere.
-/// 8. *A slot is cleared when nobody knows it any more.* A rank finds it as `link` of the slot before
-///    or in a mailbox, both before it posts; and forgets it after it has counted up `left` (`AcqRel`),
-///    when it has taken its result and is done running chunks. So who counts the last one comes
-///    after all of them. If a rank fails, the slot is never cleared.
+/// 8. *A slot is given back when nobody knows it any more*, and cleared when it is taken again. A rank
+///    finds it as `link` of the slot before or in a mailbox, both before it posts; and forgets it
+///    after it has counted up `left` (`AcqRel`), when it has taken its result and is done running
+///    chunks. So who counts the last one comes after all of them, and gives it back. If a rank
+///    fails, it never is.
 ///
 /// `Release` and `Acquire` are `SeqCst` where a sleeper must not be missed: see
 /// [`Parker`](super::park::Parker).
+///
+/// What is written at different times, or by some while others wait for something else, lies on
+/// different cache lines: each line that has to change hands once more is some 100 ns (2 ranks, 64
+/// KiB, all that there is in one place: 4.5 µs; so: 3.9, 2026-11).
 pub(super) struct Slot {
-    state: AtomicU32,
-    arrived: AtomicU32,
-    /// The cell that was posted first: what others compare themselves with.
-    lead: AtomicUsize,
+    entrance: Entrance,
+    stage: Stage,
+    progress: Progress,
+    exit: Exit,
+    /// Counts how often the slot was taken: what was posted before is nobody's any more.
+    uses: AtomicU64,
     /// How many ranks take part: the first so many cells are used.
     parties: AtomicUsize,
-    /// How many are done with it.
-    left: AtomicUsize,
     /// The number of the collective in its group, or of the message between the two ranks.
     sequence: AtomicU64,
-    /// The next collective of the group; while the slot is free, the next free one.
-    pub(super) link: AtomicPtr<Slot>,
     /// The rank that it goes back to.
     pub(super) home: usize,
     cells: Box<[Cell]>,
-    plan: UnsafeCell<Option<Plan>>,
-    work: Counters,
+    /// The ranks of the cells, in the world.
+    ranks: Box<[AtomicUsize]>,
 }
 
-/// What running ranks count on, away from the lines that others only read.
+/// What changes as ranks come.
+#[repr(align(128))]
+struct Entrance {
+    /// How many have arrived, in the lower half; in the upper one the number, plus one, of the cell
+    /// that was posted first: what others compare themselves with.
+    arrivals: AtomicU64,
+    /// The next collective of the group; while the slot is free, the next free one.
+    link: AtomicPtr<Slot>,
+}
+
+/// What the last to come says.
+#[repr(C, align(128))]
+struct Stage {
+    state: AtomicU32,
+    plan: UnsafeCell<Option<Plan>>,
+}
+
+/// How many chunks have been claimed, in the lower half, and have run, in the upper one.
 #[derive(Default)]
 #[repr(align(128))]
-struct Counters {
-    claim: AtomicUsize,
-    ran: AtomicUsize,
-}
+struct Progress(AtomicU64);
 
+/// How many ranks are done with the slot.
+#[derive(Default)]
 #[repr(align(128))]
+struct Exit(AtomicUsize);
+
+const LOWER: u64 = u32::MAX as u64;
+const UPPER: u32 = 32;
+/// A chunk is claimed.
+const CLAIM: u64 = 1;
+/// A chunk has run.
+const RAN: u64 = 1 << UPPER;
+
+#[repr(C, align(128))]
 struct Cell {
-    /// The rank in the world.
-    rank: AtomicUsize,
-    posted: AtomicBool,
+    /// The last use of the slot that the rank has posted for.
+    posted: AtomicU64,
     post: UnsafeCell<Option<Post>>,
 }
 
-/// What a rank brings.
+/// What a rank brings: first what others read.
+#[repr(C)]
 pub(super) struct Post {
     signature: Signature,
     ends: Ends,
@@ -113,10 +146,22 @@ pub(super) enum State {
     Done,
 }
 
+/// What came of a rank's help.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Helped {
+    /// There is no plan yet, or no longer.
+    NotNow,
+    /// A chunk was run, and there may be more.
+    Some,
+    /// All chunks are claimed. Asking again gets nothing, and holds up those who run them.
+    NothingLeft,
+    /// The operation was ended by this: sleepers are to be woken.
+    Ended,
+}
+
 const FILLING: u32 = 0;
 const READY: u32 = 1;
 const DONE: u32 = 2;
-const NOBODY: usize = usize::MAX;
 
 /// Two ranks that disagree, by their numbers in the world.
 pub(super) struct Disagreement {
@@ -197,31 +242,51 @@ impl Slot {
     /// A slot with so many cells, which belongs to rank `home`.
     pub(super) fn new(home: usize, cells: usize) -> Slot {
         let cell = |_| Cell {
-            rank: AtomicUsize::new(0),
-            posted: AtomicBool::new(false),
+            posted: AtomicU64::new(0),
             post: UnsafeCell::new(None),
         };
         Slot {
-            state: AtomicU32::new(FILLING),
-            arrived: AtomicU32::new(0),
-            lead: AtomicUsize::new(NOBODY),
+            entrance: Entrance {
+                arrivals: AtomicU64::new(0),
+                link: AtomicPtr::new(ptr::null_mut()),
+            },
+            stage: Stage {
+                state: AtomicU32::new(FILLING),
+                plan: UnsafeCell::new(None),
+            },
+            progress: Progress::default(),
+            exit: Exit::default(),
+            uses: AtomicU64::new(0),
             parties: AtomicUsize::new(0),
-            left: AtomicUsize::new(0),
             sequence: AtomicU64::new(0),
-            link: AtomicPtr::new(ptr::null_mut()),
             home,
             cells: (0..cells).map(cell).collect(),
-            plan: UnsafeCell::new(None),
-            work: Counters::default(),
+            ranks: (0..cells).map(|_| AtomicUsize::new(0)).collect(),
         }
     }
 
-    /// Says what a free slot is used for, before anybody else sees it.
-    pub(super) fn dedicate(&self, sequence: u64, ranks: &[usize]) {
+    /// The next free slot, while this one is free.
+    pub(super) fn link(&self) -> &AtomicPtr<Slot> {
+        &self.entrance.link
+    }
+
+    /// Makes a free slot as new, and says what it will be used for.
+    ///
+    /// # Safety
+    /// Nobody else knows the slot (guarantee 8).
+    pub(super) unsafe fn dedicate(&self, sequence: u64, ranks: &[usize]) {
+        // SAFETY: by the caller. Dropping a plan frees two lists at most.
+        unsafe { *self.stage.plan.get() = None };
+        self.stage.state.store(FILLING, Relaxed);
+        self.progress.0.store(0, Relaxed);
+        self.exit.0.store(0, Relaxed);
+        self.entrance.arrivals.store(0, Relaxed);
+        self.entrance.link.store(ptr::null_mut(), Relaxed);
+        self.uses.store(self.uses.load(Relaxed) + 1, Relaxed);
         self.sequence.store(sequence, Relaxed);
         self.parties.store(ranks.len(), Relaxed);
-        for (cell, rank) in self.cells.iter().zip(ranks) {
-            cell.rank.store(*rank, Relaxed);
+        for (mine, rank) in self.ranks.iter().zip(ranks) {
+            mine.store(*rank, Relaxed);
         }
     }
 
@@ -245,40 +310,18 @@ impl Slot {
     ) -> SlotRef {
         // SAFETY: the link of a slot in use is null or the slot of the next collective.
         let known = |link| unsafe { SlotRef::from_ptr(link) };
-        if let Some(next) = known(self.link.load(Acquire)) {
+        let link = &self.entrance.link;
+        if let Some(next) = known(link.load(Acquire)) {
             return next;
         }
-        let new = pool.take(me, spares);
-        new.dedicate(self.sequence() + 1, ranks);
-        match self
-            .link
-            .compare_exchange(ptr::null_mut(), new.as_ptr(), AcqRel, Acquire)
-        {
+        let new = pool.take(me, spares, self.sequence() + 1, ranks);
+        match link.compare_exchange(ptr::null_mut(), new.as_ptr(), AcqRel, Acquire) {
             Ok(_) => new,
             Err(theirs) => {
                 SlotPool::keep(new, spares);
                 known(theirs).unwrap_or(new)
             }
         }
-    }
-
-    /// Makes the slot as new.
-    ///
-    /// # Safety
-    /// Nobody else knows the slot any more (guarantee 8).
-    unsafe fn clear(&self) {
-        for cell in self.cells() {
-            cell.posted.store(false, Relaxed);
-        }
-        // SAFETY: by the caller. Dropping a plan frees two lists at most.
-        unsafe { *self.plan.get() = None };
-        self.work.claim.store(0, Relaxed);
-        self.work.ran.store(0, Relaxed);
-        self.left.store(0, Relaxed);
-        self.arrived.store(0, Relaxed);
-        self.lead.store(NOBODY, Relaxed);
-        self.link.store(ptr::null_mut(), Relaxed);
-        self.state.store(FILLING, Relaxed);
     }
 
     /// Puts a rank's post into its cell. The last rank to come gets the operation going, for so many
@@ -297,11 +340,19 @@ impl Slot {
     ) -> Result<bool, Disagreement> {
         // SAFETY: guarantee 1, once by the caller.
         unsafe { *self.cells[cell].post.get() = Some(post) };
-        self.cells[cell].posted.store(true, Release);
-        if let Err(lead) = self.lead.compare_exchange(NOBODY, cell, AcqRel, Acquire) {
-            self.compare(cell, lead)?;
-        }
-        if self.arrived.fetch_add(1, AcqRel) as usize + 1 < self.cells().len() {
+        self.cells[cell]
+            .posted
+            .store(self.uses.load(Relaxed), Release);
+        let arrivals = &self.entrance.arrivals;
+        let first = (cell as u64 + 1) << UPPER | 1;
+        let arrived = match arrivals.compare_exchange(0, first, AcqRel, Acquire) {
+            Ok(_) => 1,
+            Err(so_far) => {
+                self.compare(cell, (so_far >> UPPER) as usize - 1)?;
+                (arrivals.fetch_add(1, AcqRel) & LOWER) as usize + 1
+            }
+        };
+        if arrived < self.cells().len() {
             return Ok(false);
         }
         self.begin(workers)?;
@@ -332,11 +383,11 @@ impl Slot {
         if bytes <= AT_ONCE {
             // SAFETY: all buffers are there (7), and no other thread sees the plan.
             (0..chunks).for_each(|c| unsafe { plan.run(c) });
-            self.state.store(DONE, SeqCst); // `Release` for 6
+            self.stage.state.store(DONE, SeqCst); // `Release` for 6
         } else {
             // SAFETY: guarantee 4.
-            unsafe { *self.plan.get() = Some(plan) };
-            self.state.store(READY, SeqCst); // `Release` for 4
+            unsafe { *self.stage.plan.get() = Some(plan) };
+            self.stage.state.store(READY, SeqCst); // `Release` for 4
         }
         Ok(())
     }
@@ -363,7 +414,7 @@ impl Slot {
             return Ok(());
         };
         // Whoever has come so far votes on which of the two is the odd one out.
-        let here = (0..self.cells().len()).filter(|&c| self.cells[c].posted.load(Acquire));
+        let here = (0..self.cells().len()).filter(|&c| self.has_posted(c));
         let (mut with_a, mut with_b) = (0, 0);
         for c in here {
             with_a += usize::from(difference(a, c).is_none());
@@ -378,9 +429,9 @@ impl Slot {
         let call = |c| unsafe { self.signature(c) }.map_or_else(String::new, Signature::to_string);
         Err(Disagreement {
             difference: what,
-            rank: self.cells[odd].rank.load(Relaxed),
+            rank: self.ranks[odd].load(Relaxed),
             call: call(odd),
-            other: self.cells[other].rank.load(Relaxed),
+            other: self.ranks[other].load(Relaxed),
             other_call: call(other),
         })
     }
@@ -397,15 +448,20 @@ impl Slot {
         unsafe { self.signature(cell) }.map_or_else(String::new, Signature::to_string)
     }
 
+    fn has_posted(&self, cell: usize) -> bool {
+        self.cells[cell].posted.load(Acquire) == self.uses.load(Relaxed)
+    }
+
     /// The ranks of the world that have not come.
     pub(super) fn missing(&self) -> impl Iterator<Item = usize> {
-        let missing = self.cells().iter().filter(|c| !c.posted.load(Acquire));
-        missing.map(|c| c.rank.load(Relaxed))
+        let ranks = self.ranks().enumerate();
+        ranks.filter_map(|(cell, rank)| (!self.has_posted(cell)).then_some(rank))
     }
 
     /// All ranks that take part, by their numbers in the world.
     pub(super) fn ranks(&self) -> impl Iterator<Item = usize> {
-        self.cells().iter().map(|c| c.rank.load(Relaxed))
+        let ranks = &self.ranks[..self.parties.load(Relaxed)];
+        ranks.iter().map(|rank| rank.load(Relaxed))
     }
 
     /// What the rank of this cell gets out of an operation that is done; and whether the slot is now
@@ -417,50 +473,48 @@ impl Slot {
         let parties = self.parties.load(Relaxed);
         // SAFETY: guarantees 3 and 6: others look at the cell no more; once by the caller.
         let post = unsafe { (*self.cells[cell].post.get()).take() };
-        let is_last = self.left.fetch_add(1, AcqRel) + 1 == parties;
-        if is_last {
-            // SAFETY: guarantee 8.
-            unsafe { self.clear() };
-        }
+        let is_last = self.exit.0.fetch_add(1, AcqRel) + 1 == parties;
         (post.and_then(|p| p.output), is_last)
     }
 
     pub(super) fn state(&self) -> State {
         // `Acquire` for 4 and 6; `SeqCst` for sleepers.
-        match self.state.load(SeqCst) {
+        match self.stage.state.load(SeqCst) {
             FILLING => State::Filling,
             READY => State::Ready,
             _ => State::Done,
         }
     }
 
-    /// Runs up to `limit` chunks that nobody has claimed. Returns whether the operation was ended
-    /// by this: sleepers are to be woken.
-    pub(super) fn help(&self, limit: usize) -> bool {
-        if self.state() != State::Ready {
-            return false;
-        }
+    /// Runs a chunk that nobody has claimed, or, if `all`, chunks until none is left.
+    pub(super) fn help(&self, all: bool) -> Helped {
         // SAFETY: guarantee 4: nobody writes to the plan after `READY`.
-        let Some(plan) = (unsafe { (*self.plan.get()).as_ref() }) else {
-            return false;
+        let plan = match self.state() {
+            State::Ready => unsafe { (*self.stage.plan.get()).as_ref() },
+            State::Filling | State::Done => None,
+        };
+        let Some(plan) = plan else {
+            return Helped::NotNow;
         };
         let chunks = plan.chunks();
-        for _ in 0..limit {
-            if self.work.claim.load(Relaxed) >= chunks {
-                return false;
-            }
-            let chunk = self.work.claim.fetch_add(1, Relaxed);
+        let progress = &self.progress.0;
+        let mut before = progress.fetch_add(CLAIM, Relaxed);
+        loop {
+            let chunk = (before & LOWER) as usize;
             if chunk >= chunks {
-                return false;
+                return Helped::NothingLeft;
             }
             // SAFETY: claimed by this thread alone (5); the buffers are valid and nobody else's
             // (6, 7); all outputs were unique when they were posted, so they overlap with nothing.
             unsafe { plan.run(chunk) };
-            if self.work.ran.fetch_add(1, AcqRel) + 1 == chunks {
-                self.state.store(DONE, SeqCst); // `Release` for 6
-                return true;
+            before = progress.fetch_add(if all { RAN + CLAIM } else { RAN }, AcqRel);
+            if (before >> UPPER) as usize + 1 == chunks {
+                self.stage.state.store(DONE, SeqCst); // `Release` for 6
+                return Helped::Ended;
+            }
+            if !all {
+                return Helped::Some;
             }
         }
-        false
     }
 }

@@ -3,7 +3,7 @@
 
 use super::Endpoint;
 use super::pool::SlotRef;
-use super::slot::{Post, State};
+use super::slot::{Helped, Post, State};
 use crate::error::{Error, Result};
 use crate::work::Pending;
 use phalanx_tensor::Tensor;
@@ -17,6 +17,8 @@ pub(super) struct LocalWork {
     me: Arc<Endpoint>,
     slot: SlotRef,
     cell: usize,
+    /// Whether there may be chunks that nobody has claimed.
+    chunks_left: bool,
 }
 
 impl LocalWork {
@@ -31,6 +33,7 @@ impl LocalWork {
                     me: Arc::clone(me),
                     slot,
                     cell,
+                    chunks_left: true,
                 };
                 if has_begun {
                     work.wake_others();
@@ -46,6 +49,20 @@ impl LocalWork {
                 other_call: d.other_call,
                 difference: d.difference,
             })),
+        }
+    }
+
+    /// Runs one chunk, or as many as there are; wakes the others where that ends the operation.
+    fn help(&mut self, all: bool) {
+        if self.chunks_left {
+            match self.slot.help(all) {
+                Helped::NotNow | Helped::Some => {}
+                Helped::NothingLeft => self.chunks_left = false,
+                Helped::Ended => {
+                    self.chunks_left = false;
+                    self.wake_others();
+                }
+            }
         }
     }
 
@@ -98,14 +115,13 @@ impl LocalWork {
 
 impl Pending for LocalWork {
     fn poll(&mut self) -> bool {
-        if self.slot.help(1) {
-            self.wake_others();
-        }
+        self.help(false);
         self.slot.state() == State::Done || self.me.world().has_failed()
     }
 
-    fn wait(self: Box<Self>) -> Result<Option<Tensor>> {
-        let world = self.me.world();
+    fn wait(mut self: Box<Self>) -> Result<Option<Tensor>> {
+        let me = Arc::clone(&self.me);
+        let world = me.world();
         let mut patience = Patience::new(world.cores_to_spare);
         let mut last = State::Filling;
         loop {
@@ -120,8 +136,8 @@ impl Pending for LocalWork {
                     }
                     return Ok(tensor);
                 }
-                State::Ready if self.slot.help(usize::MAX) => {
-                    self.wake_others();
+                State::Ready if self.chunks_left => {
+                    self.help(true);
                     continue;
                 }
                 State::Ready | State::Filling => {}
