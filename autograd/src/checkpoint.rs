@@ -2,6 +2,7 @@
 //! "Training Deep Nets with Sublinear Memory Cost", 2016; PyTorch: `torch.utils.checkpoint`).
 
 use crate::error::Result;
+use crate::grads::Gradients;
 use crate::sweep::Backward;
 use crate::tape::{Tape, Trace};
 use crate::var::Var;
@@ -14,7 +15,7 @@ use std::fmt;
 /// backward pass runs the segment once more to get the rest.
 ///
 /// The second run sees what the first saw: the same parameter values, even if the parameters were
-/// set in between, and the same random numbers, if the segment draws them through
+/// set, frozen or thawed in between, and the same random numbers, if the segment draws them through
 /// [`Tape::seed`], as [`nn::Dropout`](crate::nn::Dropout) does. Gradients equal those without the
 /// checkpoint, with the same bits where the segment uses each parameter and input once.
 ///
@@ -98,10 +99,13 @@ impl<F: Fn(&Tape, &[Var]) -> Result<Var>> Vjp for Checkpoint<F> {
             });
         }
         let out = (self.segment)(&tape, &inputs)?;
-        let mut gradients = tape.sweep(Backward {
-            roots: &[(&out, Some(grad))],
-            ..Backward::default()
-        })?;
+        let mut gradients = match out.requires_grad() {
+            true => tape.sweep(Backward {
+                roots: &[(&out, Some(grad))],
+                ..Backward::default()
+            })?,
+            false => Gradients::new(), // it was cut off from everything
+        };
         // An input or a parameter that was traced but does not reach the output: a zero, since the
         // tape has announced it.
         let or_zeros = |grad: Option<Tensor>, like: &Tensor| match grad {
@@ -124,7 +128,8 @@ impl<F: Fn(&Tape, &[Var]) -> Result<Var>> Vjp for Checkpoint<F> {
     fn saved_bytes(&self) -> usize {
         let inputs = self.inputs.iter().map(|(value, _)| value);
         let params = self.trace.params.iter().map(|(_, value)| value);
-        inputs.chain(params).map(tensor_bytes).sum()
+        let frozen = self.trace.frozen.iter().map(|(_, value)| value);
+        inputs.chain(params).chain(frozen).map(tensor_bytes).sum()
     }
 
     fn joint(&self) -> bool {

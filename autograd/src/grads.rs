@@ -1,6 +1,6 @@
 //! [`Gradients`]: what a backward pass returns.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::param::{IdMap, Param, ParamId};
 use crate::tape::NodeRef;
 use crate::var::Var;
@@ -95,12 +95,20 @@ impl Gradients {
     /// Adds the gradients of another pass: gradient accumulation over micro-batches.
     ///
     /// # Errors
-    /// As [`Tensor::add_into`]; gradients before the failing one have been added.
+    /// [`Error::InvalidArgument`] where two gradients of a parameter differ in shape or element
+    /// type. As [`Tensor::add_into`]. Gradients before the failing one have been added.
     pub fn accumulate(&mut self, other: Gradients) -> Result<()> {
         for (param, grad) in other.params {
             let Some(grad) = grad else { continue };
             match self.place.get(&param.id()) {
-                Some(&at) => add_to(&mut self.params[at].1, grad)?,
+                Some(&at) => add_to(&mut self.params[at].1, grad, |sum, grad| {
+                    Error::InvalidArgument {
+                        op: "accumulate",
+                        reason: format!(
+                            "{param:?} has the gradient {sum:?}, to which {grad:?} is added"
+                        ),
+                    }
+                })?,
                 None => self.insert(&param, grad),
             }
         }
@@ -119,10 +127,18 @@ impl Gradients {
     }
 }
 
-/// Adds a contribution to a gradient, in place where one side belongs to nobody else.
-pub(crate) fn add_to(slot: &mut Option<Tensor>, grad: Tensor) -> Result<()> {
+/// Adds a contribution to a gradient, in place where one side belongs to nobody else. Nothing is
+/// broadcast: `differ` makes the error where the two are not alike.
+pub(crate) fn add_to(
+    slot: &mut Option<Tensor>,
+    grad: Tensor,
+    differ: impl FnOnce(&Tensor, &Tensor) -> Error,
+) -> Result<()> {
     let sum = match slot.take() {
         None => grad,
+        Some(sum) if sum.shape() != grad.shape() || sum.dtype() != grad.dtype() => {
+            return Err(differ(&sum, &grad));
+        }
         // Floating-point addition commutes: into whichever is free.
         Some(sum) if grad.is_unique() && !sum.is_unique() => grad.add_into(&sum)?,
         Some(sum) => sum.add_into(&grad)?,

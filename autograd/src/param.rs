@@ -243,9 +243,11 @@ impl Buffer {
     /// Changes the value in place, as [`Param::update`]; the buffer is locked meanwhile, too.
     ///
     /// # Errors
-    /// Those of `change`.
+    /// As [`Param::update`].
     pub fn update(&self, change: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<()> {
-        change(&mut self.0.1.write())
+        let mut value = self.0.1.write();
+        change(&mut value)?;
+        self.0.1.check(self.0.0, &value)
     }
 }
 
@@ -301,6 +303,25 @@ mod tests {
         assert_eq!(seen.unwrap(), [3.0, 1.0, 2.0]);
         let after = [&a, &b, &c].map(|p| p.value().item().unwrap());
         assert_eq!(after, [1.0, 2.0, 13.0]);
+    }
+
+    #[test]
+    fn a_buffer_keeps_its_shape_and_type() {
+        let buffer = Buffer::new(Tensor::scalar(1.0f64, Device::cpu(0)).unwrap());
+        let leave = |value: Tensor| {
+            buffer.update(|t| {
+                *t = value;
+                Ok(())
+            })
+        };
+        let longer = Tensor::zeros([2], DType::F64, Device::cpu(0)).unwrap();
+        let shorter = Tensor::scalar(1.0f32, Device::cpu(0)).unwrap();
+        for wrong in [longer, shorter] {
+            let e = leave(wrong).unwrap_err();
+            assert!(matches!(e, Error::ValueMismatch { id, .. } if id == buffer.id()));
+        }
+        leave(Tensor::scalar(2.0f64, Device::cpu(0)).unwrap()).unwrap();
+        assert_eq!(buffer.value().item().unwrap(), 2.0);
     }
 
     #[test]

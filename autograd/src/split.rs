@@ -8,8 +8,8 @@ use crate::vjp::Grads;
 use phalanx_tensor::Tensor;
 
 impl Tape {
-    /// The first half of a backward pass split in two: the gradients of the inputs (`I`) now, those
-    /// of the parameters (`W`) when the returned work is run. A pipeline stage sends the first to
+    /// The first half of a backward pass split in two: the gradients of the inputs (`I`) now, of
+    /// operations without inputs too, those of the parameters (`W`) when the returned work is run. A pipeline stage sends the first to
     /// its neighbour and fills idle time with the second. Consumes the recording; what `W` needs of
     /// it moves into the returned work.
     ///
@@ -21,7 +21,10 @@ impl Tape {
         let reached = self.reach(how.roots)?;
         let (mut slots, mut wanted) = self.prepare(&how)?;
         if how.inputs.is_none() {
-            wanted = self.leading_to(|_, node| matches!(node.kind, Kind::Input));
+            // An operation without inputs passes its gradient on by itself: to a neighbour, who waits.
+            let is_source =
+                |node: &Node| node.inputs.is_empty() && !matches!(node.kind, Kind::Param(_));
+            wanted = self.leading_to(|_, node| is_source(node));
         }
         let mut sink = Sink::new(self.recording(), how);
         let mut nodes = self.take_nodes();
@@ -50,9 +53,10 @@ impl Tape {
             };
             let now = needs(&node.inputs, |id| wanted.contains(id));
             let rest = needs(&node.inputs, |id| !wanted.contains(id));
+            let name = vjp.name();
             if !rest.contains(&true) {
                 let grads = call(&**vjp, grad, &now)?;
-                distribute(&mut slots, &node.inputs, &now, grads)?;
+                distribute(name, &mut slots, &node.inputs, &now, grads)?;
             } else if vjp.joint() {
                 let all = needs(&node.inputs, |_| true);
                 let mut grads = call(&**vjp, grad, &all)?;
@@ -61,14 +65,14 @@ impl Tape {
                     .zip(&mut grads)
                     .map(|(&rest, g)| if rest { g.take() } else { None })
                     .collect();
-                distribute(&mut slots, &node.inputs, &now, grads)?;
+                distribute(name, &mut slots, &node.inputs, &now, grads)?;
                 node.kind = Kind::Input; // its work is done, the saved tensors go
                 later
                     .nodes
-                    .push((index, node, Work::Deliver(Box::new(held), rest)));
+                    .push((index, node, Work::Deliver(name, Box::new(held), rest)));
             } else {
                 let grads = call(&**vjp, grad.clone(), &now)?;
-                distribute(&mut slots, &node.inputs, &now, grads)?;
+                distribute(name, &mut slots, &node.inputs, &now, grads)?;
                 vjp.shrink(&rest);
                 later.slots[index] = Some(grad);
                 later.nodes.push((index, node, Work::Part(rest)));
@@ -86,8 +90,8 @@ enum Work {
     Whole,
     /// The inputs that are marked; the gradient of the output waits in the slot.
     Part(Needs),
-    /// Nothing but handing out the gradients of the marked inputs.
-    Deliver(Box<Grads>, Needs),
+    /// Nothing but handing out the gradients of the marked inputs, which the vjp of this name gave.
+    Deliver(&'static str, Box<Grads>, Needs),
 }
 
 /// The second half of a split backward pass, made by [`Tape::sweep_inputs`]. Dropping it gives up
@@ -112,8 +116,8 @@ impl WeightSweep {
         };
         let mut sink = Sink::new(u64::MAX, how);
         while let Some((index, node, work)) = self.nodes.pop() {
-            let (grads, needs) = match (work, node.kind) {
-                (Work::Deliver(grads, needs), _) => (*grads, needs),
+            let (name, grads, needs) = match (work, node.kind) {
+                (Work::Deliver(name, grads, needs), _) => (name, *grads, needs),
                 (work, Kind::Op(vjp)) => {
                     let Some(grad) = self.slots[index].take() else {
                         continue;
@@ -122,7 +126,7 @@ impl WeightSweep {
                         Work::Part(needs) => needs,
                         _ => needs(&node.inputs, |_| true),
                     };
-                    (call(&*vjp, grad, &needs)?, needs)
+                    (vjp.name(), call(&*vjp, grad, &needs)?, needs)
                 }
                 (_, leaf) => {
                     if let Some(grad) = self.slots[index].take() {
@@ -131,7 +135,7 @@ impl WeightSweep {
                     continue;
                 }
             };
-            distribute(&mut self.slots, &node.inputs, &needs, grads)?;
+            distribute(name, &mut self.slots, &node.inputs, &needs, grads)?;
         }
         Ok(sink.gradients)
     }
@@ -145,7 +149,7 @@ impl WeightSweep {
                 _ => 0,
             };
             let held = match work {
-                Work::Deliver(grads, _) => grads.iter().flatten().map(crate::tensor_bytes).sum(),
+                Work::Deliver(_, grads, _) => grads.iter().flatten().map(crate::tensor_bytes).sum(),
                 _ => 0,
             };
             vjp + held

@@ -106,11 +106,12 @@ impl Tape {
             };
             sink.keep_chosen(index, &grad);
             if let Kind::Op(vjp) = node.kind {
+                let name = vjp.name();
                 let needs = needs(&node.inputs, |id| wanted.contains(id));
                 if needs.contains(&true) || node.inputs.is_empty() {
                     let grads = call(&*vjp, grad, &needs)?;
                     drop(vjp);
-                    distribute(&mut slots, &node.inputs, &needs, grads)?;
+                    distribute(name, &mut slots, &node.inputs, &needs, grads)?;
                 }
             } else {
                 sink.leaf(index, node.kind, grad)?;
@@ -207,7 +208,9 @@ impl Tape {
             };
             let len = slots.len().max(index + 1);
             slots.resize_with(len, || None);
-            add_to(&mut slots[index], seed)?;
+            add_to(&mut slots[index], seed, |sum, seed| {
+                differ("seed", sum, seed)
+            })?;
         }
         let Some(inputs) = how.inputs else {
             return Ok((slots, Wanted(None)));
@@ -269,7 +272,17 @@ pub(crate) fn call(vjp: &dyn Vjp, grad: Tensor, needs: &[bool]) -> Result<Grads>
     Ok(grads)
 }
 
+/// The error of a vjp that gave an input a gradient unlike that of another.
+fn differ(vjp: &'static str, sum: &Tensor, grad: &Tensor) -> Error {
+    Error::VjpContract {
+        vjp,
+        reason: format!("its gradient {grad:?} joins {sum:?}, which the same variable has already"),
+    }
+}
+
+/// Adds the gradients that the vjp of this name gave to those of its inputs.
 pub(crate) fn distribute(
+    vjp: &'static str,
     slots: &mut [Option<Tensor>],
     inputs: &[NodeId],
     needs: &[bool],
@@ -277,7 +290,9 @@ pub(crate) fn distribute(
 ) -> Result<()> {
     for ((id, &needed), grad) in inputs.iter().zip(needs).zip(grads) {
         if let (true, Some(grad)) = (needed, grad) {
-            add_to(&mut slots[id.index()], grad)?;
+            add_to(&mut slots[id.index()], grad, |sum, grad| {
+                differ(vjp, sum, grad)
+            })?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@
 //! uses it. So its gradient is final exactly when the sweep passes that node.
 
 use crate::error::{Error, Result};
-use crate::param::{IdMap, Param};
+use crate::param::{IdMap, Param, ParamId};
 use crate::var::Var;
 use crate::vjp::Vjp;
 use phalanx_tensor::Tensor;
@@ -61,8 +61,8 @@ pub(crate) struct Node {
 enum Mode {
     Record,
     Infer,
-    /// Record nothing, but note the parameters and the seeds that are used: a computation on
-    /// behalf of the tape inside.
+    /// Record nothing, but note the parameters, frozen ones too, and the seeds that are used: a
+    /// computation on behalf of the tape inside.
     Trace(Tape),
     /// Record, with the parameters' values and the seeds of a trace.
     Replay(RefCell<std::vec::IntoIter<u64>>),
@@ -72,6 +72,8 @@ enum Mode {
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
     pub(crate) params: Vec<(Param, Tensor)>,
+    /// Those that were frozen.
+    pub(crate) frozen: Vec<(ParamId, Tensor)>,
     pub(crate) seeds: Vec<u64>,
 }
 
@@ -81,6 +83,8 @@ struct Inner {
     nodes: RefCell<Vec<Node>>,
     /// The first use of each parameter in this recording.
     leaves: RefCell<IdMap<(NodeId, Tensor)>>,
+    /// What a trace has found, or a replay finds, in frozen parameters.
+    frozen: RefCell<IdMap<Tensor>>,
     trace: RefCell<Trace>,
 }
 
@@ -127,6 +131,7 @@ impl Tape {
             recording: Cell::new(next_recording()),
             nodes: RefCell::default(),
             leaves: RefCell::default(),
+            frozen: RefCell::default(),
             trace: RefCell::default(),
         }))
     }
@@ -153,6 +158,10 @@ impl Tape {
         for (param, value) in &trace.params {
             tape.add_leaf(param, value.clone());
         }
+        tape.0
+            .frozen
+            .borrow_mut()
+            .extend(trace.frozen.iter().cloned());
         tape
     }
 
@@ -175,9 +184,8 @@ impl Tape {
     /// The variable of a parameter. The first call in a recording fixes the value; later ones
     /// return the same variable.
     pub fn leaf(&self, param: &Param) -> Var {
-        let traced = matches!(self.0.mode, Mode::Trace(_));
-        if !(self.is_recording() || traced) || !param.requires_grad() {
-            return self.constant(param.value());
+        if !self.records(param) {
+            return self.constant(self.frozen_value(param));
         }
         let known = self.0.leaves.borrow().get(&param.id()).cloned();
         let (id, value) = known.unwrap_or_else(|| match &self.0.mode {
@@ -185,6 +193,41 @@ impl Tape {
             _ => self.add_leaf(param, param.value()),
         });
         Var::new(self, id, value)
+    }
+
+    /// Whether a parameter has a gradient here. In a second run what held in the first, whatever has
+    /// become of the parameter since; one that was both is one that the computation switches itself.
+    fn records(&self, param: &Param) -> bool {
+        match &self.0.mode {
+            Mode::Infer => false,
+            Mode::Record => param.requires_grad(),
+            Mode::Trace(parent) => parent.records(param),
+            Mode::Replay(_) => {
+                let trained = self.0.leaves.borrow().contains_key(&param.id());
+                let frozen = self.0.frozen.borrow().contains_key(&param.id());
+                match trained == frozen {
+                    true => param.requires_grad(),
+                    false => trained,
+                }
+            }
+        }
+    }
+
+    /// The value of a parameter that has no gradient here.
+    fn frozen_value(&self, param: &Param) -> Tensor {
+        let known = || self.0.frozen.borrow().get(&param.id()).cloned();
+        match &self.0.mode {
+            Mode::Record | Mode::Infer => param.value(),
+            Mode::Replay(_) => known().unwrap_or_else(|| param.value()),
+            Mode::Trace(parent) => known().unwrap_or_else(|| {
+                let value = parent.frozen_value(param);
+                let mut frozen = self.0.frozen.borrow_mut();
+                frozen.insert(param.id(), value.clone());
+                let mut trace = self.0.trace.borrow_mut();
+                trace.frozen.push((param.id(), value.clone()));
+                value
+            }),
+        }
     }
 
     fn add_leaf(&self, param: &Param, value: Tensor) -> (NodeId, Tensor) {
@@ -254,6 +297,7 @@ impl Tape {
 
     pub(crate) fn take_trace(&self) -> Trace {
         self.0.leaves.borrow_mut().clear();
+        self.0.frozen.borrow_mut().clear();
         self.0.trace.take()
     }
 

@@ -28,6 +28,7 @@ fn gradients(of: &[(&Param, &[f64])]) -> Gradients {
 
 #[track_caller]
 fn close(got: &[f64], want: &[f64]) {
+    assert_eq!(got.len(), want.len());
     for (a, b) in got.iter().zip(want) {
         assert!(
             (a - b).abs() <= 1e-13 * b.abs().max(1.0),
@@ -373,6 +374,16 @@ fn clipping_is_by_the_global_norm() {
     );
     let mut g = gradients(&[(&a, &[f64::NAN, 0.0]), (&b, &[4.0])]);
     assert!(clip_grad_norm(&mut g, 1.0).unwrap().is_nan());
+    let mut g = fresh();
+    for no_norm in [-1.0, f64::NEG_INFINITY, f64::NAN] {
+        let e = clip_grad_norm(&mut g, no_norm).unwrap_err();
+        assert!(matches!(e, Error::InvalidArgument { .. }), "{e}");
+        let left = g.get(&b).unwrap().to_vec::<f64>().unwrap();
+        assert_eq!(left, [4.0], "left alone");
+    }
+    assert_eq!(clip_grad_norm(&mut g, f64::INFINITY).unwrap(), 5.0);
+    assert_eq!(clip_grad_norm(&mut g, 0.0).unwrap(), 5.0);
+    assert_eq!(grad_norm(&g).unwrap(), 0.0);
     let mut g = fresh();
     g.scale(0.5).unwrap();
     close(&g.get(&b).unwrap().to_vec::<f64>().unwrap(), &[2.0]);

@@ -36,7 +36,7 @@ impl Conv2d {
         f: &mut Factory,
     ) -> Result<Conv2d> {
         let mut conv = Conv2d::without_bias(inputs, outputs, kernel, config, f)?;
-        let fan_in = conv.weight.shape()[1..].iter().product();
+        let fan_in = fan_in(&conv.weight.shape()[1..]);
         let bias = f.tensor(outputs, Init::fan_in_uniform(fan_in))?;
         conv.bias = Some(Param::new(bias));
         Ok(conv)
@@ -60,11 +60,8 @@ impl Conv2d {
                 reason: format!("{groups} groups do not divide {inputs} and {outputs} channels"),
             });
         }
-        let fan_in = inputs / groups * kh * kw;
-        let weight = f.tensor(
-            [outputs, inputs / groups, kh, kw],
-            Init::fan_in_uniform(fan_in),
-        )?;
+        let shape = [outputs, inputs / groups, kh, kw];
+        let weight = f.tensor(shape, Init::fan_in_uniform(fan_in(&shape[1..])))?;
         Ok(Conv2d {
             weight: Param::new(weight),
             bias: None,
@@ -83,4 +80,12 @@ impl Module for Conv2d {
         v.param("weight", &self.weight);
         v.optional_param("bias", self.bias.as_ref());
     }
+}
+
+/// The inputs of one output: the product of a weight's extents but the first. A weight so large
+/// that they cannot be counted is refused where it is made.
+fn fan_in(extents: &[usize]) -> usize {
+    extents
+        .iter()
+        .fold(1, |n: usize, &extent| n.saturating_mul(extent))
 }

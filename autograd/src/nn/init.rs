@@ -214,6 +214,7 @@ fn fans(shape: &Shape) -> Result<(f64, f64)> {
             reason: format!("a weight of shape {shape} has no fan: it needs two axes"),
         });
     };
-    let window: usize = window.iter().product();
-    Ok(((inputs * window) as f64, (out * window) as f64))
+    // In `f64`, which cannot overflow: a weight without elements may have any other extents.
+    let window: f64 = window.iter().map(|&n| n as f64).product();
+    Ok((inputs as f64 * window, out as f64 * window))
 }

@@ -1,6 +1,6 @@
 //! Gradient clipping by the global norm.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::grads::Gradients;
 use phalanx_tensor::ops::optim::{global_norm, scale};
 
@@ -20,8 +20,15 @@ pub fn grad_norm(gradients: &Gradients) -> Result<f64> {
 /// formula gives: look at the value before stepping.
 ///
 /// # Errors
-/// As [`global_norm`] and [`scale`].
+/// [`Error::InvalidArgument`] for a `max_norm` that is negative or no number, which would turn the
+/// gradients round or spoil them. As [`global_norm`] and [`scale`].
 pub fn clip_grad_norm(gradients: &mut Gradients, max_norm: f64) -> Result<f64> {
+    if max_norm.is_nan() || max_norm < 0.0 {
+        return Err(Error::InvalidArgument {
+            op: "clip_grad_norm",
+            reason: format!("{max_norm} is no norm to clip at"),
+        });
+    }
     let norm = grad_norm(gradients)?;
     let factor = max_norm / (norm + 1e-6);
     if factor < 1.0 || factor.is_nan() {

@@ -163,3 +163,87 @@ fn a_checkpointed_chain_peaks_at_one_segment() {
     assert!((63..=67).contains(&plain), "{plain}");
     assert!((16..=20).contains(&saved), "{saved}");
 }
+
+#[test]
+fn what_is_frozen_or_thawed_before_backward_counts_as_in_the_forward_pass() {
+    let scalar = |v: f64| Tensor::scalar(v, CPU).unwrap();
+    // `trained · frozen · x`, in one segment or with a second one inside.
+    for nested in [false, true] {
+        let (trained, frozen) = (Param::new(scalar(3.0)), Param::new(scalar(5.0)));
+        frozen.set_requires_grad(false);
+        let product = {
+            let (trained, frozen) = (trained.clone(), frozen.clone());
+            move |tape: &Tape, x: &[Var]| x[0].mul(&tape.leaf(&trained))?.mul(&tape.leaf(&frozen))
+        };
+        let tape = Tape::new();
+        let x = tape.input(scalar(7.0)).unwrap();
+        let y = match nested {
+            false => checkpoint(&tape, &[&x], product),
+            true => checkpoint(&tape, &[&x], move |tape, x| {
+                checkpoint(tape, &[&x[0]], product.clone())
+            }),
+        };
+        let y = y.unwrap();
+        assert_eq!(tape.len(), 3, "the input, one parameter, the segment");
+        // What happens now is for the next step.
+        frozen.set(scalar(100.0)).unwrap();
+        frozen.set_requires_grad(true);
+        trained.set(scalar(1000.0)).unwrap();
+        trained.set_requires_grad(false);
+        let gradients = tape.backward(&y).unwrap();
+        assert_eq!(vals(gradients.wrt(&x).unwrap()), [15.0]);
+        assert_eq!(vals(gradients.get(&trained).unwrap()), [35.0]);
+        assert!(gradients.get(&frozen).is_none());
+        // And in the next step it counts.
+        let again = tape.leaf(&frozen).mul(&tape.leaf(&trained)).unwrap();
+        let gradients = tape.backward(&again).unwrap();
+        assert_eq!(vals(gradients.get(&frozen).unwrap()), [1000.0]);
+        assert!(gradients.get(&trained).is_none());
+    }
+}
+
+#[test]
+fn a_segment_that_switches_a_parameter_itself_is_replayed_as_it_was() {
+    let w = Param::new(Tensor::scalar(3.0f64, CPU).unwrap());
+    let run = |checkpointed: bool| {
+        let switched = w.clone();
+        let segment = move |tape: &Tape, x: &[Var]| {
+            let first = x[0].mul(&tape.leaf(&switched))?;
+            switched.set_requires_grad(false);
+            let second = first.mul(&tape.leaf(&switched));
+            switched.set_requires_grad(true);
+            second
+        };
+        let tape = Tape::new();
+        let x = tape.input(Tensor::scalar(2.0f64, CPU).unwrap()).unwrap();
+        let y = match checkpointed {
+            true => checkpoint(&tape, &[&x], segment).unwrap(),
+            false => segment(&tape, std::slice::from_ref(&x)).unwrap(),
+        };
+        let gradients = tape.backward(&y).unwrap();
+        (
+            vals(gradients.wrt(&x).unwrap()),
+            vals(gradients.get(&w).unwrap()),
+        )
+    };
+    assert_eq!(run(false), (vec![9.0], vec![6.0]));
+    assert_eq!(run(true), run(false));
+}
+
+#[test]
+fn a_segment_that_cuts_itself_off_gives_zeros() {
+    let w = Param::new(Tensor::scalar(3.0f64, CPU).unwrap());
+    let other = Param::new(Tensor::scalar(4.0f64, CPU).unwrap());
+    let tape = Tape::new();
+    let x = tape.input(Tensor::scalar(2.0f64, CPU).unwrap()).unwrap();
+    let inner = w.clone();
+    let cut = checkpoint(&tape, &[&x], move |tape, x| {
+        Ok(x[0].mul(&tape.leaf(&inner))?.detach())
+    })
+    .unwrap();
+    let loss = cut.mul(&tape.leaf(&other)).unwrap().add(&x).unwrap();
+    let gradients = tape.backward(&loss).unwrap();
+    assert_eq!(vals(gradients.wrt(&x).unwrap()), [1.0]);
+    assert_eq!(vals(gradients.get(&other).unwrap()), [6.0]);
+    assert_eq!(vals(gradients.get(&w).unwrap()), [0.0]);
+}

@@ -1,7 +1,7 @@
 //! What is refused, and how.
 
 use crate::{mul, param, tensor};
-use phalanx_autograd::{Backward, Error, Grads, Result, Tape, Var, Vjp};
+use phalanx_autograd::{Backward, Error, Gradients, Grads, Result, Tape, Var, Vjp};
 use phalanx_tensor::{DType, Device, Tensor};
 
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +119,60 @@ impl Vjp for Careless {
     }
     fn saved_bytes(&self) -> usize {
         0
+    }
+}
+
+/// Gives its input this gradient.
+#[derive(Debug)]
+struct Gives(Tensor);
+
+impl Vjp for Gives {
+    fn name(&self) -> &'static str {
+        "gives"
+    }
+    fn backward(&self, _: Tensor, _: &[bool]) -> Result<Grads> {
+        Ok(Grads::from_iter([Some(self.0.clone())]))
+    }
+    fn saved_bytes(&self) -> usize {
+        0
+    }
+}
+
+#[test]
+fn contributions_that_differ_are_an_error_and_no_broadcast() {
+    let w = param(&[2.0, 3.0]);
+    let like_w = tensor(&[1.0, 1.0]);
+    let f32s = Tensor::ones([2], DType::F32, Device::cpu(0)).unwrap();
+    for wrong in [tensor(&[1.0]), tensor(&[1.0; 3]), f32s] {
+        for order in [[&wrong, &like_w], [&like_w, &wrong]] {
+            for split in [false, true] {
+                let tape = Tape::new();
+                let x = tape.input(tensor(&[5.0, 5.0])).unwrap();
+                let h = mul(&tape.leaf(&w), &x).unwrap();
+                let ends = order.map(|grad| {
+                    let gives = |_: &[bool]| Gives(grad.clone());
+                    Var::from_vjp(&tape, &[&h], tensor(&[1.0]), gives).unwrap()
+                });
+                let roots = [(&ends[0], None), (&ends[1], None)];
+                let how = Backward {
+                    roots: &roots,
+                    ..Backward::default()
+                };
+                let e = match split {
+                    false => tape.sweep(how).map(drop),
+                    true => tape.sweep_inputs(how).map(drop),
+                };
+                let e = e.unwrap_err();
+                assert!(matches!(e, Error::VjpContract { vjp: "gives", .. }), "{e}");
+            }
+        }
+        let of = |grad: &Tensor| {
+            let mut gradients = Gradients::new();
+            gradients.insert(&w, grad.clone());
+            gradients
+        };
+        let e = of(&like_w).accumulate(of(&wrong)).unwrap_err();
+        assert!(matches!(e, Error::InvalidArgument { .. }), "{e}");
     }
 }
 

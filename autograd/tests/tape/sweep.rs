@@ -191,11 +191,31 @@ fn an_operation_without_inputs_is_swept() {
     }
     let w = param(&[4.0]);
     let tape = Tape::new();
-    let sent = Rc::default();
-    let x = Var::from_vjp(&tape, &[], tensor(&[2.0]), |_| Receive(Rc::clone(&sent))).unwrap();
-    let y = mul(&x, &tape.leaf(&w)).unwrap();
-    tape.backward(&y).unwrap();
-    assert_eq!(*sent.borrow(), [4.0]);
+    for split in [false, true] {
+        let sent = Rc::default();
+        let x = Var::from_vjp(&tape, &[], tensor(&[2.0]), |_| Receive(Rc::clone(&sent))).unwrap();
+        let y = mul(&x, &tape.leaf(&w)).unwrap();
+        let gradients = match split {
+            false => tape.backward(&y).unwrap(),
+            true => {
+                let roots = [(&y, None)];
+                let how = Backward {
+                    roots: &roots,
+                    ..Backward::default()
+                };
+                let (first, later) = tape.sweep_inputs(how).unwrap();
+                assert!(first.is_empty());
+                assert_eq!(
+                    *sent.borrow(),
+                    [4.0],
+                    "its neighbour does not wait for the weights"
+                );
+                later.run(None).unwrap()
+            }
+        };
+        assert_eq!(*sent.borrow(), [4.0]);
+        assert_eq!(vals(gradients.get(&w).unwrap()), [2.0]);
+    }
 }
 
 #[test]
