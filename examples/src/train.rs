@@ -113,7 +113,7 @@ pub fn train<M: Module>(
     for epoch in 0..config.epochs {
         let start = Instant::now();
         let mut losses = Vec::with_capacity(steps_per_epoch);
-        for (index, batch) in sampler.indices(epoch as u64).chunks(share).enumerate() {
+        for (index, batch) in sampler.indices(epoch as u64)?.chunks(share).enumerate() {
             let done = epoch * steps_per_epoch + index;
             optimizer.set_lr(learning_rate(config.learning_rate, done, steps));
             let (images, labels) = train.batch(batch, device)?;

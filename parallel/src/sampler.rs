@@ -1,5 +1,6 @@
 //! [`DistributedSampler`]: which samples of a data set a rank trains on in an epoch. Pure.
 
+use crate::{Error, Result};
 use phalanx_tensor::Rng;
 
 /// Splits a data set of `len` samples over ranks, a different order every epoch
@@ -12,12 +13,13 @@ use phalanx_tensor::Rng;
 /// use phalanx_parallel::DistributedSampler;
 ///
 /// let sampler = |rank| DistributedSampler { len: 10, world_size: 4, rank, ..Default::default() };
-/// assert_eq!(sampler(1).indices(0), [1, 5, 9]);
-/// assert_eq!(sampler(3).indices(0), [3, 7, 1]); // wrapped around
+/// assert_eq!(sampler(1).indices(0)?, [1, 5, 9]);
+/// assert_eq!(sampler(3).indices(0)?, [3, 7, 1]); // wrapped around
 ///
 /// let shuffled = DistributedSampler { shuffle: true, seed: 7, ..sampler(0) };
-/// assert_ne!(shuffled.indices(0), shuffled.indices(1)); // another order every epoch
-/// assert_eq!(shuffled.indices(1), shuffled.indices(1)); // and the same one at every call
+/// assert_ne!(shuffled.indices(0)?, shuffled.indices(1)?); // another order every epoch
+/// assert_eq!(shuffled.indices(1)?, shuffled.indices(1)?); // and the same one at every call
+/// # Ok::<(), phalanx_parallel::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DistributedSampler {
@@ -62,21 +64,21 @@ impl DistributedSampler {
 
     /// This rank's samples of `epoch`, in order.
     ///
-    /// # Panics
-    /// If `rank` is not below `world_size`.
-    pub fn indices(&self, epoch: u64) -> Vec<usize> {
-        assert!(
-            self.rank < self.world_size,
-            "rank {} of {}",
-            self.rank,
-            self.world_size
-        );
+    /// # Errors
+    /// [`Error::InvalidUse`] if `rank` is not below `world_size`.
+    pub fn indices(&self, epoch: u64) -> Result<Vec<usize>> {
+        if self.rank >= self.world_size {
+            return Err(Error::InvalidUse {
+                op: "DistributedSampler::indices",
+                reason: format!("there is no rank {} of {}", self.rank, self.world_size),
+            });
+        }
         let positions = (0..self.samples_per_rank()).map(|i| i * self.world_size + self.rank);
         if self.shuffle {
             let order = Rng::new(self.seed).fold_in(epoch).permutation(self.len);
-            positions.map(|p| order[p % self.len]).collect()
+            Ok(positions.map(|p| order[p % self.len]).collect())
         } else {
-            positions.map(|p| p % self.len).collect()
+            Ok(positions.map(|p| p % self.len).collect())
         }
     }
 }
@@ -114,16 +116,30 @@ mod tests {
                     drop_last,
                     ..Default::default()
                 })
-                .map(|s| s.indices(0))
+                .map(|s| s.indices(0).unwrap())
                 .collect();
             assert_eq!(ours, idx, "n {n}, world {world}, drop_last {drop_last}");
+        }
+    }
+
+    #[test]
+    fn a_rank_that_does_not_exist_has_no_samples() {
+        for (rank, world_size) in [(2, 2), (0, 0), (7, 3)] {
+            let sampler = DistributedSampler {
+                len: 10,
+                world_size,
+                rank,
+                ..Default::default()
+            };
+            let e = sampler.indices(0).unwrap_err();
+            assert!(matches!(e, Error::InvalidUse { .. }), "{e}");
         }
     }
 
     proptest! {
         #[test]
         fn ranks_share_the_data_set(len in 0usize..300, world in 1usize..9, drop_last: bool, shuffle: bool, seed: u64, epoch in 0u64..5) {
-            let of = |rank| DistributedSampler { len, world_size: world, rank, shuffle, seed, drop_last }.indices(epoch);
+            let of = |rank| DistributedSampler { len, world_size: world, rank, shuffle, seed, drop_last }.indices(epoch).unwrap();
             let mut count = vec![0usize; len];
             for rank in 0..world {
                 let indices = of(rank);

@@ -5,6 +5,7 @@ mod equivalence;
 mod faults;
 mod golden;
 mod join;
+mod kinds;
 mod memory;
 mod model;
 mod overlap;

@@ -2,18 +2,36 @@
 
 use crate::model::{Mlp, mse, on_ranks};
 use phalanx_autograd::Tape;
-use phalanx_autograd::nn::Module;
+use phalanx_autograd::nn::{BatchNorm2d, Factory, Linear, Module, Sequential};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_parallel::{Ddp, DdpConfig};
 use phalanx_tensor::{DType, Device, Tensor};
 
 #[test]
 fn after_warm_up_a_step_takes_no_memory_from_the_system() {
+    steady(500, |device| {
+        Mlp::new(&[64, 300, 200, 10], DType::F32, device, 1)
+    });
+}
+
+#[test]
+fn after_warm_up_buffers_take_no_memory_from_the_system_either() {
+    steady(700, |device| {
+        let mut f = Factory::new(device, 1);
+        Sequential::new()
+            .with(Linear::new(64, 300, &mut f).unwrap())
+            .with(BatchNorm2d::new(300, &mut f).unwrap())
+            .with(Linear::new(300, 10, &mut f).unwrap())
+    });
+}
+
+/// Trains a model of 64 inputs and 10 outputs on devices from this one on, which are the test's
+/// own: their accounts see nothing else.
+fn steady<M: Module>(first_device: usize, model: impl Fn(Device) -> M + Sync) {
     for world in [1, 2, 4] {
         on_ranks(world, |group| {
-            // Devices of this test's own: their accounts see nothing else.
-            let device = Device::cpu(500 + 10 * world + group.rank());
-            let model = Mlp::new(&[64, 300, 200, 10], DType::F32, device, 1);
+            let device = Device::cpu(first_device + 10 * world + group.rank());
+            let model = model(device);
             let barrier = group.clone();
             let ddp = Ddp::new(
                 model,
