@@ -270,7 +270,7 @@ pub fn run(args: &CollectivesArgs) -> Result<()> {
             "f32 on the MPI backend; plain C: time over that of MPI_Allreduce (mpi_coll.c); peer: gloo"
         }
     };
-    let mut table = Table::new(title, &columns, args.common.json);
+    let mut table = Table::new(title, &columns, args.common.json)?;
     for (&ranks, &op) in args
         .ranks
         .iter()
@@ -334,8 +334,7 @@ pub fn run(args: &CollectivesArgs) -> Result<()> {
             );
         }
     }
-    table.finish();
-    Ok(())
+    table.finish()
 }
 
 /// Microseconds of the plain C program.

@@ -180,7 +180,7 @@ pub fn run(args: &DdpArgs) -> Result<()> {
     ];
     let title =
         "data-parallel training, one thread per rank; peer: DistributedDataParallel over gloo";
-    let mut table = Table::new(title, &columns, args.common.json);
+    let mut table = Table::new(title, &columns, args.common.json)?;
     for (&ranks, &work) in args
         .ranks
         .iter()
@@ -230,8 +230,7 @@ pub fn run(args: &DdpArgs) -> Result<()> {
         ];
         table.row(&cells, &row)?;
     }
-    table.finish();
-    Ok(())
+    table.finish()
 }
 
 /// The peer's samples per second over all its ranks.

@@ -75,7 +75,7 @@ pub fn run(args: &GemmArgs) -> Result<()> {
         "{} product of n x n matrices; peak: f32 multiply-adds",
         args.dtype
     );
-    let mut table = Table::new(&title, &columns, args.common.json);
+    let mut table = Table::new(&title, &columns, args.common.json)?;
     for &threads in &args.threads {
         for &size in &args.size {
             // The peak before and after, so that a slow moment is not taken for the limit.
@@ -130,6 +130,5 @@ pub fn run(args: &GemmArgs) -> Result<()> {
             table.row(&cells, &row)?;
         }
     }
-    table.finish();
-    Ok(())
+    table.finish()
 }

@@ -169,7 +169,7 @@ pub fn run(args: &OverlapArgs) -> Result<()> {
         "/ sum",
     ];
     let title = "an all_reduce behind computation of the same length: 1 is perfect, 2 is none";
-    let mut table = Table::new(title, &columns, args.json);
+    let mut table = Table::new(title, &columns, args.json)?;
     for &compute in &args.compute {
         for &bytes in &args.bytes {
             let (backend, steps) = match args.backend {
@@ -211,6 +211,5 @@ pub fn run(args: &OverlapArgs) -> Result<()> {
             table.row(&cells, &row)?;
         }
     }
-    table.finish();
-    Ok(())
+    table.finish()
 }

@@ -85,7 +85,7 @@ pub fn run(args: &StartupArgs) -> Result<()> {
         "peer MiB/rank",
     ];
     let title = "process start to the end of the first DDP step; peak resident memory over ranks";
-    let mut table = Table::new(title, &columns, args.json);
+    let mut table = Table::new(title, &columns, args.json)?;
     for &work in &args.work {
         let starts = (0..args.samples)
             .map(|_| start(work, args.ranks))
@@ -121,8 +121,7 @@ pub fn run(args: &StartupArgs) -> Result<()> {
         ];
         table.row(&cells, &row)?;
     }
-    table.finish();
-    Ok(())
+    table.finish()
 }
 
 /// Starts the process once: seconds to the end of its first step, and its peak resident memory in bytes.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use anyhow::Result;
+use phalanx_examples::cli::say;
 use serde::Serialize;
 
 /// A table with right-aligned columns, printed row by row as the figures come in.
@@ -14,8 +15,11 @@ pub struct Table {
 impl Table {
     /// Starts a table: prints `title` and the names of the columns. With `json`, [`finish`](Self::finish) prints
     /// the rows as JSON as well.
-    pub fn new(title: &str, columns: &[&str], json: bool) -> Self {
-        println!("# {title}");
+    ///
+    /// # Errors
+    /// Nobody reads stdout any more.
+    pub fn new(title: &str, columns: &[&str], json: bool) -> Result<Self> {
+        say(format_args!("# {title}"))?;
         let widths = columns
             .iter()
             .map(|name| name.chars().count().max(10))
@@ -24,16 +28,16 @@ impl Table {
             widths,
             json: json.then(Vec::new),
         };
-        println!("{}", table.line(columns));
-        table
+        say(table.line(columns))?;
+        Ok(table)
     }
 
     /// Prints a row; `figures` is the same row for machines.
     ///
     /// # Errors
-    /// `figures` cannot be written as JSON.
+    /// `figures` cannot be written as JSON, or nobody reads stdout any more.
     pub fn row(&mut self, cells: &[String], figures: &impl Serialize) -> Result<()> {
-        println!("{}", self.line(cells));
+        say(self.line(cells))?;
         if let Some(json) = &mut self.json {
             json.push(serde_json::to_string(figures)?);
         }
@@ -41,10 +45,11 @@ impl Table {
     }
 
     /// Ends the table.
-    pub fn finish(self) {
-        for line in self.json.unwrap_or_default() {
-            println!("{line}");
-        }
+    ///
+    /// # Errors
+    /// Nobody reads stdout any more.
+    pub fn finish(self) -> Result<()> {
+        self.json.unwrap_or_default().into_iter().try_for_each(say)
     }
 
     fn line<S: AsRef<str>>(&self, cells: &[S]) -> String {

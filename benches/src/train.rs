@@ -68,7 +68,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         "ratio",
     ];
     let title = "one process: zero gradients, forward, loss, backward, SGD; peer: PyTorch";
-    let mut table = Table::new(title, &columns, args.common.json);
+    let mut table = Table::new(title, &columns, args.common.json)?;
     for &threads in &args.threads {
         for &work in &args.work {
             // Ours before and after the peer, so that both have seen the same minutes.
@@ -115,8 +115,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             table.row(&cells, &row)?;
         }
     }
-    table.finish();
-    Ok(())
+    table.finish()
 }
 
 fn measure(work: Work, threads: usize, sampling: Sampling) -> Result<Vec<f64>> {

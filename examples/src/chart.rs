@@ -1,7 +1,9 @@
 //! Draws how a training went: loss by step, accuracy by epoch, as one SVG picture.
 
+use std::fs;
 use std::path::Path;
 
+use anyhow::{Context, Result, bail};
 use plotters::chart::{ChartBuilder, ChartContext, SeriesLabelPosition};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::{
@@ -19,16 +21,34 @@ const GRID: RGBColor = RGBColor(228, 228, 228);
 const SIZE: (u32, u32) = (960, 400);
 
 type Panel<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
-type Drawing<T> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
+type Drawing<T> = std::result::Result<T, DrawingAreaErrorKind<std::io::Error>>;
+
+/// Finds out, before the work is done, whether a picture can be written to `path`. Creates the file.
+///
+/// # Errors
+/// It cannot, or is not named as a picture of this kind.
+pub fn prepare(path: &Path) -> Result<()> {
+    if path.extension().is_none_or(|ending| ending != "svg") {
+        bail!(
+            "the picture is an SVG: {} should end in .svg",
+            path.display()
+        );
+    }
+    let file = fs::OpenOptions::new().create(true).append(true).open(path);
+    file.map(drop)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
 
 /// Draws `curves` into the file at `path`, under `title`.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn draw(path: &Path, title: &str, curves: &Curves) -> Result<(), String> {
-    let fail = |error| format!("cannot draw {}: {error}", path.display());
-    let area = SVGBackend::new(path, SIZE).into_drawing_area();
-    paint(&area, title, curves).map_err(|error| fail(error.to_string()))
+pub fn draw(path: &Path, title: &str, curves: &Curves) -> Result<()> {
+    let mut picture = String::new();
+    let area = SVGBackend::with_string(&mut picture, SIZE).into_drawing_area();
+    paint(&area, title, curves).with_context(|| format!("cannot draw {}", path.display()))?;
+    drop(area);
+    fs::write(path, picture).with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn paint(
@@ -188,11 +208,12 @@ mod tests {
         ] {
             assert!(picture.contains(text), "no {text:?} in the picture");
         }
-        assert!(
-            draw(Path::new("/no/such/folder/x.svg"), "", &curves)
-                .unwrap_err()
-                .contains("/no/such")
-        );
+        let nowhere = Path::new("/no/such/folder/x.svg");
+        for error in [draw(nowhere, "", &curves), prepare(nowhere)] {
+            assert!(error.unwrap_err().to_string().contains("/no/such"));
+        }
+        let error = prepare(Path::new("x.png")).unwrap_err();
+        assert!(error.to_string().contains("x.png should end in .svg"));
     }
 
     #[test]

@@ -1,22 +1,28 @@
 //! The options that every example takes, and how its ranks are started.
 
 use std::fmt;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use phalanx_comm::env::Start;
 use phalanx_comm::{LaunchConfig, ProcessGroup, Ranks, RunConfig};
+
+/// The most ranks that one process runs: their memory for messages grows with the square of their number.
+const MOST_RANKS: usize = 256;
+/// The most compute threads of one process.
+const MOST_THREADS: usize = 1024;
 
 /// How many ranks there are, and where they run.
 #[derive(Args, Clone, Debug)]
 pub struct World {
     /// Number of ranks [default: what mpirun has started; else that of the example]
-    #[arg(long, value_name = "N", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     pub world_size: Option<usize>,
     /// Compute threads of each rank
-    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one, allow_negative_numbers = true)]
     pub threads: usize,
     /// What carries messages between ranks [default: mpi under mpirun; else local]
     #[arg(long, value_enum)]
@@ -93,6 +99,20 @@ impl World {
                  start it by mpirun for mpi, by itself for local"
             );
         }
+        let here = match backend {
+            Backend::Local => self.world_size.unwrap_or(alone),
+            Backend::Mpi => 1,
+        };
+        ensure!(
+            here <= MOST_RANKS,
+            "--world-size {here} is more than one process runs, which is {MOST_RANKS}; mpirun starts ranks as \
+             processes of their own"
+        );
+        ensure!(
+            here * self.threads <= MOST_THREADS,
+            "{here} ranks of --threads {} are more threads than one process runs, which is {MOST_THREADS}",
+            self.threads
+        );
         let ranks = self
             .world_size
             .map_or(Ranks::OrAlone(alone), Ranks::Exactly);
@@ -111,12 +131,25 @@ impl World {
     }
 }
 
+/// Prints a line on stdout, where results go.
+///
+/// # Errors
+/// It cannot be written: nobody reads on, as behind `| head`, or the disk is full.
+pub fn say(line: impl fmt::Display) -> Result<()> {
+    writeln!(io::stdout(), "{line}").context("cannot write to stdout")
+}
+
+/// Prints a line on stderr, where everything else goes. Where that cannot be written, nobody can be told.
+pub fn remark(line: impl fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
 /// Ends a program: what went wrong as a sentence on stderr, and a code that says so.
 pub fn exit(outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            remark(format_args!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -125,11 +158,12 @@ pub fn exit(outcome: Result<()>) -> ExitCode {
 /// Parses a count that cannot be 0.
 ///
 /// # Errors
-/// The text is no positive number; the error says what it should be.
+/// The text is no positive number, or none that makes sense; the error says what it should be.
 pub fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err("it should be a whole number, at least 1".to_owned()),
-        Ok(count) => Ok(count),
+    match text.parse::<u64>() {
+        // Products of two counts cannot overflow.
+        Ok(count @ 1..=0xffff_ffff) => Ok(count as usize),
+        _ => Err("it should be a whole number, at least 1 and less than 2^32".to_owned()),
     }
 }
 

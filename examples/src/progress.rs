@@ -2,6 +2,8 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::cli::remark;
+
 /// One rank's view of the training. Only rank 0 shows anything.
 pub struct Progress {
     bar: Option<ProgressBar>,
@@ -37,7 +39,7 @@ impl Progress {
             let line =
                 format!("epoch {epoch}/{epochs}: loss {loss:.4}, test accuracy {percent:.1} %");
             // Printed above the bar, or plainly where there is none.
-            bar.suspend(|| eprintln!("{line}"));
+            bar.suspend(|| remark(line));
         }
     }
 

@@ -54,21 +54,16 @@ pub struct Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ranks = if self.world_size == 1 {
-            "rank"
-        } else {
-            "ranks"
-        };
         writeln!(
             f,
-            "{} on {} {ranks} ({}, {}): {} epochs, {} steps of {} images",
+            "{} on {} ({}, {}): {}, {} of {}",
             self.model,
-            self.world_size,
+            count(self.world_size, "rank"),
             self.backend,
             self.device,
-            self.epochs,
-            self.steps,
-            self.batch_size
+            count(self.epochs, "epoch"),
+            count(self.steps, "step"),
+            count(self.batch_size, "image")
         )?;
         writeln!(f, "  test accuracy  {:.1} %", 100.0 * self.test_accuracy)?;
         writeln!(f, "  training loss  {:.4}", self.train_loss)?;
@@ -81,6 +76,11 @@ impl fmt::Display for Summary {
         writeln!(f, "  peak memory    {mebibytes:.1} MiB on rank 0")?;
         write!(f, "  parameters     sha256 {}", self.parameters_sha256)
     }
+}
+
+/// A number of things, as in `1 rank` and `2 ranks`.
+pub fn count(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
 }
 
 /// The SHA-256 of the parameters' bytes, one after the other, in hexadecimal.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use phalanx_autograd::Tape;
 use phalanx_autograd::nn::{Module, cross_entropy};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
@@ -77,7 +77,7 @@ pub fn step<M: Module>(
 /// Trains `model` on this rank's share of `train`, and judges it by `test` after each epoch.
 ///
 /// # Errors
-/// Those of the model, the group and the optimizer.
+/// Those of the model, the group and the optimizer; or the loss is no number.
 pub fn train<M: Module>(
     model: M,
     group: &Arc<dyn ProcessGroup>,
@@ -130,6 +130,11 @@ pub fn train<M: Module>(
             .wait()?
             .to_vec::<f32>()?;
         train_loss = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / losses.len() as f64;
+        ensure!(
+            train_loss.is_finite(),
+            "the training has diverged: the loss of epoch {} is {train_loss}; a lower learning rate may help",
+            epoch + 1
+        );
         curves.losses.extend(losses);
         let accuracy = accuracy(ddp.module(), &**group, test)?;
         curves.accuracies.push(accuracy);

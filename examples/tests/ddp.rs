@@ -157,7 +157,34 @@ fn mistakes_are_answered_by_a_sentence() {
         (vec!["--world-size", "0"], 2, "at least 1"),
         (vec!["--batch-size", "0"], 2, "at least 1"),
         (vec!["--epochs", "many"], 2, "at least 1"),
+        (vec!["--epochs", "5000000000"], 2, "less than 2^32"),
         (vec!["--lr", "NaN"], 2, "0 or more"),
+        (
+            vec!["--lr", "-0.1"],
+            2,
+            "'-0.1' for '--lr <RATE>': it should be a number, 0 or more",
+        ),
+        (
+            vec!["--world-size", "1000"],
+            1,
+            "--world-size 1000 is more than one process runs",
+        ),
+        (
+            vec!["--threads", "100000"],
+            1,
+            "more threads than one process runs",
+        ),
+        (vec!["--plot", "curves.png"], 1, "should end in .svg"),
+        (
+            vec!["--plot", "/no/such/folder/curves.svg"],
+            1,
+            "cannot write /no/such/folder/curves.svg",
+        ),
+        (
+            vec!["--epochs", "1", "--data", &FEW, "--lr", "1e300"],
+            1,
+            "the training has diverged",
+        ),
         (vec!["--model", "rnn"], 2, "possible values: mlp, cnn"),
         (vec!["--device", "abacus"], 2, "possible values: cpu"),
         (vec!["--data", "/no/such/folder"], 1, "/no/such/folder"),
@@ -181,16 +208,19 @@ fn mistakes_are_answered_by_a_sentence() {
     }
 }
 
+/// A picture that cannot be written is refused before the work is done, not after.
 #[test]
-fn a_picture_that_cannot_be_written_is_an_error() {
-    let output = ddp(&[
-        "--model",
-        "mlp",
-        "--epochs",
-        "1",
-        "--plot",
-        "/no/such/folder/curves.svg",
-    ]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("/no/such/folder/curves.svg"));
+fn nothing_is_trained_for_a_picture_that_cannot_be_written() {
+    let output = ddp(&["--data", &FEW, "--plot", "/no/such/folder/curves.svg"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("epoch 1"), "{said}");
+}
+
+#[test]
+fn a_batch_has_at_most_the_images_that_there_are() {
+    let all = short(&["--model", "mlp", "--batch-size", "4000000000"]);
+    assert_eq!(
+        (&all["batch_size"], &all["steps"]),
+        (&600.into(), &1.into())
+    );
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use clap::Parser;
 use phalanx_comm::{ProcessGroup, ReduceOp};
-use phalanx_examples::cli::{World, exit};
+use phalanx_examples::cli::{World, exit, say};
 use phalanx_tensor::{DType, Shape, Tensor};
 
 /// Every collective on a few numbers, and what each rank gets out of it.
@@ -133,7 +133,7 @@ impl Lesson {
     /// Rank 0 prints a heading.
     fn title(&self, title: &str) -> Result<()> {
         if self.group.rank() == 0 {
-            println!("\n{title}");
+            say(format_args!("\n{title}"))?;
         }
         Ok(())
     }
@@ -158,10 +158,8 @@ impl Lesson {
             return Ok(());
         };
         for (rank, line) in lines.to_vec::<u8>()?.chunks(length).enumerate() {
-            println!(
-                "  rank {rank}: {}",
-                String::from_utf8_lossy(line).trim_end()
-            );
+            let line = String::from_utf8_lossy(line);
+            say(format_args!("  rank {rank}: {}", line.trim_end()))?;
         }
         Ok(())
     }

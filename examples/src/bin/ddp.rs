@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use phalanx_autograd::nn::Factory;
-use phalanx_examples::cli::{World, at_least_one, exit, not_negative};
+use phalanx_examples::cli::{World, at_least_one, exit, not_negative, say};
 use phalanx_examples::data::{self, Dataset, Split};
-use phalanx_examples::report::Summary;
+use phalanx_examples::report::{Summary, count};
 use phalanx_examples::train::{TrainConfig, train};
 use phalanx_examples::{chart, models};
 
@@ -22,22 +22,27 @@ struct Cli {
     #[arg(long, value_enum, default_value_t = Model::Cnn)]
     model: Model,
     /// Passes over the training images
-    #[arg(long, value_name = "N", default_value = "8", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", default_value = "8", value_parser = at_least_one, allow_negative_numbers = true)]
     epochs: usize,
-    /// Images in a step, over all ranks; rounded up to a multiple of their number
-    #[arg(long, value_name = "N", default_value = "64", value_parser = at_least_one)]
+    /// Images in a step, over all ranks; rounded up to a multiple of their number, and at most all there are
+    #[arg(long, value_name = "N", default_value = "64", value_parser = at_least_one, allow_negative_numbers = true)]
     batch_size: usize,
     /// Where all random numbers start
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
     seed: u64,
     /// The highest learning rate; it is reached after a tenth of the steps and falls to 0
-    #[arg(long, value_name = "RATE", default_value = "0.05", value_parser = not_negative)]
+    #[arg(long, value_name = "RATE", default_value = "0.05", value_parser = not_negative, allow_negative_numbers = true)]
     lr: f64,
     /// Momentum of SGD
-    #[arg(long, value_name = "SHARE", default_value = "0.9", value_parser = not_negative)]
+    #[arg(long, value_name = "SHARE", default_value = "0.9", value_parser = not_negative, allow_negative_numbers = true)]
     momentum: f64,
     /// Weight decay of SGD
-    #[arg(long, value_name = "RATE", default_value = "0.0005", value_parser = not_negative)]
+    #[arg(long, value_name = "RATE", default_value = "0.0005", value_parser = not_negative, allow_negative_numbers = true)]
     weight_decay: f64,
     /// A folder with Fashion-MNIST's files [default: the 6,000 images that come with the source]
     #[arg(long, value_name = "DIR")]
@@ -68,13 +73,16 @@ fn run(cli: &Cli) -> Result<()> {
     let test_set = Dataset::load(&folder, Split::Test)?;
     let config = TrainConfig {
         epochs: cli.epochs,
-        batch_size: cli.batch_size,
+        batch_size: cli.batch_size.min(train_set.len()),
         seed: cli.seed,
         learning_rate: cli.lr,
         momentum: cli.momentum,
         weight_decay: cli.weight_decay,
     };
     let outcome = cli.world.launch(2, |group| {
+        if let (0, Some(path)) = (group.rank(), &cli.plot) {
+            chart::prepare(path)?;
+        }
         let mut factory = Factory::new(group.device(), cli.seed);
         let model = match cli.model {
             Model::Mlp => models::image_mlp(&mut factory)?,
@@ -107,14 +115,17 @@ fn run(cli: &Cli) -> Result<()> {
         peak_bytes: first.peak_bytes,
         parameters_sha256: first.parameters_sha256.clone(),
     };
-    println!("{summary}");
+    say(&summary)?;
     if let Some(path) = &cli.plot {
-        let title = format!("{model} on {} ranks, Fashion-MNIST", outcome.world_size);
-        chart::draw(path, &title, &first.curves).map_err(anyhow::Error::msg)?;
-        println!("  curves         {}", path.display());
+        let title = format!(
+            "{model} on {}, Fashion-MNIST",
+            count(outcome.world_size, "rank")
+        );
+        chart::draw(path, &title, &first.curves)?;
+        say(format_args!("  curves         {}", path.display()))?;
     }
     if cli.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        say(serde_json::to_string(&summary)?)?;
     }
     Ok(())
 }

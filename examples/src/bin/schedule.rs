@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use phalanx_examples::cli::{exit, say};
 use phalanx_parallel::pipeline::{
     Budget, Cost, Costs, Found, Lowering, Named, Rules, Schedule, StageCosts, Timeline, Transfers,
     lower, optimize, render, simulate, validate,
@@ -243,11 +244,10 @@ fn shown(value: f64) -> Value {
     number((value * 1e9).round() / 1e9)
 }
 
-fn report(args: &Args, subject: &Subject, time: &Timeline) {
+fn report(args: &Args, subject: &Subject, time: &Timeline) -> Result<()> {
     let plan = &subject.plan;
     if !args.quiet {
-        print!("{plan}");
-        println!();
+        say(plan)?;
     }
     let list = |values: &[f64]| {
         values
@@ -256,11 +256,14 @@ fn report(args: &Args, subject: &Subject, time: &Timeline) {
             .collect::<Vec<_>>()
             .join(" ")
     };
-    println!("makespan       {}", shown(time.makespan));
-    println!("idle per rank  {}", list(&time.idle));
-    println!("bubble         {:.1} %", 100.0 * time.bubble());
+    say(format_args!("makespan       {}", shown(time.makespan)))?;
+    say(format_args!("idle per rank  {}", list(&time.idle)))?;
+    say(format_args!(
+        "bubble         {:.1} %",
+        100.0 * time.bubble()
+    ))?;
     let peaks: Vec<String> = time.peak_live.iter().map(ToString::to_string).collect();
-    println!("peak live      {}", peaks.join(" "));
+    say(format_args!("peak live      {}", peaks.join(" ")))?;
     if subject
         .costs
         .stages
@@ -268,22 +271,27 @@ fn report(args: &Args, subject: &Subject, time: &Timeline) {
         .any(|s| s.activation != 1 || s.resident != 0)
     {
         let peaks: Vec<String> = time.peak_bytes.iter().map(ToString::to_string).collect();
-        println!("peak held      {}", peaks.join(" "));
+        say(format_args!("peak held      {}", peaks.join(" ")))?;
     }
     if let Some(found) = &subject.found {
-        println!("found by       {}", found.origin);
+        say(format_args!("found by       {}", found.origin))?;
         if let Some((named, time)) = found.best_named {
-            println!("best named     {} with {}", named.title(), shown(time));
+            say(format_args!(
+                "best named     {} with {}",
+                named.title(),
+                shown(time)
+            ))?;
         }
         let gap = 100.0 * found.gap();
         match found.exact {
-            true => println!("lower bound    reached: no schedule is shorter"),
-            false => println!(
+            true => say("lower bound    reached: no schedule is shorter")?,
+            false => say(format_args!(
                 "lower bound    {} ({gap:.2} % less)",
                 number(found.lower_bound)
-            ),
+            ))?,
         }
     }
+    Ok(())
 }
 
 fn run(args: &Args, summary: &mut Summary) -> Result<()> {
@@ -322,7 +330,7 @@ fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     summary.makespan = number(time.makespan);
     summary.idle_per_rank = time.idle.iter().map(|&idle| number(idle)).collect();
     summary.peak_live = time.peak_live.clone();
-    report(args, &subject, &time);
+    report(args, &subject, &time)?;
     if let Some(memory) = args.memory {
         let over = time.peak_bytes.iter().position(|&peak| peak > memory);
         if let Some(rank) = over {
@@ -332,16 +340,14 @@ fn run(args: &Args, summary: &mut Summary) -> Result<()> {
             );
         }
     }
-    println!(
-        "verdict        valid: every input is there in time, and no rank can wait in a circle"
-    );
+    say("verdict        valid: every input is there in time, and no rank can wait in a circle")?;
     if args.timing {
-        println!(
+        say(format_args!(
             "took           {planned:.2?} to plan, {lowering:.2?} to lower, {validating:.2?} to \
              validate both, {simulating:.2?} to simulate; {} actions, lowered {}",
             plan.len(),
             lowered.len()
-        );
+        ))?;
     }
     let title = match summary.origin {
         Some(_) => format!(
@@ -375,21 +381,11 @@ fn run(args: &Args, summary: &mut Summary) -> Result<()> {
 fn main() -> ExitCode {
     let args = Args::parse();
     let mut summary = Summary::default();
-    let done = run(&args, &mut summary);
-    if let Err(error) = &done {
-        let reason = format!("{error:#}");
-        eprintln!("error: {reason}");
-        summary.reason = Some(reason);
-    }
+    let mut done = run(&args, &mut summary);
     if args.json {
-        match serde_json::to_string(&summary) {
-            Ok(line) => println!("{line}"),
-            Err(error) => eprintln!("error: {error}"),
-        }
+        summary.reason = done.as_ref().err().map(|error| format!("{error:#}"));
+        let line = serde_json::to_string(&summary).map_err(anyhow::Error::from);
+        done = done.and(line.and_then(say));
     }
-    if done.is_ok() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    exit(done)
 }
