@@ -12,7 +12,7 @@ use super::extent::Extent;
 use super::pack::Part;
 use super::plan::{self, Plan};
 use super::refused::{Area, gather};
-use super::tile::{EDGE, TILE, Tiles};
+use super::tile::{Ahead, EDGE, Strips, TILE, Tiles};
 use super::{Unit, family};
 use crate::cpu::{SimdLevel, parallel_for, threads};
 use std::cell::Cell;
@@ -151,6 +151,12 @@ fn part<T>(m: MatRef<'_, T>, from: usize, rows: usize, cols: usize) -> MatRef<'_
     MatRef::new(&m.data[from..], (rows, cols), (m.row_stride, m.col_stride))
 }
 
+/// Strip `j` of a range; empty beyond its end.
+fn strip_range(range: &Range<usize>, j: usize) -> Range<usize> {
+    let start = range.end.min(range.start + j * EDGE);
+    start..range.end.min(start + EDGE)
+}
+
 /// A power of two.
 fn power(exponent: i32) -> f32 {
     2f32.powi(exponent)
@@ -159,7 +165,7 @@ fn power(exponent: i32) -> f32 {
 impl<T: Scalar<Acc = f32>> Product<'_, T> {
     /// Computes a piece of the result whose bounds lie on the grid of tiles.
     fn task(&self, rows: Range<usize>, columns: Range<usize>, room: &mut Room) {
-        let (height, width) = plan::block(rows.len(), columns.len(), self.plan.k);
+        let (height, width) = plan::block(self.unit.costs, rows.len(), columns.len(), self.plan.k);
         for rows in blocks(rows, height) {
             for columns in blocks(columns.clone(), width) {
                 self.block(rows.clone(), columns, room);
@@ -169,7 +175,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
 
     /// Computes a block: its shorter side is packed and stays, the longer one passes in strips.
     fn block(&self, rows: Range<usize>, columns: Range<usize>, room: &mut Room) {
-        let rows_stay = rows.len() <= columns.len();
+        let rows_stay = self.plan.rows_stay(rows.len(), columns.len());
         let (staying, passing) = if rows_stay {
             (&rows, &columns)
         } else {
@@ -200,11 +206,12 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
             room.extents.clear();
             for (i, strip) in strips(staying) {
                 let to = resident.wrapping_add(i * strip_bytes);
-                let extent = self.pack(rows_stay, strip, &ks, power(limits.scale), to);
+                let scale = (limits.scale != 0).then(|| power(limits.scale));
+                let extent = self.pack(rows_stay, strip, &ks, scale, to);
                 room.extents.push(extent);
             }
             for (j, strip) in strips(passing) {
-                let extent = self.pack(!rows_stay, strip.clone(), &ks, 1.0, passed);
+                let extent = self.pack(!rows_stay, strip.clone(), &ks, None, passed);
                 for (i, other) in strips(staying) {
                     let at = j * stay_count + i;
                     let sums = sums.wrapping_add(if one_block { 0 } else { at * EDGE * EDGE });
@@ -222,12 +229,25 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                         } else {
                             (passed.cast_const(), stayed)
                         };
-                        let to = if part == 0 { sums } else { partial };
+                        let next = strip_range(passing, j + 1);
+                        let next = self.ahead(!rows_stay, next, &ks, (i, stay_count));
+                        let result = if part + 1 == k.count {
+                            self.result_ahead(&rows, &columns, steps)
+                        } else {
+                            Ahead::NONE
+                        };
+                        let strips = Strips {
+                            steps,
+                            rows: r,
+                            columns: c,
+                            sums: if part == 0 { sums } else { partial },
+                            ahead: [next, result],
+                        };
                         // SAFETY: both strips were packed above for these terms; the sums have
                         // the room, and a tile that is not refused now was not before, so that
                         // its first part initialised them.
                         unsafe {
-                            (self.unit.kernel)(&tiles, steps, r, c, to);
+                            (self.unit.kernel)(&tiles, strips);
                             if part > 0 {
                                 self.add(partial, sums);
                             }
@@ -247,13 +267,61 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         }
     }
 
+    /// Share `i` of `count` of a strip that will be packed for the terms `ks`, as it stands in
+    /// memory: of each step, 32 pieces.
+    fn ahead(
+        &self,
+        is_rows: bool,
+        strip: Range<usize>,
+        ks: &Range<usize>,
+        (i, count): (usize, usize),
+    ) -> Ahead {
+        if strip.is_empty() {
+            return Ahead::NONE;
+        }
+        let operand = if is_rows { self.rows } else { self.columns };
+        let Side { along, k_step, .. } = operand.side;
+        let (piece, step) = if k_step == 1 {
+            (along, 32)
+        } else {
+            (k_step, 32 * k_step)
+        };
+        let (first, end) = (32 * i / count, 32 * (i + 1) / count);
+        Ahead {
+            p: operand
+                .p
+                .wrapping_add(strip.start * along + ks.start * k_step + first * piece)
+                .cast(),
+            piece: piece * size_of::<T>(),
+            pieces: end - first,
+            step: step * size_of::<T>(),
+        }
+    }
+
+    /// A tile of the result that will be written after `steps`.
+    fn result_ahead(&self, rows: &Range<usize>, columns: &Range<usize>, steps: usize) -> Ahead {
+        let (rows, cols) = self.turned(rows, columns);
+        let pieces = rows.len().div_ceil(steps);
+        let piece = self.ld * size_of::<T>();
+        Ahead {
+            p: self
+                .c
+                .wrapping_add(rows.start * self.ld + cols.start)
+                .cast_const()
+                .cast(),
+            piece,
+            pieces,
+            step: pieces * piece,
+        }
+    }
+
     /// Packs a strip of the rows or the columns for the terms `ks`.
     fn pack(
         &self,
         is_rows: bool,
         strip: Range<usize>,
         ks: &Range<usize>,
-        scale: f32,
+        scale: Option<f32>,
         to: *mut u8,
     ) -> Extent {
         let (operand, part) = if is_rows {

@@ -6,9 +6,9 @@
 //! Higher-Precision Computations*, 2019). The other three are together at most `2^-23` of
 //! `|a| |b|`, and the unit sums 32 terms among themselves before it adds them to the sum, so the
 //! whole stays within the bound that [`gemm`](super::gemm) states for every product: at most
-//! `(44 + k / 128) u` times the sum of absolute values, or `(20 + 6 k / 32) u` where there are
-//! fewer than 128 terms, against `k u` for a chain. In the mean it is below a chain's error,
-//! from a few per cent to five times, over several kinds of numbers (`tests/matrix_unit.rs`).
+//! `(20 + 6 b / 32 + k / b) u` times the sum of absolute values, with blocks of `b` terms, 512
+//! or fewer, against `k u` for a chain. In the mean it is below a chain's error, from a few per
+//! cent to five times, over several kinds of numbers (`tests/matrix_unit.rs`).
 //!
 //! **Which products come here**: `f32` and `bf16` (in one part: a single product), with at least
 //! 32 terms and a contiguous axis in each operand, where [`plan`] expects a gain. **Within a
@@ -48,7 +48,7 @@ pub(super) static F32: Unit<f32> = Unit {
     costs: Costs {
         parts: 3,
         products: 6,
-        terms: 128,
+        terms: 512,
     },
     limits: Limits {
         places: 23,
@@ -62,7 +62,7 @@ pub(super) static BF16: Unit<bf16> = Unit {
     costs: Costs {
         parts: 1,
         products: 1,
-        terms: 384,
+        terms: 512,
     },
     limits: Limits {
         places: 7,

@@ -1,8 +1,8 @@
 //! Packing: strips of an operand split into `bf16` parts, in the order of the tiles.
 //!
 //! A step of a strip is 32 rows (or columns) by 32 terms: two tiles for each part, high, middle,
-//! low. A tile of the left operand has a row for each of its rows, of 32 terms; one of the right
-//! operand has a row for each *pair* of terms, of 16 columns. So one is the other with pairs
+//! low. A tile of the left operand has a row for each of its rows, of 32 terms in pairs; one of the
+//! right operand has a row for each pair of terms, of 16 columns. So one is the other with pairs
 //! transposed, and which way a pair of terms comes out of memory decides who needs it.
 
 use super::super::pack::Block;
@@ -18,34 +18,117 @@ pub(super) enum Part {
     Columns,
 }
 
-/// Packs up to [`EDGE`] rows or columns, each multiplied by a power of two; what is missing, and
-/// terms up to a multiple of 32, become zero. Tells their magnitudes, before the multiplication.
+/// Packs up to [`EDGE`] rows or columns, each multiplied by the power of two if there is one; what
+/// is missing, and terms up to a multiple of 32, become zero. Tells their magnitudes, before the
+/// multiplication.
 ///
 /// # Safety
 /// The block is readable, one of its steps is one; `to` is writable for as many steps as the
-/// block's terms need; the processor has the unit and AVX-512.
-pub(super) type Pack<T> = unsafe fn(Block<T>, Part, f32, *mut u8) -> Extent;
+/// block's terms need and aligned to 64 bytes; the processor has the unit and AVX-512.
+pub(super) type Pack<T> = unsafe fn(Block<T>, Part, Option<f32>, *mut u8) -> Extent;
 
-/// A pair of vectors becomes `P` vectors of pairs.
+/// A pair of vectors becomes `PARTS` vectors of pairs of terms.
+///
+/// Which terms of a step make a pair is the type's choice, as long as both operands choose alike:
+/// a sum of products does not care.
 trait Source: Copy {
     const PARTS: usize;
+    /// Between the terms of a pair.
+    const APART: usize;
+    /// Between the first terms of a pair and of the next.
+    const NEXT: usize;
     type Pair: Copy;
-    /// Sixteen numbers at `p`, of which `mask` are there, and sixteen at `q`.
+    /// Sixteen numbers at `p` and sixteen at `q`.
     ///
     /// # Safety
-    /// Masked numbers are readable, the processor has AVX-512 and its bf16 conversions.
-    unsafe fn load(p: *const Self, q: *const Self, mask: [u16; 2]) -> Self::Pair;
-    /// Splits a pair after scaling it. `woven`: element `i` of the first vector and element `i` of
-    /// the second are a pair of terms, rather than elements `2i` and `2i + 1` of one vector.
+    /// They are readable; the processor has AVX-512 with its byte and word instructions (as for
+    /// all methods).
+    unsafe fn load(p: *const Self, q: *const Self) -> Self::Pair;
+    /// The same where only the numbers in `mask` are there; the others become zero.
     ///
     /// # Safety
-    /// As `load`.
-    unsafe fn split(pair: Self::Pair, scale: f32, woven: bool) -> [__m512i; 3];
+    /// Masked numbers are readable; and as [`load`](Source::load).
+    unsafe fn load_some(p: *const Self, q: *const Self, mask: [u16; 2]) -> Self::Pair;
+    /// Splits a pair after scaling it. `along`: both vectors hold terms, 32 that follow each
+    /// other. Otherwise they hold one term each, of sixteen rows or columns.
+    ///
+    /// # Safety
+    /// As [`load`](Source::load).
+    unsafe fn split(pair: Self::Pair, scale: Option<f32>, along: bool) -> [__m512i; 3];
     /// Widens the extent by a pair.
     ///
     /// # Safety
-    /// As `load`.
+    /// As [`load`](Source::load).
     unsafe fn measure(pair: Self::Pair, range: &mut [__m512i; 2]);
+}
+
+impl Source for f32 {
+    const PARTS: usize = 3;
+    const APART: usize = 16;
+    const NEXT: usize = 1;
+    type Pair = [__m512; 2];
+    #[inline(always)]
+    unsafe fn load(p: *const f32, q: *const f32) -> [__m512; 2] {
+        // SAFETY: forwarded.
+        unsafe { [_mm512_loadu_ps(p), _mm512_loadu_ps(q)] }
+    }
+    #[inline(always)]
+    unsafe fn load_some(p: *const f32, q: *const f32, mask: [u16; 2]) -> [__m512; 2] {
+        // SAFETY: forwarded; masked-off lanes are not accessed.
+        unsafe {
+            [
+                _mm512_maskz_loadu_ps(mask[0], p),
+                _mm512_maskz_loadu_ps(mask[1], q),
+            ]
+        }
+    }
+    /// In whole numbers, because a pair is then two lanes of 16 bits where it stands: rounded to
+    /// the upper half by an addition, exact differences, and what is left after two parts has
+    /// eight bits. (The instruction for conversion takes three of the two vector ports' slots, and
+    /// its result has to be taken apart again.)
+    #[inline(always)]
+    unsafe fn split(pair: [__m512; 2], scale: Option<f32>, _: bool) -> [__m512i; 3] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let mut x = pair;
+            if let Some(scale) = scale {
+                for x in &mut x {
+                    *x = _mm512_mul_ps(*x, _mm512_set1_ps(scale));
+                }
+            }
+            let half = _mm512_set1_epi32(0x8000);
+            let upper = _mm512_set1_epi32(!0xffff);
+            let mut parts = [_mm512_setzero_si512(); 3];
+            for part in &mut parts[..2] {
+                let mut rounded = [_mm512_setzero_si512(); 2];
+                for (x, rounded) in x.iter_mut().zip(&mut rounded) {
+                    *rounded = _mm512_add_epi32(_mm512_castps_si512(*x), half);
+                    let wide = _mm512_and_si512(*rounded, upper);
+                    *x = _mm512_sub_ps(*x, _mm512_castsi512_ps(wide));
+                }
+                *part = paired(rounded);
+            }
+            parts[2] = paired([_mm512_castps_si512(x[0]), _mm512_castps_si512(x[1])]);
+            parts
+        }
+    }
+    #[inline(always)]
+    unsafe fn measure(pair: [__m512; 2], range: &mut [__m512i; 2]) {
+        for x in pair {
+            // SAFETY: forwarded.
+            unsafe { measure(_mm512_castps_si512(x), range) }
+        }
+    }
+}
+
+/// The upper halves of the lanes of two vectors as pairs.
+///
+/// # Safety
+/// Needs AVX-512 with its byte and word instructions.
+#[inline(always)]
+unsafe fn paired(x: [__m512i; 2]) -> __m512i {
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe { _mm512_mask_mov_epi16(_mm512_srli_epi32::<16>(x[0]), 0xaaaa_aaaa, x[1]) }
 }
 
 /// Indices that weave the halves of a vector of 32 numbers of 16 bits.
@@ -60,78 +143,18 @@ const WEAVE: [u16; 32] = {
     index
 };
 
-#[inline(always)]
-unsafe fn woven16(v: __m512i, woven: bool) -> __m512i {
-    // SAFETY: the caller vouches for AVX-512; the constant is 64 bytes.
-    unsafe {
-        if woven {
-            _mm512_permutexvar_epi16(_mm512_loadu_si512(WEAVE.as_ptr().cast()), v)
-        } else {
-            v
-        }
-    }
-}
-
-impl Source for f32 {
-    const PARTS: usize = 3;
-    type Pair = [__m512; 2];
-    #[inline(always)]
-    unsafe fn load(p: *const f32, q: *const f32, mask: [u16; 2]) -> [__m512; 2] {
-        // SAFETY: forwarded; masked-off lanes are not accessed.
-        unsafe {
-            [
-                _mm512_maskz_loadu_ps(mask[0], p),
-                _mm512_maskz_loadu_ps(mask[1], q),
-            ]
-        }
-    }
-    #[inline(always)]
-    unsafe fn split(pair: [__m512; 2], scale: f32, woven: bool) -> [__m512i; 3] {
-        // SAFETY: the caller vouches for the instruction set; vectors of one size convert.
-        unsafe {
-            let scale = _mm512_set1_ps(scale);
-            let mut x = [_mm512_mul_ps(pair[0], scale), _mm512_mul_ps(pair[1], scale)];
-            let mut parts = [_mm512_setzero_si512(); 3];
-            for (i, part) in parts.iter_mut().enumerate() {
-                let rounded: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(x[1], x[0]));
-                *part = woven16(rounded, woven);
-                if i < 2 {
-                    let wide = if woven {
-                        [
-                            _mm512_slli_epi32::<16>(*part),
-                            _mm512_and_si512(*part, _mm512_set1_epi32(!0xffff)),
-                        ]
-                    } else {
-                        let low = _mm512_castsi512_si256(rounded);
-                        let high = _mm512_extracti64x4_epi64::<1>(rounded);
-                        [
-                            _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(low)),
-                            _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high)),
-                        ]
-                    };
-                    x = [
-                        _mm512_sub_ps(x[0], _mm512_castsi512_ps(wide[0])),
-                        _mm512_sub_ps(x[1], _mm512_castsi512_ps(wide[1])),
-                    ];
-                }
-            }
-            parts
-        }
-    }
-    #[inline(always)]
-    unsafe fn measure(pair: [__m512; 2], range: &mut [__m512i; 2]) {
-        for x in pair {
-            // SAFETY: forwarded.
-            unsafe { measure(_mm512_castps_si512(x), range) }
-        }
-    }
-}
-
 impl Source for bf16 {
     const PARTS: usize = 1;
+    const APART: usize = 1;
+    const NEXT: usize = 2;
     type Pair = [__m256i; 2];
     #[inline(always)]
-    unsafe fn load(p: *const bf16, q: *const bf16, mask: [u16; 2]) -> [__m256i; 2] {
+    unsafe fn load(p: *const bf16, q: *const bf16) -> [__m256i; 2] {
+        // SAFETY: forwarded.
+        unsafe { [_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(q.cast())] }
+    }
+    #[inline(always)]
+    unsafe fn load_some(p: *const bf16, q: *const bf16, mask: [u16; 2]) -> [__m256i; 2] {
         // SAFETY: forwarded; masked-off lanes are not accessed.
         unsafe {
             [
@@ -141,11 +164,15 @@ impl Source for bf16 {
         }
     }
     #[inline(always)]
-    unsafe fn split(pair: [__m256i; 2], _: f32, woven: bool) -> [__m512i; 3] {
-        // SAFETY: forwarded.
+    unsafe fn split(pair: [__m256i; 2], _: Option<f32>, along: bool) -> [__m512i; 3] {
+        // SAFETY: forwarded; the constant is 64 bytes.
         unsafe {
             let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(pair[0]), pair[1]);
-            [woven16(both, woven); 3]
+            if along {
+                return [both; 3];
+            }
+            let weave = _mm512_loadu_si512(WEAVE.as_ptr().cast());
+            [_mm512_permutexvar_epi16(weave, both); 3]
         }
     }
     #[inline(always)]
@@ -157,7 +184,11 @@ impl Source for bf16 {
     }
 }
 
-/// Twice the magnitude, so that the sign is gone; less one, so that zero is the largest.
+/// Widens a range by twice the magnitudes, so that the sign is gone; the least less one, so that
+/// zero is the largest.
+///
+/// # Safety
+/// Needs AVX-512.
 #[inline(always)]
 unsafe fn measure(bits: __m512i, range: &mut [__m512i; 2]) {
     // SAFETY: the caller vouches for AVX-512.
@@ -168,16 +199,23 @@ unsafe fn measure(bits: __m512i, range: &mut [__m512i; 2]) {
     }
 }
 
-/// Packs the first step of `from`, which begins at term `k`.
+/// Packs the step of `from` that begins at term `k`. `ALONG`: terms follow each other in memory,
+/// otherwise rows or columns do; `ACROSS`: the other way round than in the tiles.
+///
+/// # Safety
+/// The block is readable, `to` writable for a step and aligned to 64 bytes; the processor has
+/// AVX-512 with its byte and word instructions.
 #[inline(always)]
-unsafe fn step<T: Source, const WOVEN: bool, const ACROSS: bool>(
+unsafe fn step<T: Source, const ALONG: bool, const ACROSS: bool>(
     from: Block<T>,
     k: usize,
-    scale: f32,
+    scale: Option<f32>,
     to: *mut u8,
     range: &mut [__m512i; 2],
 ) {
     let lanes = |n: usize| ((1u32 << n.min(16)) - 1) as u16;
+    let terms = from.kc - k;
+    let whole = terms >= 32 && from.len == EDGE;
     // SAFETY: only rows below `len` and terms below `kc` are loaded; all of `2 * PARTS` tiles of
     // 1024 bytes is written.
     unsafe {
@@ -187,30 +225,30 @@ unsafe fn step<T: Source, const WOVEN: bool, const ACROSS: bool>(
             let tile = |part: usize| to.add((2 * part + half) * TILE).cast::<__m512i>();
             let mut lines = [[_mm512_setzero_si512(); 16]; 3];
             let base = from.p.wrapping_add(first * from.along + k * from.k_step);
-            let terms = from.kc - k;
             // `l` is a line of memory as much as an index of `lines`.
             #[allow(clippy::needless_range_loop)]
             for l in 0..16 {
-                let (p, q, mask) = if WOVEN {
-                    let there = |k: usize| if k < terms { lanes(len) } else { 0 };
-                    let p = base.wrapping_add(2 * l * from.k_step);
-                    (
-                        p,
-                        p.wrapping_add(from.k_step),
-                        [there(2 * l), there(2 * l + 1)],
-                    )
+                let (p, apart) = if ALONG {
+                    (base.wrapping_add(l * from.along), 16)
                 } else {
-                    let p = base.wrapping_add(l * from.along);
-                    let there = |terms: usize| if l < len { lanes(terms) } else { 0 };
-                    (
-                        p,
-                        p.wrapping_add(16),
-                        [there(terms), there(terms.saturating_sub(16))],
-                    )
+                    let p = base.wrapping_add(T::NEXT * l * from.k_step);
+                    (p, T::APART * from.k_step)
                 };
-                let pair = T::load(p, q, mask);
+                let q = p.wrapping_add(apart);
+                let pair = if whole {
+                    T::load(p, q)
+                } else {
+                    let mask = if ALONG {
+                        let there = |terms: usize| if l < len { lanes(terms) } else { 0 };
+                        [there(terms), there(terms.saturating_sub(16))]
+                    } else {
+                        let there = |k: usize| if k < terms { lanes(len) } else { 0 };
+                        [there(T::NEXT * l), there(T::NEXT * l + T::APART)]
+                    };
+                    T::load_some(p, q, mask)
+                };
                 T::measure(pair, range);
-                let parts = T::split(pair, scale, WOVEN);
+                let parts = T::split(pair, scale, ALONG);
                 for part in 0..T::PARTS {
                     if ACROSS {
                         lines[part][l] = parts[part];
@@ -232,6 +270,9 @@ unsafe fn step<T: Source, const WOVEN: bool, const ACROSS: bool>(
 }
 
 /// Transposes 16 x 16 numbers of 32 bits.
+///
+/// # Safety
+/// Needs AVX-512.
 #[inline(always)]
 unsafe fn transpose(x: [__m512i; 16]) -> [__m512i; 16] {
     // SAFETY: the caller vouches for AVX-512.
@@ -266,10 +307,14 @@ unsafe fn transpose(x: [__m512i; 16]) -> [__m512i; 16] {
     }
 }
 
+/// Packs all steps of `from`: see [`step`].
+///
+/// # Safety
+/// As [`Pack`].
 #[inline(always)]
-unsafe fn steps<T: Source, const WOVEN: bool, const ACROSS: bool>(
+unsafe fn steps<T: Source, const ALONG: bool, const ACROSS: bool>(
     from: Block<T>,
-    scale: f32,
+    scale: Option<f32>,
     to: *mut u8,
 ) -> Extent {
     debug_assert!(from.len <= EDGE);
@@ -278,7 +323,7 @@ unsafe fn steps<T: Source, const WOVEN: bool, const ACROSS: bool>(
         let mut range = [_mm512_set1_epi32(-1), _mm512_setzero_si512()];
         for (i, k) in (0..from.kc).step_by(32).enumerate() {
             let to = to.add(i * 2 * T::PARTS * TILE);
-            step::<T, WOVEN, ACROSS>(from, k, scale, to, &mut range);
+            step::<T, ALONG, ACROSS>(from, k, scale, to, &mut range);
         }
         let (min, max) = (
             _mm512_reduce_min_epu32(range[0]),
@@ -300,15 +345,20 @@ macro_rules! pack {
     ($name:ident, $t:ty) => {
         /// # Safety
         /// As [`Pack`].
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-        pub(super) unsafe fn $name(from: Block<$t>, part: Part, scale: f32, to: *mut u8) -> Extent {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        pub(super) unsafe fn $name(
+            from: Block<$t>,
+            part: Part,
+            scale: Option<f32>,
+            to: *mut u8,
+        ) -> Extent {
             // SAFETY: forwarded.
             unsafe {
                 match (from.k_step == 1, part) {
-                    (true, Part::Rows) => steps::<$t, false, false>(from, scale, to),
-                    (true, Part::Columns) => steps::<$t, false, true>(from, scale, to),
-                    (false, Part::Rows) => steps::<$t, true, true>(from, scale, to),
-                    (false, Part::Columns) => steps::<$t, true, false>(from, scale, to),
+                    (true, Part::Rows) => steps::<$t, true, false>(from, scale, to),
+                    (true, Part::Columns) => steps::<$t, true, true>(from, scale, to),
+                    (false, Part::Rows) => steps::<$t, false, true>(from, scale, to),
+                    (false, Part::Columns) => steps::<$t, false, false>(from, scale, to),
                 }
             }
         }

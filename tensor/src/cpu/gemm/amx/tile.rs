@@ -116,54 +116,112 @@ impl Drop for Tiles {
     }
 }
 
-/// `sums = rows columns` for packed strips of [`EDGE`] rows and columns over
-/// `steps` times 32 terms; `sums` is row-major.
+/// Memory that a kernel asks for while it multiplies, because it will be needed next: pieces of 32
+/// elements, some in each step.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Ahead {
+    /// The first piece. An address that holds nothing does no harm.
+    pub p: *const u8,
+    /// Bytes from piece to piece.
+    pub piece: usize,
+    /// Pieces in a step.
+    pub pieces: usize,
+    /// Bytes from step to step.
+    pub step: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Ahead = Ahead {
+        p: std::ptr::null(),
+        piece: 0,
+        pieces: 0,
+        step: 0,
+    };
+}
+
+/// What a kernel multiplies.
+pub(super) struct Strips {
+    /// Steps of 32 terms; not zero.
+    pub steps: usize,
+    pub rows: *const u8,
+    pub columns: *const u8,
+    /// Row-major, [`EDGE`] by [`EDGE`].
+    pub sums: *mut f32,
+    /// Asked for in the second-level cache.
+    pub ahead: [Ahead; 2],
+}
+
+/// `sums = rows columns` for packed strips.
 ///
 /// # Safety
-/// Tiles are configured; `rows` and `columns` hold `steps` packed steps, `sums` is writable for
-/// `EDGE * EDGE` elements; `steps > 0`.
-pub(super) type Kernel =
-    unsafe fn(&Tiles, steps: usize, rows: *const u8, columns: *const u8, sums: *mut f32);
+/// Tiles are configured; `rows` and `columns` hold their packed steps, `sums` is writable for
+/// `EDGE * EDGE` elements.
+pub(super) type Kernel = unsafe fn(&Tiles, strips: Strips);
 
 /// A kernel around the body of its loop, in which tiles 0 to 3 are the sums, 4 and 5 the rows, 6
 /// and 7 the columns.
 macro_rules! kernel {
-    ($(#[$doc:meta])* $name:ident, $splits:literal, $($body:literal)+) => {
+    ($(#[$doc:meta])* $name:ident, $splits:literal, ahead: [$($lines:literal)+], $($body:literal)+) => {
         $(#[$doc])*
         ///
         /// # Safety
         /// As [`Kernel`].
-        pub(super) unsafe fn $name(
-            _: &Tiles,
-            steps: usize,
-            rows: *const u8,
-            columns: *const u8,
-            sums: *mut f32,
-        ) {
+        pub(super) unsafe fn $name(_: &Tiles, strips: Strips) {
             // SAFETY: tiles are configured with 16 rows of 64 bytes; the loop reads
             // `steps * $splits * 2` tiles of either operand, which follow each other, and the sums
-            // are four tiles with rows 128 bytes apart.
+            // are four tiles with rows 128 bytes apart. It changes its own copy of `ahead`;
+            // prefetches are hints, valid for any address.
             unsafe {
+                let mut ahead = strips.ahead;
                 asm!(
                     "tilezero tmm0",
                     "tilezero tmm1",
                     "tilezero tmm2",
                     "tilezero tmm3",
-                    "2:",
+                    "3:",
+                    "mov {p}, [{ahead}]",
+                    "mov {n}, [{ahead} + 16]",
+                    "test {n}, {n}",
+                    "jz 5f",
+                    "4:",
+                    $(concat!("prefetcht1 [{p} + ", $lines, "]"),)+
+                    "add {p}, [{ahead} + 8]",
+                    "dec {n}",
+                    "jnz 4b",
+                    "5:",
+                    "mov {p}, [{ahead} + 32]",
+                    "mov {n}, [{ahead} + 48]",
+                    "test {n}, {n}",
+                    "jz 7f",
+                    "6:",
+                    $(concat!("prefetcht1 [{p} + ", $lines, "]"),)+
+                    "add {p}, [{ahead} + 40]",
+                    "dec {n}",
+                    "jnz 6b",
+                    "7:",
+                    "mov {p}, [{ahead} + 24]",
+                    "add [{ahead}], {p}",
+                    "mov {p}, [{ahead} + 56]",
+                    "add [{ahead} + 32], {p}",
                     $($body,)+
                     "add {a}, {step}",
                     "add {b}, {step}",
                     "dec {k}",
-                    "jnz 2b",
+                    "jnz 3b",
                     "tilestored [{c} + {s}*2], tmm0",
                     "tilestored [{c} + {s}*2 + 64], tmm1",
                     "tilestored [{c} + {s}*2 + 2048], tmm2",
                     "tilestored [{c} + {s}*2 + 2112], tmm3",
-                    a = inout(reg) rows => _,
-                    b = inout(reg) columns => _,
-                    c = in(reg) sums,
-                    k = inout(reg) steps => _,
+                    a = inout(reg) strips.rows => _,
+                    b = inout(reg) strips.columns => _,
+                    c = in(reg) strips.sums,
+                    k = inout(reg) strips.steps => _,
                     s = in(reg) 64usize,
+                    ahead = in(reg) &raw mut ahead,
+                    p = out(reg) _,
+                    n = out(reg) _,
                     step = const $splits * 2 * TILE,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -176,7 +234,7 @@ macro_rules! kernel {
 
 kernel!(
     /// Operands that are `bf16`: one product.
-    one, 1,
+    one, 1, ahead: [0],
     "tileloadd tmm6, [{b} + {s}]"
     "tileloadd tmm4, [{a} + {s}]"
     "tileloadd tmm7, [{b} + {s} + 1024]"
@@ -190,7 +248,7 @@ kernel!(
 kernel!(
     /// Operands in three parts: the six products that matter, the small ones first, in an order
     /// in which each follows from the one before by replacing one operand.
-    six, 3,
+    six, 3, ahead: [0 64],
     // low x high
     "tileloadd tmm6, [{b} + {s}]"
     "tileloadd tmm4, [{a} + {s} + 4096]"
