@@ -2,7 +2,8 @@
 
 use crate::{CPU, close, cnn, f, vals};
 use phalanx_autograd::nn::{
-    self, Activation, BatchNorm2d, Dropout, Factory, Fan, Init, Linear, Module, Sequential,
+    self, Activation, BatchNorm2d, Conv2d, Conv2dConfig, Dropout, Factory, Fan, Init, Linear,
+    Module, Sequential,
 };
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_autograd::{Error, Result, Tape, Var};
@@ -207,6 +208,22 @@ fn initial_values_follow_their_formulas() {
 }
 
 #[test]
+fn weights_that_cannot_be_counted_are_refused() {
+    let huge = 1usize << 40;
+    let conv = Conv2d::new(huge, 2, [huge, 3], Conv2dConfig::default(), &mut f());
+    assert!(matches!(conv, Err(Error::Tensor(_))));
+    for init in [
+        Init::XavierUniform { gain: 1.0 },
+        Init::XavierNormal { gain: 1.0 },
+    ] {
+        let weight = |shape: [usize; 3]| init.tensor(shape, DType::F32, CPU, &mut Rng::new(1));
+        assert!(matches!(weight([2, huge, huge]), Err(Error::Tensor(_))));
+        // One without elements may have any other extents.
+        assert_eq!(weight([0, huge, huge]).unwrap().numel(), 0);
+    }
+}
+
+#[test]
 fn losses_have_their_values() {
     let tape = Tape::new();
     let x = Tensor::from_slice(&[1.0f64, -2.0, 0.5, 0.25], [2, 2], CPU).unwrap();
@@ -304,7 +321,8 @@ fn fused_layers_compute_what_separate_ones_do() {
         let grads: Vec<_> = (parameters.iter().map(|p| vals(g.get(p).unwrap()))).collect();
         (nodes, vals(y.value()), grads)
     };
-    let pairs: [(Activation, fn(&Var) -> Result<Var>); 6] = [
+    type Apart = fn(&Var) -> Result<Var>;
+    let pairs: [(Activation, Apart); 6] = [
         (Activation::Relu, Var::relu),
         (Activation::Gelu(GeluKind::Exact), |x| {
             x.gelu(GeluKind::Exact)

@@ -488,8 +488,8 @@ impl Slot {
 
     /// Runs a chunk that nobody has claimed, or, if `all`, chunks until none is left.
     pub(super) fn help(&self, all: bool) -> Helped {
-        // SAFETY: guarantee 4: nobody writes to the plan after `READY`.
         let plan = match self.state() {
+            // SAFETY: guarantee 4: nobody writes to the plan after `READY`.
             State::Ready => unsafe { (*self.stage.plan.get()).as_ref() },
             State::Filling | State::Done => None,
         };
