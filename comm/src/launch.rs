@@ -3,10 +3,6 @@
 
 use crate::backends::Backend;
 use crate::backends::local::{self, LocalGroup};
-#[cfg(feature = "mpi")]
-use crate::backends::mpi::{self, MpiGroup};
-#[cfg(feature = "mpi")]
-use crate::env::Process;
 use crate::error::Error;
 use crate::group::ProcessGroup;
 use phalanx_tensor::{Device, cpu};
@@ -234,7 +230,7 @@ where
 }
 
 /// One rank from start to end. A failure comes with its place in the order of failures.
-fn run_rank<G: Rank, T, E: Display>(
+pub(crate) fn run_rank<G: Backend, T, E: Display>(
     group: G,
     threads: usize,
     program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T, E>,
@@ -271,60 +267,6 @@ fn run_rank<G: Rank, T, E: Display>(
             });
             Err((order, FailureKind::Panic(message)))
         }
-    }
-}
-
-/// The backends whose ranks [`run_rank`] runs.
-trait Rank: Backend {
-    /// The rank will issue nothing more.
-    fn depart(&self);
-}
-
-impl Rank for LocalGroup {
-    fn depart(&self) {
-        LocalGroup::depart(self);
-    }
-}
-
-#[cfg(feature = "mpi")]
-impl Rank for MpiGroup {
-    fn depart(&self) {
-        MpiGroup::depart(self);
-    }
-}
-
-/// Runs `program` as the rank that this process is under MPI: see [`run`](crate::run()).
-#[cfg(feature = "mpi")]
-pub(crate) fn mpi<T, E, F>(
-    config: LaunchConfig,
-    process: Process,
-    program: F,
-) -> Result<Vec<(usize, T)>, LaunchError<E>>
-where
-    T: Send,
-    E: Display + Debug + Send,
-    F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
-{
-    let group = mpi::world(config.deadline).map_err(LaunchError::World)?;
-    let (rank, seen) = (group.rank(), group.size());
-    if seen != process.size {
-        return Err(LaunchError::OtherMpi {
-            launcher: process.launcher.to_string(),
-            size: process.size,
-            seen,
-        });
-    }
-    match run_rank(
-        group,
-        config.threads_per_rank,
-        &program,
-        &AtomicUsize::new(0),
-    ) {
-        Ok(result) => Ok(vec![(rank, result)]),
-        Err((_, kind)) => Err(LaunchError::Ranks {
-            first: RankFailure { rank, kind },
-            others: Vec::new(),
-        }),
     }
 }
 

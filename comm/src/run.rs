@@ -25,6 +25,16 @@ pub enum Ranks {
     OrAlone(usize),
 }
 
+impl Ranks {
+    /// Whether a launcher that has started this process may have started so many.
+    fn agrees_with(self, process: Process) -> bool {
+        match self {
+            Ranks::Exactly(asked) => asked == process.size,
+            Ranks::OrAlone(_) => true,
+        }
+    }
+}
+
 impl RunConfig {
     /// With the defaults of [`LaunchConfig`].
     pub fn new(ranks: Ranks) -> RunConfig {
@@ -91,15 +101,29 @@ where
     F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
 {
     let config = config.into();
+    let threads = |config| -> Result<Vec<(usize, T)>, LaunchError<E>> {
+        Ok(launch(config, &program)?.into_iter().enumerate().collect())
+    };
     match Start::detect() {
-        Start::Alone => Ok(launch(config.launch, program)?
-            .into_iter()
-            .enumerate()
-            .collect()),
-        Start::Mpi(process) => {
-            as_asked(&config, process)?;
-            mpi(config.launch, process, program)
-        }
+        Start::Alone => threads(config.launch),
+        Start::Mpi(process) if !config.ranks.agrees_with(process) => Err(LaunchError::WorldSize {
+            asked: config.launch.world_size,
+            launcher: process.launcher.to_string(),
+            size: process.size,
+        }),
+        #[cfg(feature = "mpi")]
+        Start::Mpi(process) => crate::backends::mpi::launch(config.launch, process, program),
+        #[cfg(not(feature = "mpi"))]
+        Start::Mpi(process) if process.size == 1 => threads(LaunchConfig {
+            world_size: 1,
+            ..config.launch
+        }),
+        #[cfg(not(feature = "mpi"))]
+        Start::Mpi(process) => Err(LaunchError::Unsupported {
+            launcher: process.launcher.to_string(),
+            size: process.size,
+            reason: "it was built without MPI; build it with `--features mpi`".into(),
+        }),
         Start::Torchrun(process) => Err(LaunchError::Unsupported {
             launcher: process.launcher.to_string(),
             size: process.size,
@@ -107,45 +131,3 @@ where
         }),
     }
 }
-
-fn as_asked<E: Display + Debug>(
-    config: &RunConfig,
-    process: Process,
-) -> Result<(), LaunchError<E>> {
-    match config.ranks {
-        Ranks::Exactly(asked) if asked != process.size => Err(LaunchError::WorldSize {
-            asked,
-            launcher: process.launcher.to_string(),
-            size: process.size,
-        }),
-        _ => Ok(()),
-    }
-}
-
-#[cfg(not(feature = "mpi"))]
-fn mpi<T, E, F>(
-    config: LaunchConfig,
-    process: Process,
-    program: F,
-) -> Result<Vec<(usize, T)>, LaunchError<E>>
-where
-    T: Send,
-    E: Display + Debug + Send,
-    F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
-{
-    if process.size == 1 {
-        let alone = LaunchConfig {
-            world_size: 1,
-            ..config
-        };
-        return Ok(launch(alone, program)?.into_iter().enumerate().collect());
-    }
-    Err(LaunchError::Unsupported {
-        launcher: process.launcher.to_string(),
-        size: process.size,
-        reason: "it was built without MPI; build it with `--features mpi`".into(),
-    })
-}
-
-#[cfg(feature = "mpi")]
-use crate::launch::mpi;

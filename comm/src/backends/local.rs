@@ -148,12 +148,6 @@ impl LocalGroup {
             }),
         }
     }
-
-    /// Declares that this rank will issue nothing more. Who waits for it is told at once.
-    pub(crate) fn depart(&self) {
-        let seat = &self.endpoint.seat;
-        seat.world.depart(seat.rank);
-    }
 }
 
 impl Endpoint {
@@ -263,6 +257,11 @@ impl Backend for LocalGroup {
             ..old.clone()
         };
         Ok(LocalGroup::new(membership, group, Arc::clone(&me.seat)))
+    }
+
+    fn depart(&self) {
+        let seat = &self.endpoint.seat;
+        seat.world.depart(seat.rank);
     }
 
     fn fail(&self, error: Error) {

@@ -67,6 +67,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// The world's failure.
     fn split_off(&self, color: u32, members: &[usize]) -> Result<Self>;
 
+    /// Declares that this rank will issue nothing more. Who waits for it is told at once.
+    fn depart(&self);
+
     /// Ends the world with this error, unless it has failed already.
     fn fail(&self, error: Error);
 }

@@ -28,10 +28,13 @@ mod engine;
 mod exchange;
 mod fault;
 mod header;
+mod launch;
 mod plan;
 mod process;
 mod wait;
 mod wire;
+
+pub(crate) use self::launch::launch;
 
 use self::engine::Engine;
 use self::wait::MpiWork;
@@ -97,13 +100,6 @@ pub fn world(deadline: Duration) -> Result<MpiGroup> {
     })
 }
 
-impl MpiGroup {
-    /// Declares that this rank will issue nothing more. Who waits for it is told at once.
-    pub(crate) fn depart(&self) {
-        self.engine.lock().depart();
-    }
-}
-
 impl Backend for MpiGroup {
     const NAME: &'static str = "mpi";
 
@@ -155,6 +151,10 @@ impl Backend for MpiGroup {
             cores_to_spare: self.cores_to_spare,
             last: Mutex::new(0),
         })
+    }
+
+    fn depart(&self) {
+        self.engine.lock().depart();
     }
 
     fn fail(&self, error: Error) {
