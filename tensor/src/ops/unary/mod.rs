@@ -67,8 +67,8 @@ macro_rules! unary {
                 $(#[$doc])*
                 ///
                 /// # Errors
-                /// [`Error::UnsupportedDType`] where the element type has no such function;
-                /// [`Error::OutOfMemory`].
+                /// [`UnsupportedDType`](crate::Error::UnsupportedDType) where the element type has no
+                /// such function; [`OutOfMemory`](crate::Error::OutOfMemory).
                 pub fn $name(&self, $($arg: $ty),*) -> Result<Tensor> {
                     self.unary(stringify!($name), $kind)
                 }
@@ -132,8 +132,11 @@ macro_rules! backward {
                 /// `self` is the gradient of the result; both tensors have one shape.
                 ///
                 /// # Errors
-                /// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`];
-                /// [`Error::UnsupportedDType`] for integers; [`Error::OutOfMemory`].
+                /// [`ShapeMismatch`](crate::Error::ShapeMismatch),
+                /// [`DTypeMismatch`](crate::Error::DTypeMismatch),
+                /// [`DeviceMismatch`](crate::Error::DeviceMismatch);
+                /// [`UnsupportedDType`](crate::Error::UnsupportedDType) for integers;
+                /// [`OutOfMemory`](crate::Error::OutOfMemory).
                 pub fn $name(&self, $saved: &Tensor $(, $arg: $ty)*) -> Result<Tensor> {
                     self.unary_backward(stringify!($name), $saved, $kind)
                 }
