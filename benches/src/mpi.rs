@@ -14,7 +14,7 @@ use crate::overlap::{self, Compute, Step};
 use crate::peer::{CProgram, json_lines, number, output};
 use crate::sample::{Sampling, Spread};
 
-/// What one rank times: the other side of [`start`].
+/// What one rank times: the other side of `start`.
 #[derive(Args, Clone, Debug)]
 pub struct RankArgs {
     #[command(subcommand)]
