@@ -1,8 +1,11 @@
 //! The program behind `cargo xtask bench`: times Phalanx, and its peers beside it.
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use phalanx_benches::{collectives, ddp, gemm, mpi, overlap, startup, train};
+use phalanx_examples::cli::exit;
 
 /// Times Phalanx, and its peers beside it.
 #[derive(Parser)]
@@ -32,8 +35,12 @@ enum What {
     MpiRank(mpi::RankArgs),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().what {
+fn main() -> ExitCode {
+    exit(run(Cli::parse().what))
+}
+
+fn run(what: What) -> Result<()> {
+    match what {
         What::Gemm(args) => gemm::run(&args),
         What::Collectives(args) => collectives::run(&args),
         What::Overlap(args) => overlap::run(&args),

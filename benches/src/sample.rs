@@ -9,7 +9,7 @@ use serde::Serialize;
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Sampling {
     /// Length of one sample, in seconds; the warm-up is as long
-    #[arg(long, default_value = "0.3", value_parser = length)]
+    #[arg(long, default_value = "0.3", value_parser = length, allow_negative_numbers = true)]
     pub seconds: f64,
     /// Number of samples; the median counts
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
