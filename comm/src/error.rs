@@ -93,8 +93,9 @@ pub enum Error {
     },
     /// A rank did not come in time.
     #[error(
-        "rank {rank} waited {deadline:?} in {call} (number {sequence} of group {group}) for {}: {note}",
-        ranks(missing)
+        "rank {rank} waited {deadline:?} in {call} (number {sequence} of group {group}) for {}{}",
+        ranks(missing),
+        after_colon(note)
     )]
     DeadlineExceeded {
         /// The group.
@@ -109,7 +110,7 @@ pub enum Error {
         missing: Vec<usize>,
         /// How long it waited.
         deadline: Duration,
-        /// What is known about the first of the missing.
+        /// What is known about the first of the missing; empty where nothing is.
         note: String,
     },
     /// A rank ended while another waited for it.
@@ -181,6 +182,13 @@ impl Error {
 }
 
 /// `rank 1` or `ranks 1, 3`.
+fn after_colon(note: &str) -> String {
+    match note {
+        "" => String::new(),
+        note => format!(": {note}"),
+    }
+}
+
 fn ranks(missing: &[usize]) -> String {
     let list: Vec<String> = missing.iter().map(usize::to_string).collect();
     let plural = if list.len() == 1 { "" } else { "s" };

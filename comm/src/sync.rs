@@ -1,14 +1,16 @@
-//! [`Mutex`]: the standard one, without poison, in a form that ThreadSanitizer can follow.
+//! [`Mutex`], the standard one without poison, and [`Shared`], the standard `Arc`, in a form that
+//! ThreadSanitizer can follow.
 //!
 //! ThreadSanitizer sees only what it has instrumented, and the standard library comes compiled
 //! without it: a lock that was contended is taken in there, so that what it orders looks like a
-//! race. Under `--cfg phalanx_tsan` (see `xtask/src/test.rs`) a lock says so once more, with an
-//! atomic of its own.
+//! race. And `Arc` orders the last drop after all others by a fence, which ThreadSanitizer does not
+//! model (compiled for it, the standard library would use a load). Under `--cfg phalanx_tsan` (see
+//! `xtask/src/test.rs`) both say so once more, with an atomic of their own.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::MutexGuard;
 #[cfg(phalanx_tsan)]
 use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
+use std::sync::{Arc, MutexGuard};
 
 /// Excludes other threads from a value. No code that can panic runs while one of this crate's
 /// locks is held, so there is no poison.
@@ -65,6 +67,57 @@ impl<T> DerefMut for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
         // Before the field, the lock itself, is released.
+        self.edge.fetch_add(1, AcqRel);
+    }
+}
+
+/// A value with several owners.
+#[derive(Debug)]
+pub(crate) struct Shared<T>(Arc<Owned<T>>);
+
+#[derive(Debug)]
+struct Owned<T> {
+    value: T,
+    #[cfg(phalanx_tsan)]
+    edge: AtomicUsize,
+}
+
+impl<T> Shared<T> {
+    pub(crate) fn new(value: T) -> Shared<T> {
+        Shared(Arc::new(Owned {
+            value,
+            #[cfg(phalanx_tsan)]
+            edge: AtomicUsize::new(0),
+        }))
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Shared<T> {
+        Shared(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0.value
+    }
+}
+
+#[cfg(phalanx_tsan)]
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        // Before the field, the owner's share, is given up.
+        self.0.edge.fetch_add(1, AcqRel);
+    }
+}
+
+#[cfg(phalanx_tsan)]
+impl<T> Drop for Owned<T> {
+    fn drop(&mut self) {
+        // After all owners have given up theirs, before the value goes.
         self.edge.fetch_add(1, AcqRel);
     }
 }

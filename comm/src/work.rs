@@ -54,7 +54,9 @@ impl Outcome for Tensor {
 ///
 /// Tensors go in by value and come back from [`wait`](Work::wait), so nothing can be touched while
 /// it is in flight. Dropping a work waits too (but not while the thread unwinds), and forgets the
-/// result; an error shows in the group's next call.
+/// result; an error shows in the group's next call. The wait ends when the group fails, at the
+/// latest with the deadline: nobody can tell that the program is on its way to return an error of
+/// its own.
 ///
 /// Works may be waited for in any order, and on another thread than the one that issued them.
 #[must_use = "an operation is finished by `wait`"]

@@ -15,19 +15,21 @@ mod mail;
 mod park;
 mod plan;
 mod pool;
+mod post;
 mod slot;
 mod wait;
 mod world;
 
 use self::mail::{End, Mailbox};
 use self::pool::{SlotPool, SlotRef, Spares};
-use self::slot::{Post, Slot};
+use self::post::Post;
+use self::slot::Slot;
 use self::wait::LocalWork;
 use self::world::World;
 use crate::backends::{Backend, Membership};
 use crate::check::{Call, Op};
 use crate::error::{Error, Result};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Shared};
 use crate::work::Pending;
 use phalanx_tensor::Device;
 use std::collections::HashMap;
@@ -59,7 +61,7 @@ struct Group {
 struct Counter(AtomicU64);
 
 struct Offspring {
-    group: Arc<Group>,
+    group: Shared<Group>,
     /// Members that do not have it yet.
     expected: usize,
 }
@@ -67,7 +69,7 @@ struct Offspring {
 /// One rank's side of a group.
 struct Endpoint {
     membership: Membership,
-    group: Arc<Group>,
+    group: Shared<Group>,
     seat: Arc<Seat>,
     /// Locked by the rank's own threads only.
     issue: Mutex<Issue>,
@@ -77,12 +79,14 @@ struct Endpoint {
 struct Issue {
     /// The slot of the next one.
     next: SlotRef,
+    /// The number of the last `split`.
+    last_split: u64,
     spares: Spares,
 }
 
 /// A rank in the world, as long as it holds one of its groups.
 struct Seat {
-    world: Arc<World>,
+    world: Shared<World>,
     rank: usize,
 }
 
@@ -97,9 +101,9 @@ impl Drop for Seat {
 ///
 /// [`launch`](crate::launch::launch) does this, and starts the threads too.
 pub fn world(devices: &[Device], threads_per_rank: usize, deadline: Duration) -> Vec<LocalGroup> {
-    let world = Arc::new(World::new(devices.len(), threads_per_rank));
+    let world = Shared::new(World::new(devices.len(), threads_per_rank));
     let world_ranks: Arc<[usize]> = (0..devices.len()).collect();
-    let group = Arc::new(Group::new(&world_ranks));
+    let group = Shared::new(Group::new(&world_ranks));
     let name: Arc<str> = "world".into();
     let handle = |(rank, &device)| {
         let membership = Membership {
@@ -110,10 +114,10 @@ pub fn world(devices: &[Device], threads_per_rank: usize, deadline: Duration) ->
             deadline,
         };
         let seat = Arc::new(Seat {
-            world: Arc::clone(&world),
+            world: world.clone(),
             rank,
         });
-        LocalGroup::new(membership, Arc::clone(&group), seat)
+        LocalGroup::new(membership, group.clone(), seat)
     };
     devices.iter().enumerate().map(handle).collect()
 }
@@ -134,9 +138,10 @@ impl Group {
 }
 
 impl LocalGroup {
-    fn new(membership: Membership, group: Arc<Group>, seat: Arc<Seat>) -> Self {
+    fn new(membership: Membership, group: Shared<Group>, seat: Arc<Seat>) -> Self {
         let issue = Issue {
             next: group.first,
+            last_split: 0,
             spares: Spares::default(),
         };
         LocalGroup {
@@ -170,7 +175,11 @@ impl Endpoint {
             ..
         } = &*self.group;
         let mut issue = self.issue.lock();
-        let Issue { next, spares } = &mut *issue;
+        let Issue {
+            next,
+            last_split,
+            spares,
+        } = &mut *issue;
         if let Some((end, from, to, tag)) = message {
             let ranks = [me.world_ranks[from], me.world_ranks[to]];
             let free = |number, ranks: &[usize]| slots.take(me.rank, spares, number, ranks);
@@ -179,6 +188,9 @@ impl Endpoint {
         }
         let count = &issued[me.rank].0; // counted by this rank alone, under its lock
         count.store(count.load(Relaxed) + 1, Relaxed);
+        if matches!(op, Op::Split) {
+            *last_split = next.sequence();
+        }
         let after = next.next(&me.world_ranks, spares, slots, me.rank);
         (std::mem::replace(next, after), me.rank)
     }
@@ -227,7 +239,7 @@ impl Backend for LocalGroup {
     fn split_off(&self, color: u32, members: &[usize]) -> Result<LocalGroup> {
         let me = &self.endpoint;
         let old = &me.membership;
-        let number = me.issue.lock().next.sequence() - 1; // of the `split` that all ranks have just done
+        let number = me.issue.lock().last_split; // which all ranks have just done
         let name: Arc<str> = format!("{}/{number}:{color}", old.name).into();
         let world_ranks: Arc<[usize]> = members.iter().map(|&m| old.world_ranks[m]).collect();
         let rank = members.iter().position(|&m| m == old.rank);
@@ -239,11 +251,11 @@ impl Backend for LocalGroup {
         let group = {
             let mut offspring = me.group.offspring.lock();
             let new = || Offspring {
-                group: Arc::new(Group::new(&world_ranks)),
+                group: Shared::new(Group::new(&world_ranks)),
                 expected: members.len(),
             };
             let entry = offspring.entry(Arc::clone(&name)).or_insert_with(new);
-            let group = Arc::clone(&entry.group);
+            let group = entry.group.clone();
             entry.expected -= 1;
             if entry.expected == 0 {
                 offspring.remove(&name);

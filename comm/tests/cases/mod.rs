@@ -32,6 +32,8 @@ pub const ALL: &[(&str, Case)] = &[
     ("reduce_scatter", parts::reduce_scatter),
     ("all_to_all", parts::all_to_all),
     ("all_to_all_v", parts::all_to_all_v),
+    ("large_parts", parts::large),
+    ("views_of_parts", parts::views_are_read_in_their_order),
     ("messages_by_tag", messages::by_tag),
     ("messages_around_a_ring", messages::around_a_ring),
     ("messages_of_all_sizes", messages::of_all_sizes),

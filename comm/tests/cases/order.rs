@@ -1,10 +1,20 @@
 //! Many operations at once, groups within groups, and calls that are refused.
 
 use super::data::{tensor, values};
-use phalanx_comm::{DType, Error, ProcessGroup, ReduceOp, Result, Tensor};
+use phalanx_comm::{DType, Error, ProcessGroup, ReduceOp, Result, Tensor, Work};
+use std::time::Instant;
 
 fn number(g: &dyn ProcessGroup, x: usize) -> Tensor {
     tensor([1], DType::F64, g.device(), |_| x as f64)
+}
+
+/// Polls until the work is done; all ranks have issued it, or will without waiting for anybody.
+fn poll(g: &dyn ProcessGroup, work: &mut Work<Tensor>) {
+    let start = Instant::now();
+    while !work.poll() {
+        assert!(start.elapsed() < g.deadline(), "polled in vain");
+        std::thread::yield_now();
+    }
 }
 
 /// What the ranks' numbers add up to.
@@ -69,9 +79,7 @@ pub fn dropping_and_polling(g: &dyn ProcessGroup) -> Result<()> {
             tensor([len], DType::F32, g.device(), |_| 2.0),
             ReduceOp::Sum,
         )?;
-        while !work.poll() {
-            std::thread::yield_now();
-        }
+        poll(g, &mut work);
         let want = 2.0 * g.size() as f64;
         assert!(values(&work.wait()?).iter().all(|v| *v == want));
     }
@@ -83,9 +91,7 @@ pub fn barrier_meets_all(g: &dyn ProcessGroup) -> Result<()> {
     for _ in 0..20 {
         let mut work = g.all_gather(number(g, g.rank()))?;
         g.barrier()?.wait()?;
-        while !work.poll() {
-            std::thread::yield_now(); // all have issued it: no deadline is needed to get here
-        }
+        poll(g, &mut work);
         assert_eq!(work.wait()?.numel(), g.size());
     }
     Ok(())

@@ -37,14 +37,12 @@ impl Parker {
         self.sleepers.fetch_sub(1, SeqCst);
     }
 
-    /// Wakes all sleepers, after a `SeqCst` store (3) of what they wait for. Returns whether there
-    /// were any.
-    pub(super) fn unpark(&self) -> bool {
-        let any = self.sleepers.load(SeqCst) > 0; // (4)
-        if any {
+    /// Wakes all sleepers, after a `SeqCst` store (3) of what they wait for.
+    pub(super) fn unpark(&self) {
+        if self.sleepers.load(SeqCst) > 0 {
+            // (4)
             drop(self.lock.lock().unwrap_or_else(|e| e.into_inner()));
             self.bell.notify_all();
         }
-        any
     }
 }

@@ -3,7 +3,8 @@
 
 use super::Endpoint;
 use super::pool::SlotRef;
-use super::slot::{Helped, Post, State};
+use super::post::Post;
+use super::slot::{Helped, State};
 use crate::error::{Error, Result};
 use crate::work::Pending;
 use phalanx_tensor::Tensor;
@@ -66,17 +67,12 @@ impl LocalWork {
         }
     }
 
-    /// Wakes who sleeps: all once the operation is done, before that only as many as can run beside
-    /// this rank.
+    /// Wakes who sleeps. All: of those who sleep, only some may wait for this operation, and nobody
+    /// else may be there to run its chunks.
     fn wake_others(&self) {
-        let world = self.me.world();
         let me = self.me.membership.world_rank();
         let others = self.slot.ranks().filter(|rank| *rank != me);
-        let asleep = others.filter(|rank| world.parker(*rank).unpark());
-        match self.slot.state() {
-            State::Done => asleep.for_each(drop),
-            _ => asleep.take(world.workers - 1).for_each(drop),
-        }
+        others.for_each(|rank| self.me.world().parker(rank).unpark());
     }
 
     /// Fails if somebody who is still to come has left.

@@ -84,8 +84,6 @@ impl World {
 
     fn announce(&self) {
         self.events.fetch_add(1, SeqCst);
-        for rank in &self.ranks {
-            rank.parker.unpark();
-        }
+        self.ranks.iter().for_each(|r| r.parker.unpark());
     }
 }
