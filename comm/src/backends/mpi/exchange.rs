@@ -239,24 +239,22 @@ impl Exchange {
     }
 
     /// Moves what can be moved without waiting. Returns whether anything did.
+    ///
+    /// What MPI is to receive it may copy on the spot, in any of its calls, and the peer waits for
+    /// what this rank sends: so what was reduced is sent before anything else, and receives come last.
     pub(super) fn advance(&mut self, wire: &mut Wire, ranks: &[usize]) -> Result<bool, Failure> {
         let mut moved = false;
-        let mut left = false;
-        for i in 0..self.lanes.len() {
-            while let Some(request) = self.lanes[i].requests.front_mut() {
+        for progress in &mut self.lanes {
+            while let Some(request) = progress.requests.front_mut() {
                 if !wire.test(request)? {
                     break;
                 }
-                self.lanes[i].requests.pop_front();
-                self.lanes[i].done += 1;
+                progress.requests.pop_front();
+                progress.done += 1;
                 moved = true;
             }
-            while self.may_post(i) {
-                self.post(i, wire, ranks)?;
-                moved = true;
-            }
-            left |= self.lanes[i].done < self.plan.lanes[i].steps();
         }
+        let mut left = false;
         if let Some(reduction) = self.plan.reduction.clone() {
             let steps = reduction.bytes.div_ceil(reduction.step);
             if self.reduced < steps && self.has_received(self.reduced) {
@@ -265,7 +263,16 @@ impl Exchange {
             }
             left |= self.reduced < steps;
         }
-        // A step that was reduced last may open a lane: `left` holds for it until it is done.
+        for way in [Way::Send, Way::Recv] {
+            for i in 0..self.lanes.len() {
+                while self.plan.lanes[i].way == way && self.may_post(i) {
+                    self.post(i, wire, ranks)?;
+                    moved = true;
+                }
+            }
+        }
+        let mut lanes = self.plan.lanes.iter().zip(&self.lanes);
+        left |= lanes.any(|(lane, progress)| progress.done < lane.steps());
         self.done = !left;
         Ok(moved)
     }

@@ -21,8 +21,11 @@ pub(super) const INLINE: usize = 4 << 10;
 const DIRECT: usize = INLINE;
 /// A step of plain data movement.
 const STEP: usize = 4 << 20;
-/// A step of a reduction: what is received stays in the cache until it is read.
-const REDUCE_STEP: usize = 128 << 10;
+/// A step of a reduction, from all other ranks together: what is received stays in the cache until it
+/// is read.
+const REDUCE_STEP: usize = 512 << 10;
+/// … and from each of them at least so much, since every step costs a few messages.
+const LEAST_STEP: usize = 128 << 10;
 /// How many steps of a reduction may have been received and not yet read.
 pub(super) const RING: usize = 4;
 
@@ -107,6 +110,11 @@ pub(super) struct Plan {
     pub(super) copy: Option<(usize, usize, usize)>,
 }
 
+/// A step of a reduction by `n` ranks. Both ends of a lane come to the same answer.
+fn reduce_step(n: usize) -> usize {
+    (REDUCE_STEP / (n - 1).max(1)).max(LEAST_STEP) & !(LEAST_STEP - 1)
+}
+
 impl Plan {
     /// The share of rank `me` of `n`; of a message's sender (0) or receiver (1).
     pub(super) fn new(signature: &Signature, me: usize, n: usize) -> Plan {
@@ -121,12 +129,12 @@ impl Plan {
             Op::AllReduce(_) => plan.reduce(me, n, whole, size, None),
             Op::Reduce { root, .. } => plan.reduce(me, n, whole, size, Some(*root)),
             Op::ReduceScatter(_) => {
-                let part = whole / n;
+                let (part, step) = (whole / n, reduce_step(n));
                 for p in others() {
-                    plan.lane(p, Way::Send, Place::Input(p * part), part, REDUCE_STEP);
-                    plan.lane(p, Way::Recv, Place::Ring, part, REDUCE_STEP);
+                    plan.lane(p, Way::Send, Place::Input(p * part), part, step);
+                    plan.lane(p, Way::Recv, Place::Ring, part, step);
                 }
-                plan.fold(me * part, 0, part);
+                plan.fold(me * part, 0, part, step);
             }
             Op::Broadcast { root } => plan.broadcast(me, n, whole, size, *root),
             Op::AllGather | Op::Split => {
@@ -199,12 +207,12 @@ impl Plan {
         }
     }
 
-    fn fold(&mut self, input: usize, output: usize, bytes: usize) {
+    fn fold(&mut self, input: usize, output: usize, bytes: usize, step: usize) {
         self.reduction = Some(Reduction {
             input,
             output,
             bytes,
-            step: REDUCE_STEP,
+            step,
         });
     }
 
@@ -212,40 +220,29 @@ impl Plan {
     fn reduce(&mut self, me: usize, n: usize, whole: usize, size: usize, root: Option<usize>) {
         let gets = |p: usize| root.is_none_or(|root| root == p);
         let others = || (0..n).filter(move |&p| p != me);
+        let step = reduce_step(n);
         if whole <= DIRECT {
             for p in others() {
                 if gets(p) {
-                    self.lane(p, Way::Send, Place::Input(0), whole, REDUCE_STEP);
+                    self.lane(p, Way::Send, Place::Input(0), whole, step);
                 }
                 if gets(me) {
-                    self.lane(p, Way::Recv, Place::Ring, whole, REDUCE_STEP);
+                    self.lane(p, Way::Recv, Place::Ring, whole, step);
                 }
             }
             if gets(me) {
-                self.fold(0, 0, whole);
+                self.fold(0, 0, whole, step);
             }
             return;
         }
         let mine = part(whole, size, me, n);
         for p in others() {
             let theirs = part(whole, size, p, n);
-            self.lane(
-                p,
-                Way::Send,
-                Place::Input(theirs.start),
-                theirs.len(),
-                REDUCE_STEP,
-            );
+            self.lane(p, Way::Send, Place::Input(theirs.start), theirs.len(), step);
             let sent = self.lanes.len() - 1;
-            self.lane(p, Way::Recv, Place::Ring, mine.len(), REDUCE_STEP);
+            self.lane(p, Way::Recv, Place::Ring, mine.len(), step);
             if gets(p) {
-                self.lane(
-                    p,
-                    Way::Send,
-                    Place::Output(mine.start),
-                    mine.len(),
-                    REDUCE_STEP,
-                );
+                self.lane(p, Way::Send, Place::Output(mine.start), mine.len(), step);
                 self.then(Gate::Reduced);
             }
             if gets(me) {
@@ -255,12 +252,12 @@ impl Plan {
                     Way::Recv,
                     Place::Output(theirs.start),
                     theirs.len(),
-                    REDUCE_STEP,
+                    step,
                 );
                 self.then(Gate::After(sent));
             }
         }
-        self.fold(mine.start, mine.start, mine.len());
+        self.fold(mine.start, mine.start, mine.len(), step);
     }
 
     /// A short one goes from the root to all; of a long one the root gives each rank a part, which
@@ -276,7 +273,7 @@ impl Plan {
             }
             return;
         }
-        let step = REDUCE_STEP;
+        let step = reduce_step(n);
         let mine = part(whole, size, me, n);
         if me == root {
             for p in others() {
