@@ -1,11 +1,30 @@
 //! Communication hooks: another way to reduce a bucket than an exact average.
 
 use crate::Result;
-use phalanx_comm::{ProcessGroup, ReduceOp};
+use phalanx_comm::{ProcessGroup, ReduceOp, Work};
 use phalanx_tensor::{DType, Tensor};
 
-/// Completes a reduction that a [`CommHook`] has started.
-pub type Completion = Box<dyn FnOnce() -> Result<Tensor>>;
+/// A reduction that a [`CommHook`] has started. A closure is one that moves nothing before it is
+/// finished.
+pub trait Completion {
+    /// Does a small share of what is left to do, without blocking. Returns whether
+    /// [`finish`](Completion::finish) would return at once. Called now and then during the sweep.
+    fn poll(&mut self) -> bool {
+        false
+    }
+
+    /// Waits for the reduction and returns what stands for the average.
+    ///
+    /// # Errors
+    /// Whatever stops the step.
+    fn finish(self: Box<Self>) -> Result<Tensor>;
+}
+
+impl<F: FnOnce() -> Result<Tensor>> Completion for F {
+    fn finish(self: Box<Self>) -> Result<Tensor> {
+        self()
+    }
+}
 
 /// Reduces buckets of gradients (PyTorch: DDP communication hooks).
 pub trait CommHook: Send + Sync {
@@ -15,13 +34,13 @@ pub trait CommHook: Send + Sync {
     /// *sum* over the ranks is the average. The completion returns it, or what stands for it, with
     /// the shape and the element type of `bucket`; anything else is
     /// [`Error::HookResult`](crate::Error::HookResult). Called for the same buckets in the same order on
-    /// every rank. The completion runs when the sweep has ended: between ranks that are threads, a
-    /// large bucket moves only then.
+    /// every rank. It is finished when the sweep has ended; between ranks that are threads, a large
+    /// bucket moves before only where [`Completion::poll`] sees to it.
     ///
     /// # Errors
     /// Whatever stops the step: `start`'s and the completion's are this rank's error of
     /// [`backward`](crate::Ddp::backward), as they are.
-    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Completion>;
+    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Box<dyn Completion>>;
 }
 
 /// Sends gradients as a shorter type: half the bytes, at the price of rounding them
@@ -35,13 +54,29 @@ pub enum Compress {
 }
 
 impl CommHook for Compress {
-    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Completion> {
+    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Box<dyn Completion>> {
         let wide = bucket.dtype();
         let short = match self {
             Compress::Bf16 => DType::BF16,
             Compress::F16 => DType::F16,
         };
         let work = group.all_reduce(bucket.cast(short)?, ReduceOp::Sum)?;
-        Ok(Box::new(move || Ok(work.wait()?.cast(wide)?)))
+        Ok(Box::new(Compressed { work, wide }))
+    }
+}
+
+/// A compressed bucket on its way.
+struct Compressed {
+    work: Work<Tensor>,
+    wide: DType,
+}
+
+impl Completion for Compressed {
+    fn poll(&mut self) -> bool {
+        self.work.poll()
+    }
+
+    fn finish(self: Box<Self>) -> Result<Tensor> {
+        Ok(self.work.wait()?.cast(self.wide)?)
     }
 }

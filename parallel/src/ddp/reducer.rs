@@ -104,7 +104,16 @@ fn world_rank(group: &dyn ProcessGroup) -> usize {
 /// A bucket in flight.
 enum Flight {
     Plain(Work<Tensor>),
-    Hooked(Completion),
+    Hooked(Box<dyn Completion>),
+}
+
+impl Flight {
+    fn poll(&mut self) -> bool {
+        match self {
+            Flight::Plain(work) => work.poll(),
+            Flight::Hooked(completion) => completion.poll(),
+        }
+    }
 }
 
 /// One step's reduction. Dropping it waits for what is in flight.
@@ -207,10 +216,10 @@ impl<'a, M: Module> Reducer<'a, M> {
     }
 
     /// Does one share of the oldest reduction under way. Between ranks that are threads, nobody
-    /// else moves data while all of them compute. A hook's reduction is the hook's affair.
+    /// else moves data while all of them compute.
     fn progress(&mut self) {
-        while let Some(Flight::Plain(work)) = self.flights.get_mut(self.landed)
-            && work.poll()
+        while let Some(flight) = self.flights.get_mut(self.landed)
+            && flight.poll()
         {
             let b = self.landed;
             self.trace.record(|| TraceEvent::Reduced(b));
@@ -276,7 +285,9 @@ impl<'a, M: Module> Reducer<'a, M> {
         for (b, flight) in self.flights.into_iter().enumerate() {
             reduced.push(match flight {
                 Flight::Plain(work) => work.wait()?,
-                Flight::Hooked(complete) => stand_for(b, &self.plan[b], complete()?, group)?,
+                Flight::Hooked(completion) => {
+                    stand_for(b, &self.plan[b], completion.finish()?, group)?
+                }
             });
             if b >= self.landed {
                 self.trace.record(|| TraceEvent::Reduced(b));

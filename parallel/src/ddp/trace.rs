@@ -13,7 +13,8 @@ pub enum TraceEvent {
     Started(usize),
     /// The sweep ended: all gradients of this rank are final.
     SweepEnded,
-    /// The reduction of this bucket was complete.
+    /// The reduction of this bucket was seen to be complete: when a gradient became final, or, at
+    /// the latest, when the result was waited for after the sweep.
     Reduced(usize),
 }
 

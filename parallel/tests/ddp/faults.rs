@@ -47,7 +47,7 @@ impl Hook {
 }
 
 impl CommHook for Hook {
-    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Completion> {
+    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Box<dyn Completion>> {
         let now = self.started.load(Relaxed) == self.buckets_of_a_step + 1;
         let fault_here = self.fault.filter(|_| now);
         if fault_here == Some(Fault::StartFails) {

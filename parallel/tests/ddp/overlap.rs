@@ -4,7 +4,7 @@ use crate::model::{Mlp, mse, on_ranks};
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Error as AutogradError, Grads, Tape, Var, Vjp};
 use phalanx_comm::ProcessGroup;
-use phalanx_parallel::{Ddp, DdpConfig, TraceEvent};
+use phalanx_parallel::{CommHook, Compress, Ddp, DdpConfig, TraceEvent};
 use phalanx_tensor::{DType, Device, Tensor};
 use std::fmt;
 use std::sync::Arc;
@@ -84,13 +84,23 @@ impl Vjp for Meet {
 
 #[test]
 fn large_buckets_are_reduced_before_the_sweep_ends() {
-    const WIDTH: usize = 64; // a weight is 16 KiB: more than its last issuer reduces on the spot
+    reduces_early(None);
+}
+
+#[test]
+fn compressed_ones_are_too() {
+    reduces_early(Some(Arc::new(Compress::Bf16)));
+}
+
+fn reduces_early(hook: Option<Arc<dyn CommHook>>) {
+    const WIDTH: usize = 64; // a weight has 8 KiB and more: its last issuer leaves it to be shared
     let traces = on_ranks(2, |group| {
         let device = group.device();
         let model = Mlp::new(&[WIDTH; 6], DType::F32, device, 1);
         let config = DdpConfig {
             in_place_bytes: 1, // a bucket for each parameter
             trace: true,
+            hook: hook.clone(),
             ..Default::default()
         };
         let ddp = Ddp::new(model, Arc::clone(&group), config)?;
