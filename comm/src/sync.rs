@@ -84,11 +84,16 @@ struct Owned<T> {
 
 impl<T> Shared<T> {
     pub(crate) fn new(value: T) -> Shared<T> {
-        Shared(Arc::new(Owned {
+        let owned = Arc::new(Owned {
             value,
             #[cfg(phalanx_tsan)]
             edge: AtomicUsize::new(0),
-        }))
+        });
+        // The count itself, which owners touch last of all, cannot be ordered from here: so its
+        // memory, but not the value, is never freed.
+        #[cfg(phalanx_tsan)]
+        std::mem::forget(Arc::downgrade(&owned));
+        Shared(owned)
     }
 }
 

@@ -63,7 +63,7 @@ const AT_ONCE: usize = 4 << 10;
 ///
 /// What is written at different times, or by some while others wait for something else, lies on
 /// different cache lines: each line that has to change hands once more is some 100 ns (2 ranks, 64
-/// KiB, all that there is in one place: 4.5 µs; so: 3.9, 2026-11).
+/// KiB, all that there is in one place: 4.55 µs; so: 4.3, 2026-11).
 pub(super) struct Slot {
     entrance: Entrance,
     stage: Stage,
