@@ -241,7 +241,8 @@ impl Exchange {
     /// Moves what can be moved without waiting. Returns whether anything did.
     ///
     /// What MPI is to receive it may copy on the spot, in any of its calls, and the peer waits for
-    /// what this rank sends: so what was reduced is sent before anything else, and receives come last.
+    /// what this rank sends: so what was reduced is sent before anything else, receives come last, and
+    /// reduced steps of others are received when this rank's own has been sent.
     pub(super) fn advance(&mut self, wire: &mut Wire, ranks: &[usize]) -> Result<bool, Failure> {
         let mut moved = false;
         for progress in &mut self.lanes {
@@ -286,7 +287,7 @@ impl Exchange {
             && match lane.gate {
                 Gate::Open => true,
                 Gate::Reduced => step < self.reduced,
-                Gate::After(other) => step < self.lanes[other].done,
+                Gate::After(other) => step < self.lanes[other].done && self.has_reduced(step),
             }
     }
 
@@ -324,6 +325,14 @@ impl Exchange {
         progress.requests.push_back(request);
         progress.posted += 1;
         Ok(())
+    }
+
+    /// Whether this rank has reduced so far, or all that it has to.
+    fn has_reduced(&self, step: usize) -> bool {
+        self.plan.reduction.as_ref().is_none_or(|r| {
+            let steps = r.bytes.div_ceil(r.step);
+            step < self.reduced || self.reduced == steps
+        })
     }
 
     /// Whether this step has come from everybody.
