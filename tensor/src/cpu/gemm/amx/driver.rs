@@ -8,11 +8,12 @@ use super::super::plan::{self as shared, Side};
 use super::super::scalar::Scalar;
 use super::super::scratch::Buffer;
 use super::super::{Bias, Epilogue, Map, MatMut, MatRef, driver};
+use super::aside::{Ahead, Aside, Packing};
 use super::extent::Extent;
 use super::pack::Part;
 use super::plan::{self, Plan};
 use super::refused::{Area, gather};
-use super::tile::{Ahead, EDGE, Strips, TILE, Tiles};
+use super::tile::{EDGE, Strips, TILE, Tiles};
 use super::{Unit, family};
 use crate::cpu::{SimdLevel, parallel_for, threads};
 use std::cell::Cell;
@@ -173,7 +174,8 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         }
     }
 
-    /// Computes a block: its shorter side is packed and stays, the longer one passes in strips.
+    /// Computes a block: one side is packed and stays, the other one passes in strips, each of
+    /// which is packed while the one before it is multiplied, if it is whole and need not be turned.
     fn block(&self, rows: Range<usize>, columns: Range<usize>, room: &mut Room) {
         let rows_stay = self.plan.rows_stay(rows.len(), columns.len());
         let (staying, passing) = if rows_stay {
@@ -188,7 +190,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         let step_bytes = 2 * self.unit.costs.parts * TILE;
         let strip_bytes = k.size.div_ceil(32) * step_bytes;
         let resident = room.resident.room::<u8>(stay_count * strip_bytes);
-        let passed = room.passing.room::<u8>(strip_bytes);
+        let passing_room = room.passing.room::<u8>(2 * strip_bytes);
         let kept = if one_block {
             1
         } else {
@@ -210,8 +212,18 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                 let extent = self.pack(rows_stay, strip, &ks, scale, to);
                 room.extents.push(extent);
             }
+            // The extent of a strip that the kernels of the one before it packed.
+            let mut prepared = None;
             for (j, strip) in strips(passing) {
-                let extent = self.pack(!rows_stay, strip.clone(), &ks, None, passed);
+                let passed = passing_room.wrapping_add(j % 2 * strip_bytes);
+                let coming = passing_room.wrapping_add((j + 1) % 2 * strip_bytes);
+                let extent = prepared
+                    .take()
+                    .unwrap_or_else(|| self.pack(!rows_stay, strip.clone(), &ks, None, passed));
+                let next = strip_range(passing, j + 1);
+                let block = self.packable(!rows_stay, &next, &ks);
+                let mut aside = Aside::NONE;
+                let mut shares = 0;
                 for (i, other) in strips(staying) {
                     let at = j * stay_count + i;
                     let sums = sums.wrapping_add(if one_block { 0 } else { at * EDGE * EDGE });
@@ -229,25 +241,32 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                         } else {
                             (passed.cast_const(), stayed)
                         };
-                        let next = strip_range(passing, j + 1);
-                        let next = self.ahead(!rows_stay, next, &ks, (i, stay_count));
-                        let result = if part + 1 == k.count {
-                            self.result_ahead(&rows, &columns, steps)
-                        } else {
-                            Ahead::NONE
-                        };
+                        aside.packing = block.map_or(Packing::NONE, |block| {
+                            Packing::share(block, coming, (i, stay_count))
+                        });
+                        aside.ahead = [
+                            match block {
+                                Some(_) => Ahead::NONE,
+                                None => self.ahead(!rows_stay, &next, &ks, (i, stay_count)),
+                            },
+                            if part + 1 == k.count {
+                                self.result_ahead(&rows, &columns, steps)
+                            } else {
+                                Ahead::NONE
+                            },
+                        ];
+                        shares += 1;
                         let strips = Strips {
                             steps,
                             rows: r,
                             columns: c,
                             sums: if part == 0 { sums } else { partial },
-                            ahead: [next, result],
                         };
                         // SAFETY: both strips were packed above for these terms; the sums have
                         // the room, and a tile that is not refused now was not before, so that
                         // its first part initialised them.
                         unsafe {
-                            (self.unit.kernel)(&tiles, strips);
+                            (self.unit.kernel)(&tiles, strips, &mut aside);
                             if part > 0 {
                                 self.add(partial, sums);
                             }
@@ -263,6 +282,16 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                         unsafe { self.finish(rows, columns, sums, &tiles) };
                     }
                 }
+                if block.is_some() && shares == stay_count {
+                    let rest = ks.start + ks.len() / 32 * 32..ks.end;
+                    let extent = aside.extent();
+                    prepared = Some(if rest.is_empty() {
+                        extent
+                    } else {
+                        let to = coming.wrapping_add(ks.len() / 32 * step_bytes);
+                        extent.and(self.pack(!rows_stay, next, &rest, None, to))
+                    });
+                }
             }
         }
     }
@@ -272,7 +301,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
     fn ahead(
         &self,
         is_rows: bool,
-        strip: Range<usize>,
+        strip: &Range<usize>,
         ks: &Range<usize>,
         (i, count): (usize, usize),
     ) -> Ahead {
@@ -296,6 +325,28 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
             pieces: end - first,
             step: step * size_of::<T>(),
         }
+    }
+
+    /// A strip for the terms `ks`, if the kernel can pack it by the way.
+    fn packable(
+        &self,
+        is_rows: bool,
+        strip: &Range<usize>,
+        ks: &Range<usize>,
+    ) -> Option<Block<f32>> {
+        let operand = if is_rows { self.rows } else { self.columns };
+        let Side { along, k_step, .. } = operand.side;
+        let straight = is_rows == (k_step == 1);
+        (self.unit.packs && straight && strip.len() == EDGE).then(|| Block {
+            p: operand
+                .p
+                .wrapping_add(strip.start * along + ks.start * k_step)
+                .cast(),
+            len: EDGE,
+            along,
+            kc: ks.len(),
+            k_step,
+        })
     }
 
     /// A tile of the result that will be written after `steps`.

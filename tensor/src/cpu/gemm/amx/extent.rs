@@ -14,6 +14,27 @@ pub(super) struct Extent {
 }
 
 impl Extent {
+    /// From twice the magnitudes: the greatest, and the least less one, so that zero is the
+    /// largest there.
+    pub fn of(least: u32, greatest: u32) -> Extent {
+        Extent {
+            min: if greatest == 0 {
+                u32::MAX
+            } else {
+                least.wrapping_add(1) >> 1
+            },
+            max: greatest >> 1,
+        }
+    }
+
+    /// The extent of both.
+    pub fn and(self, other: Extent) -> Extent {
+        Extent {
+            min: self.min.min(other.min),
+            max: self.max.max(other.max),
+        }
+    }
+
     /// Exponents of the lowest bit's number (that of its leading bit, or of the smallest normal
     /// number) and of the largest number; the latter is 128 if not all numbers are finite.
     fn exponents(self) -> (i32, i32) {

@@ -19,6 +19,7 @@
 //!
 //! Rust has no intrinsics for the unit; its instructions stand as assembly in `tile.rs`.
 
+mod aside;
 mod driver;
 mod extent;
 mod pack;
@@ -42,6 +43,8 @@ pub struct Unit<T> {
     limits: Limits,
     pack: pack::Pack<T>,
     kernel: tile::Kernel,
+    /// Whether the kernel packs by the way.
+    packs: bool,
 }
 
 pub(super) static F32: Unit<f32> = Unit {
@@ -56,6 +59,7 @@ pub(super) static F32: Unit<f32> = Unit {
     },
     pack: pack::from_f32,
     kernel: tile::six,
+    packs: true,
 };
 
 pub(super) static BF16: Unit<bf16> = Unit {
@@ -70,6 +74,7 @@ pub(super) static BF16: Unit<bf16> = Unit {
     },
     pack: pack::from_bf16,
     kernel: tile::one,
+    packs: false,
 };
 
 /// Runs the product on the unit, or returns `false` with nothing done. `forced`: even where the

@@ -82,6 +82,8 @@ impl Source for f32 {
             ]
         }
     }
+    /// (The kernel for `f32` does the same by the way: `tile.rs`.)
+    ///
     /// In whole numbers, because a pair is then two lanes of 16 bits where it stands: rounded to
     /// the upper half by an addition, exact differences, and what is left after two parts has
     /// eight bits. (The instruction for conversion takes three of the two vector ports' slots, and
@@ -329,15 +331,7 @@ unsafe fn steps<T: Source, const ALONG: bool, const ACROSS: bool>(
             _mm512_reduce_min_epu32(range[0]),
             _mm512_reduce_max_epu32(range[1]),
         );
-        // All zero: the least of what is less by one than zero is the greatest.
-        Extent {
-            min: if max == 0 {
-                u32::MAX
-            } else {
-                min.wrapping_add(1) >> 1
-            },
-            max: max >> 1,
-        }
+        Extent::of(min, max)
     }
 }
 

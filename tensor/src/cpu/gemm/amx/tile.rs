@@ -3,6 +3,7 @@
 //! The compiler knows nothing of tile registers, so they hold nothing between two calls: a kernel
 //! loads, multiplies and stores inside one block of assembly.
 
+use super::aside::Aside;
 use std::arch::asm;
 use std::marker::PhantomData;
 use std::sync::LazyLock;
@@ -116,31 +117,6 @@ impl Drop for Tiles {
     }
 }
 
-/// Memory that a kernel asks for while it multiplies, because it will be needed next: pieces of 32
-/// elements, some in each step.
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub(super) struct Ahead {
-    /// The first piece. An address that holds nothing does no harm.
-    pub p: *const u8,
-    /// Bytes from piece to piece.
-    pub piece: usize,
-    /// Pieces in a step.
-    pub pieces: usize,
-    /// Bytes from step to step.
-    pub step: usize,
-}
-
-impl Ahead {
-    /// Nothing.
-    pub const NONE: Ahead = Ahead {
-        p: std::ptr::null(),
-        piece: 0,
-        pieces: 0,
-        step: 0,
-    };
-}
-
 /// What a kernel multiplies.
 pub(super) struct Strips {
     /// Steps of 32 terms; not zero.
@@ -149,82 +125,102 @@ pub(super) struct Strips {
     pub columns: *const u8,
     /// Row-major, [`EDGE`] by [`EDGE`].
     pub sums: *mut f32,
-    /// Asked for in the second-level cache.
-    pub ahead: [Ahead; 2],
 }
 
 /// `sums = rows columns` for packed strips.
 ///
 /// # Safety
 /// Tiles are configured; `rows` and `columns` hold their packed steps, `sums` is writable for
-/// `EDGE * EDGE` elements.
-pub(super) type Kernel = unsafe fn(&Tiles, strips: Strips);
+/// `EDGE * EDGE` elements; the packing of `aside` reads and writes what its task may; the processor
+/// has AVX-512.
+///
+/// `aside` is what it does by the way; a kernel that has no packing leaves that out.
+pub(super) type Kernel = unsafe fn(&Tiles, strips: Strips, aside: &mut Aside);
 
 /// A kernel around the body of its loop, in which tiles 0 to 3 are the sums, 4 and 5 the rows, 6
 /// and 7 the columns.
 macro_rules! kernel {
-    ($(#[$doc:meta])* $name:ident, $splits:literal, ahead: [$($lines:literal)+], $($body:literal)+) => {
+    ($(#[$doc:meta])* $name:ident, $splits:literal, ahead: [$($lines:literal)+],
+     aside: [$($aside:literal)*], $($body:literal)+) => {
         $(#[$doc])*
         ///
         /// # Safety
         /// As [`Kernel`].
-        pub(super) unsafe fn $name(_: &Tiles, strips: Strips) {
+        #[target_feature(enable = "avx512f,avx512bw")]
+        pub(super) unsafe fn $name(_: &Tiles, strips: Strips, aside: &mut Aside) {
             // SAFETY: tiles are configured with 16 rows of 64 bytes; the loop reads
             // `steps * $splits * 2` tiles of either operand, which follow each other, and the sums
-            // are four tiles with rows 128 bytes apart. It changes its own copy of `ahead`;
-            // prefetches are hints, valid for any address.
+            // are four tiles with rows 128 bytes apart. Prefetches are hints, valid for any
+            // address; the caller vouches for what is packed.
             unsafe {
-                let mut ahead = strips.ahead;
                 asm!(
                     "tilezero tmm0",
                     "tilezero tmm1",
                     "tilezero tmm2",
                     "tilezero tmm3",
+                    // Constants of the packing, and its range so far.
+                    "mov {n:e}, 0x8000",
+                    "vpbroadcastd zmm16, {n:e}",
+                    "vpternlogd zmm18, zmm18, zmm18, 255",
+                    "vpslld zmm17, zmm18, 16",
+                    "mov {n:e}, 0xaaaaaaaa",
+                    "kmovd k1, {n:e}",
+                    "vmovdqu64 zmm19, [{w} + {range}]",
+                    "vmovdqu64 zmm20, [{w} + {range} + 64]",
+                    "2:",
+                    // Memory asked for: two sorts.
+                    "mov {p}, [{w}]",
+                    "mov {n}, [{w} + 16]",
+                    "test {n}, {n}",
+                    "jz 4f",
                     "3:",
-                    "mov {p}, [{ahead}]",
-                    "mov {n}, [{ahead} + 16]",
-                    "test {n}, {n}",
-                    "jz 5f",
+                    $(concat!("prefetcht1 [{p} + ", $lines, "]"),)+
+                    "add {p}, [{w} + 8]",
+                    "dec {n}",
+                    "jnz 3b",
                     "4:",
-                    $(concat!("prefetcht1 [{p} + ", $lines, "]"),)+
-                    "add {p}, [{ahead} + 8]",
-                    "dec {n}",
-                    "jnz 4b",
-                    "5:",
-                    "mov {p}, [{ahead} + 32]",
-                    "mov {n}, [{ahead} + 48]",
+                    "mov {p}, [{w} + 32]",
+                    "mov {n}, [{w} + 48]",
                     "test {n}, {n}",
-                    "jz 7f",
-                    "6:",
+                    "jz 6f",
+                    "5:",
                     $(concat!("prefetcht1 [{p} + ", $lines, "]"),)+
-                    "add {p}, [{ahead} + 40]",
+                    "add {p}, [{w} + 40]",
                     "dec {n}",
-                    "jnz 6b",
-                    "7:",
-                    "mov {p}, [{ahead} + 24]",
-                    "add [{ahead}], {p}",
-                    "mov {p}, [{ahead} + 56]",
-                    "add [{ahead} + 32], {p}",
+                    "jnz 5b",
+                    "6:",
+                    "mov {p}, [{w} + 24]",
+                    "add [{w}], {p}",
+                    "mov {p}, [{w} + 56]",
+                    "add [{w} + 32], {p}",
+                    $($aside,)*
                     $($body,)+
                     "add {a}, {step}",
                     "add {b}, {step}",
                     "dec {k}",
-                    "jnz 3b",
+                    "jnz 2b",
                     "tilestored [{c} + {s}*2], tmm0",
                     "tilestored [{c} + {s}*2 + 64], tmm1",
                     "tilestored [{c} + {s}*2 + 2048], tmm2",
                     "tilestored [{c} + {s}*2 + 2112], tmm3",
+                    "vmovdqu64 [{w} + {range}], zmm19",
+                    "vmovdqu64 [{w} + {range} + 64], zmm20",
                     a = inout(reg) strips.rows => _,
                     b = inout(reg) strips.columns => _,
                     c = in(reg) strips.sums,
                     k = inout(reg) strips.steps => _,
                     s = in(reg) 64usize,
-                    ahead = in(reg) &raw mut ahead,
+                    w = in(reg) std::ptr::from_mut(aside),
                     p = out(reg) _,
                     n = out(reg) _,
+                    out("rdx") _, out("rdi") _, out("rsi") _,
+                    range = const std::mem::offset_of!(Aside, range),
                     step = const $splits * 2 * TILE,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
+                    out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+                    out("zmm24") _, out("zmm25") _, out("zmm26") _, out("k1") _,
                     options(nostack),
                 );
             }
@@ -234,7 +230,7 @@ macro_rules! kernel {
 
 kernel!(
     /// Operands that are `bf16`: one product.
-    one, 1, ahead: [0],
+    one, 1, ahead: [0], aside: [],
     "tileloadd tmm6, [{b} + {s}]"
     "tileloadd tmm4, [{a} + {s}]"
     "tileloadd tmm7, [{b} + {s} + 1024]"
@@ -249,6 +245,100 @@ kernel!(
     /// Operands in three parts: the six products that matter, the small ones first, in an order
     /// in which each follows from the one before by replacing one operand.
     six, 3, ahead: [0 64],
+    aside: [
+        // As `pack.rs` does it: {p} and rdi from the first term of a pair of vectors to the
+        // second, rsi the other half of the strip, rdx the target.
+        "cmp qword ptr [{w} + 120], 0"
+        "je 9f"
+        "mov {n}, [{w} + 112]"
+        "test {n}, {n}"
+        "jz 8f"
+        "mov {p}, [{w} + 64]"
+        "mov rdx, [{w} + 72]"
+        "mov rdi, [{w} + 88]"
+        "7:"
+        "mov rsi, [{w} + 128]"
+        "add rsi, {p}"
+        "prefetcht1 [rsi]"
+        "prefetcht1 [rsi + rdi]"
+        "add rsi, [{w} + 96]"
+        "prefetcht1 [rsi]"
+        "prefetcht1 [rsi + rdi]"
+        "vmovups zmm21, [{p}]"
+        "vmovups zmm22, [{p} + rdi]"
+        "vpaddd zmm23, zmm21, zmm21"
+        "vpaddd zmm24, zmm22, zmm22"
+        "vpmaxud zmm20, zmm20, zmm23"
+        "vpaddd zmm23, zmm23, zmm18"
+        "vpminud zmm19, zmm19, zmm23"
+        "vpmaxud zmm20, zmm20, zmm24"
+        "vpaddd zmm24, zmm24, zmm18"
+        "vpminud zmm19, zmm19, zmm24"
+        "vpaddd zmm23, zmm21, zmm16"
+        "vpaddd zmm24, zmm22, zmm16"
+        "vpandd zmm25, zmm23, zmm17"
+        "vpandd zmm26, zmm24, zmm17"
+        "vsubps zmm21, zmm21, zmm25"
+        "vsubps zmm22, zmm22, zmm26"
+        "vpsrld zmm23, zmm23, 16"
+        "vmovdqu16 zmm23{{k1}}, zmm24"
+        "vmovdqa64 [rdx + 0], zmm23"
+        "vpaddd zmm23, zmm21, zmm16"
+        "vpaddd zmm24, zmm22, zmm16"
+        "vpandd zmm25, zmm23, zmm17"
+        "vpandd zmm26, zmm24, zmm17"
+        "vsubps zmm21, zmm21, zmm25"
+        "vsubps zmm22, zmm22, zmm26"
+        "vpsrld zmm23, zmm23, 16"
+        "vmovdqu16 zmm23{{k1}}, zmm24"
+        "vmovdqa64 [rdx + 0 + 2048], zmm23"
+        "vpsrld zmm21, zmm21, 16"
+        "vmovdqu16 zmm21{{k1}}, zmm22"
+        "vmovdqa64 [rdx + 0 + 4096], zmm21"
+        "mov rsi, [{w} + 96]"
+        "add rsi, {p}"
+        "vmovups zmm21, [rsi]"
+        "vmovups zmm22, [rsi + rdi]"
+        "vpaddd zmm23, zmm21, zmm21"
+        "vpaddd zmm24, zmm22, zmm22"
+        "vpmaxud zmm20, zmm20, zmm23"
+        "vpaddd zmm23, zmm23, zmm18"
+        "vpminud zmm19, zmm19, zmm23"
+        "vpmaxud zmm20, zmm20, zmm24"
+        "vpaddd zmm24, zmm24, zmm18"
+        "vpminud zmm19, zmm19, zmm24"
+        "vpaddd zmm23, zmm21, zmm16"
+        "vpaddd zmm24, zmm22, zmm16"
+        "vpandd zmm25, zmm23, zmm17"
+        "vpandd zmm26, zmm24, zmm17"
+        "vsubps zmm21, zmm21, zmm25"
+        "vsubps zmm22, zmm22, zmm26"
+        "vpsrld zmm23, zmm23, 16"
+        "vmovdqu16 zmm23{{k1}}, zmm24"
+        "vmovdqa64 [rdx + 1024], zmm23"
+        "vpaddd zmm23, zmm21, zmm16"
+        "vpaddd zmm24, zmm22, zmm16"
+        "vpandd zmm25, zmm23, zmm17"
+        "vpandd zmm26, zmm24, zmm17"
+        "vsubps zmm21, zmm21, zmm25"
+        "vsubps zmm22, zmm22, zmm26"
+        "vpsrld zmm23, zmm23, 16"
+        "vmovdqu16 zmm23{{k1}}, zmm24"
+        "vmovdqa64 [rdx + 1024 + 2048], zmm23"
+        "vpsrld zmm21, zmm21, 16"
+        "vmovdqu16 zmm21{{k1}}, zmm22"
+        "vmovdqa64 [rdx + 1024 + 4096], zmm21"
+        "add {p}, [{w} + 80]"
+        "add rdx, 64"
+        "dec {n}"
+        "jnz 7b"
+        "8:"
+        "mov {p}, [{w} + 104]"
+        "add [{w} + 64], {p}"
+        "add qword ptr [{w} + 72], 6144"
+        "dec qword ptr [{w} + 120]"
+        "9:"
+    ],
     // low x high
     "tileloadd tmm6, [{b} + {s}]"
     "tileloadd tmm4, [{a} + {s} + 4096]"

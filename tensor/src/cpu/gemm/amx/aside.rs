@@ -1,0 +1,123 @@
+//! What a kernel does by the way while the unit multiplies: it asks for memory that will be needed
+//! next, and packs the next strip. The unit needs few instructions, so this costs next to nothing.
+
+use super::super::pack::Block;
+use super::extent::Extent;
+use super::tile::{EDGE, TILE};
+
+/// Steps of the source between the one that is packed and the one that is asked for.
+const AHEAD: usize = 2;
+
+/// The state of a kernel's work by the way; the layout is known to the assembly in `tile.rs`.
+#[repr(C, align(64))]
+pub(super) struct Aside {
+    /// Asked for in the second-level cache.
+    pub ahead: [Ahead; 2],
+    pub packing: Packing,
+    /// As in `pack.rs`: magnitudes, least and greatest.
+    pub range: [[u32; 16]; 2],
+}
+
+impl Aside {
+    /// Nothing.
+    pub const NONE: Aside = Aside {
+        ahead: [Ahead::NONE; 2],
+        packing: Packing::NONE,
+        range: [[u32::MAX; 16], [0; 16]],
+    };
+
+    /// The extent of what was packed.
+    pub fn extent(&self) -> Extent {
+        let [min, max] = self.range;
+        Extent::of(
+            min.into_iter().fold(u32::MAX, u32::min),
+            max.into_iter().fold(0, u32::max),
+        )
+    }
+}
+
+/// Memory to ask for: pieces of 32 elements, some in each step.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Ahead {
+    /// The first piece. An address that holds nothing does no harm.
+    pub p: *const u8,
+    /// Bytes from piece to piece.
+    pub piece: usize,
+    /// Pieces in a step.
+    pub pieces: usize,
+    /// Bytes from step to step.
+    pub step: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Ahead = Ahead {
+        p: std::ptr::null(),
+        piece: 0,
+        pieces: 0,
+        step: 0,
+    };
+}
+
+/// A share of the packing of a strip of `f32` that is not turned: in each step of the kernel some
+/// lines of the tiles of one step of the strip. All distances in bytes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Packing {
+    from: *const u8,
+    to: *mut u8,
+    /// From line to line.
+    line: usize,
+    /// Between the vectors that a line's pairs come from.
+    apart: usize,
+    /// From the strip's first half to its second.
+    half: usize,
+    /// From step to step.
+    step: usize,
+    /// Lines in a step.
+    lines: usize,
+    /// Steps that are left.
+    steps: usize,
+    /// From what is packed to what is asked for.
+    ahead: usize,
+}
+
+impl Packing {
+    /// Nothing.
+    pub const NONE: Packing = Packing {
+        from: std::ptr::null(),
+        to: std::ptr::null_mut(),
+        line: 0,
+        apart: 0,
+        half: 0,
+        step: 0,
+        lines: 0,
+        steps: 0,
+        ahead: 0,
+    };
+
+    /// Share `i` of `count` of the whole steps of a whole strip that comes out of memory as its
+    /// tiles want it. Together the shares pack all of them.
+    pub fn share(from: Block<f32>, to: *mut u8, (i, count): (usize, usize)) -> Packing {
+        debug_assert!(from.len == EDGE);
+        let Block { along, k_step, .. } = from;
+        let (line, apart, half, step) = if k_step == 1 {
+            (along, 16, 16 * along, 32)
+        } else {
+            (k_step, 16 * k_step, 16, 32 * k_step)
+        };
+        let (first, end) = (16 * i / count, 16 * (i + 1) / count);
+        Packing {
+            from: from.p.wrapping_add(first * line).cast(),
+            to: to.wrapping_add(first * TILE / 16),
+            line: 4 * line,
+            apart: 4 * apart,
+            half: 4 * half,
+            step: 4 * step,
+            lines: end - first,
+            steps: from.kc / 32,
+            ahead: 4 * AHEAD * step,
+        }
+    }
+}
