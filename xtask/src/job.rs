@@ -97,8 +97,12 @@ impl Job<'_> {
             let is_over = self.limit.is_some_and(|limit| start.elapsed() > limit);
             let is_slow = ending.is_some_and(|since| since.elapsed() > PATIENCE);
             if code.is_none() && (is_over || is_slow) {
-                let text = format!("the job is ended by force after {:.1?}", start.elapsed());
-                each(&Line::ours(text));
+                // Its own words may be lost: on the way from a host whose link is down.
+                let who = rank::first_failure(&folder.0).map(|note| format!(": {}", note.end()));
+                let (time, who) = (start.elapsed(), who.unwrap_or_default());
+                each(&Line::ours(format!(
+                    "the job is ended by force after {time:.1?}{who}"
+                )));
                 kill(&mark);
                 child.kill()?;
                 child.wait()?;

@@ -54,10 +54,18 @@ impl Note {
         self.status.code().or_else(signal).unwrap_or(1)
     }
 
+    /// How the rank has ended, in words.
+    pub fn end(&self) -> String {
+        let verb = match self.status.signal() {
+            Some(_) => "was ended by",
+            None => "ended with",
+        };
+        format!("rank {} {verb} {}", self.rank, self.status)
+    }
+
     /// What nobody but the launcher may have said: that a signal has ended the rank.
     pub fn complaint(&self) -> Option<String> {
-        self.status.signal()?;
-        Some(format!("rank {} was ended by {}", self.rank, self.status))
+        self.status.signal().map(|_| self.end())
     }
 }
 

@@ -78,8 +78,13 @@ pub fn cable(program: &Path, hosts: usize) -> Result<Outcome> {
         return Err(failure);
     }
     let cut = cut.with_context(|| format!("no reduction has ended\n{said}"))?;
+    // Rank 1 may be the first to notice; but what it says of it is lost with the link, and the launcher tells.
+    let says = match said.contains("rank 1 ended with") {
+        true => "by force after",
+        false => "for rank 1: ",
+    };
     let limit = DEADLINE + GRACE;
-    judge(&end, &said, "for rank 1: ", 1, cut.elapsed(), limit)
+    judge(&end, &said, says, 1, cut.elapsed(), limit)
 }
 
 fn judge(
