@@ -41,26 +41,36 @@ macro_rules! family {
         mod $module {
             use super::*;
 
+            /// # Safety
+            /// As [`kernel::run`].
             $(#[$feature])?
             unsafe fn tile<const R: usize, const NV: usize>(tile: &Tile<$t>) {
                 // SAFETY: forwarded; the family is only handed out where its features are there.
                 unsafe { kernel::run::<$simd, R, NV>(tile) }
             }
+            /// # Safety
+            /// As [`kernel::along`].
             $(#[$feature])?
             unsafe fn along(tile: &Tile<$t>, sums: *const $t, rows: usize, stride: usize) {
                 // SAFETY: as above.
                 unsafe { kernel::along::<$simd>(tile, sums, rows, stride) }
             }
+            /// # Safety
+            /// As [`kernel::scatter`].
             $(#[$feature])?
             unsafe fn scatter(tile: &Tile<$t>, sums: *const $t, rows: usize, stride: usize) {
                 // SAFETY: as above.
                 unsafe { $scatter(tile, sums, rows, stride) }
             }
+            /// # Safety
+            /// As [`pack::vectors`].
             $(#[$feature])?
             unsafe fn pack_vectors(from: pack::Block<$t>, width: usize, to: *mut $t) {
                 // SAFETY: as above.
                 unsafe { pack::vectors::<$simd>(from, width, to) }
             }
+            /// # Safety
+            /// As [`pack::stripes`].
             $(#[$feature])?
             unsafe fn pack_stripes(from: pack::Block<$t>, rows: usize, to: *mut $t) {
                 // SAFETY: as above.

@@ -49,9 +49,15 @@ pub(super) struct Out<T> {
 }
 
 /// Takes the sums of a tile, `rows` rows that are `stride` apart, to where they belong.
+///
+/// # Safety
+/// As [`along`].
 pub(super) type Finish<T> = unsafe fn(&Tile<T>, sums: *const T, rows: usize, stride: usize);
 
 /// A micro-kernel of fixed rows and vectors.
+///
+/// # Safety
+/// As [`run`].
 pub(super) type TileFn<T> = unsafe fn(&Tile<T>);
 
 /// # Safety
@@ -133,6 +139,9 @@ pub(super) unsafe fn along<S: Simd>(
 }
 
 /// The first `n` elements, quickly if they are a whole vector.
+///
+/// # Safety
+/// They are readable, `n` is at most a vector, the processor has the instruction set of `S`.
 #[inline(always)]
 unsafe fn load_up_to<S: Simd>(p: *const S::T, n: usize) -> S::V {
     // SAFETY: forwarded from the caller.

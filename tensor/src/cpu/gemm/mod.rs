@@ -18,7 +18,8 @@
 //! | `amx/` | the same products on the processor's matrix unit, where it has one and it is faster |
 //!
 //! **A result has the same bits whatever the number of threads**: threads share out elements of
-//! the result, never terms of a sum.
+//! the result, never terms of a sum. They may depend on the shape, which decides between the
+//! matrix unit and the vector kernels.
 
 #![allow(unsafe_code)]
 

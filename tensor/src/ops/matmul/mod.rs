@@ -11,7 +11,10 @@ impl Tensor {
     /// as one column, and the result lacks that axis.
     ///
     /// Views of any strides are read where they stand. Half types accumulate in `f32` and are
-    /// rounded once. The result is the same bit for bit whatever the number of threads.
+    /// rounded once. The result is the same bit for bit whatever the number of threads. It may differ
+    /// in its last bits with the shape: on a processor with a matrix unit the size of the product
+    /// decides whether that computes it, so that a row of a larger batch need not have the bits of
+    /// the same row alone.
     ///
     /// ```
     /// # use phalanx_tensor::{Device, Tensor};

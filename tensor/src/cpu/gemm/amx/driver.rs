@@ -4,12 +4,13 @@ use super::super::family::Family;
 use super::super::kernel::{Out, Tile};
 use super::super::pack::Block;
 use super::super::parts::blocks;
-use super::super::plan::{self as shared, Side};
+use super::super::plan as shared;
 use super::super::scalar::Scalar;
 use super::super::scratch::Buffer;
 use super::super::{Bias, Epilogue, Map, MatMut, MatRef, driver};
 use super::aside::{Ahead, Aside, Packing};
 use super::extent::Extent;
+use super::operand::Operand;
 use super::pack::Part;
 use super::plan::{self, Plan};
 use super::refused::{Area, gather};
@@ -38,12 +39,6 @@ struct Product<'a, T: Scalar> {
     floor: f32,
     map: Option<&'a Map<'a, T::Acc>>,
     refused: Mutex<Vec<Area>>,
-}
-
-#[derive(Clone, Copy)]
-struct Operand<T> {
-    p: *const T,
-    side: Side,
 }
 
 // SAFETY: the operands are only read; a task writes only the elements of `c` in its ranges, and
@@ -247,7 +242,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                         aside.ahead = [
                             match block {
                                 Some(_) => Ahead::NONE,
-                                None => self.ahead(!rows_stay, &next, &ks, (i, stay_count)),
+                                None => self.operand(!rows_stay).ahead(&next, &ks, (i, stay_count)),
                             },
                             if part + 1 == k.count {
                                 self.result_ahead(&rows, &columns, steps)
@@ -296,59 +291,6 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         }
     }
 
-    /// Share `i` of `count` of a strip that will be packed for the terms `ks`, as it stands in
-    /// memory: of each step, 32 pieces.
-    fn ahead(
-        &self,
-        is_rows: bool,
-        strip: &Range<usize>,
-        ks: &Range<usize>,
-        (i, count): (usize, usize),
-    ) -> Ahead {
-        if strip.is_empty() {
-            return Ahead::NONE;
-        }
-        let operand = if is_rows { self.rows } else { self.columns };
-        let Side { along, k_step, .. } = operand.side;
-        let (piece, step) = if k_step == 1 {
-            (along, 32)
-        } else {
-            (k_step, 32 * k_step)
-        };
-        let (first, end) = (32 * i / count, 32 * (i + 1) / count);
-        Ahead {
-            p: operand
-                .p
-                .wrapping_add(strip.start * along + ks.start * k_step + first * piece)
-                .cast(),
-            piece: piece * size_of::<T>(),
-            pieces: end - first,
-            step: step * size_of::<T>(),
-        }
-    }
-
-    /// A strip for the terms `ks`, if the kernel can pack it by the way.
-    fn packable(
-        &self,
-        is_rows: bool,
-        strip: &Range<usize>,
-        ks: &Range<usize>,
-    ) -> Option<Block<f32>> {
-        let operand = if is_rows { self.rows } else { self.columns };
-        let Side { along, k_step, .. } = operand.side;
-        let straight = is_rows == (k_step == 1);
-        (self.unit.packs && straight && strip.len() == EDGE).then(|| Block {
-            p: operand
-                .p
-                .wrapping_add(strip.start * along + ks.start * k_step)
-                .cast(),
-            len: EDGE,
-            along,
-            kc: ks.len(),
-            k_step,
-        })
-    }
-
     /// A tile of the result that will be written after `steps`.
     fn result_ahead(&self, rows: &Range<usize>, columns: &Range<usize>, steps: usize) -> Ahead {
         let (rows, cols) = self.turned(rows, columns);
@@ -366,6 +308,28 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         }
     }
 
+    fn operand(&self, is_rows: bool) -> Operand<T> {
+        if is_rows { self.rows } else { self.columns }
+    }
+
+    /// A strip for the terms `ks`, if the kernel can pack it by the way.
+    fn packable(
+        &self,
+        is_rows: bool,
+        strip: &Range<usize>,
+        ks: &Range<usize>,
+    ) -> Option<Block<f32>> {
+        let block = self.operand(is_rows).block(strip, ks);
+        let straight = is_rows == (block.k_step == 1);
+        (self.unit.packs && straight && strip.len() == EDGE).then_some(Block {
+            p: block.p.cast(),
+            len: block.len,
+            along: block.along,
+            kc: block.kc,
+            k_step: block.k_step,
+        })
+    }
+
     /// Packs a strip of the rows or the columns for the terms `ks`.
     fn pack(
         &self,
@@ -375,21 +339,8 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         scale: Option<f32>,
         to: *mut u8,
     ) -> Extent {
-        let (operand, part) = if is_rows {
-            (self.rows, Part::Rows)
-        } else {
-            (self.columns, Part::Columns)
-        };
-        let Side { along, k_step, .. } = operand.side;
-        let block = Block {
-            p: operand
-                .p
-                .wrapping_add(strip.start * along + ks.start * k_step),
-            len: strip.len(),
-            along,
-            kc: ks.len(),
-            k_step,
-        };
+        let part = if is_rows { Part::Rows } else { Part::Columns };
+        let block = self.operand(is_rows).block(&strip, ks);
         // SAFETY: the operand holds this part, and one of its steps is one, or there would be no
         // plan; `to` has room for a strip of the plan's terms; the unit is available.
         unsafe { (self.unit.pack)(block, part, scale, to) }

@@ -22,6 +22,7 @@
 mod aside;
 mod driver;
 mod extent;
+mod operand;
 mod pack;
 mod plan;
 mod refused;
