@@ -148,6 +148,8 @@ pub(super) struct Core {
     heard: Box<[Instant]>,
     /// When this rank's program was given the world's failure.
     pub(super) told: Option<Instant>,
+    /// When it ended, well or with a failure of its own; what the process does then is its affair.
+    pub(super) ended: Option<Instant>,
 }
 
 impl Core {
@@ -170,6 +172,7 @@ impl Core {
             farewells: vec![false; size].into(),
             heard: vec![Instant::now(); size].into(),
             told: None,
+            ended: None,
         }
     }
 
@@ -305,9 +308,7 @@ impl Core {
             moved |= self.empty_inbox();
         }
         if !self.outbox.is_empty() {
-            let wire = &mut self.wire;
-            self.outbox
-                .retain_mut(|p| !wire.has_left(p).unwrap_or(true));
+            self.empty_outbox();
         }
         if self.fault.is_some() {
             return moved;

@@ -47,7 +47,7 @@ use phalanx_tensor::Device;
 use std::fmt;
 use std::num::NonZero;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// From so many bytes on, what a call moves takes longer than waking the background thread for it.
 const LONG: usize = 256 << 10;
@@ -77,7 +77,8 @@ pub fn world(deadline: Duration) -> Result<MpiGroup> {
         call: failure.call.into(),
         message: failure.message,
     })?;
-    let core = engine.lock();
+    let mut core = engine.lock();
+    core.ended = None;
     let (rank, size) = (core.wire.rank, core.wire.size);
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
     let cores_to_spare = core.wire.neighbours <= cores;
@@ -108,8 +109,8 @@ impl Backend for MpiGroup {
     }
 
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
-        let is_long =
-            matches!(&call.input, Some(input) if input.numel() * input.dtype().size() >= LONG);
+        let tensor = call.signature.tensor.as_ref();
+        let is_long = tensor.is_some_and(|(dtype, shape)| shape.numel() * dtype.size() >= LONG);
         let mut core = self.engine.lock();
         let key = core.issue(call, self.id, &self.membership)?;
         drop(core);
@@ -158,7 +159,9 @@ impl Backend for MpiGroup {
     }
 
     fn fail(&self, error: Error) {
-        self.engine.lock().fail(error);
+        let mut core = self.engine.lock();
+        core.ended = Some(Instant::now());
+        core.fail(error);
     }
 }
 

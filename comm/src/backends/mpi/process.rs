@@ -5,6 +5,7 @@ use super::engine::Engine;
 use super::wait::{GRACE, background};
 use super::wire::{Failure, Wire};
 use mpi::Threading;
+use std::io::{Write, stderr};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -17,6 +18,10 @@ static ENDED: AtomicBool = AtomicBool::new(false);
 
 /// How long a rank that fails because of another leaves that one to end first.
 const PRECEDENCE: Duration = Duration::from_millis(150);
+
+/// How long a process that has ended waits for a sign of those that have not, each time it has asked
+/// them for one.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// The engine of this process; starts MPI at the first call. Collective then: it returns when all
 /// processes have called it.
@@ -64,6 +69,7 @@ extern "C" fn end() {
         core.bid_farewell();
     }
     let start = Instant::now();
+    let (mut roll, mut asked) = (start, None);
     let together = loop {
         core.progress();
         let all = core.farewells.iter().all(|&farewell| farewell);
@@ -76,14 +82,28 @@ extern "C" fn end() {
         {
             break false;
         }
+        if roll.elapsed() > SILENCE {
+            // Who computes for long answers all the same, by its background thread.
+            if let Some(rank) = asked.and_then(|then| core.silent_since(then)) {
+                let line = "this process ends without rank";
+                let _ = writeln!(stderr(), "{line} {rank}, which gives no sign");
+                break false;
+            }
+            core.call_the_roll();
+            roll = Instant::now();
+            asked = Some(roll);
+        }
         drop(core);
         thread::sleep(Duration::from_micros(100));
         core = engine.lock();
     };
     ENDED.store(true, SeqCst);
     if together {
-        // There is nobody left to tell of an error.
-        drop(core.wire.finalize());
+        // What a failure has left in MPI's hands forbids it to be ended in order.
+        if !core.is_moving() {
+            // There is nobody left to tell of an error.
+            drop(core.wire.finalize());
+        }
         if core.told.is_some() {
             // Whoever failed goes first: the job ends with the code of the first to fail.
             thread::sleep(PRECEDENCE);

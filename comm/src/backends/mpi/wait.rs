@@ -68,7 +68,7 @@ impl Pending for MpiWork {
             // What others do to this rank's other operations is no progress of this one.
             moved &= matches!(stage, Stage::Moving);
             if moved {
-                (rounds, idle_since) = (0, None);
+                (rounds, idle_since, asked) = (0, None, None);
                 continue;
             }
             rounds += 1;
@@ -103,6 +103,8 @@ pub(super) struct Listener {
     thread: OnceLock<Thread>,
     /// It sleeps, and nobody has roused it.
     dozes: AtomicBool,
+    /// Somebody has roused it since it last woke up.
+    wanted: AtomicBool,
 }
 
 impl Listener {
@@ -110,13 +112,18 @@ impl Listener {
     fn doze(&self, time: Duration) -> bool {
         self.thread.get_or_init(thread::current);
         self.dozes.store(true, SeqCst);
-        // Who rouses between these two lines leaves a token, and nobody sleeps.
-        thread::park_timeout(time);
-        !self.dozes.swap(false, SeqCst)
+        // Who rouses before this line is seen here; who does so after it leaves a token, and nobody
+        // sleeps.
+        if !self.wanted.load(SeqCst) {
+            thread::park_timeout(time);
+        }
+        self.dozes.store(false, SeqCst);
+        self.wanted.swap(false, SeqCst)
     }
 
     /// Ends the background thread's sleep.
     pub(super) fn rouse(&self) {
+        self.wanted.store(true, SeqCst);
         if self.dozes.swap(false, SeqCst)
             && let Some(thread) = self.thread.get()
         {
@@ -127,7 +134,7 @@ impl Listener {
 
 /// How long a rank that does not listen may go on after the world has failed.
 pub(super) const GRACE: Duration = Duration::from_millis(700);
-/// How long a rank may go on that has been told.
+/// How long a rank may go on that has been told, or whose program has ended.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 /// How long the background thread sleeps where there is nothing to do but to listen, …
 const LISTEN: Duration = Duration::from_micros(500);
@@ -158,11 +165,11 @@ pub(super) fn background(engine: &Engine, ended: &AtomicBool) {
                 false => LISTEN,
             };
             let rank = core.wire.rank;
-            let is_deaf = match (core.fault(), core.told) {
+            let is_deaf = match (core.fault(), core.told.or(core.ended)) {
                 (None, _) => false,
                 _ if core.farewells[rank] => false,
                 (Some((_, since)), None) => since.elapsed() > GRACE,
-                (Some(_), Some(told)) => told.elapsed() > LAST_WORDS,
+                (Some((_, since)), Some(told)) => told.max(*since).elapsed() > LAST_WORDS,
             };
             if is_deaf && let Some((error, _)) = core.fault() {
                 eprintln!("rank {rank} is ended, since it does not end by itself: {error}");

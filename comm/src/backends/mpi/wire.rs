@@ -46,8 +46,18 @@ unsafe impl Send for Request {}
 
 /// A small message that is being sent; it owns its bytes.
 pub(super) struct Outgoing {
-    _bytes: Arc<[u8]>,
+    bytes: Option<Arc<[u8]>>,
     request: Request,
+    has_left: bool,
+}
+
+impl Drop for Outgoing {
+    /// MPI may still read the bytes of a message that was given up: they stay.
+    fn drop(&mut self) {
+        if !self.has_left {
+            std::mem::forget(self.bytes.take());
+        }
+    }
 }
 
 /// A small message that is being received.
@@ -110,8 +120,8 @@ impl Wire {
 
     /// Starts sending a parcel.
     pub(super) fn send_parcel(&mut self, bytes: Arc<[u8]>, to: usize) -> Result<Outgoing> {
-        // SAFETY: the bytes live as long as the `Outgoing`, which is forgotten rather than dropped
-        // before its request has completed (see `Engine::fail`), and nobody writes to them.
+        // SAFETY: the bytes live until the request has completed (see the `Drop` of `Outgoing`), and
+        // nobody writes to them.
         let request = unsafe {
             self.send(
                 self.parcels,
@@ -123,14 +133,16 @@ impl Wire {
             )
         }?;
         Ok(Outgoing {
-            _bytes: bytes,
+            bytes: Some(bytes),
             request,
+            has_left: false,
         })
     }
 
     /// Whether a parcel has left.
     pub(super) fn has_left(&mut self, parcel: &mut Outgoing) -> Result<bool> {
-        self.test(&mut parcel.request)
+        parcel.has_left = self.test(&mut parcel.request)?;
+        Ok(parcel.has_left)
     }
 
     /// The next parcel that has reached this process, from anybody. Those of one sender come in

@@ -25,8 +25,9 @@ impl Core {
         } else {
             let mut bytes = vec![Kind::Accusation as u8];
             bytes.extend(fault::encode(self.me(), &error));
-            self.post(0, bytes);
+            // First: a failure to send it is no second one.
             self.accusation = Some((error, Instant::now()));
+            self.post(0, bytes);
         }
     }
 

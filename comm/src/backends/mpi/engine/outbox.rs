@@ -6,6 +6,7 @@ impl Core {
     /// This rank's program has ended.
     pub(in crate::backends::mpi) fn depart(&mut self) {
         let me = self.me();
+        self.ended = Some(Instant::now());
         self.departed[me] += 1;
         self.tell_all(Kind::Departed);
     }
@@ -23,9 +24,47 @@ impl Core {
         }
     }
 
+    /// Lets go of the parcels that have left.
+    pub(super) fn empty_outbox(&mut self) {
+        let (wire, mut broken) = (&mut self.wire, None);
+        self.outbox
+            .retain_mut(|parcel| match wire.has_left(parcel) {
+                Ok(left) => !left,
+                Err(failure) => {
+                    broken = Some(failure);
+                    false
+                }
+            });
+        if let Some(failure) = broken {
+            self.broken(failure);
+        }
+    }
+
     /// Whether all parcels have left.
     pub(in crate::backends::mpi) fn has_sent_all(&self) -> bool {
         self.outbox.is_empty()
+    }
+
+    /// Whether MPI still has data of an operation. After a failure it keeps it.
+    pub(in crate::backends::mpi) fn is_moving(&self) -> bool {
+        !self.moving.is_empty()
+    }
+
+    /// Asks the ranks that have not said farewell for a sign.
+    pub(in crate::backends::mpi) fn call_the_roll(&mut self) {
+        for rank in self
+            .others()
+            .filter(|&r| !self.farewells[r])
+            .collect::<Vec<_>>()
+        {
+            self.post(rank, vec![Kind::Ping as u8]);
+        }
+    }
+
+    /// A rank that has not said farewell, nor anything else since `then`.
+    pub(in crate::backends::mpi) fn silent_since(&self, then: Instant) -> Option<usize> {
+        let mut others = self.others();
+        others.find(|&rank| !self.farewells[rank] && self.heard[rank] < then)
     }
 
     pub(in crate::backends::mpi) fn post(&mut self, rank: usize, bytes: Vec<u8>) {
