@@ -48,10 +48,16 @@ impl Buffer {
     }
 }
 
+/// Nothing, aligned to [`ALIGN`].
+#[repr(align(64))]
+struct Line;
+
 impl Default for Buffer {
     fn default() -> Self {
+        const { assert!(align_of::<Line>() == ALIGN) };
         Buffer {
-            p: NonNull::dangling(),
+            // Aligned too: room for nothing is no null and no crooked pointer.
+            p: NonNull::<Line>::dangling().cast(),
             bytes: 0,
         }
     }
@@ -86,4 +92,17 @@ pub(super) fn with<R>(f: impl FnOnce(&mut Scratch) -> R) -> R {
     let result = f(&mut scratch);
     SPARE.set(Some(scratch));
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_aligned_even_for_nothing() {
+        let mut buffer = Buffer::default();
+        for len in [0, 1, 100_000, 0] {
+            assert_eq!(buffer.room::<f32>(len).addr() % ALIGN, 0, "{len}");
+        }
+    }
 }
