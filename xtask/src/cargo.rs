@@ -2,10 +2,11 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, ExitStatus, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 /// The root of the workspace: the folder above this package.
 pub fn root() -> &'static Path {
@@ -64,6 +65,22 @@ pub fn watch(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitSt
         each(&line);
     }
     Ok(child.wait()?)
+}
+
+/// Builds, and returns what was built, by name.
+pub fn executables(command: &mut Command) -> Result<Vec<(String, PathBuf)>> {
+    let output = command
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(output.status.success(), "the build failed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let built = text.lines().filter_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let path = message["executable"].as_str()?;
+        Some((message["target"]["name"].as_str()?.to_owned(), path.into()))
+    });
+    Ok(built.collect())
 }
 
 /// The exit code of a child as our own.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
@@ -35,6 +35,8 @@ pub struct Job<'a> {
 /// How a job has ended.
 pub struct End {
     pub code: u8,
+    /// Whether it did not end by itself, and the launcher had to end it.
+    pub by_force: bool,
     pub time: Duration,
 }
 
@@ -52,8 +54,8 @@ pub fn obstacle() -> Option<String> {
 }
 
 impl Job<'_> {
-    /// Runs the job; `each` gets its lines, `tick` is called every [`TICK`]. When it returns, no process of the job lives,
-    /// and its files are gone. The code is that of the first rank to fail; where none did, mpirun's own.
+    /// Runs the job; `each` gets its lines, `tick` is called every [`TICK`]. When it returns, or unwinds, no process of
+    /// the job lives, and its files are gone. The code is that of the first rank to fail; where none did, mpirun's own.
     pub fn run(&self, mut each: impl FnMut(&Line), mut tick: impl FnMut()) -> Result<End> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
         let number = NUMBER.fetch_add(1, Relaxed);
@@ -62,7 +64,7 @@ impl Job<'_> {
         let program = fs::canonicalize(self.program)
             .with_context(|| format!("there is no {}", self.program.display()))?;
         let start = Instant::now();
-        let mut child = self
+        let child = self
             .command(&program, &mark, &folder.0)?
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -71,8 +73,12 @@ impl Job<'_> {
             .process_group(0)
             .spawn()
             .context("cannot start mpirun")?;
-        let lines = lines(&mut child);
+        // It comes after the folder, and so goes before it.
+        let mut running = Running { mark: &mark, child };
+        let child = &mut running.child;
+        let lines = lines(child);
         let (mut code, mut interrupted) = (None, None);
+        let mut by_force = false;
         // When the job should have begun to end.
         let mut ending: Option<Instant> = None;
         while code.is_none() {
@@ -106,7 +112,7 @@ impl Job<'_> {
                 kill(&mark);
                 child.kill()?;
                 child.wait()?;
-                code = Some(1);
+                (code, by_force) = (Some(1), true);
             }
         }
         kill(&mark);
@@ -123,6 +129,7 @@ impl Job<'_> {
         let code = code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
         Ok(End {
             code,
+            by_force,
             time: start.elapsed(),
         })
     }
@@ -206,6 +213,22 @@ fn kill(mark: &str) {
         left.into_iter()
             .for_each(|pid| signals::send(pid, signals::KILL));
         thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A job that has been started. However it is left, nobody stays behind: ranks are in mpirun's group of processes, not in
+/// ours, and would go on without a launcher.
+struct Running<'a> {
+    mark: &'a str,
+    child: Child,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        kill(self.mark);
+        // As a rule it has ended long since, and there is nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -1,13 +1,15 @@
 //! `cargo xtask launch`: builds an example with MPI and starts it as processes, on this machine or on several "hosts"
 //! that it makes of it.
 
+use std::io::{self, Write, stderr, stdout};
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::cargo::{cargo, root, succeed};
+use crate::cargo::{cargo, executables};
 use crate::hosts::Hosts;
 use crate::job::{self, Job};
+use crate::lines::Line;
 use crate::signals;
 
 /// What to start, and how often.
@@ -39,28 +41,36 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         "phalanx-examples",
     ]);
     build.args(["--features", "mpi", "--bin", &args.example]);
-    succeed("the build", &mut build)?;
+    let built = executables(&mut build)?;
+    let program = built.iter().find(|(name, _)| *name == args.example);
+    let (_, program) = program.with_context(|| format!("{} was not built", args.example))?;
     signals::catch();
     let hosts = args.hosts.map(Hosts::new).transpose()?;
     let job = Job {
-        program: &root().join("target/release").join(&args.example),
+        program,
         args: &args.args,
         ranks: args.ranks,
         hosts: hosts.as_ref(),
         limit: None,
     };
+    let mut is_heard = true;
     let end = job.run(
         |line| {
-            let text = match line.rank {
-                Some(rank) => format!("[{rank}] {}", line.text),
-                None => line.text.clone(),
-            };
-            match line.is_error {
-                true => eprintln!("{text}"),
-                false => println!("{text}"),
+            // Whom nobody listens to any more, as under `| head`, has no reason to go on.
+            if pass_on(line).is_err() && is_heard {
+                is_heard = false;
+                signals::interrupt();
             }
         },
         || (),
     )?;
     Ok(ExitCode::from(end.code))
+}
+
+/// Writes a rank's line where it belongs.
+fn pass_on(line: &Line) -> io::Result<()> {
+    match line.is_error {
+        true => writeln!(stderr(), "{line}"),
+        false => writeln!(stdout(), "{line}"),
+    }
 }

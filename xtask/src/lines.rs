@@ -1,13 +1,14 @@
 //! What the ranks of a job write, line by line: mpirun passes on pieces, of several ranks at once, and tags each.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::process::Child;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 /// A line that a rank, or somebody else, has written.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     pub rank: Option<usize>,
     pub is_error: bool,
@@ -21,6 +22,15 @@ impl Line {
             rank: None,
             is_error: true,
             text,
+        }
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.rank {
+            Some(rank) => write!(f, "[{rank}] {}", self.text),
+            None => f.write_str(&self.text),
         }
     }
 }

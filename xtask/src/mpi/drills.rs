@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Outcome, listen};
+use super::{Outcome, Said, listen};
 use crate::hosts::Hosts;
 use crate::job::{self, End};
 use crate::signals;
@@ -17,10 +17,16 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// After the deadline, everything ends within this.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// A way to go wrong: what rank 1 does, what the others or the launcher must say, and whether it shows at once.
+/// Whom the culprit's end must be heard from: each of the two other ranks. Its own words prove nothing.
+const OTHERS: &[Option<usize>] = &[Some(0), Some(2)];
+/// The launcher, where nobody else can know.
+const LAUNCHER: &[Option<usize>] = &[None];
+
+/// A way to go wrong: what rank 1 does, who must say what of it, and whether it shows at once.
 pub struct Drill {
     pub name: &'static str,
     says: &'static str,
+    speakers: &'static [Option<usize>],
     code: u8,
     at_once: bool,
 }
@@ -35,6 +41,7 @@ pub const DRILLS: &[Drill] = &[
     },
     Drill {
         code: 128 + 9,
+        speakers: LAUNCHER,
         ..drill("kill", "rank 1 was ended by signal: 9", true)
     },
     drill("loop", "for rank 1: ", false),
@@ -46,6 +53,7 @@ const fn drill(name: &'static str, says: &'static str, at_once: bool) -> Drill {
     Drill {
         name,
         says,
+        speakers: OTHERS,
         code: 1,
         at_once,
     }
@@ -59,7 +67,9 @@ impl Drill {
             true => GRACE,
             false => DEADLINE + GRACE,
         };
-        judge(&end, &said, self.says, self.code, end.time, limit)
+        said_by(&said, self.speakers, self.says)?;
+        ensure!(!end.by_force, "it does not end by itself\n{said}");
+        judge(&end, &said, self.code, end.time, limit)
     }
 }
 
@@ -69,7 +79,7 @@ pub fn cable(program: &Path, hosts: usize) -> Result<Outcome> {
     let mut cut: Option<Instant> = None;
     let mut failure = None;
     let (end, said) = listen(program, &["link"], hosts.count, Some(hosts), |said| {
-        if cut.is_none() && said.matches("reduced").count() >= 3 {
+        if cut.is_none() && said.count(Some(0), "reduced") >= 3 {
             failure = hosts.cut(2).err();
             cut = Some(Instant::now());
         }
@@ -78,24 +88,23 @@ pub fn cable(program: &Path, hosts: usize) -> Result<Outcome> {
         return Err(failure);
     }
     let cut = cut.with_context(|| format!("no reduction has ended\n{said}"))?;
-    // Rank 1 may be the first to notice; but what it says of it is lost with the link, and the launcher tells.
-    let says = match said.contains("rank 1 ended with") {
-        true => "by force after",
-        false => "for rank 1: ",
-    };
-    let limit = DEADLINE + GRACE;
-    judge(&end, &said, says, 1, cut.elapsed(), limit)
+    // What rank 1 says is lost with the link. That the launcher ends the job by force is in order here, and nowhere else:
+    // mpirun waits for word from its part on the host that nobody reaches.
+    said_by(&said, &[Some(0)], "for rank 1: ")?;
+    judge(&end, &said, 1, cut.elapsed(), DEADLINE + GRACE)
 }
 
-fn judge(
-    end: &End,
-    said: &str,
-    says: &str,
-    code: u8,
-    time: Duration,
-    limit: Duration,
-) -> Result<Outcome> {
-    ensure!(said.contains(says), "nobody says `{says}`\n{said}");
+/// Fails unless each of these has said so; `None` is the launcher.
+fn said_by(said: &Said, speakers: &[Option<usize>], says: &str) -> Result<()> {
+    for &speaker in speakers {
+        let who = speaker.map_or("the launcher".to_owned(), |rank| format!("rank {rank}"));
+        let count = said.count(speaker, says);
+        ensure!(count > 0, "{who} does not say `{says}`\n{said}");
+    }
+    Ok(())
+}
+
+fn judge(end: &End, said: &Said, code: u8, time: Duration, limit: Duration) -> Result<Outcome> {
     ensure!(end.code == code, "code {}, not {code}\n{said}", end.code);
     ensure!(
         time <= limit,
@@ -121,7 +130,9 @@ pub fn interrupt(program: &Path, hosts: Option<&Hosts>) -> Result<Outcome> {
         let ranks = processes.iter().filter_map(|pid| exe(pid).ok());
         ranks.filter(|exe| exe == program).count() == 2
     };
-    let trained = wait_until(Duration::from_secs(60), training);
+    let trained = wait_until(Duration::from_secs(60), || {
+        signals::seen().is_some() || training()
+    });
     // It may find itself before, in or after `MPI_Init`; here it is in the midst of training.
     thread::sleep(Duration::from_secs(1));
     let start = Instant::now();

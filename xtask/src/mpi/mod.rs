@@ -4,6 +4,8 @@
 
 mod drills;
 
+use std::fmt;
+use std::iter::repeat_n;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
@@ -12,9 +14,10 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use self::drills::DRILLS;
-use crate::cargo::cargo;
+use crate::cargo::{cargo, executables};
 use crate::hosts::Hosts;
 use crate::job::{End, Job};
+use crate::lines::Line;
 use crate::signals;
 
 /// What to test.
@@ -63,22 +66,6 @@ impl Programs {
     }
 }
 
-/// Builds, and returns what was built, by name.
-fn executables(command: &mut Command) -> Result<Vec<(String, PathBuf)>> {
-    let output = command
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(std::process::Stdio::inherit())
-        .output()?;
-    ensure!(output.status.success(), "the build failed");
-    let text = String::from_utf8_lossy(&output.stdout);
-    let built = text.lines().filter_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let path = message["executable"].as_str()?;
-        Some((message["target"]["name"].as_str()?.to_owned(), path.into()))
-    });
-    Ok(built.collect())
-}
-
 /// A test's name, and the test.
 type Test<'a> = (String, Box<dyn Fn() -> Result<Outcome> + 'a>);
 
@@ -91,8 +78,8 @@ enum Outcome {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    signals::catch();
     let programs = Programs::build()?;
+    signals::catch();
     let hosts = args.hosts.map(Hosts::new).transpose()?;
     let (mut passed, mut failed, mut ignored) = (0, 0, 0);
     let tests = tests(&programs, hosts.as_ref());
@@ -111,13 +98,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             failed += 1;
         }
     };
-    for (name, run) in wanted {
-        for _ in 0..args.times {
-            test(name, run());
+    for (name, run) in wanted.flat_map(|test| repeat_n(test, args.times)) {
+        let outcome = run();
+        // It ended because of Ctrl-C, and says nothing of the library.
+        if signals::seen().is_some() {
+            break;
         }
+        test(name, outcome);
     }
     drop(tests);
     drop(hosts);
+    if let Some(signal) = signals::seen() {
+        return Ok(ExitCode::from(u8::try_from(128 + signal)?));
+    }
     test("nothing is left", drills::nothing_left());
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!("\ntest result: {word}. {passed} passed; {failed} failed; {ignored} ignored");
@@ -182,14 +175,38 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Vec<Test<'a>> 
 /// No test takes so long, unless it hangs.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// All that a job has said.
+#[derive(Default)]
+struct Said(Vec<Line>);
+
+impl Said {
+    /// How many lines with this in them are of this rank; `None` is the launcher.
+    fn count(&self, rank: Option<usize>, text: &str) -> usize {
+        let lines = self.0.iter().filter(|line| line.rank == rank);
+        lines.filter(|line| line.text.contains(text)).count()
+    }
+
+    /// The bare lines, whosever they are.
+    fn text(&self) -> String {
+        let lines = self.0.iter().map(|line| line.text.clone() + "\n");
+        lines.collect()
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|line| writeln!(f, "{line}"))
+    }
+}
+
 /// Runs a job; what it ended with, and all that it said. `tick` sees what it has said so far.
 fn listen(
     program: &Path,
     args: &[&str],
     ranks: usize,
     hosts: Option<&Hosts>,
-    mut tick: impl FnMut(&str),
-) -> Result<(End, String)> {
+    mut tick: impl FnMut(&Said),
+) -> Result<(End, Said)> {
     let args: Vec<String> = args.iter().map(|&arg| arg.to_owned()).collect();
     let job = Job {
         program,
@@ -198,12 +215,9 @@ fn listen(
         hosts,
         limit: Some(LIMIT),
     };
-    let said = std::cell::RefCell::new(String::new());
+    let said = std::cell::RefCell::new(Said::default());
     let end = job.run(
-        |line| {
-            said.borrow_mut().push_str(&line.text);
-            said.borrow_mut().push('\n');
-        },
+        |line| said.borrow_mut().0.push(line.clone()),
         || tick(&said.borrow()),
     )?;
     Ok((end, said.into_inner()))
@@ -214,7 +228,8 @@ fn result(program: &Path, args: &[&str], ranks: usize, hosts: Option<&Hosts>) ->
     const GOOD: &str = "test result: ok. ";
     let (end, said) = listen(program, args, ranks, hosts, |_| ())?;
     ensure!(end.code == 0, "code {}\n{said}", end.code);
-    let line = said.lines().find_map(|line| line.strip_prefix(GOOD));
+    let text = said.text();
+    let line = text.lines().find_map(|line| line.strip_prefix(GOOD));
     let counts = line.with_context(|| format!("no result\n{said}"))?;
     ensure!(!counts.starts_with("0 passed"), "there is no test\n{said}");
     let passed = counts.split(';').next().unwrap_or_default();
@@ -238,7 +253,7 @@ fn as_threads(program: &Path, ranks: usize, hosts: Option<&Hosts>) -> Result<Out
     };
     let (theirs, ours) = (
         summary(&String::from_utf8_lossy(&alone.stdout))?,
-        summary(&said)?,
+        summary(&said.text())?,
     );
     ensure!(
         theirs == ours,
