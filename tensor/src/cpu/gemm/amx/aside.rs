@@ -12,7 +12,7 @@ const AHEAD: usize = 2;
 #[repr(C, align(64))]
 pub(super) struct Aside {
     /// Asked for in the second-level cache.
-    pub ahead: [Ahead; 2],
+    pub ahead: Ahead,
     pub packing: Packing,
     /// As in `pack.rs`: magnitudes, least and greatest.
     pub range: [[u32; 16]; 2],
@@ -21,7 +21,7 @@ pub(super) struct Aside {
 impl Aside {
     /// Nothing.
     pub const NONE: Aside = Aside {
-        ahead: [Ahead::NONE; 2],
+        ahead: Ahead::NONE,
         packing: Packing::NONE,
         range: [[u32::MAX; 16], [0; 16]],
     };
@@ -75,15 +75,21 @@ pub(super) struct Packing {
     half: usize,
     /// From step to step.
     step: usize,
-    /// Lines in a step.
-    lines: usize,
+    /// The kernel's slots that take a line, as bits.
+    slots: usize,
     /// Steps that are left.
     steps: usize,
-    /// From what is packed to what is asked for.
-    ahead: usize,
+    /// From a line that is packed to the two places that are asked for: one for each pair of
+    /// neighbouring cache lines, which the processor fetches together.
+    ahead: [usize; 2],
 }
 
 impl Packing {
+    /// Lines that a kernel can pack in one step.
+    const SLOTS: usize = 8;
+    /// Fewest shares of a strip.
+    pub const FEWEST: usize = 16 / Self::SLOTS;
+
     /// Nothing.
     pub const NONE: Packing = Packing {
         from: std::ptr::null(),
@@ -92,15 +98,15 @@ impl Packing {
         apart: 0,
         half: 0,
         step: 0,
-        lines: 0,
+        slots: 0,
         steps: 0,
-        ahead: 0,
+        ahead: [0; 2],
     };
 
-    /// Share `i` of `count` of the whole steps of a whole strip that comes out of memory as its
-    /// tiles want it. Together the shares pack all of them.
+    /// Share `i` of `count`, [`FEWEST`](Self::FEWEST) or more, of the whole steps of a whole strip
+    /// that comes out of memory as its tiles want it. Together the shares pack all of them.
     pub fn share(from: Block<f32>, to: *mut u8, (i, count): (usize, usize)) -> Packing {
-        debug_assert!(from.len == EDGE);
+        debug_assert!(from.len == EDGE && count >= Self::FEWEST);
         let Block { along, k_step, .. } = from;
         let (line, apart, half, step) = if k_step == 1 {
             (along, 16, 16 * along, 32)
@@ -108,6 +114,9 @@ impl Packing {
             (k_step, 16 * k_step, 16, 32 * k_step)
         };
         let (first, end) = (16 * i / count, 16 * (i + 1) / count);
+        let lines = end - first;
+        let slots = (0..lines).fold(0, |slots, line| slots | 1 << (line * Self::SLOTS / lines));
+        let ahead = AHEAD * step;
         Packing {
             from: from.p.wrapping_add(first * line).cast(),
             to: to.wrapping_add(first * TILE / 16),
@@ -115,9 +124,9 @@ impl Packing {
             apart: 4 * apart,
             half: 4 * half,
             step: 4 * step,
-            lines: end - first,
+            slots,
             steps: from.kc / 32,
-            ahead: 4 * AHEAD * step,
+            ahead: [4 * ahead, 4 * (ahead + apart.max(half))],
         }
     }
 }

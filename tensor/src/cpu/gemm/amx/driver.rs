@@ -8,7 +8,7 @@ use super::super::plan as shared;
 use super::super::scalar::Scalar;
 use super::super::scratch::Buffer;
 use super::super::{Bias, Epilogue, Map, MatMut, MatRef, driver};
-use super::aside::{Ahead, Aside, Packing};
+use super::aside::{Aside, Packing};
 use super::extent::Extent;
 use super::operand::Operand;
 use super::pack::Part;
@@ -216,7 +216,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                     .take()
                     .unwrap_or_else(|| self.pack(!rows_stay, strip.clone(), &ks, None, passed));
                 let next = strip_range(passing, j + 1);
-                let block = self.packable(!rows_stay, &next, &ks);
+                let block = self.packable(!rows_stay, &next, &ks, stay_count);
                 let mut aside = Aside::NONE;
                 let mut shares = 0;
                 for (i, other) in strips(staying) {
@@ -239,17 +239,10 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                         aside.packing = block.map_or(Packing::NONE, |block| {
                             Packing::share(block, coming, (i, stay_count))
                         });
-                        aside.ahead = [
-                            match block {
-                                Some(_) => Ahead::NONE,
-                                None => self.operand(!rows_stay).ahead(&next, &ks, (i, stay_count)),
-                            },
-                            if part + 1 == k.count {
-                                self.result_ahead(&rows, &columns, steps)
-                            } else {
-                                Ahead::NONE
-                            },
-                        ];
+                        if block.is_none() {
+                            let share = (i, stay_count);
+                            aside.ahead = self.operand(!rows_stay).ahead(&next, &ks, share);
+                        }
                         shares += 1;
                         let strips = Strips {
                             steps,
@@ -291,37 +284,22 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         }
     }
 
-    /// A tile of the result that will be written after `steps`.
-    fn result_ahead(&self, rows: &Range<usize>, columns: &Range<usize>, steps: usize) -> Ahead {
-        let (rows, cols) = self.turned(rows, columns);
-        let pieces = rows.len().div_ceil(steps);
-        let piece = self.ld * size_of::<T>();
-        Ahead {
-            p: self
-                .c
-                .wrapping_add(rows.start * self.ld + cols.start)
-                .cast_const()
-                .cast(),
-            piece,
-            pieces,
-            step: pieces * piece,
-        }
-    }
-
     fn operand(&self, is_rows: bool) -> Operand<T> {
         if is_rows { self.rows } else { self.columns }
     }
 
-    /// A strip for the terms `ks`, if the kernel can pack it by the way.
+    /// A strip for the terms `ks`, if the kernel can pack it by the way, in `shares`.
     fn packable(
         &self,
         is_rows: bool,
         strip: &Range<usize>,
         ks: &Range<usize>,
+        shares: usize,
     ) -> Option<Block<f32>> {
         let block = self.operand(is_rows).block(strip, ks);
         let straight = is_rows == (block.k_step == 1);
-        (self.unit.packs && straight && strip.len() == EDGE).then_some(Block {
+        let whole = strip.len() == EDGE && shares >= Packing::FEWEST;
+        (self.unit.packs && straight && whole).then_some(Block {
             p: block.p.cast(),
             len: block.len,
             along: block.along,

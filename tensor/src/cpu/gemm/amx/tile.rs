@@ -137,11 +137,79 @@ pub(super) struct Strips {
 /// `aside` is what it does by the way; a kernel that has no packing leaves that out.
 pub(super) type Kernel = unsafe fn(&Tiles, strips: Strips, aside: &mut Aside);
 
+/// From [`Aside::packing`] to [`Aside::range`].
+const RANGE: usize = std::mem::offset_of!(Aside, range) - std::mem::offset_of!(Aside, packing);
+
+/// A line of a strip on its way to its tiles, in two halves as `pack.rs` does it: what slot `$slot`
+/// of a step does if its bit of `{n}` is set. `{p}` is the line's first vector of a pair, `rdi` on
+/// from there the second one, `rdx` the target.
+macro_rules! line {
+    ($slot:literal, first) => {
+        concat!(
+            "bt {n:e}, ",
+            $slot,
+            "\njnc 9f\n",
+            "mov rsi, [{w} + {packing} + 64]\n",
+            "prefetcht1 [{p} + rsi]\n",
+            "mov rsi, [{w} + {packing} + 72]\n",
+            "prefetcht1 [{p} + rsi]\n",
+            line!("{p}", "rdx"),
+            "9:"
+        )
+    };
+    ($slot:literal, second) => {
+        concat!(
+            "bt {n:e}, ",
+            $slot,
+            "\njnc 9f\n",
+            "mov rsi, [{w} + {packing} + 32]\n",
+            "add rsi, {p}\n",
+            line!("rsi", "rdx + 1024"),
+            "add {p}, [{w} + {packing} + 16]\n",
+            "add rdx, 64\n",
+            "9:"
+        )
+    };
+    // Sixteen pairs at `$from`: their range, then three vectors of pairs.
+    ($from:literal, $to:literal) => {
+        concat!(
+            "vmovups zmm21, [", $from, "]\n",
+            "vmovups zmm22, [", $from, " + rdi]\n",
+            "vpaddd zmm23, zmm21, zmm21\n",
+            "vpaddd zmm24, zmm22, zmm22\n",
+            "vpmaxud zmm20, zmm20, zmm23\n",
+            "vpaddd zmm23, zmm23, zmm18\n",
+            "vpminud zmm19, zmm19, zmm23\n",
+            "vpmaxud zmm20, zmm20, zmm24\n",
+            "vpaddd zmm24, zmm24, zmm18\n",
+            "vpminud zmm19, zmm19, zmm24\n",
+            line!(part $to, "0"),
+            line!(part $to, "2048"),
+            "vpsrld zmm21, zmm21, 16\n",
+            "vmovdqu16 zmm21{{k1}}, zmm22\n",
+            "vmovdqa64 [", $to, " + 4096], zmm21\n",
+        )
+    };
+    (part $to:literal, $at:literal) => {
+        concat!(
+            "vpaddd zmm23, zmm21, zmm16\n",
+            "vpaddd zmm24, zmm22, zmm16\n",
+            "vpandd zmm25, zmm23, zmm17\n",
+            "vpandd zmm26, zmm24, zmm17\n",
+            "vsubps zmm21, zmm21, zmm25\n",
+            "vsubps zmm22, zmm22, zmm26\n",
+            "vpsrld zmm23, zmm23, 16\n",
+            "vmovdqu16 zmm23{{k1}}, zmm24\n",
+            "vmovdqa64 [", $to, " + ", $at, "], zmm23\n",
+        )
+    };
+}
+
 /// A kernel around the body of its loop, in which tiles 0 to 3 are the sums, 4 and 5 the rows, 6
 /// and 7 the columns.
 macro_rules! kernel {
     ($(#[$doc:meta])* $name:ident, $splits:literal, ahead: [$($lines:literal)+],
-     aside: [$($aside:literal)*], $($body:literal)+) => {
+     $($body:expr,)+) => {
         $(#[$doc])*
         ///
         /// # Safety
@@ -165,10 +233,10 @@ macro_rules! kernel {
                     "vpslld zmm17, zmm18, 16",
                     "mov {n:e}, 0xaaaaaaaa",
                     "kmovd k1, {n:e}",
-                    "vmovdqu64 zmm19, [{w} + {range}]",
-                    "vmovdqu64 zmm20, [{w} + {range} + 64]",
+                    "vmovdqu64 zmm19, [{w} + {packing} + {range}]",
+                    "vmovdqu64 zmm20, [{w} + {packing} + {range} + 64]",
                     "2:",
-                    // Memory asked for: two sorts.
+                    // Memory asked for.
                     "mov {p}, [{w}]",
                     "mov {n}, [{w} + 16]",
                     "test {n}, {n}",
@@ -179,21 +247,8 @@ macro_rules! kernel {
                     "dec {n}",
                     "jnz 3b",
                     "4:",
-                    "mov {p}, [{w} + 32]",
-                    "mov {n}, [{w} + 48]",
-                    "test {n}, {n}",
-                    "jz 6f",
-                    "5:",
-                    $(concat!("prefetcht1 [{p} + ", $lines, "]"),)+
-                    "add {p}, [{w} + 40]",
-                    "dec {n}",
-                    "jnz 5b",
-                    "6:",
                     "mov {p}, [{w} + 24]",
                     "add [{w}], {p}",
-                    "mov {p}, [{w} + 56]",
-                    "add [{w} + 32], {p}",
-                    $($aside,)*
                     $($body,)+
                     "add {a}, {step}",
                     "add {b}, {step}",
@@ -203,8 +258,8 @@ macro_rules! kernel {
                     "tilestored [{c} + {s}*2 + 64], tmm1",
                     "tilestored [{c} + {s}*2 + 2048], tmm2",
                     "tilestored [{c} + {s}*2 + 2112], tmm3",
-                    "vmovdqu64 [{w} + {range}], zmm19",
-                    "vmovdqu64 [{w} + {range} + 64], zmm20",
+                    "vmovdqu64 [{w} + {packing} + {range}], zmm19",
+                    "vmovdqu64 [{w} + {packing} + {range} + 64], zmm20",
                     a = inout(reg) strips.rows => _,
                     b = inout(reg) strips.columns => _,
                     c = in(reg) strips.sums,
@@ -214,7 +269,8 @@ macro_rules! kernel {
                     p = out(reg) _,
                     n = out(reg) _,
                     out("rdx") _, out("rdi") _, out("rsi") _,
-                    range = const std::mem::offset_of!(Aside, range),
+                    packing = const std::mem::offset_of!(Aside, packing),
+                    range = const RANGE,
                     step = const $splits * 2 * TILE,
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -230,157 +286,92 @@ macro_rules! kernel {
 
 kernel!(
     /// Operands that are `bf16`: one product.
-    one, 1, ahead: [0], aside: [],
-    "tileloadd tmm6, [{b} + {s}]"
-    "tileloadd tmm4, [{a} + {s}]"
-    "tileloadd tmm7, [{b} + {s} + 1024]"
-    "tdpbf16ps tmm0, tmm4, tmm6"
-    "tileloadd tmm5, [{a} + {s} + 1024]"
-    "tdpbf16ps tmm1, tmm4, tmm7"
-    "tdpbf16ps tmm2, tmm5, tmm6"
-    "tdpbf16ps tmm3, tmm5, tmm7"
+    one, 1, ahead: [0],
+    "tileloadd tmm6, [{b} + {s}]",
+    "tileloadd tmm4, [{a} + {s}]",
+    "tileloadd tmm7, [{b} + {s} + 1024]",
+    "tdpbf16ps tmm0, tmm4, tmm6",
+    "tileloadd tmm5, [{a} + {s} + 1024]",
+    "tdpbf16ps tmm1, tmm4, tmm7",
+    "tdpbf16ps tmm2, tmm5, tmm6",
+    "tdpbf16ps tmm3, tmm5, tmm7",
 );
 
 kernel!(
     /// Operands in three parts: the six products that matter, the small ones first, in an order
     /// in which each follows from the one before by replacing one operand.
+    ///
+    /// The packing stands between the products, half a line at a time: all of a step's packing in
+    /// one place would fill the processor's window and keep the next tiles from being loaded.
     six, 3, ahead: [0 64],
-    aside: [
-        // As `pack.rs` does it: {p} and rdi from the first term of a pair of vectors to the
-        // second, rsi the other half of the strip, rdx the target.
-        "cmp qword ptr [{w} + 120], 0"
-        "je 9f"
-        "mov {n}, [{w} + 112]"
-        "test {n}, {n}"
-        "jz 8f"
-        "mov {p}, [{w} + 64]"
-        "mov rdx, [{w} + 72]"
-        "mov rdi, [{w} + 88]"
-        "7:"
-        "mov rsi, [{w} + 128]"
-        "add rsi, {p}"
-        "prefetcht1 [rsi]"
-        "prefetcht1 [rsi + rdi]"
-        "add rsi, [{w} + 96]"
-        "prefetcht1 [rsi]"
-        "prefetcht1 [rsi + rdi]"
-        "vmovups zmm21, [{p}]"
-        "vmovups zmm22, [{p} + rdi]"
-        "vpaddd zmm23, zmm21, zmm21"
-        "vpaddd zmm24, zmm22, zmm22"
-        "vpmaxud zmm20, zmm20, zmm23"
-        "vpaddd zmm23, zmm23, zmm18"
-        "vpminud zmm19, zmm19, zmm23"
-        "vpmaxud zmm20, zmm20, zmm24"
-        "vpaddd zmm24, zmm24, zmm18"
-        "vpminud zmm19, zmm19, zmm24"
-        "vpaddd zmm23, zmm21, zmm16"
-        "vpaddd zmm24, zmm22, zmm16"
-        "vpandd zmm25, zmm23, zmm17"
-        "vpandd zmm26, zmm24, zmm17"
-        "vsubps zmm21, zmm21, zmm25"
-        "vsubps zmm22, zmm22, zmm26"
-        "vpsrld zmm23, zmm23, 16"
-        "vmovdqu16 zmm23{{k1}}, zmm24"
-        "vmovdqa64 [rdx + 0], zmm23"
-        "vpaddd zmm23, zmm21, zmm16"
-        "vpaddd zmm24, zmm22, zmm16"
-        "vpandd zmm25, zmm23, zmm17"
-        "vpandd zmm26, zmm24, zmm17"
-        "vsubps zmm21, zmm21, zmm25"
-        "vsubps zmm22, zmm22, zmm26"
-        "vpsrld zmm23, zmm23, 16"
-        "vmovdqu16 zmm23{{k1}}, zmm24"
-        "vmovdqa64 [rdx + 0 + 2048], zmm23"
-        "vpsrld zmm21, zmm21, 16"
-        "vmovdqu16 zmm21{{k1}}, zmm22"
-        "vmovdqa64 [rdx + 0 + 4096], zmm21"
-        "mov rsi, [{w} + 96]"
-        "add rsi, {p}"
-        "vmovups zmm21, [rsi]"
-        "vmovups zmm22, [rsi + rdi]"
-        "vpaddd zmm23, zmm21, zmm21"
-        "vpaddd zmm24, zmm22, zmm22"
-        "vpmaxud zmm20, zmm20, zmm23"
-        "vpaddd zmm23, zmm23, zmm18"
-        "vpminud zmm19, zmm19, zmm23"
-        "vpmaxud zmm20, zmm20, zmm24"
-        "vpaddd zmm24, zmm24, zmm18"
-        "vpminud zmm19, zmm19, zmm24"
-        "vpaddd zmm23, zmm21, zmm16"
-        "vpaddd zmm24, zmm22, zmm16"
-        "vpandd zmm25, zmm23, zmm17"
-        "vpandd zmm26, zmm24, zmm17"
-        "vsubps zmm21, zmm21, zmm25"
-        "vsubps zmm22, zmm22, zmm26"
-        "vpsrld zmm23, zmm23, 16"
-        "vmovdqu16 zmm23{{k1}}, zmm24"
-        "vmovdqa64 [rdx + 1024], zmm23"
-        "vpaddd zmm23, zmm21, zmm16"
-        "vpaddd zmm24, zmm22, zmm16"
-        "vpandd zmm25, zmm23, zmm17"
-        "vpandd zmm26, zmm24, zmm17"
-        "vsubps zmm21, zmm21, zmm25"
-        "vsubps zmm22, zmm22, zmm26"
-        "vpsrld zmm23, zmm23, 16"
-        "vmovdqu16 zmm23{{k1}}, zmm24"
-        "vmovdqa64 [rdx + 1024 + 2048], zmm23"
-        "vpsrld zmm21, zmm21, 16"
-        "vmovdqu16 zmm21{{k1}}, zmm22"
-        "vmovdqa64 [rdx + 1024 + 4096], zmm21"
-        "add {p}, [{w} + 80]"
-        "add rdx, 64"
-        "dec {n}"
-        "jnz 7b"
-        "8:"
-        "mov {p}, [{w} + 104]"
-        "add [{w} + 64], {p}"
-        "add qword ptr [{w} + 72], 6144"
-        "dec qword ptr [{w} + 120]"
-        "9:"
-    ],
+    "mov {n:e}, [{w} + {packing} + 48]",
+    "xor edx, edx",
+    "sub qword ptr [{w} + {packing} + 56], 1",
+    "cmovc {n:e}, edx",
+    "mov {p}, [{w} + {packing}]",
+    "mov rdx, [{w} + {packing} + 8]",
+    "mov rdi, [{w} + {packing} + 24]",
     // low x high
-    "tileloadd tmm6, [{b} + {s}]"
-    "tileloadd tmm4, [{a} + {s} + 4096]"
-    "tileloadd tmm7, [{b} + {s} + 1024]"
-    "tdpbf16ps tmm0, tmm4, tmm6"
-    "tileloadd tmm5, [{a} + {s} + 5120]"
-    "tdpbf16ps tmm1, tmm4, tmm7"
+    "tileloadd tmm6, [{b} + {s}]",
+    "tileloadd tmm4, [{a} + {s} + 4096]",
+    "tileloadd tmm7, [{b} + {s} + 1024]",
+    "tdpbf16ps tmm0, tmm4, tmm6",
+    line!(0, first),
+    "tileloadd tmm5, [{a} + {s} + 5120]",
+    "tdpbf16ps tmm1, tmm4, tmm7",
+    line!(0, second),
     // middle x high
-    "tileloadd tmm4, [{a} + {s} + 2048]"
-    "tdpbf16ps tmm2, tmm5, tmm6"
-    "tdpbf16ps tmm3, tmm5, tmm7"
-    "tileloadd tmm5, [{a} + {s} + 3072]"
-    "tdpbf16ps tmm0, tmm4, tmm6"
-    "tdpbf16ps tmm1, tmm4, tmm7"
-    "tdpbf16ps tmm2, tmm5, tmm6"
+    "tileloadd tmm4, [{a} + {s} + 2048]",
+    "tdpbf16ps tmm2, tmm5, tmm6",
+    "tdpbf16ps tmm3, tmm5, tmm7",
+    line!(1, first),
+    "tileloadd tmm5, [{a} + {s} + 3072]",
+    "tdpbf16ps tmm0, tmm4, tmm6",
+    line!(1, second),
+    "tdpbf16ps tmm1, tmm4, tmm7",
+    "tdpbf16ps tmm2, tmm5, tmm6",
+    line!(2, first),
     // middle x middle
-    "tileloadd tmm6, [{b} + {s} + 2048]"
-    "tdpbf16ps tmm3, tmm5, tmm7"
-    "tdpbf16ps tmm0, tmm4, tmm6"
-    "tileloadd tmm7, [{b} + {s} + 3072]"
-    "tdpbf16ps tmm2, tmm5, tmm6"
-    "tdpbf16ps tmm1, tmm4, tmm7"
+    "tileloadd tmm6, [{b} + {s} + 2048]",
+    "tdpbf16ps tmm3, tmm5, tmm7",
+    line!(2, second),
+    "tdpbf16ps tmm0, tmm4, tmm6",
+    "tileloadd tmm7, [{b} + {s} + 3072]",
+    "tdpbf16ps tmm2, tmm5, tmm6",
+    line!(3, first),
+    "tdpbf16ps tmm1, tmm4, tmm7",
+    line!(3, second),
     // high x middle
-    "tileloadd tmm4, [{a} + {s}]"
-    "tdpbf16ps tmm3, tmm5, tmm7"
-    "tdpbf16ps tmm0, tmm4, tmm6"
-    "tileloadd tmm5, [{a} + {s} + 1024]"
-    "tdpbf16ps tmm1, tmm4, tmm7"
-    "tdpbf16ps tmm2, tmm5, tmm6"
+    "tileloadd tmm4, [{a} + {s}]",
+    "tdpbf16ps tmm3, tmm5, tmm7",
+    "tdpbf16ps tmm0, tmm4, tmm6",
+    line!(4, first),
+    "tileloadd tmm5, [{a} + {s} + 1024]",
+    "tdpbf16ps tmm1, tmm4, tmm7",
+    line!(4, second),
+    "tdpbf16ps tmm2, tmm5, tmm6",
     // high x low
-    "tileloadd tmm6, [{b} + {s} + 4096]"
-    "tdpbf16ps tmm3, tmm5, tmm7"
-    "tdpbf16ps tmm0, tmm4, tmm6"
-    "tileloadd tmm7, [{b} + {s} + 5120]"
-    "tdpbf16ps tmm2, tmm5, tmm6"
-    "tdpbf16ps tmm1, tmm4, tmm7"
+    "tileloadd tmm6, [{b} + {s} + 4096]",
+    "tdpbf16ps tmm3, tmm5, tmm7",
+    line!(5, first),
+    "tdpbf16ps tmm0, tmm4, tmm6",
+    line!(5, second),
+    "tileloadd tmm7, [{b} + {s} + 5120]",
+    "tdpbf16ps tmm2, tmm5, tmm6",
+    "tdpbf16ps tmm1, tmm4, tmm7",
+    line!(6, first),
     // high x high
-    "tileloadd tmm6, [{b} + {s}]"
-    "tdpbf16ps tmm3, tmm5, tmm7"
-    "tdpbf16ps tmm0, tmm4, tmm6"
-    "tileloadd tmm7, [{b} + {s} + 1024]"
-    "tdpbf16ps tmm2, tmm5, tmm6"
-    "tdpbf16ps tmm1, tmm4, tmm7"
-    "tdpbf16ps tmm3, tmm5, tmm7"
+    "tileloadd tmm6, [{b} + {s}]",
+    "tdpbf16ps tmm3, tmm5, tmm7",
+    line!(6, second),
+    "tdpbf16ps tmm0, tmm4, tmm6",
+    "tileloadd tmm7, [{b} + {s} + 1024]",
+    "tdpbf16ps tmm2, tmm5, tmm6",
+    line!(7, first),
+    "tdpbf16ps tmm1, tmm4, tmm7",
+    line!(7, second),
+    "tdpbf16ps tmm3, tmm5, tmm7",
+    "mov {p}, [{w} + {packing} + 40]",
+    "add [{w} + {packing}], {p}",
+    "add qword ptr [{w} + {packing} + 8], 6144",
 );
