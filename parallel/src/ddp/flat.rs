@@ -6,23 +6,21 @@ use phalanx_autograd::Buffer;
 use phalanx_comm::{ProcessGroup, Work};
 use phalanx_tensor::{Device, Shape, Tensor};
 
-/// An empty flat buffer for `bucket` whose gaps, and the slots that `missing` names, are zero. Where
-/// its members live now, since the module may have moved after it was planned.
+/// An empty flat buffer for `bucket`, and for `more` elements behind it; these, the gaps, and the
+/// slots that `missing` names, are zero. Where its members live now, since the module may have moved
+/// after it was planned.
 pub(super) fn allocate(
     bucket: &Bucket,
+    more: usize,
     device: Device,
     shapes: impl Fn(usize) -> usize,
     missing: impl Fn(usize) -> bool,
 ) -> Result<Tensor> {
-    let mut flat = Tensor::empty(bucket.len, bucket.dtype, device)?;
+    let len = bucket.len + more;
+    let mut flat = Tensor::empty(len, bucket.dtype, device)?;
     let size = bucket.dtype.size();
     let bytes = flat.bytes_mut()?;
-    let ends = bucket
-        .slots
-        .iter()
-        .skip(1)
-        .map(|s| s.offset)
-        .chain([bucket.len]);
+    let ends = bucket.slots.iter().skip(1).map(|s| s.offset).chain([len]);
     for (slot, end) in bucket.slots.iter().zip(ends) {
         let from = if missing(slot.param) {
             slot.offset
@@ -64,7 +62,7 @@ impl Broadcast {
     ) -> Result<Broadcast> {
         let send = |bucket: &Bucket| {
             let device = values[bucket.slots[0].param].device();
-            let mut flat = allocate(bucket, device, |p| values[p].numel(), |_| false)?;
+            let mut flat = allocate(bucket, 0, device, |p| values[p].numel(), |_| false)?;
             for slot in &bucket.slots {
                 put(&mut flat, slot.offset, &values[slot.param])?;
             }

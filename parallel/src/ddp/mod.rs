@@ -5,6 +5,7 @@ mod flat;
 mod hook;
 mod reducer;
 mod trace;
+mod uses;
 mod verify;
 
 pub use hook::{CommHook, Completion, Compress};

@@ -4,6 +4,7 @@
 use super::bucket::Bucket;
 use super::hook::Completion;
 use super::trace::{Trace, TraceEvent};
+use super::uses::{self, Uses};
 use super::{Ddp, flat};
 use crate::{Error, Result};
 use phalanx_autograd::Gradients;
@@ -129,9 +130,10 @@ pub(super) struct Reducer<'a, M> {
     flights: Vec<Flight>,
     /// So many of them, the first ones, have been seen to be complete.
     landed: usize,
-    /// How many ranks use each parameter.
-    uses: Work<Tensor>,
+    /// Which parameters this rank has gradients for, …
     used: Vec<bool>,
+    /// … and any rank.
+    uses: Uses,
     /// Which of them it has given.
     arrived: Vec<bool>,
     /// What gradients are multiplied by before they leave; `None`: the reduction averages.
@@ -148,11 +150,7 @@ impl<'a, M: Module> Reducer<'a, M> {
         used: &[bool],
     ) -> Result<Self> {
         let group = &*ddp.group;
-        // One small collective, issued before the sweep and read after it: cheaper than a count in
-        // each bucket, which would force a copy of gradients that can travel in place.
-        let counts: Vec<i64> = used.iter().map(|&u| i64::from(u)).collect();
-        let counts = Tensor::from_vec(counts, used.len(), group.device())?;
-        let uses = group.all_reduce(counts, ReduceOp::Sum)?;
+        let uses = Uses::start(&plan, used, ddp.config.hook.is_some(), group)?;
         let averaging = matches!(share, Share::Equal) && ddp.config.hook.is_none();
         let mut place = vec![(0, 0); used.len()];
         for (b, bucket) in plan.iter().enumerate() {
@@ -228,10 +226,17 @@ impl<'a, M: Module> Reducer<'a, M> {
     }
 
     fn allocate(&self, b: usize) -> Result<Tensor> {
+        let bucket = &self.plan[b];
         let param = |p: usize| &self.ddp.params[p].1;
-        let device = param(self.plan[b].slots[0].param).device();
+        let device = param(bucket.slots[0].param).device();
         let numel = |p: usize| param(p).shape().numel();
-        flat::allocate(&self.plan[b], device, numel, |p| !self.used[p])
+        let carries = self.uses.are_within(b);
+        let more = if carries { self.used.len() } else { 0 };
+        let mut flat = flat::allocate(bucket, more, device, numel, |p| !self.used[p])?;
+        if carries {
+            uses::write(&mut flat, bucket.len, &self.used)?;
+        }
+        Ok(flat)
     }
 
     /// Starts the reduction of every complete bucket that is next in the plan.
@@ -293,10 +298,10 @@ impl<'a, M: Module> Reducer<'a, M> {
                 self.trace.record(|| TraceEvent::Reduced(b));
             }
         }
-        let uses = self.uses.wait()?.to_vec::<i64>()?;
+        let used = self.uses.wait(&self.plan, &reduced)?;
         let mut gradients = Gradients::default();
         for (bucket, flat) in self.plan.iter().zip(&reduced) {
-            for slot in bucket.slots.iter().filter(|s| uses[s.param] > 0) {
+            for slot in bucket.slots.iter().filter(|s| used[s.param]) {
                 let param = &self.ddp.params[slot.param].1;
                 let gradient = flat::get(flat, slot.offset, param.shape())?;
                 gradients.insert(param, gradient.to_device(param.device())?);
