@@ -38,11 +38,11 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    pub(super) fn new(wire: Wire) -> Engine {
+    pub(super) fn new(wire: Wire, listener: Listener) -> Engine {
         Engine {
             core: Mutex::new(Core::new(wire)),
             waiters: AtomicUsize::new(0),
-            listener: Listener::default(),
+            listener,
         }
     }
 
@@ -335,9 +335,11 @@ impl Core {
             || !self.suspects.is_empty()
     }
 
-    /// Whether operations of this rank are under way.
+    /// Whether operations of this rank are under way; not those that only others have called so far, or of which
+    /// nothing is left to do but to take the result.
     pub(super) fn has_calls(&self) -> bool {
-        !self.slots.is_empty()
+        let mut calls = self.slots.values().filter_map(|slot| slot.mine.as_ref());
+        calls.any(|mine| !mine.exchange.is_done())
     }
 
     fn advance(&mut self, key: Key) -> bool {

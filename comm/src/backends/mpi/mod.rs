@@ -17,8 +17,9 @@
 //!   bytes, in steps.
 //!
 //! Progress: MPI makes none by itself. A rank in `wait` drives it on its own thread; while the rank
-//! computes, a background thread does: it is woken for a long message, looks without a pause while data
-//! moves, every 100 µs while operations are under way, and every 500 µs otherwise.
+//! computes, a background thread does: it is woken for what does not fit into a header, looks without
+//! a pause while data moves, every 100 µs while operations of this rank are under way, and every 5 ms
+//! otherwise.
 //!
 //! Failure: what a rank finds wrong it tells rank 0, which tells all; if that one does not answer, the
 //! rank tells all itself. So all get the same error. A rank that takes no notice of it is ended by its
@@ -37,6 +38,7 @@ mod wire;
 pub(crate) use self::launch::launch;
 
 use self::engine::Engine;
+use self::plan::INLINE;
 use self::wait::MpiWork;
 use crate::backends::{Backend, Membership};
 use crate::check::Call;
@@ -45,12 +47,8 @@ use crate::sync::Mutex;
 use crate::work::Pending;
 use phalanx_tensor::Device;
 use std::fmt;
-use std::num::NonZero;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// From so many bytes on, what a call moves takes longer than waking the background thread for it.
-const LONG: usize = 256 << 10;
 
 /// One rank's handle on a group of processes.
 pub struct MpiGroup {
@@ -59,7 +57,6 @@ pub struct MpiGroup {
     engine: Arc<Engine>,
     /// How many programs this process had ended when the world was made.
     run: u64,
-    cores_to_spare: bool,
     /// The number of the last collective that this rank has issued.
     last: Mutex<u64>,
 }
@@ -80,8 +77,6 @@ pub fn world(deadline: Duration) -> Result<MpiGroup> {
     let mut core = engine.lock();
     core.ended = None;
     let (rank, size) = (core.wire.rank, core.wire.size);
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let cores_to_spare = core.wire.neighbours <= cores;
     let run = core.departed[rank];
     drop(core);
     let name = "world";
@@ -96,7 +91,6 @@ pub fn world(deadline: Duration) -> Result<MpiGroup> {
         id: header::group_id(&format!("{run}:{name}")),
         engine,
         run,
-        cores_to_spare,
         last: Mutex::new(0),
     })
 }
@@ -110,11 +104,11 @@ impl Backend for MpiGroup {
 
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
         let tensor = call.signature.tensor.as_ref();
-        let is_long = tensor.is_some_and(|(dtype, shape)| shape.numel() * dtype.size() >= LONG);
+        let is_bulk = tensor.is_some_and(|(dtype, shape)| shape.numel() * dtype.size() > INLINE);
         let mut core = self.engine.lock();
         let key = core.issue(call, self.id, &self.membership)?;
         drop(core);
-        if is_long {
+        if is_bulk {
             self.engine.listener.rouse();
         }
         if let header::Key::Collective { number, .. } = key {
@@ -125,7 +119,6 @@ impl Backend for MpiGroup {
             key,
             deadline: self.membership.deadline,
             run: self.run,
-            cores_to_spare: self.cores_to_spare,
         }))
     }
 
@@ -149,7 +142,6 @@ impl Backend for MpiGroup {
             },
             engine: Arc::clone(&self.engine),
             run: self.run,
-            cores_to_spare: self.cores_to_spare,
             last: Mutex::new(0),
         })
     }

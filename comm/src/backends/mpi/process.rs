@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::engine::Engine;
-use super::wait::{GRACE, background};
+use super::wait::{GRACE, Listener, background};
 use super::wire::{Failure, Wire};
 use mpi::Threading;
 use std::io::{Write, stderr};
@@ -43,11 +43,16 @@ fn start() -> Result<Arc<Engine>, Failure> {
     if threads < Threading::Serialized {
         return Err(refused("it grants MPI calls to one thread only"));
     }
-    let engine = Arc::new(Engine::new(Wire::new()?));
-    let listener = Arc::clone(&engine);
+    let listener = Listener::new();
+    let listener = listener.map_err(|e| refused(&format!("no socket for its progress: {e}")))?;
+    let engine = Arc::new(Engine::new(Wire::new()?, listener));
+    let served = Arc::clone(&engine);
     thread::Builder::new()
         .name("mpi-progress".into())
-        .spawn(move || background(&listener, &ENDED))
+        .spawn(move || {
+            step_back();
+            background(&served, &ENDED);
+        })
         .map_err(|e| refused(&format!("no thread for its progress: {e}")))?;
     // SAFETY: `end` is a function that needs nothing but statics.
     let registered = unsafe { libc::atexit(end) };
@@ -55,6 +60,19 @@ fn start() -> Result<Arc<Engine>, Failure> {
         return Err(refused("its end could not be registered with the system"));
     }
     Ok(engine)
+}
+
+/// Tells Linux that this thread is not to take the core from one that computes just because it was woken: it gets its
+/// share of the core all the same, a little later. Else `issue`, which wakes it, returns when it has moved its first
+/// data: an `all_reduce` of 1 MiB, of 0.13 ms, kept its rank for 0.065 ms.
+fn step_back() {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: plain numbers, of which all zeros is a value.
+        let param: libc::sched_param = unsafe { std::mem::zeroed() };
+        // SAFETY: it reads a live local, and concerns the calling thread alone. That it is refused is no harm.
+        unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const param) };
+    }
 }
 
 /// Runs when the process ends, whichever way it takes: after `main`, or in `exit`. By then the

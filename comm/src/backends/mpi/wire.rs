@@ -24,8 +24,6 @@ type Result<T> = std::result::Result<T, Failure>;
 pub(super) struct Wire {
     pub(super) rank: usize,
     pub(super) size: usize,
-    /// How many processes run on this machine.
-    pub(super) neighbours: usize,
     /// Bulk tags are below this.
     pub(super) tags: u32,
     parcels: ffi::MPI_Comm,
@@ -75,7 +73,6 @@ impl Wire {
         let mut wire = Wire {
             rank: 0,
             size: 0,
-            neighbours: 0,
             tags: 0,
             // SAFETY: a constant of the MPI library.
             parcels: unsafe { ffi::RSMPI_COMM_WORLD },
@@ -83,7 +80,7 @@ impl Wire {
             bulk: unsafe { ffi::RSMPI_COMM_WORLD },
         };
         let world = wire.bulk;
-        let (mut rank, mut size, mut near) = (0, 0, 0);
+        let (mut rank, mut size) = (0, 0);
         // SAFETY: MPI is initialised, and every pointer is to a live local of the type that MPI
         // writes. The value of `MPI_TAG_UB` is a pointer to an `int` that MPI owns.
         unsafe {
@@ -94,12 +91,6 @@ impl Wire {
                 let code = ffi::MPI_Comm_set_errhandler(*comm, ffi::RSMPI_ERRORS_RETURN);
                 check("MPI_Comm_set_errhandler", code)?;
             }
-            let mut node = world;
-            let (kind, info) = (ffi::RSMPI_COMM_TYPE_SHARED, ffi::RSMPI_INFO_NULL);
-            let code = ffi::MPI_Comm_split_type(world, kind, rank, info, &mut node);
-            check("MPI_Comm_split_type", code)?;
-            check("MPI_Comm_size", ffi::MPI_Comm_size(node, &mut near))?;
-            check("MPI_Comm_free", ffi::MPI_Comm_free(&mut node))?;
             let (mut bound, mut there) = (ptr::null::<c_int>(), 0);
             let key = ffi::MPI_TAG_UB as c_int;
             let value = (&raw mut bound).cast::<c_void>();
@@ -114,7 +105,6 @@ impl Wire {
         }
         wire.rank = rank.unsigned_abs() as usize;
         wire.size = size.unsigned_abs() as usize;
-        wire.neighbours = near.unsigned_abs() as usize;
         Ok(wire)
     }
 
