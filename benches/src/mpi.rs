@@ -1,5 +1,6 @@
 //! Measurements between processes: this program starts itself under mpirun, and plain C beside it.
 
+use std::num::NonZero;
 use std::path::Path;
 use std::process::Command;
 
@@ -38,16 +39,22 @@ struct Figures<T> {
     wrong: usize,
 }
 
-/// The command that runs `program` on so many processes of this machine.
+/// The command that runs `program` on so many processes of this machine, each with cores of its own where they suffice,
+/// as `cargo xtask launch` does it.
 fn mpirun(ranks: usize, program: &Path) -> Command {
     let mut command = Command::new("mpirun");
-    command.args([
-        "--oversubscribe",
-        "--bind-to",
-        "none",
-        "-n",
-        &ranks.to_string(),
-    ]);
+    command.args(["--oversubscribe", "-n", &ranks.to_string()]);
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    match cores / ranks {
+        0 => command.args(["--bind-to", "none"]),
+        each => command.args([
+            "--use-hwthread-cpus",
+            "--map-by",
+            &format!("slot:PE={each}"),
+            "--bind-to",
+            "hwthread",
+        ]),
+    };
     command.arg(program);
     // In containers one is root.
     command.envs([

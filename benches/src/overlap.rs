@@ -1,10 +1,16 @@
 //! `bench overlap`: whether an all_reduce goes on while its ranks compute.
 //!
 //! A step issues an all_reduce, computes for about as long as that takes alone, then waits for it. Perfect overlap
-//! makes the step as long as the longer of the two, none makes it their sum. The computation is one of two kinds: of
-//! a `device`, for which the rank's thread sleeps and which needs no core of ours, as under a GPU; or of a `core`,
-//! which it keeps busy, so that a machine with fewer than two cores per rank shares them out and the step can come no
-//! closer than the work divided by the cores.
+//! makes the step as long as the longer of the two, none makes it their sum. The computation is of one of three kinds:
+//!
+//! - of a `device`: it needs no core of ours. The rank's thread looks whether the time is up, and yields its core to
+//!   whoever wants it in between, as CUDA does when a thread synchronises (`cudaDeviceScheduleYield`);
+//! - of a device for which the rank's thread may `sleep`. A sleep is not free: on the virtual machine that the README's
+//!   figures are from, a thread that is busy beside a sleeping one, on the same core, loses 30 to 40 µs to each sleep, for
+//!   programming the timer and for its interrupt. Of a step of 0.13 ms that is a third, which the `all_reduce` lacks, and
+//!   which says nothing of the library; of a step of 5 ms it is nothing;
+//! - of a `core`, which it keeps busy, so that a machine with fewer than two cores per rank shares them out and the step
+//!   can come no closer than the work divided by the cores.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -50,8 +56,10 @@ pub struct OverlapArgs {
 /// What computes while the message is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Compute {
-    /// Something that needs no core: the rank's thread sleeps.
+    /// Something that needs no core: the rank's thread looks whether it is done, and yields its core in between.
     Device,
+    /// The same, but the rank's thread sleeps, at the price of a timer.
+    Sleep,
     /// The rank's thread, with arithmetic in registers.
     Core,
 }
@@ -60,6 +68,7 @@ impl Compute {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Compute::Device => "device",
+            Compute::Sleep => "sleep",
             Compute::Core => "core",
         }
     }
@@ -67,7 +76,13 @@ impl Compute {
     /// Computes for `amount` seconds, as far as nothing else wants the core.
     fn run(self, amount: f64) {
         match self {
-            Compute::Device => std::thread::sleep(Duration::from_secs_f64(amount)),
+            Compute::Device => {
+                let end = Instant::now() + Duration::from_secs_f64(amount);
+                while Instant::now() < end {
+                    std::thread::yield_now();
+                }
+            }
+            Compute::Sleep => std::thread::sleep(Duration::from_secs_f64(amount)),
             Compute::Core => arithmetic(amount),
         }
     }
@@ -134,13 +149,13 @@ pub(crate) fn time(
         slowest(group, spent / f64::from(calls))
     };
     timed(3, true, -1.0)?;
-    let reduce = timed(5, true, -1.0)?;
-    // So much as takes as long as the all_reduce, all ranks computing at once.
-    let mut amount = reduce;
-    for _ in 0..3 {
-        amount *= reduce / timed(3, false, amount)?;
+    let calls = calls_per_sample(sampling, timed(5, true, -1.0)?).max(4);
+    // So much as takes as long as the all_reduce, all ranks computing at once. Both are timed again each time, by as many
+    // calls as half a sample: a few calls alone were off by half.
+    let mut amount = timed(calls / 2, true, -1.0)?;
+    for _ in 0..4 {
+        amount *= timed(calls / 2, true, -1.0)? / timed(calls / 2, false, amount)?;
     }
-    let calls = calls_per_sample(sampling, reduce).max(2);
     (0..sampling.samples)
         .map(|_| {
             Ok(Step {

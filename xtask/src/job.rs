@@ -1,6 +1,7 @@
 //! [`Job`]: a program under mpirun, from its start until nothing of it is left.
 
 use std::fs;
+use std::num::NonZero;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -142,8 +143,16 @@ impl Job<'_> {
             "-n {} --tag-output --oversubscribe -x {MARK}",
             self.ranks
         ));
-        // Without a binding a rank's own threads may use all cores.
-        add("--bind-to none");
+        // Each rank gets cores of its own where they suffice, and its threads share them. Without a binding the kernel now
+        // and then leaves a core idle, and two ranks, or the threads of two that move their data, on another.
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        match (cores / self.ranks, self.hosts) {
+            // Each host would hand out the same cores.
+            (0, _) | (_, Some(_)) => add("--bind-to none"),
+            (each, None) => add(&format!(
+                "--use-hwthread-cpus --map-by slot:PE={each} --bind-to hwthread"
+            )),
+        }
         // When a rank has failed, mpirun asks the others to end, and kills them 1 s later: on each host, one after the
         // other. Ours end together before they are asked.
         add("--mca odls_base_sigkill_timeout 0");
