@@ -41,16 +41,24 @@ pub struct End {
     pub time: Duration,
 }
 
-/// Why there is no MPI here, if there is none.
+/// Why there is no MPI here to build for and to start, if there is none.
 pub fn obstacle() -> Option<String> {
-    let version = Command::new("mpirun").arg("--version").output();
-    let version = version.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    match version {
-        Err(_) => {
-            Some("there is no mpirun (Debian: libopenmpi-dev openmpi-bin libclang-dev)".into())
-        }
-        Ok(text) if !text.contains("Open MPI") => Some("its mpirun is not Open MPI's".into()),
-        Ok(_) => None,
+    let version = |program: &str, argument: &str| {
+        let output = Command::new(program).arg(argument).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let there_is_no = |what: &str| {
+        let packages = "Debian: libopenmpi-dev openmpi-bin libclang-dev";
+        Some(format!("there is no {what} ({packages})"))
+    };
+    match (
+        version("mpirun", "--version"),
+        version("mpicc", "--version"),
+    ) {
+        (Err(_), _) => there_is_no("mpirun"),
+        (Ok(text), _) if !text.contains("Open MPI") => Some("its mpirun is not Open MPI's".into()),
+        (_, Err(_)) => there_is_no("mpicc"),
+        (Ok(_), Ok(_)) => None,
     }
 }
 

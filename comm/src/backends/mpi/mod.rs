@@ -5,9 +5,9 @@
 //! promises only in part:
 //!
 //! - *Ranks that disagree are told.* MPI would hang, or mix up memory. Here a call first sends a
-//!   [`Header`](header::Header) to each other rank (small data rides along with it); only when all
+//!   `Header` to each other rank (small data rides along with it); only when all
 //!   headers have come, and agree, does bulk data move. So MPI never sees calls that do not match.
-//! - *The same bits as on the local backend.* [`Plan`](plan::Plan)s reduce in rank order, by the same
+//! - *The same bits as on the local backend.* `Plan`s reduce in rank order, by the same
 //!   code.
 //! - *No wait without a deadline.* No MPI call that blocks is made between `MPI_Init` and
 //!   `MPI_Finalize`, and the latter only when all processes have said farewell. That is also why
@@ -23,7 +23,7 @@
 //!
 //! Failure: what a rank finds wrong it tells rank 0, which tells all; if that one does not answer, the
 //! rank tells all itself. So all get the same error. A rank that takes no notice of it is ended by its
-//! background thread, with a line on stderr. Processes end together: see [`process`].
+//! background thread, with a line on stderr. Processes end together: see `process.rs`.
 
 mod engine;
 mod exchange;
