@@ -1,5 +1,5 @@
 //! What a kernel does by the way while the unit multiplies: it asks for memory that will be needed
-//! next, and packs the next strip. The unit needs few instructions, so this costs next to nothing.
+//! next, packs the next strip, and finishes the sums of the kernel before it. The unit needs few instructions, so this costs next to nothing.
 
 use super::super::pack::Block;
 use super::extent::Extent;
@@ -14,6 +14,7 @@ pub(super) struct Aside {
     /// Asked for in the second-level cache.
     pub ahead: Ahead,
     pub packing: Packing,
+    pub finishing: Finishing,
     /// As in `pack.rs`: magnitudes, least and greatest.
     pub range: [[u32; 16]; 2],
 }
@@ -23,6 +24,7 @@ impl Aside {
     pub const NONE: Aside = Aside {
         ahead: Ahead::NONE,
         packing: Packing::NONE,
+        finishing: Finishing::NONE,
         range: [[u32::MAX; 16], [0; 16]],
     };
 
@@ -127,6 +129,72 @@ impl Packing {
             slots,
             steps: from.kc / 32,
             ahead: [4 * ahead, 4 * (ahead + apart.max(half))],
+        }
+    }
+}
+
+/// A tile of sums that the kernel before this one left: `to = alpha (from + kept)`, some rows in
+/// each step. All distances in bytes.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct Finishing {
+    from: *const f32,
+    /// `from` again if there are none.
+    kept: *const f32,
+    to: *mut f32,
+    ld: usize,
+    /// The kernel's slots that take a row, as bits.
+    slots: usize,
+    /// Steps that are left.
+    steps: usize,
+    alpha: f32,
+    /// Which numbers of a vector are added to those kept: all or none.
+    adds: u32,
+}
+
+impl Finishing {
+    /// Rows that a kernel can finish in one step.
+    const SLOTS: usize = 16;
+    /// Fewest steps of a kernel that finishes a tile.
+    pub const FEWEST_STEPS: usize = EDGE / Self::SLOTS;
+
+    /// Nothing.
+    pub const NONE: Finishing = Finishing {
+        from: std::ptr::null(),
+        kept: std::ptr::null(),
+        to: std::ptr::null_mut(),
+        ld: 0,
+        slots: 0,
+        steps: 0,
+        alpha: 0.0,
+        adds: 0,
+    };
+
+    /// For a kernel of `steps`, [`FEWEST_STEPS`](Self::FEWEST_STEPS) or more; rows of the target
+    /// are `ld` apart.
+    pub fn new(
+        from: *const f32,
+        kept: Option<*mut f32>,
+        (to, ld): (*mut f32, usize),
+        alpha: f32,
+        steps: usize,
+    ) -> Finishing {
+        debug_assert!(steps >= Self::FEWEST_STEPS);
+        // Every slot or every second one.
+        let (slots, steps) = if steps < 2 * Self::FEWEST_STEPS {
+            (0xffff, Self::FEWEST_STEPS)
+        } else {
+            (0x5555, 2 * Self::FEWEST_STEPS)
+        };
+        Finishing {
+            from,
+            kept: kept.map_or(from, <*mut f32>::cast_const),
+            to,
+            ld: ld * size_of::<f32>(),
+            slots,
+            steps,
+            alpha,
+            adds: if kept.is_some() { 0xffff } else { 0 },
         }
     }
 }

@@ -1,15 +1,15 @@
 //! The loops around the unit's kernels: blocks, packing, tiles, and what the unit refuses.
 
 use super::super::family::Family;
-use super::super::kernel::{Out, Tile};
 use super::super::pack::Block;
 use super::super::parts::blocks;
 use super::super::plan as shared;
 use super::super::scalar::Scalar;
 use super::super::scratch::Buffer;
 use super::super::{Bias, Epilogue, Map, MatMut, MatRef, driver};
-use super::aside::{Aside, Packing};
+use super::aside::{Aside, Finishing, Packing};
 use super::extent::Extent;
+use super::finish::{Fresh, Sums};
 use super::operand::Operand;
 use super::pack::Part;
 use super::plan::{self, Plan};
@@ -22,22 +22,22 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 /// One product after planning: operands by their part, result as raw memory for the tasks.
-struct Product<'a, T: Scalar> {
-    unit: &'static Unit<T>,
-    family: &'static Family<f32>,
-    plan: Plan,
+pub(super) struct Product<'a, T: Scalar> {
+    pub(super) unit: &'static Unit<T>,
+    pub(super) family: &'static Family<f32>,
+    pub(super) plan: Plan,
     rows: Operand<T>,
     columns: Operand<T>,
     k: usize,
-    c: *mut T,
-    ld: usize,
-    alpha: f32,
-    beta: Option<f32>,
+    pub(super) c: *mut T,
+    pub(super) ld: usize,
+    pub(super) alpha: f32,
+    pub(super) beta: Option<f32>,
     /// By the parts of the unit, like the operands.
-    bias_rows: &'a [T],
-    bias_columns: &'a [T],
-    floor: f32,
-    map: Option<&'a Map<'a, T::Acc>>,
+    pub(super) bias_rows: &'a [T],
+    pub(super) bias_columns: &'a [T],
+    pub(super) floor: f32,
+    pub(super) map: Option<&'a Map<'a, T::Acc>>,
     refused: Mutex<Vec<Area>>,
 }
 
@@ -187,12 +187,13 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         let resident = room.resident.room::<u8>(stay_count * strip_bytes);
         let passing_room = room.passing.room::<u8>(2 * strip_bytes);
         let kept = if one_block {
-            1
+            0
         } else {
             stay_count * pass_count
         };
-        let partial = room.sums.room::<f32>((1 + kept) * EDGE * EDGE);
-        let sums = partial.wrapping_add(EDGE * EDGE);
+        let mut fresh = Fresh::new(room.sums.room::<f32>((2 + kept) * EDGE * EDGE));
+        let kept = fresh.behind();
+        let mut waiting: Option<Sums> = None;
         room.refused.clear();
         room.refused.resize(stay_count * pass_count, false);
         let limits = self.unit.limits;
@@ -221,7 +222,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                 let mut shares = 0;
                 for (i, other) in strips(staying) {
                     let at = j * stay_count + i;
-                    let sums = sums.wrapping_add(if one_block { 0 } else { at * EDGE * EDGE });
+                    let kept = kept.wrapping_add(at * EDGE * EDGE);
                     let refused = &mut room.refused[at];
                     *refused |= !limits.allow(extent, room.extents[i], self.k);
                     let (rows, columns) = if rows_stay {
@@ -244,30 +245,29 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                             aside.ahead = self.operand(!rows_stay).ahead(&next, &ks, share);
                         }
                         shares += 1;
+                        aside.finishing = waiting
+                            .take()
+                            .map_or(Finishing::NONE, |sums| self.finishing(sums, steps, &tiles));
+                        let begins = part == 0 && !one_block;
+                        let sums = if begins { kept } else { fresh.next() };
                         let strips = Strips {
                             steps,
                             rows: r,
                             columns: c,
-                            sums: if part == 0 { sums } else { partial },
+                            sums,
                         };
-                        // SAFETY: both strips were packed above for these terms; the sums have
-                        // the room, and a tile that is not refused now was not before, so that
-                        // its first part initialised them.
-                        unsafe {
-                            (self.unit.kernel)(&tiles, strips, &mut aside);
-                            if part > 0 {
-                                self.add(partial, sums);
-                            }
+                        // SAFETY: both strips were packed above for these terms; the sums have their
+                        // room; what is packed and finished by the way belongs to this task.
+                        unsafe { (self.unit.kernel)(&tiles, strips, &mut aside) };
+                        if !begins {
+                            waiting = Some(Sums {
+                                fresh: sums,
+                                kept: (part > 0).then_some(kept),
+                                tile: (part + 1 == k.count).then_some((rows, columns)),
+                            });
                         }
-                    }
-                    if part + 1 < k.count {
-                        continue;
-                    }
-                    if *refused {
+                    } else if part + 1 == k.count {
                         self.refuse(rows, columns);
-                    } else {
-                        // SAFETY: the sums are complete, and the tile belongs to this task.
-                        unsafe { self.finish(rows, columns, sums, &tiles) };
                     }
                 }
                 if block.is_some() && shares == stay_count {
@@ -281,6 +281,9 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                     });
                 }
             }
+        }
+        if let Some(sums) = waiting {
+            self.complete(sums, &tiles);
         }
     }
 
@@ -299,7 +302,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         let block = self.operand(is_rows).block(strip, ks);
         let straight = is_rows == (block.k_step == 1);
         let whole = strip.len() == EDGE && shares >= Packing::FEWEST;
-        (self.unit.packs && straight && whole).then_some(Block {
+        (self.unit.aside && straight && whole).then_some(Block {
             p: block.p.cast(),
             len: block.len,
             along: block.along,
@@ -335,122 +338,11 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
     }
 
     /// Rows and columns of the unit as rows and columns of the result, and back.
-    fn turned<R>(&self, rows: R, columns: R) -> (R, R) {
+    pub(super) fn turned<R>(&self, rows: R, columns: R) -> (R, R) {
         if self.plan.swapped {
             (columns, rows)
         } else {
             (rows, columns)
-        }
-    }
-
-    /// Adds a block's sums to those of the blocks before it. Each block is summed on its own, from
-    /// zero: its many additions are rounded at the size of the block's sum, not of the whole.
-    ///
-    /// # Safety
-    /// Both hold `EDGE * EDGE` sums, which only this task knows.
-    unsafe fn add(&self, partial: *const f32, sums: *mut f32) {
-        let tile = Tile {
-            kc: 0,
-            s: std::ptr::null(),
-            v: std::ptr::null(),
-            v_k: 0,
-            width: EDGE,
-            out: Out {
-                c: sums,
-                ld: EDGE,
-                alpha: 1.0,
-                beta: Some(1.0),
-                bias_s: std::ptr::null(),
-                bias_v: std::ptr::null(),
-                floor: f32::NEG_INFINITY,
-                finish: self.family.along,
-            },
-        };
-        // SAFETY: forwarded; the processor has the family's instructions.
-        unsafe { (self.family.along)(&tile, partial, EDGE, EDGE) };
-    }
-
-    /// Takes the sums of a tile to the result.
-    ///
-    /// # Safety
-    /// `sums` holds `EDGE * EDGE` of them, and the tile of the result belongs to this task.
-    unsafe fn finish(
-        &self,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        sums: *const f32,
-        tiles: &Tiles,
-    ) {
-        let (height, width) = (rows.len(), columns.len());
-        let (c_rows, c_cols) = self.turned(rows.clone(), columns.clone());
-        let mut wide = [0.0f32; EDGE * EDGE];
-        let mut wide_bias = [0.0f32; EDGE];
-        let c = self.c.wrapping_add(c_rows.start * self.ld + c_cols.start);
-        // SAFETY: these elements belong to this task, which has no other reference to them while
-        // one of these pieces lives.
-        let piece = |i: usize| unsafe {
-            std::slice::from_raw_parts_mut(c.wrapping_add(i * self.ld), c_cols.len())
-        };
-        let wide_row = |i: usize| i * EDGE..i * EDGE + c_cols.len();
-        let (to, ld) = if T::DIRECT {
-            (c.cast::<f32>(), self.ld)
-        } else {
-            if self.beta.is_some() {
-                (0..c_rows.len()).for_each(|i| T::widen(piece(i), &mut wide[wide_row(i)]));
-            }
-            (wide.as_mut_ptr(), EDGE)
-        };
-        // At most one of the two is there.
-        let mut bias = |bias: &[T], part: Range<usize>| -> *const f32 {
-            if bias.is_empty() {
-                return std::ptr::null();
-            }
-            let part = &bias[part];
-            if T::DIRECT {
-                return part.as_ptr().cast();
-            }
-            T::widen(part, &mut wide_bias[..part.len()]);
-            wide_bias.as_ptr()
-        };
-        let tile = Tile {
-            kc: 0,
-            s: std::ptr::null(),
-            v: std::ptr::null(),
-            v_k: 0,
-            width,
-            out: Out {
-                c: to,
-                ld,
-                alpha: self.alpha,
-                beta: self.beta,
-                bias_s: bias(self.bias_rows, rows),
-                bias_v: bias(self.bias_columns, columns),
-                floor: self.floor,
-                finish: self.family.along,
-            },
-        };
-        let finish = if self.plan.swapped {
-            self.family.scatter
-        } else {
-            self.family.along
-        };
-        // SAFETY: the sums are those of the tile, its target has room for it, and the processor
-        // has the family's instructions.
-        unsafe { finish(&tile, sums, height, EDGE) };
-        for i in 0..c_rows.len() {
-            if !T::DIRECT {
-                let row = &mut wide[wide_row(i)];
-                self.map.iter().for_each(|map| map(row));
-                T::narrow(row, piece(i));
-            } else if let Some(map) = self.map {
-                let row = c.wrapping_add(i * self.ld).cast::<f32>();
-                // SAFETY: as for `piece`; `T` is `f32`.
-                map(unsafe { std::slice::from_raw_parts_mut(row, c_cols.len()) });
-            }
-        }
-        if self.map.is_some() {
-            // It may have multiplied matrices of its own.
-            tiles.restore();
         }
     }
 }

@@ -22,6 +22,7 @@
 mod aside;
 mod driver;
 mod extent;
+mod finish;
 mod operand;
 mod pack;
 mod plan;
@@ -44,8 +45,8 @@ pub struct Unit<T> {
     limits: Limits,
     pack: pack::Pack<T>,
     kernel: tile::Kernel,
-    /// Whether the kernel packs by the way.
-    packs: bool,
+    /// Whether the kernel packs and finishes by the way.
+    aside: bool,
 }
 
 pub(super) static F32: Unit<f32> = Unit {
@@ -60,7 +61,7 @@ pub(super) static F32: Unit<f32> = Unit {
     },
     pack: pack::from_f32,
     kernel: tile::six,
-    packs: true,
+    aside: true,
 };
 
 pub(super) static BF16: Unit<bf16> = Unit {
@@ -75,7 +76,7 @@ pub(super) static BF16: Unit<bf16> = Unit {
     },
     pack: pack::from_bf16,
     kernel: tile::one,
-    packs: false,
+    aside: false,
 };
 
 /// Runs the product on the unit, or returns `false` with nothing done. `forced`: even where the

@@ -6,6 +6,7 @@
 use super::aside::Aside;
 use std::arch::asm;
 use std::marker::PhantomData;
+use std::mem::offset_of;
 use std::sync::LazyLock;
 
 /// Rows and columns of the result that one call of a kernel computes: two tiles by two.
@@ -137,9 +138,6 @@ pub(super) struct Strips {
 /// `aside` is what it does by the way; a kernel that has no packing leaves that out.
 pub(super) type Kernel = unsafe fn(&Tiles, strips: Strips, aside: &mut Aside);
 
-/// From [`Aside::packing`] to [`Aside::range`].
-const RANGE: usize = std::mem::offset_of!(Aside, range) - std::mem::offset_of!(Aside, packing);
-
 /// A line of a strip on its way to its tiles, in two halves as `pack.rs` does it: what slot `$slot`
 /// of a step does if its bit of `{n}` is set. `{p}` is the line's first vector of a pair, `rdi` on
 /// from there the second one, `rdx` the target.
@@ -205,11 +203,41 @@ macro_rules! line {
     };
 }
 
+/// A row of the sums that are finished, if slot `$slot`'s bit of `{f}` is set.
+macro_rules! row {
+    ($slot:literal) => {
+        concat!(
+            "bt {f:e}, ",
+            $slot,
+            "\njnc 9f\n",
+            "mov rsi, [{w} + {finishing}]\n",
+            "vmovups zmm21, [rsi]\n",
+            "vmovups zmm22, [rsi + 64]\n",
+            "sub rsi, -128\n",
+            "mov [{w} + {finishing}], rsi\n",
+            "mov rsi, [{w} + {finishing} + 8]\n",
+            "vaddps zmm21{{k2}}, zmm21, [rsi]\n",
+            "vaddps zmm22{{k2}}, zmm22, [rsi + 64]\n",
+            "sub rsi, -128\n",
+            "mov [{w} + {finishing} + 8], rsi\n",
+            "vmulps zmm21, zmm21, zmm27\n",
+            "vmulps zmm22, zmm22, zmm27\n",
+            "mov rsi, [{w} + {finishing} + 16]\n",
+            "vmovups [rsi], zmm21\n",
+            "vmovups [rsi + 64], zmm22\n",
+            "add rsi, [{w} + {finishing} + 24]\n",
+            "mov [{w} + {finishing} + 16], rsi\n",
+            "9:"
+        )
+    };
+}
+
 /// A kernel around the body of its loop, in which tiles 0 to 3 are the sums, 4 and 5 the rows, 6
 /// and 7 the columns.
 macro_rules! kernel {
     ($(#[$doc:meta])* $name:ident, $splits:literal, ahead: [$($lines:literal)+],
-     $($body:expr,)+) => {
+     operands: [$($operand:tt)*], before: [$($before:expr,)*], step: [$($step:expr,)+],
+     after: [$($after:expr,)*]) => {
         $(#[$doc])*
         ///
         /// # Safety
@@ -219,22 +247,14 @@ macro_rules! kernel {
             // SAFETY: tiles are configured with 16 rows of 64 bytes; the loop reads
             // `steps * $splits * 2` tiles of either operand, which follow each other, and the sums
             // are four tiles with rows 128 bytes apart. Prefetches are hints, valid for any
-            // address; the caller vouches for what is packed.
+            // address; the caller vouches for what is packed and finished.
             unsafe {
                 asm!(
                     "tilezero tmm0",
                     "tilezero tmm1",
                     "tilezero tmm2",
                     "tilezero tmm3",
-                    // Constants of the packing, and its range so far.
-                    "mov {n:e}, 0x8000",
-                    "vpbroadcastd zmm16, {n:e}",
-                    "vpternlogd zmm18, zmm18, zmm18, 255",
-                    "vpslld zmm17, zmm18, 16",
-                    "mov {n:e}, 0xaaaaaaaa",
-                    "kmovd k1, {n:e}",
-                    "vmovdqu64 zmm19, [{w} + {packing} + {range}]",
-                    "vmovdqu64 zmm20, [{w} + {packing} + {range} + 64]",
+                    $($before,)*
                     "2:",
                     // Memory asked for.
                     "mov {p}, [{w}]",
@@ -249,7 +269,7 @@ macro_rules! kernel {
                     "4:",
                     "mov {p}, [{w} + 24]",
                     "add [{w}], {p}",
-                    $($body,)+
+                    $($step,)+
                     "add {a}, {step}",
                     "add {b}, {step}",
                     "dec {k}",
@@ -258,8 +278,7 @@ macro_rules! kernel {
                     "tilestored [{c} + {s}*2 + 64], tmm1",
                     "tilestored [{c} + {s}*2 + 2048], tmm2",
                     "tilestored [{c} + {s}*2 + 2112], tmm3",
-                    "vmovdqu64 [{w} + {packing} + {range}], zmm19",
-                    "vmovdqu64 [{w} + {packing} + {range} + 64], zmm20",
+                    $($after,)*
                     a = inout(reg) strips.rows => _,
                     b = inout(reg) strips.columns => _,
                     c = in(reg) strips.sums,
@@ -268,15 +287,10 @@ macro_rules! kernel {
                     w = in(reg) std::ptr::from_mut(aside),
                     p = out(reg) _,
                     n = out(reg) _,
-                    out("rdx") _, out("rdi") _, out("rsi") _,
-                    packing = const std::mem::offset_of!(Aside, packing),
-                    range = const RANGE,
                     step = const $splits * 2 * TILE,
+                    $($operand)*
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
-                    out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
-                    out("zmm24") _, out("zmm25") _, out("zmm26") _, out("k1") _,
                     options(nostack),
                 );
             }
@@ -285,29 +299,65 @@ macro_rules! kernel {
 }
 
 kernel!(
-    /// Operands that are `bf16`: one product.
-    one, 1, ahead: [0],
-    "tileloadd tmm6, [{b} + {s}]",
-    "tileloadd tmm4, [{a} + {s}]",
-    "tileloadd tmm7, [{b} + {s} + 1024]",
-    "tdpbf16ps tmm0, tmm4, tmm6",
-    "tileloadd tmm5, [{a} + {s} + 1024]",
-    "tdpbf16ps tmm1, tmm4, tmm7",
-    "tdpbf16ps tmm2, tmm5, tmm6",
-    "tdpbf16ps tmm3, tmm5, tmm7",
+    /// Operands that are `bf16`: one product. It packs and finishes nothing.
+    one, 1, ahead: [0], operands: [], before: [],
+    step: [
+        "tileloadd tmm6, [{b} + {s}]",
+        "tileloadd tmm4, [{a} + {s}]",
+        "tileloadd tmm7, [{b} + {s} + 1024]",
+        "tdpbf16ps tmm0, tmm4, tmm6",
+        "tileloadd tmm5, [{a} + {s} + 1024]",
+        "tdpbf16ps tmm1, tmm4, tmm7",
+        "tdpbf16ps tmm2, tmm5, tmm6",
+        "tdpbf16ps tmm3, tmm5, tmm7",
+    ],
+    after: []
 );
 
 kernel!(
     /// Operands in three parts: the six products that matter, the small ones first, in an order
     /// in which each follows from the one before by replacing one operand.
     ///
-    /// The packing stands between the products, half a line at a time: all of a step's packing in
-    /// one place would fill the processor's window and keep the next tiles from being loaded.
+    /// Packing and finishing stand between the products, a few instructions at a time: all of a
+    /// step's packing in one place would fill the processor's window and keep the next tiles from
+    /// being loaded.
     six, 3, ahead: [0 64],
-    "mov {n:e}, [{w} + {packing} + 48]",
+    operands: [
+        f = out(reg) _,
+        packing = const offset_of!(Aside, packing),
+        finishing = const offset_of!(Aside, finishing),
+        range = const offset_of!(Aside, range),
+        out("rdx") _, out("rdi") _, out("rsi") _,
+        out("zmm16") _, out("zmm17") _, out("zmm18") _, out("zmm19") _,
+        out("zmm20") _, out("zmm21") _, out("zmm22") _, out("zmm23") _,
+        out("zmm24") _, out("zmm25") _, out("zmm26") _, out("zmm27") _,
+        out("k1") _, out("k2") _,
+    ],
+    before: [
+        // Constants of the packing, and its range so far.
+        "mov {n:e}, 0x8000",
+        "vpbroadcastd zmm16, {n:e}",
+        "vpternlogd zmm18, zmm18, zmm18, 255",
+        "vpslld zmm17, zmm18, 16",
+        "mov {n:e}, 0xaaaaaaaa",
+        "kmovd k1, {n:e}",
+        "vmovdqu64 zmm19, [{w} + {range}]",
+        "vmovdqu64 zmm20, [{w} + {range} + 64]",
+        // Of the finishing.
+        "vbroadcastss zmm27, [{w} + {finishing} + 48]",
+        "kmovw k2, [{w} + {finishing} + 52]",
+    ],
+    step: [
+    // What the slots do in this step.
     "xor edx, edx",
+    "mov {f:e}, [{w} + {finishing} + 32]",
+    "sub qword ptr [{w} + {finishing} + 40], 1",
+    "cmovc {f:e}, edx",
+    "adc qword ptr [{w} + {finishing} + 40], 0",
+    "mov {n:e}, [{w} + {packing} + 48]",
     "sub qword ptr [{w} + {packing} + 56], 1",
     "cmovc {n:e}, edx",
+    "adc qword ptr [{w} + {packing} + 56], 0",
     "mov {p}, [{w} + {packing}]",
     "mov rdx, [{w} + {packing} + 8]",
     "mov rdi, [{w} + {packing} + 24]",
@@ -323,12 +373,16 @@ kernel!(
     // middle x high
     "tileloadd tmm4, [{a} + {s} + 2048]",
     "tdpbf16ps tmm2, tmm5, tmm6",
+    row!(0),
+    row!(1),
     "tdpbf16ps tmm3, tmm5, tmm7",
     line!(1, first),
     "tileloadd tmm5, [{a} + {s} + 3072]",
     "tdpbf16ps tmm0, tmm4, tmm6",
     line!(1, second),
     "tdpbf16ps tmm1, tmm4, tmm7",
+    row!(2),
+    row!(3),
     "tdpbf16ps tmm2, tmm5, tmm6",
     line!(2, first),
     // middle x middle
@@ -336,6 +390,8 @@ kernel!(
     "tdpbf16ps tmm3, tmm5, tmm7",
     line!(2, second),
     "tdpbf16ps tmm0, tmm4, tmm6",
+    row!(4),
+    row!(5),
     "tileloadd tmm7, [{b} + {s} + 3072]",
     "tdpbf16ps tmm2, tmm5, tmm6",
     line!(3, first),
@@ -344,12 +400,16 @@ kernel!(
     // high x middle
     "tileloadd tmm4, [{a} + {s}]",
     "tdpbf16ps tmm3, tmm5, tmm7",
+    row!(6),
+    row!(7),
     "tdpbf16ps tmm0, tmm4, tmm6",
     line!(4, first),
     "tileloadd tmm5, [{a} + {s} + 1024]",
     "tdpbf16ps tmm1, tmm4, tmm7",
     line!(4, second),
     "tdpbf16ps tmm2, tmm5, tmm6",
+    row!(8),
+    row!(9),
     // high x low
     "tileloadd tmm6, [{b} + {s} + 4096]",
     "tdpbf16ps tmm3, tmm5, tmm7",
@@ -358,6 +418,8 @@ kernel!(
     line!(5, second),
     "tileloadd tmm7, [{b} + {s} + 5120]",
     "tdpbf16ps tmm2, tmm5, tmm6",
+    row!(10),
+    row!(11),
     "tdpbf16ps tmm1, tmm4, tmm7",
     line!(6, first),
     // high x high
@@ -365,13 +427,22 @@ kernel!(
     "tdpbf16ps tmm3, tmm5, tmm7",
     line!(6, second),
     "tdpbf16ps tmm0, tmm4, tmm6",
+    row!(12),
+    row!(13),
     "tileloadd tmm7, [{b} + {s} + 1024]",
     "tdpbf16ps tmm2, tmm5, tmm6",
     line!(7, first),
     "tdpbf16ps tmm1, tmm4, tmm7",
     line!(7, second),
     "tdpbf16ps tmm3, tmm5, tmm7",
+    row!(14),
+    row!(15),
     "mov {p}, [{w} + {packing} + 40]",
     "add [{w} + {packing}], {p}",
     "add qword ptr [{w} + {packing} + 8], 6144",
+    ],
+    after: [
+        "vmovdqu64 [{w} + {range}], zmm19",
+        "vmovdqu64 [{w} + {range} + 64], zmm20",
+    ]
 );
