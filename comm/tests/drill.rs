@@ -5,7 +5,7 @@ use phalanx_comm::{
     DType, Error, LaunchConfig, ProcessGroup, Ranks, ReduceOp, RunConfig, Tensor, run,
 };
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const DEADLINE: Duration = Duration::from_secs(3);
 
@@ -35,6 +35,11 @@ fn drill(group: &dyn ProcessGroup, what: &str) -> Result<(), String> {
         group.all_reduce(mine, ReduceOp::Sum)?.wait()
     };
     sum(1000).map_err(text)?;
+    if is_culprit {
+        // From here on counts the time in which all has to end.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        println!("fault at {}", now.map_or(0, |time| time.as_nanos()));
+    }
     match what {
         "panic" if is_culprit => panic!("the dog ate my gradients"),
         "error" if is_culprit => return Err("no such file: weights".into()),

@@ -186,6 +186,12 @@ impl Said {
         lines.filter(|line| line.text.contains(text)).count()
     }
 
+    /// What follows this in the first line of this rank that begins with it.
+    fn find(&self, rank: Option<usize>, start: &str) -> Option<&str> {
+        let mut lines = self.0.iter().filter(|line| line.rank == rank);
+        lines.find_map(|line| line.text.strip_prefix(start))
+    }
+
     /// The bare lines, whosever they are.
     fn text(&self) -> String {
         let lines = self.0.iter().map(|line| line.text.clone() + "\n");
