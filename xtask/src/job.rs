@@ -118,13 +118,13 @@ impl Job<'_> {
                 each(&Line::ours(format!(
                     "the job is ended by force after {time:.1?}{who}"
                 )));
-                kill(&mark);
+                kill(|m| m == mark);
                 child.kill()?;
                 child.wait()?;
                 (code, by_force) = (Some(1), true);
             }
         }
-        kill(&mark);
+        kill(|m| m == mark);
         // Readers end with the last writer, and `kill` has left none.
         lines.iter().for_each(|line| each(&line));
         let failure = rank::first_failure(&folder.0).filter(|_| interrupted.is_none());
@@ -220,10 +220,10 @@ pub fn processes(wanted: impl Fn(&str) -> bool) -> Vec<u32> {
     pids.filter(is_wanted).collect()
 }
 
-/// Ends what is left of the job.
-fn kill(mark: &str) {
+/// Ends what is left of the jobs whose marks are wanted.
+pub fn kill(wanted: impl Fn(&str) -> bool) {
     for _ in 0..100 {
-        let left = processes(|m| m == mark);
+        let left = processes(&wanted);
         if left.is_empty() {
             return;
         }
@@ -242,7 +242,7 @@ struct Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        kill(self.mark);
+        kill(|mark| mark == self.mark);
         // As a rule it has ended long since, and there is nothing to do.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -282,4 +282,33 @@ pub fn rsh(args: &[String]) -> Result<std::process::ExitCode> {
     let prefix = std::env::var(hosts::PREFIX).context("rsh serves `launch --hosts` only")?;
     let line: Vec<_> = args[1..].iter().map(|arg| arg.as_str()).collect();
     Err(hosts::on(&prefix, args[0], &line.join(" ")).exec().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    #[test]
+    fn a_panic_leaves_no_process_of_the_job() {
+        let mark = format!("{}-panic", std::process::id());
+        let count = || processes(|m| m == mark).len();
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "sleep 60 & exec sleep 60"])
+            .env(MARK, &mark);
+        let child = command.process_group(0).spawn().unwrap();
+        let running = Running { mark: &mark, child };
+        let start = Instant::now();
+        while count() < 2 && start.elapsed() < Duration::from_secs(10) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(count(), 2);
+        let unwound = catch_unwind(AssertUnwindSafe(|| {
+            let _running = running;
+            panic!("a closure of the launcher's panics");
+        }));
+        assert!(unwound.is_err());
+        assert_eq!(count(), 0);
+    }
 }

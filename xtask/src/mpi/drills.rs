@@ -152,6 +152,8 @@ pub fn interrupt(program: &Path, hosts: Option<&Hosts>) -> Result<Outcome> {
     if !ended {
         launch.kill()?;
         launch.wait()?;
+        // It could not do so itself.
+        job::kill(|mark| mark.starts_with(&jobs));
     }
     ensure!(trained, "it does not start");
     let code = status.context("Ctrl-C does not end it")?.code();

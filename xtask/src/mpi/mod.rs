@@ -36,6 +36,7 @@ pub struct Args {
 
 /// The test programs of the crates `comm` and `parallel`, and the example `ddp`.
 struct Programs {
+    unit: PathBuf,
     suite: PathBuf,
     drill: PathBuf,
     parallel: PathBuf,
@@ -45,7 +46,9 @@ struct Programs {
 impl Programs {
     fn build() -> Result<Programs> {
         let release = ["--release", "--features", "mpi", "--package"];
-        let mut comm = cargo(["test", "--no-run", "--test", "mpi", "--test", "drill"]);
+        let mut comm = cargo([
+            "test", "--no-run", "--lib", "--test", "mpi", "--test", "drill",
+        ]);
         let mut parallel = cargo(["test", "--no-run", "--test", "ddp"]);
         let mut ddp = cargo(["build", "--bin", "ddp"]);
         let comm = executables(comm.args(release).arg("phalanx-comm"))?;
@@ -58,6 +61,7 @@ impl Programs {
                 .with_context(|| format!("{name} was not built"))
         };
         Ok(Programs {
+            unit: find(&comm, "phalanx_comm")?,
             suite: find(&comm, "mpi")?,
             drill: find(&comm, "drill")?,
             parallel: find(&parallel, "ddp")?,
@@ -128,6 +132,10 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Vec<Test<'a>> 
     let mut add = |name: String, test: Box<dyn Fn() -> Result<Outcome> + 'a>| {
         tests.push((name + &place, test));
     };
+    if hosts.is_none() {
+        let test = move || result(&programs.unit, &["backends::mpi", "--color=never"], 1, None);
+        add("comm's unit tests of the backend".into(), Box::new(test));
+    }
     for ranks in [1, 2, 3, 4] {
         let test = move || result(&programs.suite, &[], ranks, hosts);
         add(

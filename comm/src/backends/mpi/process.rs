@@ -87,7 +87,7 @@ extern "C" fn end() {
         core.bid_farewell();
     }
     let start = Instant::now();
-    let (mut roll, mut asked) = (start, None);
+    let mut roll = Roll::new(start);
     let together = loop {
         core.progress();
         let all = core.farewells.iter().all(|&farewell| farewell);
@@ -100,16 +100,15 @@ extern "C" fn end() {
         {
             break false;
         }
-        if roll.elapsed() > SILENCE {
+        match roll.call(Instant::now(), |then| core.silent_since(then)) {
+            Answer::Patience => {}
             // Who computes for long answers all the same, by its background thread.
-            if let Some(rank) = asked.and_then(|then| core.silent_since(then)) {
+            Answer::Ask => core.call_the_roll(),
+            Answer::Gone(rank) => {
                 let line = "this process ends without rank";
                 let _ = writeln!(stderr(), "{line} {rank}, which gives no sign");
                 break false;
             }
-            core.call_the_roll();
-            roll = Instant::now();
-            asked = Some(roll);
         }
         drop(core);
         thread::sleep(Duration::from_micros(100));
@@ -129,4 +128,68 @@ extern "C" fn end() {
     }
     // The lock is kept: nobody calls MPI any more.
     std::mem::forget(core);
+}
+
+/// When to ask the others for a sign, and when to go without them.
+struct Roll {
+    /// When they were last asked; at first, when the process ended.
+    since: Instant,
+    asked: bool,
+}
+
+/// What a process that has ended does about those that have not.
+#[derive(Debug, PartialEq, Eq)]
+enum Answer {
+    /// It waits.
+    Patience,
+    /// It asks them for a sign.
+    Ask,
+    /// It leaves: this rank has given none since it was asked.
+    Gone(usize),
+}
+
+impl Roll {
+    fn new(now: Instant) -> Roll {
+        Roll {
+            since: now,
+            asked: false,
+        }
+    }
+
+    /// What to do now; `silent_since` names a rank that has given no sign since then, if there is one.
+    fn call(&mut self, now: Instant, silent_since: impl Fn(Instant) -> Option<usize>) -> Answer {
+        if now.duration_since(self.since) <= SILENCE {
+            return Answer::Patience;
+        }
+        if self.asked
+            && let Some(rank) = silent_since(self.since)
+        {
+            return Answer::Gone(rank);
+        }
+        (self.since, self.asked) = (now, true);
+        Answer::Ask
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rank_is_waited_for_as_long_as_it_gives_signs() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let mut roll = Roll::new(start);
+        // Rank 2 was last heard of long before: that alone is nothing against it.
+        let heard = |when: Instant| move |then: Instant| (when < then).then_some(2);
+        assert_eq!(roll.call(at(30), heard(start)), Answer::Patience);
+        assert_eq!(roll.call(at(31), heard(start)), Answer::Ask);
+        assert_eq!(roll.call(at(32), heard(start)), Answer::Patience);
+        // It answers, and again.
+        assert_eq!(roll.call(at(62), heard(at(31))), Answer::Ask);
+        assert_eq!(roll.call(at(93), heard(at(62))), Answer::Ask);
+        // It answers no more.
+        assert_eq!(roll.call(at(123), heard(at(62))), Answer::Patience);
+        assert_eq!(roll.call(at(124), heard(at(62))), Answer::Gone(2));
+    }
 }
