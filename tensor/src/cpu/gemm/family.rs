@@ -1,5 +1,6 @@
 //! The kernels of each SIMD level, compiled for its instruction set and picked at run time.
 
+use super::ahead::Ahead;
 use super::kernel::{self, Finish, Tile, TileFn};
 use super::pack;
 use super::simd::{Portable, Real, Simd};
@@ -44,9 +45,14 @@ macro_rules! family {
             /// # Safety
             /// As [`kernel::run`].
             $(#[$feature])?
-            unsafe fn tile<const R: usize, const NV: usize>(tile: &Tile<$t>) {
+            unsafe fn tile<const R: usize, const NV: usize>(
+                tile: &Tile<$t>,
+                straight: bool,
+                result: &Ahead,
+                next: &Ahead,
+            ) {
                 // SAFETY: forwarded; the family is only handed out where its features are there.
-                unsafe { kernel::run::<$simd, R, NV>(tile) }
+                unsafe { kernel::run::<$simd, R, NV>(tile, straight, result, next) }
             }
             /// # Safety
             /// As [`kernel::along`].

@@ -6,6 +6,7 @@
 //! multiply-adds in the order of `k`, whatever tile it falls in: so neither the tiling nor the
 //! number of threads changes a bit.
 
+use super::ahead::Ahead;
 use super::simd::{Real, Simd};
 use std::mem::MaybeUninit;
 
@@ -13,6 +14,11 @@ use std::mem::MaybeUninit;
 pub(super) const MAX_ROWS: usize = 14;
 /// The most elements that a row of a tile may have: two vectors of sixteen.
 pub(super) const MAX_WIDTH: usize = 32;
+
+/// Terms between two requests for memory.
+const STRIDE: usize = 4;
+/// Terms from the stripes that are read to those that are asked for.
+const STRIPES_AHEAD: usize = 16;
 
 /// What a tile is made of and where it goes.
 pub(super) struct Tile<T> {
@@ -58,35 +64,63 @@ pub(super) type Finish<T> = unsafe fn(&Tile<T>, sums: *const T, rows: usize, str
 ///
 /// # Safety
 /// As [`run`].
-pub(super) type TileFn<T> = unsafe fn(&Tile<T>);
+pub(super) type TileFn<T> = unsafe fn(&Tile<T>, straight: bool, result: &Ahead, next: &Ahead);
 
+/// Computes a tile and asks for memory by the way: for the `result`, which it will write, and for
+/// what is read `next`. `straight`: all vectors are whole, they are written along, and there is no
+/// bias.
+///
 /// # Safety
 /// `tile.s` and `tile.v` are valid for the reads that their fields describe, `c` and the biases
 /// for `R` x `width` elements; `width` lies in the last of the `NV` vectors; the processor has
 /// the instruction set of `S`.
 #[inline(always)]
-pub(super) unsafe fn run<S: Simd, const R: usize, const NV: usize>(tile: &Tile<S::T>) {
+pub(super) unsafe fn run<S: Simd, const R: usize, const NV: usize>(
+    tile: &Tile<S::T>,
+    straight: bool,
+    result: &Ahead,
+    next: &Ahead,
+) {
+    let (mut result, mut next) = (*result, *next);
     // SAFETY: the caller's promise covers every access below; see each field.
     unsafe {
         let mut sums = [[S::splat(S::T::ZERO); NV]; R];
         let (mut s, mut v) = (tile.s, tile.v);
-        for _ in 0..tile.kc {
-            let mut columns = [S::splat(S::T::ZERO); NV];
-            for (j, column) in columns.iter_mut().enumerate() {
-                *column = S::load(v.add(j * S::LANES));
+        let asking = tile.kc.min(STRIDE * result.left().max(next.left()));
+        for k in 0..asking {
+            if k % STRIDE == 0 {
+                result.write();
+                next.read();
             }
-            for (r, row) in sums.iter_mut().enumerate() {
-                let stripe = S::splat(*s.add(r));
-                for (sum, column) in row.iter_mut().zip(columns) {
-                    *sum = S::fma(stripe, column, *sum);
-                }
+            term::<S, R, NV, true>(&mut sums, &mut s, &mut v, tile.v_k);
+        }
+        if asking > 0 {
+            for _ in asking..tile.kc {
+                term::<S, R, NV, true>(&mut sums, &mut s, &mut v, tile.v_k);
             }
-            s = s.add(R);
-            v = v.wrapping_add(tile.v_k);
+        } else {
+            for _ in 0..tile.kc {
+                term::<S, R, NV, false>(&mut sums, &mut s, &mut v, tile.v_k);
+            }
         }
 
+        if straight {
+            let out = &tile.out;
+            let (alpha, floor) = (S::splat(out.alpha), S::splat(out.floor));
+            for (r, row) in sums.iter().enumerate() {
+                for (j, sum) in row.iter().enumerate() {
+                    let p = out.c.add(r * out.ld + j * S::LANES);
+                    let mut x = S::mul(alpha, *sum);
+                    if let Some(beta) = out.beta {
+                        x = S::fma(S::load(p), S::splat(beta), x);
+                    }
+                    S::store(p, S::at_least(x, floor));
+                }
+            }
+            return;
+        }
         // Through the stack, which the first-level cache makes cheap, so that one `finish` serves
-        // every shape of tile, and so that the sums have no address while they are summed.
+        // every other tile, and so that the sums have no address while they are summed.
         let mut buffer = MaybeUninit::<Aligned<[S::T; MAX_ROWS * MAX_WIDTH]>>::uninit();
         let p = buffer.as_mut_ptr().cast::<S::T>();
         for (r, row) in sums.iter().enumerate() {
@@ -95,6 +129,38 @@ pub(super) unsafe fn run<S: Simd, const R: usize, const NV: usize>(tile: &Tile<S
             }
         }
         (tile.out.finish)(tile, p, R, NV * S::LANES);
+    }
+}
+
+/// Adds one term to each sum and moves on to the next one; `ASK`s for stripes further on.
+///
+/// # Safety
+/// `s` is valid for `R` elements, `v` for `NV` vectors, the processor has the instruction set of
+/// `S`.
+#[inline(always)]
+unsafe fn term<S: Simd, const R: usize, const NV: usize, const ASK: bool>(
+    sums: &mut [[S::V; NV]; R],
+    s: &mut *const S::T,
+    v: &mut *const S::T,
+    v_k: usize,
+) {
+    // SAFETY: forwarded from the caller; a prefetch is valid for any address.
+    unsafe {
+        let mut columns = [S::splat(S::T::ZERO); NV];
+        for (j, column) in columns.iter_mut().enumerate() {
+            *column = S::load(v.add(j * S::LANES));
+        }
+        if ASK {
+            S::prefetch(s.wrapping_add(STRIPES_AHEAD * R));
+        }
+        for (r, row) in sums.iter_mut().enumerate() {
+            let stripe = S::splat(*s.add(r));
+            for (sum, column) in row.iter_mut().zip(columns) {
+                *sum = S::fma(stripe, column, *sum);
+            }
+        }
+        *s = s.add(R);
+        *v = v.wrapping_add(v_k);
     }
 }
 

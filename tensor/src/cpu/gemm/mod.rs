@@ -10,8 +10,10 @@
 //! | --- | --- |
 //! | `plan.rs` | which operand plays which part, blocks, threads; pure |
 //! | `driver.rs` | the loops over blocks, packing, tiles |
+//! | `feed.rs` | operands in the order of the kernels |
 //! | `parts.rs` | small parts of the driver |
 //! | `kernel.rs` | the micro-kernel and its ways out |
+//! | `ahead.rs` | memory that the micro-kernel asks for by the way |
 //! | `pack.rs` | copies into kernel order |
 //! | `family.rs`, `simd.rs` | the above for AVX-512, AVX2 and plain Rust |
 //! | `scalar.rs` | element types and what they accumulate in |
@@ -23,10 +25,12 @@
 
 #![allow(unsafe_code)]
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod driver;
 mod family;
+mod feed;
 mod kernel;
 mod pack;
 mod parts;

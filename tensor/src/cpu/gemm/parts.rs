@@ -35,6 +35,8 @@ pub(super) struct Panel<A> {
     pub p: *const A,
     pub k_step: usize,
     pub width: usize,
+    /// Vectors that hold them.
+    pub vectors: usize,
 }
 
 /// Pieces of `range` of at most `size`.

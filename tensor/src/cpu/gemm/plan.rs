@@ -3,11 +3,16 @@
 
 /// Terms summed in registers before a partial sum goes to memory.
 const K_BLOCK: usize = 512;
-/// Stripes or columns whose packed form stays in the second-level cache (768 KiB in `f32`) while
-/// the other operand passes.
-const RESIDENT: usize = 384;
+/// Stripes or columns, or a few more, whose packed form stays near while the other operand passes:
+/// a megabyte in `f32`, for a second-level cache of two. A smaller cache does too, since a tile
+/// asks for them in time, and they are the smaller part of what it reads.
+const RESIDENT: usize = 512;
 /// With so few stripes the vectorised operand is read where it stands.
 const DIRECT_STRIPES: usize = 16;
+/// Cycles of a tile below which asking for memory costs more than waiting for it.
+const WORTH_ASKING: usize = 1024;
+/// Terms of a panel that are packed at a time, at least.
+const SHARE: usize = 64;
 /// Multiply-adds that are worth a thread: some 40 microseconds of one, about what it takes to wake
 /// another.
 const GRAIN: usize = 1 << 22;
@@ -73,12 +78,18 @@ pub(super) fn plan(tile: TileShape, a: Side, b: Side, k: usize) -> Plan {
     // Writing across costs more than writing along, so it has to be worth it.
     let swapped = 1.1 * cycles(tile, b, a, direct(b, a)) < cycles(tile, a, b, direct(a, b));
     let (s, v) = if swapped { (b, a) } else { (a, b) };
+    let columns_pass = v.len >= s.len;
+    let resident = if columns_pass {
+        Cuts::even(s.len, RESIDENT, tile.rows)
+    } else {
+        Cuts::even(v.len, RESIDENT, 2 * tile.lanes)
+    };
     Plan {
         swapped,
         direct_vectors: direct(s, v),
         k: Cuts::even(k, K_BLOCK, 16),
-        columns_pass: v.len >= s.len,
-        resident: RESIDENT,
+        columns_pass,
+        resident: resident.size,
     }
 }
 
@@ -99,6 +110,18 @@ fn cycles(tile: TileShape, s: Side, v: Side, direct_vectors: bool) -> f64 {
     multiply as f64 / (2 * tile.lanes) as f64
         + pack_vectors * v.len as f64
         + pack_stripes * s.len as f64
+}
+
+/// Terms of a panel that are packed after each of `tiles` tiles, until all are: whole vectors of
+/// any family, and enough to be worth the call.
+pub(super) fn share(terms: usize, tiles: usize) -> usize {
+    terms.div_ceil(tiles).next_multiple_of(16).max(SHARE)
+}
+
+/// Whether a tile asks for the memory that is needed next. A row of it takes a cycle for each term,
+/// since it has two vectors and a core does two multiply-adds.
+pub(super) fn asks(rows: usize, terms: usize) -> bool {
+    rows * terms >= WORTH_ASKING
 }
 
 /// Cuts of the stripes and of the columns, one piece of each for a task.

@@ -1,0 +1,86 @@
+//! Memory that a kernel asks for while it multiplies, so that it is near when it is needed: the
+//! elements of the result that it will write, and what is packed next.
+//!
+//! Both lie in short pieces far apart, where the processor's own prefetcher sees no pattern. They
+//! are asked for a piece at a time, between the multiply-adds: all at once they would hold up the
+//! loads of the operands.
+
+/// Pieces of memory at equal distances.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    p: *const u8,
+    /// Bytes from piece to piece.
+    step: usize,
+    /// Bytes from the start of a piece to its last element.
+    last: usize,
+    left: usize,
+}
+
+impl Ahead {
+    /// `count` pieces of `len` elements at `p`, `step` elements apart; at least one of each. A
+    /// piece should span no more than two cache lines, of which the first and the last are asked
+    /// for. The addresses need not be valid.
+    pub fn new<T>(p: *const T, count: usize, step: usize, len: usize) -> Ahead {
+        Ahead {
+            p: p.cast(),
+            step: step * size_of::<T>(),
+            last: (len - 1) * size_of::<T>(),
+            left: count,
+        }
+    }
+
+    /// Nothing to ask for.
+    pub const NONE: Ahead = Ahead {
+        p: std::ptr::null(),
+        step: 0,
+        last: 0,
+        left: 0,
+    };
+
+    /// Pieces that are left to ask for.
+    #[inline(always)]
+    pub fn left(&self) -> usize {
+        self.left
+    }
+
+    /// Asks for the next piece, if there is one, for reading, in the second-level cache.
+    #[inline(always)]
+    pub fn read(&mut self) {
+        self.ask(|p| {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a prefetch is a hint, which is valid for any address.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T1>(p.cast());
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = p;
+        });
+    }
+
+    /// As [`read`](Self::read), for writing, in the first-level cache.
+    #[inline(always)]
+    pub fn write(&mut self) {
+        self.ask(|p| {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as in `read`.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_ET0>(p.cast());
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = p;
+        });
+    }
+
+    #[inline(always)]
+    fn ask(&mut self, hint: impl Fn(*const u8)) {
+        if self.left == 0 {
+            return;
+        }
+        hint(self.p);
+        hint(self.p.wrapping_add(self.last));
+        self.p = self.p.wrapping_add(self.step);
+        self.left -= 1;
+    }
+}
