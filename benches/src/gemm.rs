@@ -1,9 +1,10 @@
 //! `bench gemm`: matrix products, beside the operations that the cores can do and beside PyTorch's.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use phalanx_examples::cli::at_least_one;
-use phalanx_tensor::{DType, Device, Rng, Tensor, cpu};
+use phalanx_tensor::cpu::gemm::{Epilogue, MatMut, MatRef, Scalar, gemm_at};
+use phalanx_tensor::{DType, Device, Element, Rng, Tensor, bf16, cpu, f16};
 use serde::Serialize;
 
 use crate::options::Common;
@@ -23,6 +24,9 @@ pub struct GemmArgs {
     /// Type of the elements: f32, f64, bf16, f16
     #[arg(long, default_value = "f32")]
     pub dtype: DType,
+    /// Multiply on the vector kernels, as a processor without a matrix unit does
+    #[arg(long)]
+    pub vector: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -54,6 +58,33 @@ pub fn product(n: usize, threads: usize, dtype: DType, sampling: Sampling) -> Re
     Ok(Spread::of(rates).scaled(2.0 * (n as f64).powi(3) * 1e-9))
 }
 
+/// As [`product`], on the vector kernels.
+///
+/// # Errors
+/// The operands do not fit the device.
+pub fn vector_product<T: Scalar + Element>(
+    n: usize,
+    threads: usize,
+    sampling: Sampling,
+) -> Result<Spread> {
+    let (device, mut rng) = (Device::cpu(0), Rng::new(0));
+    let a = Tensor::randn([n, n], T::DTYPE, device, &mut rng)?;
+    let b = Tensor::randn([n, n], T::DTYPE, device, &mut rng)?;
+    let a = MatRef::row_major(a.as_slice::<T>()?, n, n);
+    let b = MatRef::row_major(b.as_slice::<T>()?, n, n);
+    // A tensor's memory for the result too: on small pages it costs a tenth.
+    let mut c = Tensor::randn([n, n], T::DTYPE, device, &mut rng)?;
+    let c = c.make_mut::<T>()?;
+    let rates = cpu::with_threads(threads, || {
+        rates(sampling, || {
+            let c = MatMut::row_major(c, n, n);
+            gemm_at(cpu::simd_level(), c, a, b, &Epilogue::default());
+            anyhow::Ok(())
+        })
+    })?;
+    Ok(Spread::of(rates).scaled(2.0 * (n as f64).powi(3) * 1e-9))
+}
+
 /// The cores' multiply-add peak in GFLOP/s, measured now.
 fn peak(program: &CProgram, threads: usize) -> Result<f64> {
     let lines = program.run(&[threads.to_string()])?;
@@ -72,8 +103,9 @@ pub fn run(args: &GemmArgs) -> Result<()> {
         "n", "threads", "GFLOP/s", "min", "max", "peak f32", "of peak", "torch.mm", "oneDNN",
     ];
     let title = format!(
-        "{} product of n x n matrices; peak: f32 multiply-adds",
-        args.dtype
+        "{} product of n x n matrices{}; peak: f32 multiply-adds",
+        args.dtype,
+        if args.vector { ", vector kernels" } else { "" }
     );
     let mut table = Table::new(&title, &columns, args.common.json)?;
     for &threads in &args.threads {
@@ -83,7 +115,15 @@ pub fn run(args: &GemmArgs) -> Result<()> {
                 .as_ref()
                 .map(|program| peak(program, threads))
                 .transpose()?;
-            let ours = product(size, threads, args.dtype, args.common.sampling)?;
+            let sampling = args.common.sampling;
+            let ours = match args.dtype {
+                dtype if !args.vector => product(size, threads, dtype, sampling),
+                DType::F32 => vector_product::<f32>(size, threads, sampling),
+                DType::F64 => vector_product::<f64>(size, threads, sampling),
+                DType::BF16 => vector_product::<bf16>(size, threads, sampling),
+                DType::F16 => vector_product::<f16>(size, threads, sampling),
+                dtype => bail!("the vector kernels do not multiply {dtype}"),
+            }?;
             let after = program
                 .as_ref()
                 .map(|program| peak(program, threads))
