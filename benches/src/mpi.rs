@@ -52,7 +52,7 @@ fn mpirun(ranks: usize, program: &Path) -> Command {
             "--map-by",
             &format!("slot:PE={each}"),
             "--bind-to",
-            "hwthread",
+            "hwthread:if-supported",
         ]),
     };
     command.arg(program);

@@ -158,7 +158,7 @@ impl Job<'_> {
             // Each host would hand out the same cores.
             (0, _) | (_, Some(_)) => add("--bind-to none"),
             (each, None) => add(&format!(
-                "--use-hwthread-cpus --map-by slot:PE={each} --bind-to hwthread"
+                "--use-hwthread-cpus --map-by slot:PE={each} --bind-to hwthread:if-supported"
             )),
         }
         // When a rank has failed, mpirun asks the others to end, and kills them 1 s later: on each host, one after the
