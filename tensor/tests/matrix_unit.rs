@@ -163,39 +163,59 @@ fn what_the_unit_cannot_take_comes_out_as_without_it() {
     assert!(unit == vector && vector.iter().any(|v| v.to_f32() != 0.0));
 }
 
-/// The bits are those of one thread, refused tiles among them.
+/// The bits are those of one thread, whatever the shape of the threads' pieces, refused tiles among
+/// them; with an epilogue, and with none, where sums are finished by the way. One number that is
+/// small enough to be refused in one operand but not in the other must be so for all pieces.
 #[test]
 fn threads_change_no_bit() {
-    let (m, n, k) = (300, 520, 400);
-    let mut random = Random(13);
-    let mut a = random.matrix(m * k, Random::normal);
-    a[170 * k + 3] = f32::INFINITY;
-    let b = random.matrix(k * n, Random::normal);
-    let bias = random.matrix(n, Random::normal);
-    let old = random.matrix(m * n, Random::normal);
-    let run = |threads, turned: bool| {
-        let mut c = old.clone();
-        let epilogue = Epilogue {
+    let shapes = [
+        (300, 520, 400),
+        (256, 512, 512),
+        (512, 256, 512),
+        (96, 700, 600),
+        (700, 130, 1100),
+    ];
+    for (m, n, k) in shapes {
+        let mut random = Random(13);
+        let a = random.matrix(m * k, Random::normal);
+        let b = random.matrix(k * n, Random::normal);
+        let bias = random.matrix(n, Random::normal);
+        let old = random.matrix(m * n, Random::normal);
+        let full = Epilogue {
             alpha: -0.5,
             beta: 2.0,
             bias: Bias::PerCol(&bias[..]),
             relu: true,
             map: None,
         };
-        let b = match turned {
-            true => MatRef::row_major(&b, n, k).t(),
-            false => MatRef::row_major(&b, k, n),
-        };
-        let a = MatRef::row_major(&a, m, k);
-        with_threads(threads, || {
-            gemm_on_unit(MatMut::row_major(&mut c, m, n), a, b, &epilogue)
-        });
-        c.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
-    };
-    for turned in [false, true] {
-        let alone = run(1, turned);
-        for threads in [2, 3, 5] {
-            assert!(run(threads, turned) == alone, "{threads} {turned}");
+        for (bad, in_a) in [(f32::INFINITY, true), (1e-32, true), (1e-32, false)] {
+            let (mut a, mut b) = (a.clone(), b.clone());
+            let spoiled = if in_a { &mut a } else { &mut b };
+            let middle = spoiled.len() / 2 + 3;
+            spoiled[middle] = bad;
+            let run = |threads, turned: bool, epilogue: &Epilogue<'_, f32>| {
+                let mut c = old.clone();
+                let b = match turned {
+                    true => MatRef::row_major(&b, n, k).t(),
+                    false => MatRef::row_major(&b, k, n),
+                };
+                let a = MatRef::row_major(&a, m, k);
+                with_threads(threads, || {
+                    gemm_on_unit(MatMut::row_major(&mut c, m, n), a, b, epilogue)
+                });
+                c.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
+            };
+            for turned in [false, true] {
+                for (name, epilogue) in [("plain", &Epilogue::default()), ("full", &full)] {
+                    let alone = run(1, turned, epilogue);
+                    for threads in 2..=4 {
+                        assert!(
+                            run(threads, turned, epilogue) == alone,
+                            "{m} {n} {k}, {bad:e} {in_a}, {turned}, {name}, {threads} threads"
+                        );
+                    }
+                }
+            }
         }
     }
     println!("matrix unit: {}", has_matrix_unit());

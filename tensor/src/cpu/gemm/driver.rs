@@ -125,11 +125,11 @@ pub(super) fn product<T: Scalar>(
 impl<T: Scalar> Product<'_, T> {
     /// Computes the stripes `s` of the columns `v`.
     fn task(&self, s: Range<usize>, v: Range<usize>, scratch: &mut Scratch) {
-        let (resident, passing) = (self.plan.resident, usize::MAX);
-        let (s_block, v_block) = match self.plan.columns_pass {
-            _ if !T::DIRECT => (HALF_STRIPES, resident),
-            true => (resident, passing),
-            false => (passing, resident),
+        let (plan, passing) = (&self.plan, usize::MAX);
+        let (s_block, v_block) = match plan.columns_pass {
+            _ if !T::DIRECT => (HALF_STRIPES, plan.resident_columns),
+            true => (plan.resident_stripes, passing),
+            false => (passing, plan.resident_columns),
         };
         for s in blocks(s, s_block) {
             for v in blocks(v.clone(), v_block) {

@@ -42,7 +42,7 @@ impl<T: Scalar> Product<'_, T> {
         let columns = if self.plan.columns_pass {
             2 * family.width()
         } else {
-            self.plan.resident
+            self.plan.resident_columns
         };
         let room = packed_len(columns.max(at + v.len()), self.plan.k.size, family.lanes);
         let packed = scratch.vectors.room::<T::Acc>(room);

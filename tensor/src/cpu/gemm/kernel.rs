@@ -253,8 +253,7 @@ pub(super) unsafe fn scatter<S: Simd>(
     }
 }
 
-/// A transposing [`Finish`] in 8 x 8 blocks of `f32`, each one transposed in registers. `S` is the level's
-/// vector type, for the arithmetic of what is left over.
+/// A transposing [`Finish`] in 8 x 8 blocks of `f32`, each one transposed in registers.
 ///
 /// # Safety
 /// As [`scatter`]; needs AVX2 and FMA; `stride` is a multiple of eight.

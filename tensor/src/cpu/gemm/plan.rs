@@ -67,8 +67,11 @@ pub(super) struct Plan {
     /// The columns pass by resident stripes, rather than stripes by columns: the longer operand
     /// passes, so that it is packed once, just before it is used.
     pub columns_pass: bool,
-    /// Stripes or columns that are resident, at most.
-    pub resident: usize,
+    /// Stripes that are resident while columns pass, at most.
+    pub resident_stripes: usize,
+    /// Columns that are resident while stripes pass, and those of a block of a half-type result,
+    /// at most.
+    pub resident_columns: usize,
 }
 
 /// **Depends on shapes and strides alone, never on the number of threads**: this is what keeps
@@ -78,18 +81,13 @@ pub(super) fn plan(tile: TileShape, a: Side, b: Side, k: usize) -> Plan {
     // Writing across costs more than writing along, so it has to be worth it.
     let swapped = 1.1 * cycles(tile, b, a, direct(b, a)) < cycles(tile, a, b, direct(a, b));
     let (s, v) = if swapped { (b, a) } else { (a, b) };
-    let columns_pass = v.len >= s.len;
-    let resident = if columns_pass {
-        Cuts::even(s.len, RESIDENT, tile.rows)
-    } else {
-        Cuts::even(v.len, RESIDENT, 2 * tile.lanes)
-    };
     Plan {
         swapped,
         direct_vectors: direct(s, v),
         k: Cuts::even(k, K_BLOCK, 16),
-        columns_pass,
-        resident: resident.size,
+        columns_pass: v.len >= s.len,
+        resident_stripes: Cuts::even(s.len, RESIDENT, tile.rows).size,
+        resident_columns: Cuts::even(v.len, RESIDENT, 2 * tile.lanes).size,
     }
 }
 

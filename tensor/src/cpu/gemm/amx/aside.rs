@@ -1,5 +1,6 @@
 //! What a kernel does by the way while the unit multiplies: it asks for memory that will be needed
-//! next, packs the next strip, and finishes the sums of the kernel before it. The unit needs few instructions, so this costs next to nothing.
+//! next, packs the next strip, and finishes the sums of the kernel before it. The unit needs few
+//! instructions, so this costs next to nothing.
 
 use super::super::pack::Block;
 use super::extent::Extent;

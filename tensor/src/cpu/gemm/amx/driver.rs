@@ -161,7 +161,7 @@ fn power(exponent: i32) -> f32 {
 impl<T: Scalar<Acc = f32>> Product<'_, T> {
     /// Computes a piece of the result whose bounds lie on the grid of tiles.
     fn task(&self, rows: Range<usize>, columns: Range<usize>, room: &mut Room) {
-        let (height, width) = plan::block(self.unit.costs, rows.len(), columns.len(), self.plan.k);
+        let (height, width) = (self.plan).block(self.unit.costs, rows.len(), columns.len());
         for rows in blocks(rows, height) {
             for columns in blocks(columns.clone(), width) {
                 self.block(rows.clone(), columns, room);
@@ -172,7 +172,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
     /// Computes a block: one side is packed and stays, the other one passes in strips, each of
     /// which is packed while the one before it is multiplied, if it is whole and need not be turned.
     fn block(&self, rows: Range<usize>, columns: Range<usize>, room: &mut Room) {
-        let rows_stay = self.plan.rows_stay(rows.len(), columns.len());
+        let rows_stay = self.plan.rows_stay;
         let (staying, passing) = if rows_stay {
             (&rows, &columns)
         } else {

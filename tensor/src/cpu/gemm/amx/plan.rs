@@ -6,12 +6,12 @@ use super::tile::EDGE;
 /// Fewest terms: below, the rounding inside the unit's steps may exceed the bound of
 /// [`gemm`](super::super::gemm), and most of a step is padding.
 const FEWEST_TERMS: usize = 32;
-/// Bytes of the shorter side of a block of the result, which is packed first and stays in the
-/// second-level cache while the longer one passes.
+/// Bytes of the side of a block of the result that is packed first and stays in the second-level
+/// cache while the other one passes.
 const STAY: usize = 1 << 20;
 /// Numbers of a block of sums, which stays there too where there is more than one block of terms.
 const SUMS: usize = 1 << 17;
-/// The shorter side of such a block.
+/// The staying side of such a block.
 const SHORT: usize = 256;
 
 /// The micro-tile, for sharing the result among threads.
@@ -43,6 +43,9 @@ impl Costs {
 pub(super) struct Plan {
     /// The right operand is the unit's left one; tiles are written transposed.
     pub swapped: bool,
+    /// A block's rows stay while its columns pass, rather than the other way. The staying side is
+    /// the one that is scaled, and so decides which tiles the unit takes.
+    pub rows_stay: bool,
     pub k: Cuts,
 }
 
@@ -83,39 +86,33 @@ pub(super) fn plan(costs: Costs, a: Side, b: Side, k: usize, forced: bool) -> Op
     }
     let short = padded(m.min(n)).min(SHORT);
     let terms = (STAY / (short * costs.bytes())).min(costs.terms);
+    // The shorter side stays, but for sides of similar length the one along which the result is
+    // contiguous: then tiles that follow each other are neighbours in memory, where the processor's
+    // own prefetcher helps (a result of 1,024 x 1,024 with 128 terms: 1.30 against 1.02 ms,
+    // 2026-11-23).
+    let rows_stay = if swapped { n <= 2 * m } else { 2 * m <= n };
     Some(Plan {
         swapped,
+        rows_stay,
         k: Cuts::even(k, terms, 32),
     })
 }
 
 impl Plan {
-    /// Whether a block's rows stay while its columns pass, rather than the other way. The shorter
-    /// side stays, but for sides of similar length the one along which the result is contiguous:
-    /// then tiles that follow each other are neighbours in memory, where the processor's own
-    /// prefetcher helps (a result of 1,024 x 1,024 with 128 terms: 1.30 against 1.02 ms, 2026-11-23).
-    pub fn rows_stay(&self, rows: usize, columns: usize) -> bool {
-        if self.swapped {
-            rows <= 2 * columns
+    /// The most rows and columns of a block of the result, for a piece of `rows` by `columns`.
+    pub fn block(&self, costs: Costs, rows: usize, columns: usize) -> (usize, usize) {
+        let stay = if self.rows_stay { rows } else { columns }.next_multiple_of(EDGE);
+        let (stay, pass) = if self.k.count > 1 {
+            let stay = stay.min(SHORT);
+            (stay, SUMS / stay / EDGE * EDGE)
         } else {
-            2 * rows <= columns
+            let fits = STAY / (self.k.size * costs.bytes()) / EDGE * EDGE;
+            (stay.min(fits), usize::MAX)
+        };
+        if self.rows_stay {
+            (stay, pass)
+        } else {
+            (pass, stay)
         }
-    }
-}
-
-/// The most rows and columns of a block of the result, for a piece of `rows` by `columns`.
-pub(super) fn block(costs: Costs, rows: usize, columns: usize, k: Cuts) -> (usize, usize) {
-    let short = rows.min(columns).next_multiple_of(EDGE);
-    let (short, long) = if k.count > 1 {
-        let short = short.min(SHORT);
-        (short, SUMS / short / EDGE * EDGE)
-    } else {
-        let fits = STAY / (k.size * costs.bytes()) / EDGE * EDGE;
-        (short.min(fits), usize::MAX)
-    };
-    if rows <= columns {
-        (short, long)
-    } else {
-        (long, short)
     }
 }
