@@ -79,6 +79,7 @@ fn drill(group: &dyn ProcessGroup, what: &str) -> Result<(), String> {
             }
         }
         "large" => return large(group).map_err(text),
+        "overlap" => return overlap(group).map_err(text),
         _ => {}
     }
     sum(1000).map_err(text)?;
@@ -106,4 +107,27 @@ fn large(group: &dyn ProcessGroup) -> Result<(), Error> {
         _ => {}
     }
     group.barrier()?.wait()
+}
+
+/// Data goes on moving while the ranks compute, though they have waited for something else in between: after that wait
+/// the background thread must not sleep on, for 5 ms or more.
+fn overlap(group: &dyn ProcessGroup) -> Result<(), Error> {
+    const ROUNDS: usize = 20;
+    const COMPUTE: Duration = Duration::from_millis(4);
+    let mut done = 0;
+    for _ in 0..ROUNDS {
+        // It takes less than 1 ms, and many more looks than the one of `poll`.
+        let mine = Tensor::ones([1 << 20], DType::F32, group.device())?;
+        let mut sum = group.all_reduce(mine, ReduceOp::Sum)?;
+        group.barrier()?.wait()?;
+        // As a device computes: it leaves the core to others.
+        std::thread::sleep(COMPUTE);
+        done += usize::from(sum.poll());
+        sum.wait()?;
+    }
+    assert!(
+        2 * done > ROUNDS,
+        "{done} of {ROUNDS} were done after {COMPUTE:?}"
+    );
+    Ok(())
 }

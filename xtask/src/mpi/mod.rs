@@ -1,6 +1,6 @@
 //! The tests that need mpirun: the conformance suite at several numbers of ranks, data-parallel training against
-//! PyTorch's values, against one process and against threads, messages of more than 2³¹ elements, and drills in which
-//! a rank goes wrong.
+//! PyTorch's values, against one process and against threads, messages of more than 2³¹ elements, data that moves while
+//! the ranks compute, and drills in which a rank goes wrong.
 
 mod drills;
 
@@ -172,10 +172,12 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Vec<Test<'a>> 
             "drill link, a cable is cut,".to_owned(),
             Box::new(move || drills::cable(&programs.drill, hosts.count)),
         ),
-        None => add(
-            "more than 2^31 elements".to_owned(),
-            Box::new(move || large(&programs.drill)),
-        ),
+        None => {
+            let test = move || overlap(&programs.drill);
+            add("overlap beside a short wait".to_owned(), Box::new(test));
+            let test = move || large(&programs.drill);
+            add("more than 2^31 elements".to_owned(), Box::new(test));
+        }
     }
     tests
 }
@@ -278,6 +280,13 @@ fn as_threads(program: &Path, ranks: usize, hosts: Option<&Hosts>) -> Result<Out
         "{keys:?}: {ours:?}"
     );
     Ok(Outcome::Passed(format!("parameters {}", ours[0])))
+}
+
+/// Data moves while two ranks compute.
+fn overlap(program: &Path) -> Result<Outcome> {
+    let (end, said) = listen(program, &["overlap"], 2, None, |_| ())?;
+    ensure!(end.code == 0, "code {}\n{said}", end.code);
+    Ok(Outcome::Passed(format!("{:.1?}", end.time)))
 }
 
 /// Needs three buffers of 2 GiB, and room to breathe.

@@ -175,6 +175,11 @@ impl Exchange {
         lanes.any(|l| l.way == Way::Send && l.peer == peer && !l.is_inline())
     }
 
+    /// Whether this rank sends or receives data that no header carries.
+    pub(super) fn is_bulk(&self) -> bool {
+        self.plan.lanes.iter().any(|lane| !lane.is_inline())
+    }
+
     /// Keeps a parcel from `peer` with inline data from `at` on.
     pub(super) fn keep(&mut self, peer: usize, parcel: Box<[u8]>, at: usize) {
         self.inline[peer] = Some((parcel, at));

@@ -17,9 +17,9 @@
 //!   bytes, in steps.
 //!
 //! Progress: MPI makes none by itself. A rank in `wait` drives it on its own thread; while the rank
-//! computes, a background thread does: it is woken for what does not fit into a header, looks without
-//! a pause while data moves, every 100 µs while operations of this rank are under way, and every 5 ms
-//! otherwise.
+//! computes, a background thread does: it is woken for what does not fit into a header, by the call and
+//! by the end of a `wait` for another operation, looks without a pause while data moves, every 100 µs
+//! while operations of this rank are under way, and every 5 ms otherwise.
 //!
 //! Failure: what a rank finds wrong it tells rank 0, which tells all; if that one does not answer, the
 //! rank tells all itself. So all get the same error. A rank that takes no notice of it is ended by its
@@ -38,7 +38,6 @@ mod wire;
 pub(crate) use self::launch::launch;
 
 use self::engine::Engine;
-use self::plan::INLINE;
 use self::wait::MpiWork;
 use crate::backends::{Backend, Membership};
 use crate::check::Call;
@@ -103,10 +102,8 @@ impl Backend for MpiGroup {
     }
 
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
-        let tensor = call.signature.tensor.as_ref();
-        let is_bulk = tensor.is_some_and(|(dtype, shape)| shape.numel() * dtype.size() > INLINE);
         let mut core = self.engine.lock();
-        let key = core.issue(call, self.id, &self.membership)?;
+        let (key, is_bulk) = core.issue(call, self.id, &self.membership)?;
         drop(core);
         if is_bulk {
             self.engine.listener.rouse();

@@ -15,7 +15,7 @@ use crate::check::{Op, Signature};
 use std::ops::Range;
 
 /// Messages of at most so many bytes travel with the header of the call.
-pub(super) const INLINE: usize = 4 << 10;
+const INLINE: usize = 4 << 10;
 /// All-reductions of at most so many bytes are done by every rank on its own. No more than what is
 /// sent inline, that is copied: a rank reduces into the buffer that it gave.
 const DIRECT: usize = INLINE;

@@ -32,11 +32,30 @@ const YIELDS: Duration = Duration::from_millis(5);
 const NAP: Duration = Duration::from_millis(1);
 
 /// Says that a thread waits, as long as it lives.
-struct Waiting<'a>(&'a Engine);
+struct Waiting<'a> {
+    engine: &'a Engine,
+    /// Whether it leaves data behind that the background thread has to move from now on. It has left that to the thread
+    /// that waits, and sleeps.
+    leaves_bulk: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(engine: &'a Engine) -> Waiting<'a> {
+        engine.waiters.fetch_add(1, SeqCst);
+        Waiting {
+            engine,
+            leaves_bulk: false,
+        }
+    }
+}
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiters.fetch_sub(1, SeqCst);
+        self.engine.waiters.fetch_sub(1, SeqCst);
+        // Not before: it would find a thread that waits, and go back to sleep.
+        if self.leaves_bulk {
+            self.engine.listener.rouse();
+        }
     }
 }
 
@@ -50,24 +69,24 @@ impl Pending for MpiWork {
     /// The thread that waits makes progress itself: no hand-over to another thread stands between
     /// a message and its receiver.
     fn wait(self: Box<Self>) -> Result<Option<Tensor>> {
-        self.engine.waiters.fetch_add(1, SeqCst);
-        let _waiting = Waiting(&self.engine);
+        let mut waiting = Waiting::new(&self.engine);
         let (mut idle_since, mut asked) = (None, None);
         loop {
             let mut core = self.engine.lock();
-            let mut moved = core.progress();
+            let anything_moved = core.progress();
             let stage = core.stage(self.key);
             if let Stage::Done = stage {
-                return Ok(core.take(self.key));
+                let output = core.take(self.key);
+                waiting.leaves_bulk = core.has_bulk();
+                return Ok(output);
             }
             if let Some((error, _)) = core.fault() {
                 let error = error.clone();
                 core.told.get_or_insert_with(Instant::now);
                 return Err(error);
             }
-            // What others do to this rank's other operations is no progress of this one.
-            moved &= matches!(stage, Stage::Moving);
-            if moved {
+            // What others do to this rank's other operations is no progress of this one, which may be late all the same …
+            if anything_moved && matches!(stage, Stage::Moving) {
                 (idle_since, asked) = (None, None);
                 continue;
             }
@@ -81,7 +100,8 @@ impl Pending for MpiWork {
                 asked = Some(Instant::now());
                 core.ping(self.key);
             }
-            let nap = idle > YIELDS && !matches!(stage, Stage::Moving);
+            // … but nobody else moves them along while this thread waits.
+            let nap = idle > YIELDS && !anything_moved && !core.is_busy();
             drop(core);
             match nap {
                 true => sleep((idle / 50).min(NAP)),
@@ -126,7 +146,7 @@ impl Listener {
         // Who rouses before this line is seen here; who does so after it leaves a byte, and nobody
         // sleeps.
         if !self.wanted.load(SeqCst) {
-            // Nothing but the time can be the error.
+            // The error is that the time is over, or a signal, after which the thread looks too soon.
             let _ = (&self.bell).read(&mut [0; 16]);
         }
         self.dozes.store(false, SeqCst);
@@ -153,9 +173,11 @@ pub(super) const GRACE: Duration = Duration::from_millis(700);
 /// How long a rank may go on that has been told, or whose program has ended.
 const LAST_WORDS: Duration = Duration::from_secs(60);
 /// How long the background thread sleeps where there is nothing to do but to listen: for failures, and for who asks
-/// whether this rank lives. A call of this rank with more data than a header carries rouses it. …
+/// whether this rank lives. Data of this rank that no header carries rouses it: a call with such data, and the end of a
+/// `wait` that leaves some under way. …
 const LISTEN: Duration = Duration::from_millis(5);
-/// … and where operations are under way, but nothing could be moved for as long as [`EAGER`].
+/// … and where operations are under way, but nothing could be moved for as long as [`EAGER`]. Nothing ends this sleep
+/// early: a socket's timeout is counted in the kernel's ticks, of up to 10 ms, and could not be so short.
 const LOOK: Duration = Duration::from_micros(100);
 /// How long it goes on looking after data has moved, or a call was issued, and only lets others run
 /// in between: a nap would take longer than a step of the data.
