@@ -1,6 +1,5 @@
 //! Measurements between processes: this program starts itself under mpirun, and plain C beside it.
 
-use std::num::NonZero;
 use std::path::Path;
 use std::process::Command;
 
@@ -44,10 +43,9 @@ struct Figures<T> {
 fn mpirun(ranks: usize, program: &Path) -> Command {
     let mut command = Command::new("mpirun");
     command.args(["--oversubscribe", "-n", &ranks.to_string()]);
-    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    match cores / ranks {
-        0 => command.args(["--bind-to", "none"]),
-        each => command.args([
+    match cores_of_a_rank(ranks) {
+        None => command.args(["--bind-to", "none"]),
+        Some(each) => command.args([
             "--use-hwthread-cpus",
             "--map-by",
             &format!("slot:PE={each}"),
@@ -62,6 +60,20 @@ fn mpirun(ranks: usize, program: &Path) -> Command {
         ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
     ]);
     command
+}
+
+/// How many cores each of so many ranks gets for itself, where all of the machine's are there for them, and suffice: mpirun
+/// knows nothing of quotas.
+fn cores_of_a_rank(ranks: usize) -> Option<usize> {
+    let usable = std::thread::available_parallelism().ok()?.get();
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
+    let ranges = online.trim().split(',').map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        (last + 1).checked_sub(first)
+    });
+    let online: usize = ranges.sum::<Option<usize>>()?;
+    (usable == online && usable % ranks == 0).then_some(usable / ranks)
 }
 
 /// Starts this program on so many processes, for `what`; what rank 0 printed.

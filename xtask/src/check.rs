@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cargo::{cargo, succeed};
-use crate::job;
+use crate::machine;
 use crate::tidy;
 
 /// The backend that needs MPI to build. The code with it is all code but a line or two of [`PLAIN`].
@@ -16,7 +16,7 @@ const PLAIN: &str = "phalanx-comm";
 pub fn run() -> Result<ExitCode> {
     succeed("formatting", &mut cargo(["fmt", "--all", "--check"]))?;
     tidy::run()?;
-    let obstacle = job::obstacle();
+    let obstacle = machine::obstacle();
     let features: &[&str] = match obstacle {
         None => &["--features", MPI],
         Some(_) => &[],

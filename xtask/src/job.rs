@@ -1,7 +1,5 @@
 //! [`Job`]: a program under mpirun, from its start until nothing of it is left.
 
-use std::fs;
-use std::num::NonZero;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,12 +7,13 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::RecvTimeoutError;
 use std::thread;
 use std::time::{Duration, Instant};
+use std::{env, fs};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::hosts::{self, Hosts};
 use crate::lines::{Line, lines};
-use crate::{rank, signals};
+use crate::{machine, rank, signals};
 
 /// How long the job may go on after a rank has failed, or after Ctrl-C. Ranks end together, within 0.7 s at most.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -39,27 +38,6 @@ pub struct End {
     /// Whether it did not end by itself, and the launcher had to end it.
     pub by_force: bool,
     pub time: Duration,
-}
-
-/// Why there is no MPI here to build for and to start, if there is none.
-pub fn obstacle() -> Option<String> {
-    let version = |program: &str, argument: &str| {
-        let output = Command::new(program).arg(argument).output();
-        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-    };
-    let there_is_no = |what: &str| {
-        let packages = "Debian: libopenmpi-dev openmpi-bin libclang-dev";
-        Some(format!("there is no {what} ({packages})"))
-    };
-    match (
-        version("mpirun", "--version"),
-        version("mpicc", "--version"),
-    ) {
-        (Err(_), _) => there_is_no("mpirun"),
-        (Ok(text), _) if !text.contains("Open MPI") => Some("its mpirun is not Open MPI's".into()),
-        (_, Err(_)) => there_is_no("mpicc"),
-        (Ok(_), Ok(_)) => None,
-    }
 }
 
 impl Job<'_> {
@@ -151,15 +129,12 @@ impl Job<'_> {
             "-n {} --tag-output --oversubscribe -x {MARK}",
             self.ranks
         ));
-        // Each rank gets cores of its own where they suffice, and its threads share them. Without a binding the kernel now
-        // and then leaves a core idle, and two ranks, or the threads of two that move their data, on another.
-        let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        match (cores / self.ranks, self.hosts) {
-            // Each host would hand out the same cores.
-            (0, _) | (_, Some(_)) => add("--bind-to none"),
-            (each, None) => add(&format!(
+        match (machine::cores_of_a_rank(self.ranks), self.hosts) {
+            (Some(each), None) => add(&format!(
                 "--use-hwthread-cpus --map-by slot:PE={each} --bind-to hwthread:if-supported"
             )),
+            // Each host would hand out the same cores.
+            _ => add("--bind-to none"),
         }
         // When a rank has failed, mpirun asks the others to end, and kills them 1 s later: on each host, one after the
         // other. Ours end together before they are asked.
@@ -174,9 +149,9 @@ impl Job<'_> {
                 "--mca btl_tcp_if_include {network} --mca oob_tcp_if_include {network}"
             ));
             add("--mca pml ob1 --mca btl self,vader,tcp --mca plm_rsh_agent");
-            words.push(format!("{} rsh", std::env::current_exe()?.display()));
+            words.push(format!("{} rsh", env::current_exe()?.display()));
         }
-        let this = std::env::current_exe()?.display().to_string();
+        let this = env::current_exe()?.display().to_string();
         words.extend([this, "rank".into(), folder.to_string(), "--".into()]);
         words.push(program.display().to_string());
         words.extend(self.args.iter().cloned());

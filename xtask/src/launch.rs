@@ -8,8 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cargo::{cargo, executables};
 use crate::hosts::Hosts;
-use crate::job::{self, Job};
+use crate::job::Job;
 use crate::lines::Line;
+use crate::machine;
 use crate::signals;
 
 /// What to start, and how often.
@@ -30,7 +31,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<ExitCode> {
     ensure!(args.ranks > 0, "a world of 0 ranks has nothing to run");
-    if let Some(obstacle) = job::obstacle() {
+    if let Some(obstacle) = machine::obstacle() {
         anyhow::bail!("{obstacle}");
     }
     let mut build = cargo([

@@ -7,6 +7,7 @@ mod hosts;
 mod job;
 mod launch;
 mod lines;
+mod machine;
 mod mpi;
 mod program;
 mod rank;

@@ -10,7 +10,7 @@ use anyhow::Result;
 
 use crate::cargo::{cargo, root, watch};
 use crate::hosts::Hosts;
-use crate::job;
+use crate::machine;
 use crate::tally::Tally;
 
 /// What to test.
@@ -52,13 +52,13 @@ const PARTS: &[Part] = &[
     Part {
         name: "mpi",
         what: "the conformance suite, ddp and fault drills on processes, by mpirun",
-        obstacle: job::obstacle,
+        obstacle: machine::obstacle,
         command: || mpi(&[]),
     },
     Part {
         name: "hosts",
         what: "the same over 2 hosts, which are network namespaces",
-        obstacle: || job::obstacle().or_else(Hosts::obstacle),
+        obstacle: || machine::obstacle().or_else(Hosts::obstacle),
         command: || mpi(&["--hosts", "2"]),
     },
 ];

@@ -1,0 +1,84 @@
+//! What this machine has: an MPI to build for and to start, and cores.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs, thread};
+
+/// Why there is no MPI here to build for and to start, if there is none.
+pub fn obstacle() -> Option<String> {
+    let version = |program: &str, argument: &str| {
+        let output = Command::new(program).arg(argument).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let there_is_no = |what: &str| {
+        let packages = "Debian: libopenmpi-dev openmpi-bin libclang-dev";
+        Some(format!("there is no {what} ({packages})"))
+    };
+    match (
+        version("mpirun", "--version"),
+        version("mpicc", "--version"),
+    ) {
+        (Err(_), _) => there_is_no("mpirun"),
+        (Ok(text), _) if !text.contains("Open MPI") => Some("its mpirun is not Open MPI's".into()),
+        (_, Err(_)) => there_is_no("mpicc"),
+        // By which its crate reads MPI's headers.
+        (Ok(_), Ok(_)) if !has_libclang() => there_is_no("libclang"),
+        (Ok(_), Ok(_)) => None,
+    }
+}
+
+/// Whether libclang is where `bindgen` looks for it.
+fn has_libclang() -> bool {
+    // The names in a folder that start and go on so.
+    let list = |folder: &Path, start: &str, then: &str| -> Vec<PathBuf> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let named = entries.filter(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.strip_prefix(start)
+                .is_some_and(|rest| rest.contains(then))
+        });
+        named.map(|entry| entry.path()).collect()
+    };
+    let versions = list(Path::new("/usr/lib"), "llvm-", "");
+    let has_it = |version: &PathBuf| !list(&version.join("lib"), "libclang", ".so").is_empty();
+    let is_known_to_the_linker = || {
+        let output = Command::new("ldconfig").arg("-p").output();
+        output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("libclang"))
+    };
+    env::var_os("LIBCLANG_PATH").is_some_and(|path| !path.is_empty())
+        || versions.iter().any(has_it)
+        || is_known_to_the_linker()
+}
+
+/// How many cores each of so many ranks gets for itself, where all cores are there for them, and suffice: its threads
+/// share them. Without a binding the kernel now and then leaves a core idle, and two ranks, or the threads of two that
+/// move their data, on another. `bench` decides the same way.
+pub fn cores_of_a_rank(ranks: usize) -> Option<usize> {
+    // What the affinity and the quota leave. mpirun knows nothing of quotas, and hands out what it finds.
+    let usable = thread::available_parallelism().ok()?.get();
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").ok()?;
+    (usable == count(&online)? && usable % ranks == 0).then_some(usable / ranks)
+}
+
+/// How many numbers a list like `0-3,6` has.
+fn count(list: &str) -> Option<usize> {
+    let ranges = list.trim().split(',').map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        (last + 1).checked_sub(first)
+    });
+    ranges.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_are_counted() {
+        assert_eq!(count("0-3,6\n"), Some(5));
+        assert_eq!(count("0"), Some(1));
+        assert_eq!(count("3-1"), None);
+        assert_eq!(count(""), None);
+    }
+}
