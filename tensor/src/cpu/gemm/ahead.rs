@@ -5,6 +5,9 @@
 //! are asked for a piece at a time, between the multiply-adds: all at once they would hold up the
 //! loads of the operands.
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Pieces of memory at equal distances.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
@@ -17,9 +20,9 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// `count` pieces of `len` elements at `p`, `step` elements apart; at least one of each. A
-    /// piece should span no more than two cache lines, of which the first and the last are asked
-    /// for. The addresses need not be valid.
+    /// `count` pieces of `len` elements at `p`, `step` elements apart; at least one of each. Of a
+    /// piece, the first two cache lines and the last one are asked for: all of it, if it is no
+    /// longer than two lines, wherever it starts. The addresses need not be valid.
     pub fn new<T>(p: *const T, count: usize, step: usize, len: usize) -> Ahead {
         Ahead {
             p: p.cast(),
@@ -58,15 +61,17 @@ impl Ahead {
         });
     }
 
-    /// As [`read`](Self::read), for writing, in the first-level cache.
+    /// As [`read`](Self::read), for what will be written, in the first-level cache. To ask for its
+    /// sole possession too (`prefetchw`) made no difference in products of 1,024 x 1,024 by 128 or
+    /// 1,024 terms (2026-11-23).
     #[inline(always)]
     pub fn write(&mut self) {
         self.ask(|p| {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as in `read`.
             unsafe {
-                use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_ET0>(p.cast());
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(p.cast());
             }
             #[cfg(not(target_arch = "x86_64"))]
             let _ = p;
@@ -79,6 +84,9 @@ impl Ahead {
             return;
         }
         hint(self.p);
+        if self.last > LINE {
+            hint(self.p.wrapping_add(LINE));
+        }
         hint(self.p.wrapping_add(self.last));
         self.p = self.p.wrapping_add(self.step);
         self.left -= 1;
