@@ -110,24 +110,36 @@ fn large(group: &dyn ProcessGroup) -> Result<(), Error> {
 }
 
 /// Data goes on moving while the ranks compute, though they have waited for something else in between: after that wait
-/// the background thread must not sleep on, for 5 ms or more.
+/// the background thread must not sleep on, for 5 ms or more. Then hardly any reduction is done after 4 ms, on any
+/// machine; otherwise most are, and on a machine that is busy with other things at least a quarter, now and then.
 fn overlap(group: &dyn ProcessGroup) -> Result<(), Error> {
+    const BATCHES: usize = 25;
     const ROUNDS: usize = 20;
     const COMPUTE: Duration = Duration::from_millis(4);
-    let mut done = 0;
-    for _ in 0..ROUNDS {
-        // It takes less than 1 ms, and many more looks than the one of `poll`.
-        let mine = Tensor::ones([1 << 20], DType::F32, group.device())?;
-        let mut sum = group.all_reduce(mine, ReduceOp::Sum)?;
-        group.barrier()?.wait()?;
-        // As a device computes: it leaves the core to others.
-        std::thread::sleep(COMPUTE);
-        done += usize::from(sum.poll());
-        sum.wait()?;
+    let mut best = 0;
+    for _ in 0..BATCHES {
+        let mut done = 0;
+        for _ in 0..ROUNDS {
+            // It takes less than 1 ms, and many more looks than the one of `poll`.
+            let mine = Tensor::ones([1 << 20], DType::F32, group.device())?;
+            let mut sum = group.all_reduce(mine, ReduceOp::Sum)?;
+            group.barrier()?.wait()?;
+            // As a device computes: it leaves the core to others.
+            std::thread::sleep(COMPUTE);
+            done += i64::from(sum.poll());
+            sum.wait()?;
+        }
+        // Over all ranks, so that they stop together.
+        let done = Tensor::scalar(done, group.device())?;
+        let done = group
+            .all_reduce(done, ReduceOp::Sum)?
+            .wait()?
+            .to_vec::<i64>()?[0] as usize;
+        best = best.max(done);
+        if 4 * done >= ROUNDS * group.size() {
+            return Ok(());
+        }
     }
-    assert!(
-        2 * done > ROUNDS,
-        "{done} of {ROUNDS} were done after {COMPUTE:?}"
-    );
-    Ok(())
+    let size = group.size();
+    panic!("of {ROUNDS} on each of {size} ranks at most {best} were done after {COMPUTE:?}");
 }
