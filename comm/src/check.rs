@@ -103,9 +103,27 @@ impl fmt::Display for Op {
     }
 }
 
+/// Where in a program a call stands: the step, and the part of the step (the bucket of gradients,
+/// say). Ranks compare it as they compare shapes, so one that is a step or a part behind the others
+/// is told so, where the shapes would have agreed. Given by
+/// [`ProcessGroup::labelled`](crate::ProcessGroup::labelled).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Label {
+    /// The step, as the caller counts.
+    pub step: u64,
+    /// The part of the step.
+    pub part: u64,
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {}, part {}", self.step, self.part)
+    }
+}
+
 /// What the ranks of a group must agree on when they call the same collective.
 ///
-/// Prints as `all_reduce(sum) of f32 [2, 3]`.
+/// Prints as `all_reduce(sum) of f32 [2, 3]`, with its label behind it where it has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
     /// The operation.
@@ -113,6 +131,8 @@ pub struct Signature {
     /// Type and shape of what each rank gives; of what it gets in `scatter` and `recv`; `None`
     /// where there is no tensor.
     pub tensor: Option<(DType, Shape)>,
+    /// Where in the program the call stands, if the program says so.
+    pub label: Option<Label>,
 }
 
 /// In which respect two ranks' calls differ.
@@ -131,6 +151,8 @@ pub enum Difference {
     Shape,
     /// One sends another number of rows than the other expects.
     Splits,
+    /// Their [`Label`]s differ: one is in another step, or in another part of it.
+    Label,
 }
 
 impl fmt::Display for Difference {
@@ -142,6 +164,7 @@ impl fmt::Display for Difference {
             Difference::DType => "element type",
             Difference::Shape => "shape",
             Difference::Splits => "splits",
+            Difference::Label => "label",
         })
     }
 }
@@ -178,7 +201,7 @@ impl Signature {
         {
             return Some(Difference::Splits);
         }
-        None
+        (a.label != b.label).then_some(Difference::Label)
     }
 
     /// Whether agreement with one rank is agreement with all: not for `all_to_all_v`, where every
@@ -191,8 +214,11 @@ impl Signature {
 impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.op)?;
-        match &self.tensor {
-            Some((dtype, shape)) => write!(f, " of {dtype} {shape}"),
+        if let Some((dtype, shape)) = &self.tensor {
+            write!(f, " of {dtype} {shape}")?;
+        }
+        match &self.label {
+            Some(label) => write!(f, " ({label})"),
             None => Ok(()),
         }
     }
@@ -214,6 +240,7 @@ fn call(op: Op, input: Tensor, output: Option<Shape>) -> Call {
         signature: Signature {
             op,
             tensor: Some((input.dtype(), input.shape().clone())),
+            label: None,
         },
         input: Some(input),
         output,
@@ -338,6 +365,7 @@ pub(crate) fn scatter(
         signature: Signature {
             op: Op::Scatter { root },
             tensor: Some((dtype, shape.clone())),
+            label: None,
         },
         input: parts,
         output: Some(shape),
@@ -436,6 +464,7 @@ pub(crate) fn recv(
         signature: Signature {
             op: Op::Recv { source, tag },
             tensor: Some((dtype, shape.clone())),
+            label: None,
         },
         input: None,
         output: Some(shape),
@@ -447,6 +476,7 @@ pub(crate) fn barrier() -> Call {
         signature: Signature {
             op: Op::Barrier,
             tensor: None,
+            label: None,
         },
         input: None,
         output: None,

@@ -1,9 +1,9 @@
 //! [`ProcessGroup`]: what ranks say to each other, on every backend.
 
 use crate::backends::Backend;
-use crate::check;
+use crate::check::{self, Call, Label};
 use crate::error::Result;
-use crate::work::Work;
+use crate::work::{Outcome, Work};
 use phalanx_tensor::{DType, Device, Shape, Tensor};
 use std::fmt;
 use std::str::FromStr;
@@ -182,9 +182,20 @@ pub trait ProcessGroup: Send + Sync {
     /// All ranks call it, and it waits for them all. The groups may be used at the same time.
     fn split(&self, color: u32, key: i32) -> Result<Arc<dyn ProcessGroup>>;
 
+    /// The same group for calls that carry this label: ranks whose labels differ get
+    /// [`Error::Divergence`](crate::Error::Divergence). Calls are counted together with those of
+    /// the group itself; a group that is split off has no label.
+    fn labelled(&self, label: Label) -> Arc<dyn ProcessGroup>;
+
     /// Ends the world: every rank gets [`Error::Aborted`](crate::Error::Aborted), in what it waits
     /// for and in what it calls next.
     fn abort(&self, reason: &str);
+}
+
+/// Hands a checked call to the engine, with the label that the caller's calls carry.
+fn issue<B: Backend, T: Outcome>(backend: &B, mut call: Call) -> Result<Work<T>> {
+    call.signature.label = backend.label();
+    backend.issue(call).map(Work::new)
 }
 
 /// Every backend is a process group, with its arguments checked.
@@ -219,27 +230,27 @@ impl<B: Backend> ProcessGroup for B {
 
     fn all_reduce(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>> {
         let call = check::all_reduce(self.membership(), tensor, op)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Work<Tensor>> {
         let call = check::broadcast(self.membership(), tensor, root)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn reduce(&self, tensor: Tensor, op: ReduceOp, root: usize) -> Result<Work<Option<Tensor>>> {
         let call = check::reduce(self.membership(), tensor, op, root)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn all_gather(&self, tensor: Tensor) -> Result<Work<Tensor>> {
         let call = check::all_gather(self.membership(), tensor)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn gather(&self, tensor: Tensor, root: usize) -> Result<Work<Option<Tensor>>> {
         let call = check::gather(self.membership(), tensor, root)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn scatter(
@@ -250,41 +261,41 @@ impl<B: Backend> ProcessGroup for B {
         root: usize,
     ) -> Result<Work<Tensor>> {
         let call = check::scatter(self.membership(), parts, shape, dtype, root)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn reduce_scatter(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>> {
         let call = check::reduce_scatter(self.membership(), tensor, op)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn all_to_all(&self, tensor: Tensor) -> Result<Work<Tensor>> {
         let call = check::all_to_all(self.membership(), tensor)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn all_to_all_v(&self, tensor: Tensor, send: &[usize], recv: &[usize]) -> Result<Work<Tensor>> {
         let call = check::all_to_all_v(self.membership(), tensor, send, recv)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn send(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>> {
         let call = check::send(self.membership(), tensor, destination, tag)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn recv(&self, shape: Shape, dtype: DType, source: usize, tag: u32) -> Result<Work<Tensor>> {
         let call = check::recv(self.membership(), shape, dtype, source, tag)?;
-        self.issue(call).map(Work::new)
+        issue(self, call)
     }
 
     fn barrier(&self) -> Result<Work<()>> {
-        self.issue(check::barrier()).map(Work::new)
+        issue(self, check::barrier())
     }
 
     fn split(&self, color: u32, key: i32) -> Result<Arc<dyn ProcessGroup>> {
         let call = check::split(self.membership(), color, key)?;
-        let all = Work::<Tensor>::new(self.issue(call)?).wait()?;
+        let all = issue::<_, Tensor>(self, call)?.wait()?;
         let all = all.to_vec::<i64>()?;
         let of = |r: usize| (all[2 * r], all[2 * r + 1]);
         let mut members: Vec<usize> = (0..self.size())
@@ -292,6 +303,10 @@ impl<B: Backend> ProcessGroup for B {
             .collect();
         members.sort_by_key(|&r| of(r).1); // stable: then by rank
         Ok(Arc::new(self.split_off(color, &members)?))
+    }
+
+    fn labelled(&self, label: Label) -> Arc<dyn ProcessGroup> {
+        Arc::new(Backend::labelled(self, label))
     }
 
     fn abort(&self, reason: &str) {

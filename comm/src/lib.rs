@@ -63,6 +63,7 @@ mod run;
 mod sync;
 mod work;
 
+pub use check::Label;
 pub use error::{Error, Result};
 pub use group::{ProcessGroup, ReduceOp};
 pub use launch::{FailureKind, LaunchConfig, LaunchError, RankFailure, launch};

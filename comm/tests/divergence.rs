@@ -1,9 +1,10 @@
 //! No silent hang: whatever one rank does wrong, every live rank gets the same typed error, soon,
 //! which names that rank. A watchdog makes a hang a failure.
 
+use phalanx_comm::check::Difference;
 use phalanx_comm::{
-    DType, Device, Error, FailureKind, LaunchConfig, LaunchError, ProcessGroup, ReduceOp, Result,
-    Tensor, launch,
+    DType, Device, Error, FailureKind, Label, LaunchConfig, LaunchError, ProcessGroup, ReduceOp,
+    Result, Tensor, launch,
 };
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
@@ -80,6 +81,8 @@ enum Crime {
     DType,
     Root,
     Reduction,
+    /// Calls it as a part of another step.
+    Label,
     /// Swaps two calls.
     Order,
     /// Leaves the call out.
@@ -98,12 +101,13 @@ enum Crime {
 }
 
 /// All but those that wait for the deadline.
-const CRIMES: [Crime; 12] = [
+const CRIMES: [Crime; 13] = [
     Crime::Other,
     Crime::Shape,
     Crime::DType,
     Crime::Root,
     Crime::Reduction,
+    Crime::Label,
     Crime::Order,
     Crime::Missing,
     Crime::Return,
@@ -226,7 +230,12 @@ impl Scene {
             if me == self.culprit && self.crime == Crime::Order && k == self.at + 1 {
                 step = self.steps[self.at];
             }
-            let wait = step.issue(g)?;
+            let behind = self.crime == Crime::Label && me == self.culprit && k == self.at;
+            let label = Label {
+                step: k as u64 - u64::from(behind && k > 0),
+                part: u64::from(behind),
+            };
+            let wait = step.issue(&*g.labelled(label))?;
             if step.at_once {
                 wait()?;
             } else {
@@ -264,6 +273,11 @@ fn is_right(e: &Error, scene: &Scene, n: usize) -> bool {
         | Crime::Root
         | Crime::Reduction
         | Crime::Order => divergence(e),
+        Crime::Label => {
+            let of_label = |d: &Difference| *d == Difference::Label;
+            divergence(e)
+                && matches!(e, Error::Divergence { difference, .. } if of_label(difference))
+        }
         // The next call takes the place of the missing one; or, where all later ones are equal, the
         // culprit is done too early.
         Crime::Missing => {

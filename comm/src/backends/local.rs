@@ -27,7 +27,7 @@ use self::slot::Slot;
 use self::wait::LocalWork;
 use self::world::World;
 use crate::backends::{Backend, Membership};
-use crate::check::{Call, Op};
+use crate::check::{Call, Label, Op};
 use crate::error::{Error, Result};
 use crate::sync::{Mutex, Shared};
 use crate::work::Pending;
@@ -41,6 +41,7 @@ use std::time::Duration;
 /// One rank's handle on a group of threads.
 pub struct LocalGroup {
     endpoint: Arc<Endpoint>,
+    label: Option<Label>,
 }
 
 /// What all ranks of a group share.
@@ -151,6 +152,7 @@ impl LocalGroup {
                 seat,
                 issue: Mutex::new(issue),
             }),
+            label: None,
         }
     }
 }
@@ -269,6 +271,17 @@ impl Backend for LocalGroup {
             ..old.clone()
         };
         Ok(LocalGroup::new(membership, group, Arc::clone(&me.seat)))
+    }
+
+    fn labelled(&self, label: Label) -> LocalGroup {
+        LocalGroup {
+            endpoint: Arc::clone(&self.endpoint),
+            label: Some(label),
+        }
+    }
+
+    fn label(&self) -> Option<Label> {
+        self.label
     }
 
     fn depart(&self) {

@@ -8,7 +8,7 @@ pub mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 
-use crate::check::Call;
+use crate::check::{Call, Label};
 use crate::error::{Error, Result};
 use crate::work::Pending;
 use phalanx_tensor::Device;
@@ -66,6 +66,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// # Errors
     /// The world's failure.
     fn split_off(&self, color: u32, members: &[usize]) -> Result<Self>;
+
+    /// Another handle on the same group, whose calls carry this label.
+    fn labelled(&self, label: Label) -> Self;
+
+    /// The label that this handle's calls carry.
+    fn label(&self) -> Option<Label>;
 
     /// Declares that this rank will issue nothing more. Who waits for it is told at once.
     fn depart(&self);

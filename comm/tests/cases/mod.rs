@@ -40,6 +40,7 @@ pub const ALL: &[(&str, Case)] = &[
     ("a_thousand_in_flight", order::a_thousand_in_flight),
     ("any_order_any_thread", order::any_order_any_thread),
     ("dropping_and_polling", order::dropping_and_polling),
+    ("labelled_calls", order::labelled_calls),
     ("barrier_meets_all", order::barrier_meets_all),
     ("two_dimensions_at_once", order::two_dimensions_at_once),
     ("split_by_key", order::split_by_key),

@@ -1,7 +1,7 @@
 //! Many operations at once, groups within groups, and calls that are refused.
 
 use super::data::{tensor, values};
-use phalanx_comm::{DType, Error, ProcessGroup, ReduceOp, Result, Tensor, Work};
+use phalanx_comm::{DType, Error, Label, ProcessGroup, ReduceOp, Result, Tensor, Work};
 use std::time::Instant;
 
 fn number(g: &dyn ProcessGroup, x: usize) -> Tensor {
@@ -39,6 +39,32 @@ pub fn a_thousand_in_flight(g: &dyn ProcessGroup) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// A handle with a label is the same group: its calls and those without one are one sequence. A group
+/// that is split off a labelled one has no label.
+pub fn labelled_calls(g: &dyn ProcessGroup) -> Result<()> {
+    let labelled = |part| g.labelled(Label { step: 3, part });
+    let first = labelled(0).all_reduce(number(g, 1), ReduceOp::Sum)?;
+    let second = g.all_reduce(number(g, g.rank()), ReduceOp::Sum)?;
+    let third = labelled(1).all_gather(number(g, g.rank()))?;
+    assert_eq!(third.wait()?.dims(), [g.size(), 1]);
+    assert_eq!(second.wait()?.item()?, ranks_sum(g) as f64);
+    assert_eq!(first.wait()?.item()?, g.size() as f64);
+    let all = labelled(2).split(0, 0)?;
+    let sum = all.all_reduce(number(g, 2), ReduceOp::Sum)?.wait()?;
+    assert_eq!(sum.item()?, 2.0 * g.size() as f64);
+    let message = |g: &dyn ProcessGroup| -> Result<()> {
+        let (me, n) = (g.rank(), g.size());
+        if n > 1 && me == 0 {
+            g.send(number(g, 5), n - 1, 0)?.wait()?;
+        } else if n > 1 && me == n - 1 {
+            assert_eq!(g.recv([1].into(), DType::F64, 0, 0)?.wait()?.item()?, 5.0);
+        }
+        Ok(())
+    };
+    message(g)?;
+    message(&*labelled(4))
 }
 
 /// Waited for last first, and on another thread.

@@ -1,7 +1,7 @@
 //! [`Header`]: what a rank tells the others about a call before any data moves, and [`Key`], under
 //! which the headers of one operation meet. Little-endian bytes, of any length.
 
-use crate::check::{Op, Signature, Splits};
+use crate::check::{Label, Op, Signature, Splits};
 use crate::group::ReduceOp;
 use phalanx_tensor::{DType, Shape};
 use std::sync::Arc;
@@ -96,6 +96,12 @@ impl Header {
             put(out, number);
         }
         dims.iter().for_each(|&d| put(out, d as u64));
+        let label = self.signature.label;
+        out.push(u8::from(label.is_some()));
+        for label in label {
+            put(out, label.step);
+            put(out, label.part);
+        }
         if let Op::AllToAllV(splits) = op {
             let rows = splits.send.iter().chain(&splits.recv);
             rows.for_each(|&rows| put(out, rows as u64));
@@ -110,12 +116,15 @@ impl Header {
         let (root, peer) = (usize::try_from(a).ok()?, usize::try_from(a).ok()?);
         let message = u32::try_from(b).ok()?;
         let reduction = ReduceOp::ALL.get(usize::from(reduction)).copied();
-        let mut list = |n: u64| -> Option<Vec<usize>> {
-            (0..n)
-                .map(|_| usize::try_from(numbers::<1>(bytes)?[0]).ok())
-                .collect()
+        let dims = list(bytes, rank)?;
+        let label = match bytes.split_off_first()? {
+            0 => None,
+            1 => {
+                let [step, part] = numbers(bytes)?;
+                Some(Label { step, part })
+            }
+            _ => return None,
         };
-        let dims = list(rank)?;
         let op = match code {
             0 => Op::AllReduce(reduction?),
             1 => Op::Broadcast { root },
@@ -129,8 +138,8 @@ impl Header {
             6 => Op::ReduceScatter(reduction?),
             7 => Op::AllToAll,
             8 => Op::AllToAllV(Arc::new(Splits {
-                send: list(a)?.into(),
-                recv: list(a)?.into(),
+                send: list(bytes, a)?.into(),
+                recv: list(bytes, a)?.into(),
             })),
             9 => Op::Send {
                 destination: peer,
@@ -154,6 +163,7 @@ impl Header {
             signature: Signature {
                 op,
                 tensor: dtype.map(|dtype| (*dtype, Shape::from(dims))),
+                label,
             },
         })
     }
@@ -184,6 +194,12 @@ fn numbers<const N: usize>(bytes: &mut &[u8]) -> Option<[u64; N]> {
         *number = u64::from_le_bytes(*bytes.split_off(..8)?.first_chunk()?);
     }
     Some(out)
+}
+
+fn list(bytes: &mut &[u8], n: u64) -> Option<Vec<usize>> {
+    (0..n)
+        .map(|_| usize::try_from(numbers::<1>(bytes)?[0]).ok())
+        .collect()
 }
 
 #[cfg(test)]
@@ -218,7 +234,14 @@ mod tests {
             Op::Split,
         ];
         let tensors = DType::ALL.map(|dtype| Some((dtype, Shape::from([3, 0, 1 << 33]))));
-        for op in ops {
+        let labels = [
+            None,
+            Some(Label {
+                step: u64::MAX,
+                part: 3,
+            }),
+        ];
+        for (op, label) in ops.iter().flat_map(|op| labels.map(|label| (op, label))) {
             for tensor in tensors.iter().cloned().chain([None]) {
                 let header = Header {
                     group: group_id("world/3:1"),
@@ -229,6 +252,7 @@ mod tests {
                     signature: Signature {
                         op: op.clone(),
                         tensor,
+                        label,
                     },
                 };
                 let mut bytes = Vec::new();

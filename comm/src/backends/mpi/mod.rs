@@ -40,7 +40,7 @@ pub(crate) use self::launch::launch;
 use self::engine::Engine;
 use self::wait::MpiWork;
 use crate::backends::{Backend, Membership};
-use crate::check::Call;
+use crate::check::{Call, Label};
 use crate::error::{Error, Result};
 use crate::sync::Mutex;
 use crate::work::Pending;
@@ -57,7 +57,8 @@ pub struct MpiGroup {
     /// How many programs this process had ended when the world was made.
     run: u64,
     /// The number of the last collective that this rank has issued.
-    last: Mutex<u64>,
+    last: Arc<Mutex<u64>>,
+    label: Option<Label>,
 }
 
 /// This process's handle on the world of all processes that `mpirun` has started; starts MPI at the
@@ -90,7 +91,8 @@ pub fn world(deadline: Duration) -> Result<MpiGroup> {
         id: header::group_id(&format!("{run}:{name}")),
         engine,
         run,
-        last: Mutex::new(0),
+        last: Arc::default(),
+        label: None,
     })
 }
 
@@ -139,8 +141,24 @@ impl Backend for MpiGroup {
             },
             engine: Arc::clone(&self.engine),
             run: self.run,
-            last: Mutex::new(0),
+            last: Arc::default(),
+            label: None,
         })
+    }
+
+    fn labelled(&self, label: Label) -> MpiGroup {
+        MpiGroup {
+            membership: self.membership.clone(),
+            id: self.id,
+            engine: Arc::clone(&self.engine),
+            run: self.run,
+            last: Arc::clone(&self.last),
+            label: Some(label),
+        }
+    }
+
+    fn label(&self) -> Option<Label> {
+        self.label
     }
 
     fn depart(&self) {
