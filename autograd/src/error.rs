@@ -62,6 +62,55 @@ pub enum Error {
         /// The seed's element type.
         seed_dtype: DType,
     },
+    /// A sweep reached a parameter whose gradients another collects: see [`Claim`](crate::Claim). The
+    /// recording is left as it was.
+    #[error(
+        "backward reaches parameter {id} of shape {shape}, which `{op}` used first and {holder} \
+         holds: {advice}"
+    )]
+    Claimed {
+        /// The parameter.
+        id: ParamId,
+        /// Its shape.
+        shape: Shape,
+        /// The first operation that used it.
+        op: &'static str,
+        /// Who collects its gradients.
+        holder: &'static str,
+        /// What to do instead.
+        advice: &'static str,
+    },
+    /// A sweep on behalf of a wrapper reached a parameter that nobody claims: its gradient would be
+    /// lost, or this rank's own. The recording is left as it was.
+    #[error(
+        "backward of {holder} reaches parameter {id} of shape {shape}, which `{op}` used first and \
+         {holder} does not hold: {advice}"
+    )]
+    Unclaimed {
+        /// The parameter.
+        id: ParamId,
+        /// Its shape.
+        shape: Shape,
+        /// The first operation that used it.
+        op: &'static str,
+        /// Whose sweep it was.
+        holder: &'static str,
+        /// What to do instead.
+        advice: &'static str,
+    },
+    /// A parameter whose gradients one wrapper collects cannot be given to another.
+    #[error(
+        "parameter {id} of shape {shape}: {holder} holds it already; drop that one first, or wrap the \
+         two modules as one"
+    )]
+    ClaimedTwice {
+        /// The parameter.
+        id: ParamId,
+        /// Its shape.
+        shape: Shape,
+        /// Who collects its gradients.
+        holder: &'static str,
+    },
     /// A [`Vjp`](crate::Vjp) broke its contract.
     #[error("the vjp `{vjp}` broke its contract: {reason}")]
     VjpContract {

@@ -56,6 +56,7 @@
 #![forbid(unsafe_code)]
 
 mod checkpoint;
+mod claim;
 mod error;
 mod grads;
 mod param;
@@ -71,6 +72,7 @@ pub mod optim;
 mod state;
 
 pub use checkpoint::checkpoint;
+pub use claim::{Claim, Claims, Holder};
 pub use error::{Error, Result};
 pub use grads::Gradients;
 pub use param::{Buffer, Param, ParamId};

@@ -1,5 +1,6 @@
 //! [`Param`] and [`Buffer`]: the tensors that a model keeps between steps.
 
+use crate::claim::{ClaimRef, Holder};
 use crate::error::{Error, Result};
 use phalanx_tensor::{DType, Device, Shape, Tensor};
 use std::fmt;
@@ -83,6 +84,7 @@ pub struct Param(Arc<ParamInner>);
 struct ParamInner {
     id: ParamId,
     requires_grad: AtomicBool,
+    claim: RwLock<ClaimRef>,
     slot: Slot,
 }
 
@@ -92,6 +94,7 @@ impl Param {
         Param(Arc::new(ParamInner {
             id: next_id(),
             requires_grad: AtomicBool::new(true),
+            claim: RwLock::default(),
             slot: Slot::new(value),
         }))
     }
@@ -153,6 +156,24 @@ impl Param {
     /// Freezes or thaws it.
     pub fn set_requires_grad(&self, on: bool) {
         self.0.requires_grad.store(on, Relaxed);
+    }
+
+    /// Who holds the [`Claim`](crate::Claim) on it.
+    pub(crate) fn holder(&self) -> Option<Arc<Holder>> {
+        let claim = self.0.claim.read().unwrap_or_else(|e| e.into_inner());
+        claim.upgrade()
+    }
+
+    /// Notes that `holder` claims it. `Err`: somebody does already.
+    pub(crate) fn claim(&self, holder: &Arc<Holder>) -> Result<(), Arc<Holder>> {
+        let mut claim = self.0.claim.write().unwrap_or_else(|e| e.into_inner());
+        match claim.upgrade() {
+            Some(other) if !Arc::ptr_eq(&other, holder) => Err(other),
+            _ => {
+                *claim = Arc::downgrade(holder);
+                Ok(())
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! recorded later. A node without a gradient at that moment is one that the roots do not depend
 //! on; it costs a check. Each node is dropped, with the tensors it saved, as soon as it is done.
 
+use crate::claim::Claims;
 use crate::error::{Error, Result};
 use crate::grads::{Gradients, add_to};
 use crate::param::{Param, ParamId};
@@ -53,6 +54,8 @@ pub struct Backward<'a> {
     pub inputs: Option<&'a [&'a Var]>,
     /// Told of each parameter's gradient as soon as it is final.
     pub on_ready: Option<&'a mut OnReady<'a>>,
+    /// Whose parameters it may reach.
+    pub claims: Claims<'a>,
 }
 
 /// The parameters that roots depend on, in the order in which backward makes their gradients
@@ -80,7 +83,9 @@ impl Tape {
     ///
     /// # Errors
     /// [`Error::SeedMissing`] for a root of several elements, [`Error::NothingToDifferentiate`],
-    /// [`Error::TapeMismatch`], [`Error::Consumed`]; those of the operations' backward passes.
+    /// [`Error::TapeMismatch`], [`Error::Consumed`]; [`Error::Claimed`] where the loss reaches a
+    /// parameter of a wrapper, such as a `Ddp`, whose own `backward` is to be called; those of the
+    /// operations' backward passes.
     pub fn backward(&self, root: &Var) -> Result<Gradients> {
         self.sweep(Backward {
             roots: &[(root, None)],
@@ -91,7 +96,8 @@ impl Tape {
     /// Runs the recording backward as `how` says. Consumes the recording.
     ///
     /// # Errors
-    /// As [`backward`](Tape::backward); [`Error::SeedMismatch`]; those of the hook.
+    /// As [`backward`](Tape::backward); [`Error::SeedMismatch`]; [`Error::Unclaimed`]; those
+    /// of the hook.
     pub fn sweep(&self, how: Backward<'_>) -> Result<Gradients> {
         let (mut slots, wanted) = self.prepare(&how)?;
         let mut sink = Sink::new(self.recording(), how);
@@ -191,6 +197,7 @@ impl Tape {
     /// Checks the request; returns the gradients of the nodes up to the last root, with the seeds
     /// in place, and the nodes that need one.
     pub(crate) fn prepare(&self, how: &Backward<'_>) -> Result<(Vec<Option<Tensor>>, Wanted)> {
+        self.check_claims(how)?;
         let mut slots: Vec<Option<Tensor>> = Vec::new();
         for (root, seed) in how.roots {
             let index = self.root(root)?;

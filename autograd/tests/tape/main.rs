@@ -2,6 +2,7 @@
 //!
 //! The operation here is defined in the test, so that nothing but the tape is under test.
 
+mod claims;
 mod memory;
 mod misuse;
 mod sweep;

@@ -111,6 +111,7 @@ fn a_sweep_stops_at_chosen_inputs() {
                 calls += 1;
                 Ok(Some(g))
             }),
+            ..Backward::default()
         })
         .unwrap();
     assert_eq!(vals(gradients.wrt(&early).unwrap()), [60.0]); // 2 b early
