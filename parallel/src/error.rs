@@ -4,21 +4,60 @@
 //! was split off.
 
 use phalanx_tensor::{DType, Shape};
+use std::fmt;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong in a parallel wrapper.
-#[derive(Debug, thiserror::Error)]
+///
+/// `Debug` prints the sentence that `Display` prints: it is what a `main` that returns the error shows.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Ranks hold different modules. The same error on every rank.
-    #[error("the ranks hold different modules: {difference}")]
+    /// Ranks hold different modules, configurations or values. The same error on every rank.
+    #[error("the ranks hold different replicas: {difference}")]
     ReplicasDiffer {
-        /// The first rank whose module is not that of the group's first rank.
+        /// The first rank that does not have what the group's first rank has.
         rank: usize,
-        /// The first parameter or buffer that differs, and how.
+        /// The first parameter, buffer or line of the configuration that differs, and how.
         difference: String,
+    },
+    /// Ranks differ in something else that they must not differ in: see [`agree`](crate::ddp::agree). The
+    /// same error on every rank.
+    #[error("the ranks have different {what}: {difference}")]
+    RanksDiffer {
+        /// In what.
+        what: &'static str,
+        /// The first rank that does not have what the group's first rank has.
+        rank: usize,
+        /// The first line that differs, and how.
+        difference: String,
+    },
+    /// A step ended half done, so that this rank may be behind the others, and the wrapper refuses all
+    /// further steps. On this rank only: the others learn of it when this rank's program returns the
+    /// error.
+    #[error(
+        "rank {rank}: step {step} of this Ddp ended half done ({reason}), so its replica may be behind \
+         the others; wrap the module again on every rank"
+    )]
+    Poisoned {
+        /// The rank.
+        rank: usize,
+        /// The step, from 0.
+        step: u64,
+        /// What ended it.
+        reason: String,
+    },
+    /// A rank has ended while others still train.
+    #[error(
+        "{source}; where ranks may have different numbers of batches, set DdpConfig::uneven_inputs on \
+         every rank, and let a rank whose data has run out call Ddp::join"
+    )]
+    EndedEarly {
+        /// What the communication says of it: a
+        /// [`RankReturned`](phalanx_comm::Error::RankReturned).
+        source: phalanx_comm::Error,
     },
     /// A weight that no average can be made with. The same error on every rank.
     #[error("backward_weighted: {}", match rank {
@@ -94,4 +133,10 @@ pub enum Error {
     /// Communication failed.
     #[error(transparent)]
     Comm(#[from] phalanx_comm::Error),
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }

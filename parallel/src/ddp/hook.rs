@@ -41,6 +41,12 @@ pub trait CommHook: Send + Sync {
     /// Whatever stops the step: `start`'s and the completion's are this rank's error of
     /// [`backward`](crate::Ddp::backward), as they are.
     fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Box<dyn Completion>>;
+
+    /// What ranks compare when they are wrapped, since all must use the same hook: its type, and the
+    /// numbers that it depends on. By default the type's name.
+    fn name(&self) -> String {
+        std::any::type_name::<Self>().to_owned()
+    }
 }
 
 /// Sends gradients as a shorter type: half the bytes, at the price of rounding them
@@ -62,6 +68,10 @@ impl CommHook for Compress {
         };
         let work = group.all_reduce(bucket.cast(short)?, ReduceOp::Sum)?;
         Ok(Box::new(Compressed { work, wide }))
+    }
+
+    fn name(&self) -> String {
+        format!("Compress::{self:?}")
     }
 }
 

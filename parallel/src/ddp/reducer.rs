@@ -2,86 +2,19 @@
 //! the order of the plan.
 
 use super::bucket::Bucket;
+use super::flat;
 use super::hook::Completion;
+use super::share::Share;
+use super::step::Joint;
 use super::trace::{Trace, TraceEvent};
 use super::uses::{self, Uses};
-use super::{Ddp, flat};
 use crate::{Error, Result};
 use phalanx_autograd::Gradients;
-use phalanx_autograd::nn::Module;
-use phalanx_comm::{ProcessGroup, ReduceOp, Work};
+use phalanx_comm::{Label, ProcessGroup, ReduceOp, Work};
 use phalanx_tensor::Tensor;
 use phalanx_tensor::ops::optim::scale;
 use std::slice;
 use std::sync::Arc;
-
-/// How much each rank's gradients count in the average.
-pub(super) enum Share {
-    /// All the same.
-    Equal,
-    /// In proportion to these weights, one per rank, not all zero.
-    Weighted(Vec<f64>),
-}
-
-impl Share {
-    /// Of weights, which are not all zero. Where nothing is uneven, the average is the plain one:
-    /// the same bits, and no multiplication.
-    fn of(weights: Vec<f64>) -> Share {
-        match weights.iter().all(|&w| w == weights[0]) {
-            true => Share::Equal,
-            false => Share::Weighted(weights),
-        }
-    }
-
-    /// The first rank that has data: the one whose buffers and order of gradients are taken.
-    pub(super) fn leader(&self) -> usize {
-        match self {
-            Share::Equal => 0,
-            Share::Weighted(w) => w.iter().position(|&w| w > 0.0).unwrap_or(0),
-        }
-    }
-
-    /// Whether `rank`'s gradients count at all.
-    pub(super) fn counts(&self, rank: usize) -> bool {
-        match self {
-            Share::Equal => true,
-            Share::Weighted(w) => w[rank] > 0.0,
-        }
-    }
-
-    /// What `rank`'s gradients are multiplied by before they are summed.
-    fn factor(&self, rank: usize, size: usize) -> f64 {
-        match self {
-            Share::Equal => 1.0 / size as f64,
-            Share::Weighted(w) => w[rank] / w.iter().sum::<f64>(),
-        }
-    }
-}
-
-/// Every rank's share of a step, from this rank's weight; a rank that has joined gives none.
-/// `None`: all ranks have joined.
-pub(super) fn gather_share(group: &dyn ProcessGroup, weight: Option<f64>) -> Result<Option<Share>> {
-    // Next to the weight, whether the rank has data: a weight of 0 is no farewell.
-    let mine = [weight.unwrap_or(0.0), f64::from(u8::from(weight.is_some()))];
-    let mine = Tensor::from_slice(&mine, [2], group.device())?;
-    let all = group.all_gather(mine)?.wait()?.to_vec::<f64>()?;
-    if all.chunks_exact(2).all(|rank| rank[1] == 0.0) {
-        return Ok(None);
-    }
-    let weights: Vec<f64> = all.chunks_exact(2).map(|rank| rank[0]).collect();
-    let bad = weights.iter().position(|w| !(w.is_finite() && *w >= 0.0));
-    match bad {
-        Some(rank) => Err(Error::InvalidWeight {
-            rank: Some(group.world_ranks()[rank]),
-            weight: weights[rank],
-        }),
-        None if weights.iter().all(|&w| w == 0.0) => Err(Error::InvalidWeight {
-            rank: None,
-            weight: 0.0,
-        }),
-        None => Ok(Some(Share::of(weights))),
-    }
-}
 
 /// What a hook returned for `bucket`, number `b`, if it can stand for its average.
 fn stand_for(b: usize, bucket: &Bucket, found: Tensor, group: &dyn ProcessGroup) -> Result<Tensor> {
@@ -102,6 +35,13 @@ fn world_rank(group: &dyn ProcessGroup) -> usize {
     group.world_ranks()[group.rank()]
 }
 
+fn divided(sum: Tensor, divisor: f64) -> Result<Tensor> {
+    Ok(match divisor == 1.0 {
+        true => sum,
+        false => sum.div_scalar(divisor)?,
+    })
+}
+
 /// A bucket in flight.
 enum Flight {
     Plain(Work<Tensor>),
@@ -118,8 +58,10 @@ impl Flight {
 }
 
 /// One step's reduction. Dropping it waits for what is in flight.
-pub(super) struct Reducer<'a, M> {
-    ddp: &'a Ddp<M>,
+pub(super) struct Reducer<'a> {
+    joint: Joint<'a>,
+    /// The number of the step, which labels what is sent.
+    step: u64,
     plan: Arc<[Bucket]>,
     /// For each parameter: its bucket and its slot there.
     place: Vec<(usize, usize)>,
@@ -136,22 +78,33 @@ pub(super) struct Reducer<'a, M> {
     uses: Uses,
     /// Which of them it has given.
     arrived: Vec<bool>,
-    /// What gradients are multiplied by before they leave; `None`: the reduction averages.
-    factor: Option<f64>,
+    /// What gradients are multiplied by before they leave.
+    factor: f64,
+    op: ReduceOp,
+    /// What their sums are divided by.
+    divisor: f64,
     trace: Trace,
 }
 
-impl<'a, M: Module> Reducer<'a, M> {
+impl<'a> Reducer<'a> {
     /// Starts the step: `used` says which parameters this rank has gradients for.
     pub(super) fn new(
-        ddp: &'a Ddp<M>,
+        joint: Joint<'a>,
         plan: Arc<[Bucket]>,
         share: Share,
         used: &[bool],
     ) -> Result<Self> {
-        let group = &*ddp.group;
-        let uses = Uses::start(&plan, used, ddp.config.hook.is_some(), group)?;
-        let averaging = matches!(share, Share::Equal) && ddp.config.hook.is_none();
+        let (group, config) = (joint.group(), &joint.lead().config);
+        let hooked = config.hook.is_some();
+        let uses = Uses::start(&plan, used, hooked, group)?;
+        let (factor, divisor) = share.factors(group.rank(), group.size());
+        let (factor, op, divisor) = match (hooked, &share) {
+            // A hook's sum is the average.
+            (true, _) => (factor / divisor, ReduceOp::Sum, 1.0),
+            (false, Share::Equal) => (1.0, ReduceOp::Avg, 1.0),
+            // Divided last, as in the plain average: ranks that have data average as if they were alone.
+            (false, Share::Weighted { .. }) => (factor, ReduceOp::Sum, divisor),
+        };
         let mut place = vec![(0, 0); used.len()];
         for (b, bucket) in plan.iter().enumerate() {
             bucket
@@ -172,9 +125,12 @@ impl<'a, M: Module> Reducer<'a, M> {
             uses,
             used: used.to_vec(),
             arrived: vec![false; used.len()],
-            factor: (!averaging).then(|| share.factor(group.rank(), group.size())),
-            trace: Trace::new(ddp.config.trace),
-            ddp,
+            factor,
+            op,
+            divisor,
+            trace: Trace::new(config.trace),
+            step: joint.lead().state().step,
+            joint,
             plan,
         };
         reducer.launch()?; // a bucket that this rank has nothing for can leave at once
@@ -186,12 +142,12 @@ impl<'a, M: Module> Reducer<'a, M> {
     pub(super) fn ready(&mut self, i: usize, mut gradient: Tensor) -> Result<()> {
         let (b, s) = self.place[i];
         self.trace
-            .record(|| TraceEvent::Ready(self.ddp.params[i].0.clone()));
+            .record(|| TraceEvent::Ready(self.joint.param(i).0.clone()));
         if !self.used[i] {
             return Ok(());
         }
-        if let Some(factor) = self.factor {
-            scale(slice::from_mut(&mut gradient), factor)?;
+        if self.factor != 1.0 {
+            scale(slice::from_mut(&mut gradient), self.factor)?;
         }
         let bucket = &self.plan[b];
         if bucket.is_single() {
@@ -227,7 +183,7 @@ impl<'a, M: Module> Reducer<'a, M> {
 
     fn allocate(&self, b: usize) -> Result<Tensor> {
         let bucket = &self.plan[b];
-        let param = |p: usize| &self.ddp.params[p].1;
+        let param = |p: usize| &self.joint.param(p).1;
         let device = param(bucket.slots[0].param).device();
         let numel = |p: usize| param(p).shape().numel();
         let carries = self.uses.are_within(b);
@@ -247,17 +203,14 @@ impl<'a, M: Module> Reducer<'a, M> {
                 Some(tensor) => tensor,
                 None => self.allocate(b)?, // nothing from this rank: zeros
             };
-            let group = &*self.ddp.group;
-            let flight = match &self.ddp.config.hook {
-                Some(hook) => Flight::Hooked(hook.start(group, tensor)?),
-                None => {
-                    let op = if self.factor.is_some() {
-                        ReduceOp::Sum
-                    } else {
-                        ReduceOp::Avg
-                    };
-                    Flight::Plain(group.all_reduce(tensor, op)?)
-                }
+            // A rank that is a bucket behind would else meet the others in a reduction of equal shape.
+            let group = self.joint.group().labelled(Label {
+                step: self.step,
+                part: b as u64,
+            });
+            let flight = match &self.joint.lead().config.hook {
+                Some(hook) => Flight::Hooked(hook.start(&*group, tensor)?),
+                None => Flight::Plain(group.all_reduce(tensor, self.op)?),
             };
             self.flights.push(flight);
             self.trace.record(|| TraceEvent::Started(b));
@@ -275,9 +228,9 @@ impl<'a, M: Module> Reducer<'a, M> {
         let mut used = bucket.slots.iter().filter(|s| self.used[s.param]);
         let missing = used.find(|s| !self.arrived[s.param]);
         Err(Error::GradientMissing {
-            rank: world_rank(&*self.ddp.group),
+            rank: world_rank(self.joint.group()),
             bucket: b,
-            parameter: missing.map_or_else(String::new, |s| self.ddp.params[s.param].0.clone()),
+            parameter: missing.map_or_else(String::new, |s| self.joint.param(s.param).0.clone()),
         })
     }
 
@@ -285,11 +238,11 @@ impl<'a, M: Module> Reducer<'a, M> {
     pub(super) fn finish(mut self) -> Result<(Gradients, Trace)> {
         self.trace.record(|| TraceEvent::SweepEnded);
         self.all_launched()?;
-        let group = &*self.ddp.group;
+        let group = self.joint.group();
         let mut reduced = Vec::with_capacity(self.plan.len());
         for (b, flight) in self.flights.into_iter().enumerate() {
             reduced.push(match flight {
-                Flight::Plain(work) => work.wait()?,
+                Flight::Plain(work) => divided(work.wait()?, self.divisor)?,
                 Flight::Hooked(completion) => {
                     stand_for(b, &self.plan[b], completion.finish()?, group)?
                 }
@@ -302,7 +255,7 @@ impl<'a, M: Module> Reducer<'a, M> {
         let mut gradients = Gradients::default();
         for (bucket, flat) in self.plan.iter().zip(&reduced) {
             for slot in bucket.slots.iter().filter(|s| used[s.param]) {
-                let param = &self.ddp.params[slot.param].1;
+                let param = &self.joint.param(slot.param).1;
                 let gradient = flat::get(flat, slot.offset, param.shape())?;
                 gradients.insert(param, gradient.to_device(param.device())?);
             }
@@ -315,6 +268,7 @@ impl<'a, M: Module> Reducer<'a, M> {
 mod tests {
     use super::*;
     use crate::DdpConfig;
+    use crate::ddp::replica::Replica;
     use phalanx_autograd::nn::{Factory, Linear};
     use phalanx_comm::launch;
 
@@ -326,10 +280,11 @@ mod tests {
                 in_place_bytes: 1,
                 ..Default::default()
             };
-            let ddp = Ddp::new(module, group, config)?;
-            let plan = ddp.agreed_plan(&[0, 1], 0)?; // a bucket for each parameter
-            let mut reducer = Reducer::new(&ddp, plan, Share::Equal, &[true, true])?;
-            reducer.ready(0, ddp.params[0].1.value())?;
+            let replica = &Replica::new(&module, group, config)?;
+            let joint = Joint::one(&replica);
+            let plan = joint.agreed_plan(&[0, 1], 0)?; // a bucket for each parameter
+            let mut reducer = Reducer::new(joint, plan, Share::Equal, &[true, true])?;
+            reducer.ready(0, replica.params[0].1.value())?;
             Ok(reducer.finish().map(drop))
         });
         let end = ends.unwrap().remove(0);

@@ -1,10 +1,14 @@
-//! The check that all ranks hold the same module, before anything is averaged.
+//! The checks that ranks agree: on the module and the configuration before anything is averaged, on the
+//! parameters' values later, and on whatever else a program must not differ in.
 
+use super::DdpConfig;
+use super::replica::Replica;
 use crate::{Error, Result};
 use phalanx_autograd::{Buffer, Param};
 use phalanx_comm::ProcessGroup;
 use phalanx_tensor::{Device, Tensor};
 use std::collections::HashMap;
+use std::hash::Hasher;
 
 /// One line per parameter and buffer, the same text on ranks that agree. Ranks have devices of
 /// their own; but what shares a device, and so a bucket, must be the same.
@@ -44,14 +48,11 @@ fn first_difference(
     }
 }
 
-/// Compares this module's parameters and buffers with every other rank's.
-pub(super) fn replicas_agree(
-    params: &[(String, Param)],
-    buffers: &[(String, Buffer)],
-    group: &dyn ProcessGroup,
-) -> Result<()> {
+/// Compares a text of this rank with every other rank's. `Some`: the first rank whose text is not that
+/// of the group's first rank, and where they part; the same on every rank.
+fn compare(group: &dyn ProcessGroup, mine: String) -> Result<Option<(usize, String)>> {
     let device = group.device();
-    let mine = describe(params, buffers).into_bytes();
+    let mine = mine.into_bytes();
     let length = Tensor::scalar(mine.len() as i64, device)?;
     let lengths = group.all_gather(length)?.wait()?.to_vec::<i64>()?;
     // Padded to the longest, so that all ranks gather the same shape.
@@ -66,14 +67,101 @@ pub(super) fn replicas_agree(
     let texts = (0..group.size()).map(|r| String::from_utf8_lossy(text(r)));
     let mut texts = group.world_ranks().iter().copied().zip(texts);
     let Some((first, firsts)) = texts.next() else {
-        return Ok(()); // a group has a rank
+        return Ok(None); // a group has a rank
     };
-    for (rank, text) in texts {
-        if let Some(difference) = first_difference((rank, &text), (first, &firsts)) {
-            return Err(Error::ReplicasDiffer { rank, difference });
+    Ok(texts.find_map(|(rank, text)| {
+        let difference = first_difference((rank, &text), (first, &firsts))?;
+        Some((rank, difference))
+    }))
+}
+
+/// Compares this rank's module and configuration with every other rank's.
+pub(super) fn replicas_agree(
+    config: &DdpConfig,
+    params: &[(String, Param)],
+    buffers: &[(String, Buffer)],
+    group: &dyn ProcessGroup,
+) -> Result<()> {
+    match compare(group, config.describe() + &describe(params, buffers))? {
+        Some((rank, difference)) => Err(Error::ReplicasDiffer { rank, difference }),
+        None => Ok(()),
+    }
+}
+
+/// Whether all ranks say the same of something that they must not differ in, such as the arguments that
+/// the program was started with: ranks that train with different learning rates drift apart without a
+/// sign. `text` has one line for each thing, and `what` says what they are, in the plural. Every rank
+/// must call it.
+///
+/// ```
+/// use phalanx_comm::launch;
+/// use phalanx_parallel::{Error, ddp};
+///
+/// let ends = launch(2, |group| -> phalanx_parallel::Result<String> {
+///     let lr = if group.rank() == 0 { 0.05 } else { 0.01 };
+///     let arguments = format!("--epochs 4\n--lr {lr}\n");
+///     let Err(error) = ddp::agree(&*group, "arguments", &arguments) else { panic!() };
+///     Ok(error.to_string())
+/// })?;
+/// assert_eq!(
+///     ends[0],
+///     "the ranks have different arguments: rank 1 has --lr 0.01, where rank 0 has --lr 0.05"
+/// );
+/// assert_eq!(ends[0], ends[1]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`Error::RanksDiffer`], the same on every rank; errors of the communication.
+pub fn agree(group: &dyn ProcessGroup, what: &'static str, text: &str) -> Result<()> {
+    match compare(group, text.to_owned())? {
+        Some((rank, difference)) => Err(Error::RanksDiffer {
+            what,
+            rank,
+            difference,
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Compares the values of this rank's parameters, and of the buffers that the wrapper keeps equal, with
+/// every other rank's.
+pub(super) fn values_agree(replica: &Replica) -> Result<()> {
+    let params = replica.params.iter().chain(&replica.frozen);
+    let params = params.map(|(name, p)| (name, p.value()));
+    let kept = replica.config.broadcast_buffers;
+    let buffers = replica.buffers.iter().filter(|_| kept);
+    let buffers = buffers.map(|(name, b)| (name, b.value()));
+    let (mut names, mut hashes) = (Vec::new(), Vec::new());
+    for (name, value) in params.chain(buffers) {
+        names.push(format!("{name} ({} {})", value.dtype(), value.shape()));
+        hashes.push(hash(&value)?);
+    }
+    let (group, n) = (&*replica.group, hashes.len());
+    let all = Tensor::from_vec(hashes, n, group.device())?;
+    let all = group.all_gather(all)?.wait()?.to_vec::<i64>()?;
+    let ranks = group.world_ranks();
+    for (rank, theirs) in ranks.iter().zip(all.chunks(n.max(1))).skip(1) {
+        let differs = theirs.iter().zip(&all).position(|(a, b)| a != b);
+        if let Some(at) = differs {
+            return Err(Error::ReplicasDiffer {
+                rank: *rank,
+                difference: format!(
+                    "rank {rank} has other values of {} than rank {}",
+                    names[at], ranks[0]
+                ),
+            });
         }
     }
     Ok(())
+}
+
+/// 64 bits that depend on every bit of the elements, in order.
+fn hash(value: &Tensor) -> Result<i64> {
+    let value = value.contiguous()?;
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(value.as_bytes()?);
+    Ok(hasher.finish() as i64)
 }
 
 #[cfg(test)]

@@ -390,3 +390,68 @@ fn equal_weights_are_the_plain_average() {
         Ok(())
     });
 }
+
+/// The gradients of a step in which rank 1 of four has no data, and the others all have the gradient
+/// `of` for each element.
+fn with_three_of_four(config: DdpConfig, of: f64) -> Vec<Vec<f64>> {
+    on_ranks(4, |group| {
+        let (rank, device) = (group.rank(), group.device());
+        let ddp = Ddp::new(
+            Mlp::new(&[1, 1], DType::F32, device, 5),
+            group,
+            DdpConfig {
+                uneven_inputs: true,
+                ..config.clone()
+            },
+        )?;
+        let read = |gradients: &phalanx_autograd::Gradients| {
+            let params = ddp.parameters();
+            let all = params
+                .iter()
+                .flat_map(|p| values(gradients.get(p).unwrap()));
+            all.collect::<Vec<f64>>()
+        };
+        let mut found = Vec::new();
+        if rank != 1 {
+            let tape = Tape::new();
+            let x = tape.constant(Tensor::ones([1, 1], DType::F32, device)?);
+            let loss = ddp.forward(&tape, &x)?.mul_scalar(of)?.sum_all()?;
+            found = read(&ddp.backward(&tape, &loss)?);
+        }
+        let joined = ddp.join(|gradients| {
+            found = read(gradients);
+            Ok(())
+        })?;
+        assert_eq!(joined, usize::from(rank == 1));
+        Ok(found)
+    })
+}
+
+#[test]
+fn the_ranks_that_have_data_average_as_if_they_were_alone() {
+    for in_place_bytes in [1, usize::MAX] {
+        for i in 0..50 {
+            let of = (0.1 + f64::from(i) * 0.37) as f32;
+            // Summed, then divided, as the plain average of three ranks.
+            let want = f64::from((of + of + of) / 3.0);
+            let config = DdpConfig {
+                in_place_bytes,
+                ..Default::default()
+            };
+            for found in with_three_of_four(config, f64::from(of)) {
+                assert_eq!(found, [want, want], "{of}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_gradients_can_be_divided_by_the_number_of_all_ranks() {
+    let config = DdpConfig {
+        divide_by_initial_world_size: true,
+        ..Default::default()
+    };
+    for found in with_three_of_four(config, 2.0) {
+        assert_eq!(found, [1.5, 1.5]);
+    }
+}

@@ -1,6 +1,6 @@
 //! Modules of every kind: half types, weights used twice, parts on two devices, two wrappers at once.
 
-use crate::model::{Mlp, on_ranks, values};
+use crate::model::{Mlp, on_ranks, own_gradients, values};
 use phalanx_autograd::nn::{Module, Visitor};
 use phalanx_autograd::{Gradients, Param, Tape, Var};
 use phalanx_comm::ProcessGroup;
@@ -69,7 +69,7 @@ fn check<M: Module>(ddp: &Ddp<M>, width: usize, dtype: DType) -> Result<()> {
     let tape = Tape::new();
     for step in 0..2 {
         let x = input(step, width, dtype, &**ddp.group())?;
-        let local = tape.backward(&loss(ddp.module(), &tape, &x)?)?;
+        let local = own_gradients(ddp, &tape, &loss(ddp.module(), &tape, &x)?)?;
         let found = ddp.backward(&tape, &loss(ddp, &tape, &x)?)?;
         assert_eq!(found.len(), ddp.parameters().len());
         assert_means(&**ddp.group(), &ddp.parameters(), &local, &found)?;
@@ -205,7 +205,7 @@ fn two_wrappers_on_one_group() {
             let local = |ddp: &Ddp<Mlp>, times: f64| -> Result<Gradients> {
                 let tape = Tape::new();
                 let loss = loss(ddp.module(), &tape, &x)?.mul_scalar(times)?;
-                Ok(tape.backward(&loss)?)
+                own_gradients(ddp, &tape, &loss)
             };
             a.accumulate(&tapes[0], &loss(&a, &tapes[0], &x)?)?;
             let losses = (loss(&b, &tapes[1], &x)?, loss(&a, &tapes[0], &x)?);

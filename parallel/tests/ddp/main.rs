@@ -1,6 +1,8 @@
 //! `Ddp` against the single process, against PyTorch's values, and where things go wrong.
 
 mod buffers;
+mod claims;
+mod drift;
 mod equivalence;
 mod faults;
 mod golden;
@@ -9,5 +11,6 @@ mod kinds;
 mod memory;
 mod model;
 mod overlap;
+mod poison;
 mod replicas;
 mod unused;

@@ -1,6 +1,6 @@
 //! A training step at steady state takes nothing from the system and leaves nothing behind.
 
-use crate::model::{Mlp, mse, on_ranks};
+use crate::model::{Mlp, mse, on_ranks, own_gradients};
 use phalanx_autograd::Tape;
 use phalanx_autograd::nn::{BatchNorm2d, Factory, Linear, Module, Sequential};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
@@ -103,7 +103,7 @@ fn large_gradients_are_reduced_where_they_lie() {
                 device.reset_peak()?;
                 let gradients = match wrapped {
                     true => ddp.backward(&tape, &loss)?,
-                    false => tape.backward(&loss)?,
+                    false => own_gradients(&ddp, &tape, &loss)?,
                 };
                 drop(gradients);
                 group.barrier()?.wait()?;

@@ -1,10 +1,10 @@
 //! The model that the tests train, and how they launch ranks.
 
 use phalanx_autograd::nn::{Factory, Linear, Module, Visitor};
-use phalanx_autograd::{Param, Tape, Var};
+use phalanx_autograd::{Backward, Claims, Gradients, Param, Tape, Var};
 use phalanx_comm::env::Start;
 use phalanx_comm::{LaunchConfig, ProcessGroup, Ranks, RunConfig, run};
-use phalanx_parallel::Result;
+use phalanx_parallel::{Ddp, Result};
 use phalanx_tensor::{DType, Device, Tensor};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +52,18 @@ impl Module for Mlp {
 /// The mean of the squared differences.
 pub fn mse(y: &Var, target: &Var) -> phalanx_autograd::Result<Var> {
     y.sub(target)?.square()?.mean_all()
+}
+
+/// This rank's own gradients of a wrapped module's parameters, without communication.
+pub fn own_gradients<M: Module>(ddp: &Ddp<M>, tape: &Tape, loss: &Var) -> Result<Gradients> {
+    Ok(tape.sweep(Backward {
+        roots: &[(loss, None)],
+        claims: Claims {
+            held: &[ddp.claim()],
+            beside: &[],
+        },
+        ..Default::default()
+    })?)
 }
 
 /// Runs `f` on `n` ranks, threads of this process; under mpirun on its first `n` processes, of which this is one, and

@@ -96,18 +96,23 @@ fn what_is_not_the_modules_has_the_ranks_own_gradient() {
     on_ranks(2, |group| {
         let (rank, device) = (group.rank(), Device::cpu(group.rank()));
         let model = Mlp::new(&[2, 1], DType::F64, device, 0);
-        let ddp = Ddp::new(model, group, DdpConfig::default())?;
         let scale = Param::new(Tensor::full((), 1.0 + rank as f64, DType::F64, device)?);
-        let run = |tape: &Tape| -> Result<(Var, Var)> {
+        let alone = Mlp::new(&[2, 1], DType::F64, device, 0);
+        let config = DdpConfig {
+            beside: vec![scale.clone()],
+            ..Default::default()
+        };
+        let ddp = Ddp::new(model, group, config)?;
+        let run = |tape: &Tape, model: &dyn Module| -> Result<(Var, Var)> {
             let x = tape.input(Tensor::ones([1, 2], DType::F64, device)?)?;
-            let y = ddp.forward(tape, &x)?.mul(&tape.leaf(&scale))?;
+            let y = model.forward(tape, &x)?.mul(&tape.leaf(&scale))?;
             Ok((x, y.sum_all()?))
         };
         let tape = Tape::new();
-        let (x, loss) = run(&tape)?;
+        let (x, loss) = run(&tape, &alone)?;
         let alone = tape.backward(&loss)?;
         let want = [alone.wrt(&x), alone.get(&scale)].map(|g| values(g.unwrap()));
-        let (x, loss) = run(&tape)?;
+        let (x, loss) = run(&tape, &ddp)?;
         let averaged = ddp.backward(&tape, &loss)?;
         let found = [averaged.wrt(&x), averaged.get(&scale)].map(|g| values(g.unwrap()));
         assert_eq!(found, want);

@@ -1,0 +1,141 @@
+//! [`Replica`]: what a wrapper keeps of its module, and knows of the other ranks' replicas.
+
+use super::bucket::{self, Bucket, Entry, Limits};
+use super::{DdpConfig, Trace, flat, verify};
+use crate::{Error, Result};
+use phalanx_autograd::nn::Module;
+use phalanx_autograd::{Buffer, Claim, Gradients, Holder, Param, ParamId};
+use phalanx_comm::ProcessGroup;
+use phalanx_tensor::Tensor;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// What the errors of a claim say of a wrapper.
+const HOLDER: Holder = Holder {
+    name: "a Ddp",
+    outside: "call Ddp::backward, which averages over the ranks (Ddp::accumulate: without communication; \
+              ddp::backward_all: a loss over several wrapped modules), or freeze the parameter",
+    unclaimed: "show it in the wrapped module's `visit`, or list it in DdpConfig::beside, where its \
+                gradient is this rank's own",
+};
+
+/// What lasts from step to step.
+#[derive(Default)]
+pub(super) struct State {
+    /// The bucket plan, agreed with the other ranks in the first step.
+    pub(super) plan: Option<Arc<[Bucket]>>,
+    /// The plan of steps together with other wrappers, and the parameters of all of them.
+    pub(super) joint_plan: Option<(Vec<ParamId>, Arc<[Bucket]>)>,
+    /// Local gradients of [`Ddp::accumulate`](super::Ddp::accumulate).
+    pub(super) accumulated: Gradients,
+    /// How many steps have been done.
+    pub(super) step: u64,
+    /// Why a step was left half done.
+    pub(super) broken: Option<Cow<'static, str>>,
+    pub(super) trace: Trace,
+}
+
+/// One rank's replica of a module: its tensors, not its computation.
+pub struct Replica {
+    pub(super) group: Arc<dyn ProcessGroup>,
+    pub(super) config: DdpConfig,
+    pub(super) params: Vec<(String, Param)>,
+    pub(super) index: HashMap<ParamId, usize>,
+    /// The parameters that were frozen at first: they have no place in the plan.
+    pub(super) frozen: Vec<(String, Param)>,
+    pub(super) buffers: Vec<(String, Buffer)>,
+    buffer_plan: Vec<Bucket>,
+    pub(super) claim: Claim,
+    state: Mutex<State>,
+}
+
+impl Replica {
+    pub(super) fn new(
+        module: &(impl Module + ?Sized),
+        group: Arc<dyn ProcessGroup>,
+        config: DdpConfig,
+    ) -> Result<Replica> {
+        let params = module.named_parameters();
+        let buffers = module.named_buffers();
+        // Before anything is sent: it concerns this rank alone.
+        let claim = Claim::new(HOLDER, params.iter().map(|(_, p)| p))?;
+        verify::replicas_agree(&config, &params, &buffers, &*group)?;
+        take_parameters_of(0, &params, &*group)?;
+        let (params, frozen): (Vec<_>, Vec<_>) =
+            params.into_iter().partition(|(_, p)| p.requires_grad());
+        let buffer_entries: Vec<Entry> = buffers.iter().map(|(_, b)| entry(&b.value())).collect();
+        let everything = Limits {
+            first: usize::MAX,
+            cap: usize::MAX,
+            single: usize::MAX,
+        };
+        let order: Vec<usize> = (0..buffers.len()).collect();
+        let buffer_plan = bucket::plan(&buffer_entries, &order, everything);
+        let index = params.iter().enumerate().map(|(i, (_, p))| (p.id(), i));
+        let replica = Replica {
+            index: index.collect(),
+            group,
+            config,
+            params,
+            frozen,
+            buffers,
+            buffer_plan,
+            claim,
+            state: Mutex::default(),
+        };
+        replica.send_buffers(0)?.receive(&replica.buffers)?;
+        Ok(replica)
+    }
+
+    /// Sends `root`'s buffers to all ranks.
+    pub(super) fn send_buffers(&self, root: usize) -> Result<flat::Broadcast> {
+        let values: Vec<Tensor> = self.buffers.iter().map(|(_, b)| b.value()).collect();
+        flat::Broadcast::start(&self.buffer_plan, &values, &*self.group, root)
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        // Each change of the state is one assignment: a panic leaves nothing half-done.
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// This rank's number in the world, which errors name.
+    pub(super) fn world_rank(&self) -> usize {
+        self.group.world_ranks()[self.group.rank()]
+    }
+
+    /// # Errors
+    /// [`Error::Poisoned`] if a step was left half done.
+    pub(super) fn expect_whole(&self) -> Result<()> {
+        let state = self.state();
+        match &state.broken {
+            None => Ok(()),
+            Some(reason) => Err(Error::Poisoned {
+                rank: self.world_rank(),
+                step: state.step,
+                reason: reason.to_string(),
+            }),
+        }
+    }
+}
+
+fn take_parameters_of(
+    root: usize,
+    params: &[(String, Param)],
+    group: &dyn ProcessGroup,
+) -> Result<()> {
+    let works = params.iter().map(|(_, p)| group.broadcast(p.value(), root));
+    let works = works.collect::<Result<Vec<_>, _>>()?;
+    for ((_, param), work) in params.iter().zip(works) {
+        param.set(work.wait()?)?;
+    }
+    Ok(())
+}
+
+pub(super) fn entry(t: &Tensor) -> Entry {
+    Entry {
+        shape: t.shape().clone(),
+        dtype: t.dtype(),
+        device: t.device(),
+    }
+}
