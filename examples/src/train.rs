@@ -8,6 +8,7 @@ use phalanx_autograd::Tape;
 use phalanx_autograd::nn::{Module, cross_entropy};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_comm::{ProcessGroup, ReduceOp};
+use phalanx_parallel::ddp::agree;
 use phalanx_parallel::{Ddp, DdpConfig, DistributedSampler};
 use phalanx_tensor::Tensor;
 
@@ -36,6 +37,23 @@ impl TrainConfig {
     /// Images in a step on each of `ranks` ranks.
     pub fn share(&self, ranks: usize) -> usize {
         self.batch_size.div_ceil(ranks)
+    }
+
+    /// What ranks must agree on, a line each.
+    fn describe(&self, train: &Dataset, test: &Dataset) -> String {
+        let TrainConfig {
+            epochs,
+            batch_size,
+            seed,
+            learning_rate,
+            momentum,
+            weight_decay,
+        } = self;
+        let (train, test) = (train.len(), test.len());
+        format!(
+            "{epochs} epochs\nbatch size {batch_size}\nseed {seed}\nlearning rate {learning_rate}\n\
+             momentum {momentum}\nweight decay {weight_decay}\n{train} images to train\n{test} images to test\n"
+        )
     }
 }
 
@@ -77,7 +95,8 @@ pub fn step<M: Module>(
 /// Trains `model` on this rank's share of `train`, and judges it by `test` after each epoch.
 ///
 /// # Errors
-/// Those of the model, the group and the optimizer; or the loss is no number.
+/// Those of the model, the group and the optimizer; ranks that were started with other numbers, or whose replicas
+/// have drifted apart; or the loss is no number.
 pub fn train<M: Module>(
     model: M,
     group: &Arc<dyn ProcessGroup>,
@@ -86,6 +105,7 @@ pub fn train<M: Module>(
     config: &TrainConfig,
 ) -> Result<Outcome> {
     let device = group.device();
+    agree(&**group, "arguments", &config.describe(train, test))?;
     let ddp = Ddp::new(model, group.clone(), DdpConfig::default())?;
     let sgd = SgdConfig {
         lr: config.learning_rate,
@@ -135,6 +155,7 @@ pub fn train<M: Module>(
             "the training has diverged: the loss of epoch {} is {train_loss}; a lower learning rate may help",
             epoch + 1
         );
+        ddp.check_replicas()?;
         curves.losses.extend(losses);
         let accuracy = accuracy(ddp.module(), &**group, test)?;
         curves.accuracies.push(accuracy);
@@ -190,7 +211,12 @@ fn learning_rate(highest: f64, done: usize, steps: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use phalanx_autograd::nn::Factory;
+    use phalanx_comm::launch;
+
     use super::*;
+    use crate::data::{Split, bundled};
+    use crate::models::image_mlp;
 
     #[test]
     fn the_learning_rate_rises_and_falls() {
@@ -203,5 +229,25 @@ mod tests {
         assert!(rates[..top].is_sorted() && rates[top..].iter().rev().is_sorted());
         assert!(rates[0] > 0.0 && rates[99] > 0.0 && rates[99] < 0.001);
         assert_eq!(learning_rate(0.5, 0, 1), 0.5);
+    }
+
+    #[test]
+    fn ranks_that_were_started_with_other_numbers_do_not_train() {
+        let test = Dataset::load(&bundled(), Split::Test).unwrap();
+        let ends = launch(2, |group| -> Result<String, phalanx_comm::Error> {
+            let config = TrainConfig {
+                epochs: 1,
+                batch_size: 500,
+                seed: 0,
+                learning_rate: if group.rank() == 0 { 0.05 } else { 0.01 },
+                momentum: 0.9,
+                weight_decay: 0.0,
+            };
+            let model = image_mlp(&mut Factory::new(group.device(), 0)).expect("there is memory");
+            let end = train(model, &group, &test, &test, &config);
+            Ok(end.expect_err("they differ").to_string())
+        });
+        let want = "the ranks have different arguments: rank 1 has learning rate 0.01, where rank 0 has learning rate 0.05";
+        assert_eq!(ends.unwrap(), [want, want]);
     }
 }
