@@ -53,6 +53,15 @@ impl DType {
         matches!(self, DType::F32 | DType::F64 | DType::BF16 | DType::F16)
     }
 
+    /// The type in which sums and products of such elements are computed: `f32` for the half
+    /// types, for every other type the type itself. That of [`Float::Compute`].
+    pub const fn compute(self) -> DType {
+        match self {
+            DType::BF16 | DType::F16 => DType::F32,
+            DType::F32 | DType::F64 | DType::I64 | DType::U8 => self,
+        }
+    }
+
     /// The printed name, as in `"f32"`.
     pub const fn name(self) -> &'static str {
         match self {

@@ -17,14 +17,6 @@ macro_rules! on_real {
 }
 pub(crate) use on_real;
 
-/// The type that elements of `dtype` are computed in.
-pub(crate) fn working_dtype(dtype: DType) -> DType {
-    match dtype {
-        DType::BF16 | DType::F16 => DType::F32,
-        other => other,
-    }
-}
-
 /// The tensor as the kernels want it: contiguous, half types widened to `f32`.
 pub(crate) fn working(op: &'static str, t: &Tensor) -> Result<Tensor> {
     match t.dtype() {

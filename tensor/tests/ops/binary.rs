@@ -112,6 +112,39 @@ proptest! {
             prop_assert_eq!(values(&a), before, "a shared operand is left alone");
         }
     }
+
+    #[test]
+    fn half_types_add_up_in_f32(seed: u64) {
+        let mut rng = TestRng::new(seed);
+        let shape = rng.shape(3, 40);
+        let below = rng.shape_below(&shape);
+        for dtype in [DType::BF16, DType::F16] {
+            let wide = |t: &Tensor| t.cast(DType::F32).unwrap();
+            let a = rng.tensor(&shape, dtype, (0.0, 100.0));
+            let b = rng.tensor(&below, dtype, (0.0, 100.0));
+            let sum = a.add_widened(&b).unwrap();
+            assert_same(&sum, &wide(&a).add(&wide(&b)).unwrap(), "two halves");
+            let expected = sum.add(&wide(&b)).unwrap();
+            let shared = sum.clone();
+            assert_same(&sum.add_into(&b).unwrap(), &expected, "shared");
+            let at = shared.as_bytes().unwrap().as_ptr();
+            let sum = shared.add_into(&b).unwrap();
+            assert_same(&sum, &expected, "in place");
+            prop_assert_eq!(sum.as_bytes().unwrap().as_ptr(), at, "no other buffer");
+            let view = rng.tensor(&shape, DType::F32, (0.0, 100.0));
+            let expected = view.add(&wide(&b)).unwrap();
+            assert_same(&view.add_into(&b).unwrap(), &expected, "a view");
+        }
+        for dtype in [DType::F32, DType::F64, DType::I64, DType::U8] {
+            let a = rng.tensor(&shape, dtype, (0.0, 100.0));
+            let b = rng.tensor(&below, dtype, (0.0, 100.0));
+            assert_same(&a.add_widened(&b).unwrap(), &a.add(&b).unwrap(), "other types");
+        }
+        let [narrow, f32s, f64s] = [DType::BF16, DType::F32, DType::F64].map(|dtype| rng.tensor(&shape, dtype, (0.0, 1.0)));
+        prop_assert!(narrow.clone().add_into(&f32s).is_err(), "a sum does not lose digits");
+        prop_assert!(f64s.add_into(&narrow).is_err());
+        prop_assert!(narrow.add_widened(&f32s).is_err());
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod layer_norm;
 mod linear;
 mod matmul;
 mod optim;
+mod optim_failures;
 mod pool;
 mod random;
 mod reduce;

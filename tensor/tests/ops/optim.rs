@@ -230,6 +230,72 @@ fn half_parameters_keep_their_state_in_f32() {
     }
 }
 
+/// Both steps compute in `f32` and round once, so a gradient in a half type and its exact `f32`
+/// value give the same bits; one with more digits than a half type has counts with all of them.
+#[test]
+fn half_parameters_take_gradients_in_f32() {
+    let mut rng = TestRng::new(35);
+    for dtype in [DType::BF16, DType::F16] {
+        for case in 0..40 {
+            let shape = rng.shape(3, 40);
+            let start = rng.tensor(&shape, dtype, (-1.0, 1.0));
+            let short = rng.tensor(&shape, dtype, (-1.0, 1.0));
+            let wide = short.cast(DType::F32).unwrap();
+            let fine = rng.tensor(&shape, DType::F32, (-1.0, 1.0));
+
+            let sgd = &sgd_configs()[case % 5];
+            let run = |grads: [&Tensor; 2]| {
+                let (mut p, mut m) = ([start.clone()], [None]);
+                for g in grads {
+                    sgd_step(&mut p, &[g], &mut m, sgd).unwrap();
+                }
+                assert_eq!(p[0].dtype(), dtype);
+                assert!(m.iter().flatten().all(|m| m.dtype() == DType::F32));
+                p
+            };
+            let what = format!("{dtype} {sgd:?}");
+            assert_same(&run([&short, &short])[0], &run([&wide, &wide])[0], &what);
+            let (mut plain, mut m) = (values(&start), None);
+            plain_sgd(&mut plain, &values(&fine), &mut m, sgd);
+            let first = {
+                let (mut p, mut m) = ([start.clone()], [None]);
+                sgd_step(&mut p, &[&fine], &mut m, sgd).unwrap();
+                p
+            };
+            // One rounding of the parameter, beside which those of f32 do not show.
+            assert_close(&first[0], &shape, &plain, tolerance(dtype, 64.0), &what);
+
+            let adam = &adam_configs()[case % 2];
+            let run = |g: &Tensor| {
+                let (mut p, mut s) = ([start.clone()], [None]);
+                adam_step(&mut p, &[g], &mut s, adam).unwrap();
+                p
+            };
+            let what = format!("{dtype} {adam:?}");
+            assert_same(&run(&short)[0], &run(&wide)[0], &what);
+            let (mut plain, mut s) = (values(&start), PlainAdam::default());
+            plain_adam(&mut plain, &values(&fine), &mut s, adam);
+            assert_close(
+                &run(&fine)[0],
+                &shape,
+                &plain,
+                tolerance(dtype, 64.0),
+                &what,
+            );
+        }
+    }
+    let t = |dtype| [Tensor::ones([2], dtype, Device::cpu(0)).unwrap()];
+    for (p, g) in [
+        (DType::F32, DType::BF16),
+        (DType::F64, DType::F32),
+        (DType::BF16, DType::F16),
+        (DType::BF16, DType::F64),
+    ] {
+        let e = sgd_step(&mut t(p), &t(g), &mut [], &SgdConfig::default()).unwrap_err();
+        assert!(matches!(e, Error::DTypeMismatch { .. }), "{p} {g}: {e}");
+    }
+}
+
 #[test]
 fn a_unique_parameter_changes_in_place_and_a_shared_one_is_copied() {
     let config = SgdConfig {

@@ -1,7 +1,7 @@
 //! CPU kernels: one line for each function and kind of number.
 
 use super::Binary;
-use crate::cpu::elementwise::{BLOCK, RealKernel, map, map_real, readable, stretched};
+use crate::cpu::elementwise::{BLOCK, RealKernel, for_widened, map, map_real, readable, stretched};
 use crate::cpu::math::Real;
 use crate::cpu::{convert, vectorize};
 use crate::{DType, Element, Error, Float, Result, Tensor, bf16, f16};
@@ -153,10 +153,13 @@ fn integer<T: Integer>(
     Ok(())
 }
 
-/// `out += rhs`, where `rhs` broadcasts to the shape of `out`.
+/// `out += rhs`, where `rhs` broadcasts to the shape of `out`, and may be of a half type where
+/// `out` is `f32`.
 pub(super) fn add_into(out: &mut Tensor, rhs: &Tensor) -> Result<()> {
     let rhs = &stretched(rhs, out.shape())?;
     match out.dtype() {
+        DType::F32 if rhs.dtype() == DType::BF16 => accumulate_widened::<bf16>(out, rhs)?,
+        DType::F32 if rhs.dtype() == DType::F16 => accumulate_widened::<f16>(out, rhs)?,
         DType::F32 => accumulate(out.make_mut()?, rhs, |o: f32, x| o + x),
         DType::F64 => accumulate(out.make_mut()?, rhs, |o: f64, x| o + x),
         DType::BF16 => accumulate_half::<bf16>(out.make_mut()?, rhs),
@@ -174,6 +177,34 @@ fn accumulate<T: Element>(out: &mut [T], rhs: &Tensor, add: impl Fn(T, T) -> T +
             || out.iter_mut().zip(x).for_each(|(o, x)| *o = add(*o, *x)),
         );
     });
+}
+
+fn accumulate_widened<T: Float<Compute = f32>>(out: &mut Tensor, rhs: &Tensor) -> Result<()> {
+    map([rhs], out.make_mut::<f32>()?, &|_, x: [&[T]; 1], out| {
+        for_widened(x, |range, [x]| {
+            let out = &mut out[range];
+            vectorize(
+                #[inline(always)]
+                || out.iter_mut().zip(x).for_each(|(o, x)| *o += *x),
+            );
+        });
+    });
+    Ok(())
+}
+
+/// `out = a + b` of a half type, in `f32`; both broadcast to the shape of `out`.
+pub(super) fn add_widened(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
+    fn run<T: Float<Compute = f32>>(x: [&Tensor; 2], out: &mut [f32]) {
+        map(x, out, &|_, x: [&[T]; 2], out| {
+            for_widened(x, |range, x| each(x, &mut out[range], |a, b| a + b));
+        });
+    }
+    let x = [&stretched(a, out.shape())?, &stretched(b, out.shape())?];
+    match a.dtype() {
+        DType::F16 => run::<f16>(x, out.make_mut()?),
+        _ => run::<bf16>(x, out.make_mut()?),
+    }
+    Ok(())
 }
 
 fn accumulate_half<T: Float<Compute = f32>>(out: &mut [T], rhs: &Tensor) {

@@ -110,6 +110,8 @@ impl Tensor {
     /// (PyTorch: `add_`). `rhs` broadcasts to the shape of `self`. The bits are those of
     /// [`add`](Tensor::add).
     ///
+    /// To an `f32` sum, a `rhs` of a half type is added as its exact `f32` value, in one pass.
+    ///
     /// ```
     /// # use phalanx_tensor::{DType, Device, Tensor};
     /// let mut sum = Tensor::zeros([2], DType::F32, Device::cpu(0))?;
@@ -125,7 +127,11 @@ impl Tensor {
     /// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`],
     /// [`Error::OutOfMemory`].
     pub fn add_into(mut self, rhs: &Tensor) -> Result<Tensor> {
-        self.expect_same_kind("add_into", rhs)?;
+        let widened = self.dtype() != rhs.dtype() && self.dtype() == rhs.dtype().compute();
+        match widened {
+            true => self.expect_same_device("add_into", rhs)?,
+            false => self.expect_same_kind("add_into", rhs)?,
+        }
         let stretched = || rhs.layout().broadcast_to("add_into", self.shape());
         if stretched().is_err() {
             return Err(Error::ShapeMismatch {
@@ -135,13 +141,44 @@ impl Tensor {
                 reason: "the second does not broadcast to the first",
             });
         }
-        if !self.is_unique() || !self.is_contiguous() {
+        if !widened && (!self.is_unique() || !self.is_contiguous()) {
             return self.binary("add_into", rhs, Binary::Add);
         }
         match rhs.storage() {
             Storage::Cpu(_) => cpu::add_into(&mut self, rhs)?,
         }
         Ok(self)
+    }
+
+    /// `self + rhs` in the type of computation: of two tensors of a half type the sum in `f32`,
+    /// with the bits of `self.cast(F32)?.add(&rhs.cast(F32)?)`, in one pass. The first sum of
+    /// gradients of a half type, to which [`add_into`](Tensor::add_into) adds the others. For
+    /// other types this is [`add`](Tensor::add).
+    ///
+    /// ```
+    /// # use phalanx_tensor::{DType, Device, Tensor};
+    /// let x = Tensor::full([2], 256.0, DType::BF16, Device::cpu(0))?;
+    /// let one = Tensor::ones([2], DType::BF16, Device::cpu(0))?;
+    /// assert_eq!(x.add(&one)?.cast(DType::F32)?.to_vec::<f32>()?, [256.0, 256.0]);
+    /// assert_eq!(x.add_widened(&one)?.to_vec::<f32>()?, [257.0, 257.0]);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`add`](Tensor::add).
+    pub fn add_widened(&self, rhs: &Tensor) -> Result<Tensor> {
+        const OP: &str = "add_widened";
+        let dtype = self.dtype().compute();
+        if dtype == self.dtype() {
+            return self.binary(OP, rhs, Binary::Add);
+        }
+        self.expect_same_kind(OP, rhs)?;
+        let shape = common_shape(OP, self, rhs)?;
+        let mut out = Tensor::allocate(OP, shape, dtype, self.device())?;
+        match self.storage() {
+            Storage::Cpu(_) => cpu::add_widened(self, rhs, &mut out)?,
+        }
+        Ok(out)
     }
 
     fn binary(&self, op: &'static str, rhs: &Tensor, kind: Binary) -> Result<Tensor> {

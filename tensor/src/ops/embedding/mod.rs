@@ -1,7 +1,7 @@
 //! Embedding: rows of a table by index, and the gradient of the table.
 
 use super::index::{checked, cpu};
-use super::working::{rounded, working_dtype};
+use super::working::rounded;
 use crate::storage::Storage;
 use crate::{Error, Result, Tensor, dispatch_float};
 
@@ -67,7 +67,7 @@ impl Tensor {
             }
         };
         let (grad, ids) = (self.contiguous()?, checked(OP, self, ids, entries)?);
-        let mut sum = Tensor::zeros([entries, width], working_dtype(self.dtype()), self.device())?;
+        let mut sum = Tensor::zeros([entries, width], self.dtype().compute(), self.device())?;
         match self.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 let (grad, ids) = (grad.as_slice()?, ids.as_slice()?);

@@ -2,7 +2,7 @@
 //! residual and ReLU in the same pass where a network has them.
 
 use super::cpu::batch_norm as cpu;
-use crate::ops::working::{on_real, rounded, working, working_dtype};
+use crate::ops::working::{on_real, rounded, working};
 use crate::storage::Storage;
 use crate::{Error, Result, Shape, Tensor};
 
@@ -272,7 +272,7 @@ impl WorkingAffine {
 /// statistics and often parameters of half-precision networks are, already of the working type.
 fn channel(op: &'static str, x: &Tensor, t: &Tensor, dims: &Dims) -> Result<Tensor> {
     t.expect_same_device(op, x)?;
-    if t.dtype() != x.dtype() && t.dtype() != working_dtype(x.dtype()) {
+    if t.dtype() != x.dtype() && t.dtype() != x.dtype().compute() {
         return Err(Error::DTypeMismatch {
             op,
             lhs: x.dtype(),

@@ -1,6 +1,6 @@
 //! The optimizers' loops: one pass over all arrays of a parameter. They are bound by memory, so
-//! each is compiled once for each type and its switches are settled by the compiler outside the
-//! loop.
+//! each is compiled once for each type of parameter and gradient, and its switches are settled by
+//! the compiler outside the loop.
 
 use super::{AdamConfig, DecayMode, SgdConfig};
 use crate::cpu::math::Real;
@@ -23,7 +23,7 @@ fn c<T: Float>(value: f64) -> C<T> {
 }
 
 /// SGD without momentum.
-pub(super) fn sgd<T: Float>(p: &mut [T], g: &[T], config: &SgdConfig) {
+pub(super) fn sgd<T: Float, G: Float<Compute = C<T>>>(p: &mut [T], g: &[G], config: &SgdConfig) {
     let (lr, decay) = (c::<T>(config.lr), c::<T>(config.weight_decay));
     parallel_pieces((p, g), GRAIN, |_, (p, g)| {
         vectorize(
@@ -39,9 +39,9 @@ pub(super) fn sgd<T: Float>(p: &mut [T], g: &[T], config: &SgdConfig) {
 }
 
 /// SGD with momentum; the `first` step sets the momentum and does not read it.
-pub(super) fn sgd_momentum<T: Float>(
+pub(super) fn sgd_momentum<T: Float, G: Float<Compute = C<T>>>(
     p: &mut [T],
-    g: &[T],
+    g: &[G],
     m: &mut [C<T>],
     first: bool,
     config: &SgdConfig,
@@ -49,16 +49,16 @@ pub(super) fn sgd_momentum<T: Float>(
     // A loop for each case: with both switches inside, the compiler vectorised it for AVX-512, but
     // not for AVX2, where it took three times as long (2026-11-23).
     match (first, config.nesterov) {
-        (false, false) => momentum::<T, false, false>(p, g, m, config),
-        (false, true) => momentum::<T, false, true>(p, g, m, config),
-        (true, false) => momentum::<T, true, false>(p, g, m, config),
-        (true, true) => momentum::<T, true, true>(p, g, m, config),
+        (false, false) => momentum::<T, G, false, false>(p, g, m, config),
+        (false, true) => momentum::<T, G, false, true>(p, g, m, config),
+        (true, false) => momentum::<T, G, true, false>(p, g, m, config),
+        (true, true) => momentum::<T, G, true, true>(p, g, m, config),
     }
 }
 
-fn momentum<T: Float, const FIRST: bool, const NESTEROV: bool>(
+fn momentum<T: Float, G: Float<Compute = C<T>>, const FIRST: bool, const NESTEROV: bool>(
     p: &mut [T],
-    g: &[T],
+    g: &[G],
     m: &mut [C<T>],
     config: &SgdConfig,
 ) {
@@ -83,9 +83,9 @@ fn momentum<T: Float, const FIRST: bool, const NESTEROV: bool>(
 }
 
 /// Adam or AdamW at the step `step`, counted from 1.
-pub(super) fn adam<T: Float>(
+pub(super) fn adam<T: Float, G: Float<Compute = C<T>>>(
     p: &mut [T],
-    g: &[T],
+    g: &[G],
     m: &mut [C<T>],
     v: &mut [C<T>],
     step: u64,

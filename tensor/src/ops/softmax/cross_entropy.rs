@@ -3,7 +3,6 @@
 
 use super::cpu;
 use crate::ops::index::first_outside;
-use crate::ops::working::working_dtype;
 use crate::storage::Storage;
 use crate::{DType, Error, Result, Shape, Tensor, dispatch_float};
 
@@ -85,7 +84,7 @@ impl Tensor {
         const OP: &str = "cross_entropy";
         let problem = Problem::new(OP, self, targets, config)?;
         let (device, dtype, rows) = (self.device(), self.dtype(), problem.rows);
-        let mut saved = Tensor::allocate(OP, [rows, 2].into(), working_dtype(dtype), device)?;
+        let mut saved = Tensor::allocate(OP, [rows, 2].into(), dtype.compute(), device)?;
         let shape = match config.reduction {
             Reduction::None => targets.shape().clone(),
             Reduction::Mean | Reduction::Sum => Shape::default(),

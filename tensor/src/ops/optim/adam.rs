@@ -1,0 +1,175 @@
+//! Adam and AdamW: their numbers, their state and their step.
+
+use super::{
+    Part, check_pairs, check_state, cpu, expect_equal_lengths, expect_non_negative, invalid,
+    make_ready, no_moment, own, ready,
+};
+use crate::storage::Storage;
+use crate::{Element, Float, Result, Tensor, dispatch_float};
+use std::borrow::{Borrow, BorrowMut};
+
+/// How [`adam_step`] decays weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DecayMode {
+    /// The penalty's gradient enters the moments: Kingma & Ba 2015, `torch.optim.Adam`.
+    Coupled,
+    /// The weights shrink by `lr · weight_decay` beside the step: Loshchilov & Hutter 2019,
+    /// `torch.optim.AdamW`.
+    Decoupled,
+}
+
+/// Adam and AdamW, as `torch.optim.Adam` and `torch.optim.AdamW`.
+///
+/// With `m ← β₁m + (1 − β₁)g`, `v ← β₂v + (1 − β₂)g²` at step `t`,
+/// `p ← p − lr / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + eps)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamConfig {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay rates `[β₁, β₂]` of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Weight decay; what it does is [`decay`](AdamConfig::decay)'s choice.
+    pub weight_decay: f64,
+    /// Adam or AdamW.
+    pub decay: DecayMode,
+}
+
+impl AdamConfig {
+    /// PyTorch's defaults for Adam: `lr` 0.001, β (0.9, 0.999), `eps` 1e-8, no weight decay.
+    pub fn adam() -> AdamConfig {
+        AdamConfig {
+            lr: 1e-3,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.0,
+            decay: DecayMode::Coupled,
+        }
+    }
+
+    /// PyTorch's defaults for AdamW: as [`adam`](AdamConfig::adam), with a decoupled decay of 0.01.
+    pub fn adamw() -> AdamConfig {
+        AdamConfig {
+            weight_decay: 1e-2,
+            decay: DecayMode::Decoupled,
+            ..AdamConfig::adam()
+        }
+    }
+}
+
+/// What Adam keeps for one parameter.
+#[derive(Debug, Clone)]
+pub struct AdamState {
+    /// Running mean of the gradient.
+    pub exp_avg: Tensor,
+    /// Running mean of its square.
+    pub exp_avg_sq: Tensor,
+    /// Steps taken.
+    pub step: u64,
+}
+
+/// One step of Adam or AdamW for each parameter.
+///
+/// `states` holds what the step leaves for the next one: start with `None`s. Each parameter
+/// counts its own steps, so that one that joins later is corrected for its own bias.
+///
+/// # Errors
+/// As [`sgd_step`].
+pub fn adam_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
+    params: &mut [P],
+    grads: &[G],
+    states: &mut [Option<AdamState>],
+    config: &AdamConfig,
+) -> Result<()> {
+    adam_steps(&mut [Part {
+        params,
+        grads,
+        states,
+        config: *config,
+    }])
+}
+
+/// As [`adam_step`], for several lists of parameters, each with its own numbers: all of them step,
+/// or none.
+///
+/// # Errors
+/// As [`sgd_step`].
+pub fn adam_steps<P, G, S>(parts: &mut [Part<'_, P, G, S, AdamConfig>]) -> Result<()>
+where
+    P: BorrowMut<Tensor>,
+    G: Borrow<Tensor>,
+    S: BorrowMut<Option<AdamState>>,
+{
+    const OP: &str = "adam_step";
+    for part in &*parts {
+        check_adam(OP, part)?;
+    }
+    let (mut copies, mut fresh) = (Vec::new(), Vec::new());
+    for part in &mut *parts {
+        make_ready(part.params, part.grads, &mut copies)?;
+        for (param, state) in part.params.iter().zip(&mut *part.states) {
+            match state.borrow_mut() {
+                Some(state) => {
+                    own(&mut state.exp_avg)?;
+                    own(&mut state.exp_avg_sq)?;
+                }
+                None => fresh.push(AdamState {
+                    exp_avg: no_moment(OP, param.borrow())?,
+                    exp_avg_sq: no_moment(OP, param.borrow())?,
+                    step: 0,
+                }),
+            }
+        }
+    }
+    // From here on, nothing can fail.
+    let (mut copies, mut fresh) = (copies.into_iter(), fresh.into_iter());
+    for part in parts {
+        let pairs = part.params.iter_mut().zip(part.grads);
+        for ((param, grad), state) in pairs.zip(&mut *part.states) {
+            let (param, grad) = (param.borrow_mut(), ready(grad.borrow(), &mut copies));
+            let state = state.borrow_mut();
+            *state = state.take().or_else(|| fresh.next());
+            let Some(state) = state else { continue }; // there is one for each
+            state.step += 1;
+            dispatch_pair!(OP, param, grad, T, G => match grad.storage() {
+                Storage::Cpu(_) => cpu::adam::<T, G>(
+                    param.make_mut()?,
+                    grad.as_slice()?,
+                    state.exp_avg.make_mut()?,
+                    state.exp_avg_sq.make_mut()?,
+                    state.step,
+                    &part.config,
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_adam<P, G, S>(op: &'static str, part: &Part<'_, P, G, S, AdamConfig>) -> Result<()>
+where
+    P: Borrow<Tensor>,
+    G: Borrow<Tensor>,
+    S: Borrow<Option<AdamState>>,
+{
+    let c = &part.config;
+    expect_non_negative(op, "lr", c.lr)?;
+    expect_non_negative(op, "eps", c.eps)?;
+    expect_non_negative(op, "weight_decay", c.weight_decay)?;
+    if !c.betas.iter().all(|b| (0.0..1.0).contains(b)) {
+        return Err(invalid(
+            op,
+            format!("betas {:?} must lie in [0, 1)", c.betas),
+        ));
+    }
+    check_pairs(op, part.params, part.grads)?;
+    expect_equal_lengths(op, part.params.len(), "states", part.states.len())?;
+    for (param, state) in part.params.iter().zip(&*part.states) {
+        if let Some(state) = state.borrow() {
+            check_state(op, param.borrow(), &state.exp_avg)?;
+            check_state(op, param.borrow(), &state.exp_avg_sq)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! SGD: its numbers and its step.
+
+use super::{
+    Part, allocate_state, check_pairs, check_state, cpu, expect_equal_lengths, expect_non_negative,
+    invalid, make_ready, own, ready,
+};
+use crate::storage::Storage;
+use crate::{Element, Float, Result, Tensor, dispatch_float};
+use std::borrow::{Borrow, BorrowMut};
+
+/// Stochastic gradient descent, as `torch.optim.SGD`.
+///
+/// With `g = grad + weight_decay · p`, the momentum becomes `m = momentum · m + (1 − dampening) · g`
+/// (at the first step `m = g`), and `p ← p − lr · m`; under `nesterov`,
+/// `p ← p − lr · (g + momentum · m)`; without momentum, `p ← p − lr · g`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SgdConfig {
+    /// Learning rate.
+    pub lr: f64,
+    /// Share of the momentum that a step keeps; 0 for none.
+    pub momentum: f64,
+    /// How much of the gradient does not enter the momentum.
+    pub dampening: f64,
+    /// Factor of the L2 penalty's gradient.
+    pub weight_decay: f64,
+    /// Nesterov's look-ahead; needs a momentum and no dampening.
+    pub nesterov: bool,
+}
+
+impl Default for SgdConfig {
+    /// `lr` 0.001, all else off.
+    fn default() -> Self {
+        SgdConfig {
+            lr: 1e-3,
+            momentum: 0.0,
+            dampening: 0.0,
+            weight_decay: 0.0,
+            nesterov: false,
+        }
+    }
+}
+
+/// One step of SGD for each parameter. The lists may hold tensors or references to them. `momenta`
+/// holds what the step leaves for the next one: start with `None`s. Without momentum it is not
+/// looked at, and may be empty.
+///
+/// ```
+/// use phalanx_tensor::ops::optim::{SgdConfig, sgd_step};
+/// use phalanx_tensor::{Device, Tensor};
+///
+/// let mut p = [Tensor::from_slice(&[1.0f32, 2.0], [2], Device::cpu(0))?];
+/// let g = [Tensor::from_slice(&[0.5f32, -0.5], [2], Device::cpu(0))?];
+/// let mut m = [None];
+/// let config = SgdConfig { lr: 0.5, momentum: 0.5, ..SgdConfig::default() };
+/// sgd_step(&mut p, &g, &mut m, &config)?;
+/// sgd_step(&mut p, &g, &mut m, &config)?;
+/// assert_eq!(p[0].to_vec::<f32>()?, [0.375, 2.625]);
+/// # Ok::<(), phalanx_tensor::Error>(())
+/// ```
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for lists of different lengths and for numbers that make no sense;
+/// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`] where gradient or
+/// momentum do not fit their parameter; [`Error::OutOfMemory`]. Nothing is changed then.
+pub fn sgd_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
+    params: &mut [P],
+    grads: &[G],
+    momenta: &mut [Option<Tensor>],
+    config: &SgdConfig,
+) -> Result<()> {
+    sgd_steps(&mut [Part {
+        params,
+        grads,
+        states: momenta,
+        config: *config,
+    }])
+}
+
+/// As [`sgd_step`], for several lists of parameters, each with its own numbers: all of them step, or
+/// none.
+///
+/// # Errors
+/// As [`sgd_step`].
+pub fn sgd_steps<P, G, S>(parts: &mut [Part<'_, P, G, S, SgdConfig>]) -> Result<()>
+where
+    P: BorrowMut<Tensor>,
+    G: Borrow<Tensor>,
+    S: BorrowMut<Option<Tensor>>,
+{
+    const OP: &str = "sgd_step";
+    for part in &*parts {
+        check_sgd(OP, part)?;
+    }
+    let (mut copies, mut fresh) = (Vec::new(), Vec::new());
+    for part in &mut *parts {
+        make_ready(part.params, part.grads, &mut copies)?;
+        if part.config.momentum == 0.0 {
+            continue;
+        }
+        for (param, momentum) in part.params.iter().zip(&mut *part.states) {
+            match momentum.borrow_mut() {
+                Some(momentum) => own(momentum)?,
+                // The first step writes it and does not read it.
+                None => fresh.push(allocate_state(OP, param.borrow())?),
+            }
+        }
+    }
+    // From here on, nothing can fail.
+    let (mut copies, mut fresh) = (copies.into_iter(), fresh.into_iter());
+    for part in parts {
+        let c = &part.config;
+        let pairs = part.params.iter_mut().zip(part.grads);
+        if c.momentum == 0.0 {
+            for (param, grad) in pairs {
+                let (param, grad) = (param.borrow_mut(), ready(grad.borrow(), &mut copies));
+                dispatch_pair!(OP, param, grad, T, G => match grad.storage() {
+                    Storage::Cpu(_) => cpu::sgd::<T, G>(param.make_mut()?, grad.as_slice()?, c),
+                });
+            }
+            continue;
+        }
+        for ((param, grad), momentum) in pairs.zip(&mut *part.states) {
+            let (param, grad) = (param.borrow_mut(), ready(grad.borrow(), &mut copies));
+            let momentum = momentum.borrow_mut();
+            let first = momentum.is_none();
+            *momentum = momentum.take().or_else(|| fresh.next());
+            let Some(momentum) = momentum else { continue }; // there is one for each
+            dispatch_pair!(OP, param, grad, T, G => match grad.storage() {
+                Storage::Cpu(_) => cpu::sgd_momentum::<T, G>(
+                    param.make_mut()?,
+                    grad.as_slice()?,
+                    momentum.make_mut()?,
+                    first,
+                    c,
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn check_sgd<P, G, S>(op: &'static str, part: &Part<'_, P, G, S, SgdConfig>) -> Result<()>
+where
+    P: Borrow<Tensor>,
+    G: Borrow<Tensor>,
+    S: Borrow<Option<Tensor>>,
+{
+    let c = &part.config;
+    expect_non_negative(op, "lr", c.lr)?;
+    expect_non_negative(op, "momentum", c.momentum)?;
+    expect_non_negative(op, "weight_decay", c.weight_decay)?;
+    if c.nesterov && (c.momentum == 0.0 || c.dampening != 0.0) {
+        return Err(invalid(
+            op,
+            "nesterov needs a momentum and no dampening".into(),
+        ));
+    }
+    check_pairs(op, part.params, part.grads)?;
+    if c.momentum == 0.0 {
+        return Ok(());
+    }
+    expect_equal_lengths(op, part.params.len(), "momenta", part.states.len())?;
+    for (param, momentum) in part.params.iter().zip(&*part.states) {
+        if let Some(momentum) = momentum.borrow() {
+            check_state(op, param.borrow(), momentum)?;
+        }
+    }
+    Ok(())
+}
