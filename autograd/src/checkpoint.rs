@@ -17,7 +17,8 @@ use std::fmt;
 /// The second run sees what the first saw: the same parameter values, even if the parameters were
 /// set, frozen or thawed in between, and the same random numbers, if the segment draws them through
 /// [`Tape::seed`], as [`nn::Dropout`](crate::nn::Dropout) does. Gradients equal those without the
-/// checkpoint, with the same bits where the segment uses each parameter and input once.
+/// checkpoint, with the same bits where the segment uses each parameter and input once. Gradients
+/// of parameters of a half type are summed in `f32` inside the segment and beyond it.
 ///
 /// ```
 /// use phalanx_autograd::{Tape, checkpoint};

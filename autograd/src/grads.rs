@@ -4,11 +4,16 @@ use crate::error::{Error, Result};
 use crate::param::{IdMap, Param, ParamId};
 use crate::tape::NodeRef;
 use crate::var::Var;
-use phalanx_tensor::Tensor;
+use phalanx_tensor::{DType, Tensor};
 
 /// Gradients by parameter, and by variable where inputs were asked for.
 ///
 /// What the roots do not depend on has no gradient: `None`, not zeros.
+///
+/// **A sum of gradients is not rounded to a half type.** A parameter's gradient has the type
+/// [`Param::grad_dtype`]: `f32` where the parameter is `bf16` or `f16`, from the tape's first sum to
+/// the optimizer. A variable's ([`wrt`](Gradients::wrt)) has the variable's type: it is summed in
+/// `f32` and rounded once.
 #[derive(Debug, Default)]
 pub struct Gradients {
     /// In the order in which they became final; `None` where taken.
@@ -53,7 +58,8 @@ impl Gradients {
         self.params[*self.place.get(&param.id())?].1.take()
     }
 
-    /// Puts a gradient in, in place of one that may be there.
+    /// Puts a gradient in, in place of one that may be there. It has the type
+    /// [`Param::grad_dtype`], or that of the parameter: optimizers take both.
     pub fn insert(&mut self, param: &Param, grad: Tensor) {
         let next = self.params.len();
         let at = *self.place.entry(param.id()).or_insert(next);
@@ -92,16 +98,17 @@ impl Gradients {
         self.len() == 0
     }
 
-    /// Adds the gradients of another pass: gradient accumulation over micro-batches.
+    /// Adds the gradients of another pass: gradient accumulation over micro-batches. Those of
+    /// parameters of a half type are added in `f32`.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where two gradients of a parameter differ in shape or element
-    /// type. As [`Tensor::add_into`]. Gradients before the failing one have been added.
+    /// [`Error::InvalidArgument`] where two gradients of a parameter differ in shape, or one is not
+    /// of a type that [`insert`](Gradients::insert) allows. As [`Tensor::add_into`]. Gradients before the failing one have been added.
     pub fn accumulate(&mut self, other: Gradients) -> Result<()> {
         for (param, grad) in other.params {
             let Some(grad) = grad else { continue };
             match self.place.get(&param.id()) {
-                Some(&at) => add_to(&mut self.params[at].1, grad, |sum, grad| {
+                Some(&at) => add_to(&mut self.params[at].1, grad, param.dtype(), |sum, grad| {
                     Error::InvalidArgument {
                         op: "accumulate",
                         reason: format!(
@@ -127,21 +134,31 @@ impl Gradients {
     }
 }
 
-/// Adds a contribution to a gradient, in place where one side belongs to nobody else. Nothing is
-/// broadcast: `differ` makes the error where the two are not alike.
+/// Adds a contribution to the gradient of something of type `dtype`, in place where one side
+/// belongs to nobody else. A gradient is of that type or of its type of computation, and a sum of
+/// the latter: what has one gradient alone costs nothing. Nothing is broadcast: `differ` makes the
+/// error where the contribution is not like the something, or not like the sum that is there.
 pub(crate) fn add_to(
     slot: &mut Option<Tensor>,
     grad: Tensor,
-    differ: impl FnOnce(&Tensor, &Tensor) -> Error,
+    dtype: DType,
+    differ: impl FnOnce(Option<&Tensor>, &Tensor) -> Error,
 ) -> Result<()> {
+    let wide = dtype.compute();
+    let fits = |t: &Tensor| t.dtype() == dtype || t.dtype() == wide;
+    let alike = |sum: &Tensor| fits(sum) && sum.shape() == grad.shape();
+    if !fits(&grad) || !slot.as_ref().is_none_or(alike) {
+        return Err(differ(slot.as_ref(), &grad));
+    }
     let sum = match slot.take() {
         None => grad,
-        Some(sum) if sum.shape() != grad.shape() || sum.dtype() != grad.dtype() => {
-            return Err(differ(&sum, &grad));
-        }
-        // Floating-point addition commutes: into whichever is free.
-        Some(sum) if grad.is_unique() && !sum.is_unique() => grad.add_into(&sum)?,
-        Some(sum) => sum.add_into(&grad)?,
+        Some(sum) => match (sum.dtype() == wide, grad.dtype() == wide) {
+            (false, false) => sum.add_widened(&grad)?,
+            // Floating-point addition commutes: into whichever is free.
+            (true, true) if grad.is_unique() && !sum.is_unique() => grad.add_into(&sum)?,
+            (false, true) => grad.add_into(&sum)?,
+            (true, _) => sum.add_into(&grad)?,
+        },
     };
     *slot = Some(sum);
     Ok(())

@@ -119,6 +119,12 @@ impl Param {
         self.0.slot.dtype
     }
 
+    /// The element type of its gradient: `f32` for a parameter of a half type, whose gradients are
+    /// sums of many, else its own type.
+    pub fn grad_dtype(&self) -> DType {
+        self.dtype().compute()
+    }
+
     /// Where its value is.
     pub fn device(&self) -> Device {
         self.0.slot.read().device()

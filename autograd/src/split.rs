@@ -3,9 +3,9 @@
 use crate::error::Result;
 use crate::grads::Gradients;
 use crate::sweep::{Backward, Needs, OnReady, Sink, call, distribute, needs};
-use crate::tape::{Kind, Node, Tape};
+use crate::tape::{Kind, Node, NodeId, Tape};
 use crate::vjp::Grads;
-use phalanx_tensor::Tensor;
+use phalanx_tensor::{DType, Tensor};
 
 impl Tape {
     /// The first half of a backward pass split in two: the gradients of the inputs (`I`) now, of
@@ -30,6 +30,7 @@ impl Tape {
         let mut nodes = self.take_nodes();
         let mut later = WeightSweep::default();
         later.slots.resize_with(nodes.len(), || None);
+        later.dtypes = nodes.iter().map(|node| node.dtype).collect();
         while let Some(mut node) = nodes.pop() {
             let index = nodes.len();
             if index >= slots.len() {
@@ -46,6 +47,8 @@ impl Tape {
                 continue;
             }
             let Some(grad) = slot else { continue };
+            let grad = node.finish(grad)?;
+            let dtype = |id: NodeId| nodes[id.index()].dtype;
             sink.keep_chosen(index, &grad);
             let Kind::Op(vjp) = &mut node.kind else {
                 sink.leaf(index, node.kind, grad)?;
@@ -56,7 +59,7 @@ impl Tape {
             let name = vjp.name();
             if !rest.contains(&true) {
                 let grads = call(&**vjp, grad, &now)?;
-                distribute(name, &mut slots, &node.inputs, &now, grads)?;
+                distribute(name, &mut slots, &node.inputs, dtype, &now, grads)?;
             } else if vjp.joint() {
                 let all = needs(&node.inputs, |_| true);
                 let mut grads = call(&**vjp, grad, &all)?;
@@ -65,14 +68,14 @@ impl Tape {
                     .zip(&mut grads)
                     .map(|(&rest, g)| if rest { g.take() } else { None })
                     .collect();
-                distribute(name, &mut slots, &node.inputs, &now, grads)?;
+                distribute(name, &mut slots, &node.inputs, dtype, &now, grads)?;
                 node.kind = Kind::Input; // its work is done, the saved tensors go
                 later
                     .nodes
                     .push((index, node, Work::Deliver(name, Box::new(held), rest)));
             } else {
                 let grads = call(&**vjp, grad.clone(), &now)?;
-                distribute(name, &mut slots, &node.inputs, &now, grads)?;
+                distribute(name, &mut slots, &node.inputs, dtype, &now, grads)?;
                 vjp.shrink(&rest);
                 later.slots[index] = Some(grad);
                 later.nodes.push((index, node, Work::Part(rest)));
@@ -100,6 +103,8 @@ enum Work {
 #[must_use = "the parameters' gradients are computed by `run`"]
 pub struct WeightSweep {
     slots: Vec<Option<Tensor>>,
+    /// Of all nodes.
+    dtypes: Vec<DType>,
     /// In the order of the tape.
     nodes: Vec<(usize, Node, Work)>,
 }
@@ -116,26 +121,25 @@ impl WeightSweep {
         };
         let mut sink = Sink::new(u64::MAX, how);
         while let Some((index, node, work)) = self.nodes.pop() {
-            let (name, grads, needs) = match (work, node.kind) {
-                (Work::Deliver(name, grads, needs), _) => (name, *grads, needs),
-                (work, Kind::Op(vjp)) => {
-                    let Some(grad) = self.slots[index].take() else {
-                        continue;
-                    };
+            let grad = self.slots[index].take();
+            let grad = grad.map(|grad| node.finish(grad)).transpose()?;
+            let (name, grads, needs) = match (work, node.kind, grad) {
+                (Work::Deliver(name, grads, needs), ..) => (name, *grads, needs),
+                (_, _, None) => continue,
+                (work, Kind::Op(vjp), Some(grad)) => {
                     let needs = match work {
                         Work::Part(needs) => needs,
                         _ => needs(&node.inputs, |_| true),
                     };
                     (vjp.name(), call(&*vjp, grad, &needs)?, needs)
                 }
-                (_, leaf) => {
-                    if let Some(grad) = self.slots[index].take() {
-                        sink.leaf(index, leaf, grad)?;
-                    }
+                (_, leaf, Some(grad)) => {
+                    sink.leaf(index, leaf, grad)?;
                     continue;
                 }
             };
-            distribute(name, &mut self.slots, &node.inputs, &needs, grads)?;
+            let dtype = |id: NodeId| self.dtypes[id.index()];
+            distribute(name, &mut self.slots, &node.inputs, dtype, &needs, grads)?;
         }
         Ok(sink.gradients)
     }

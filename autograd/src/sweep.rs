@@ -11,10 +11,11 @@ use crate::param::{Param, ParamId};
 use crate::tape::{Kind, Node, NodeId, NodeRef, Tape};
 use crate::var::Var;
 use crate::vjp::{Grads, Vjp};
-use phalanx_tensor::Tensor;
+use phalanx_tensor::{DType, Tensor};
 use smallvec::SmallVec;
 
-/// Called once for every parameter that the roots depend on, when its gradient is final.
+/// Called once for every parameter that the roots depend on, when its gradient is final. It is
+/// contiguous and of the type [`Param::grad_dtype`]: `f32` for a parameter of a half type.
 ///
 /// What it returns is put into the [`Gradients`]; a hook that keeps the gradient returns `None`.
 /// An error stops the sweep; [`Error::other`] carries one of another crate.
@@ -50,7 +51,8 @@ pub struct Backward<'a> {
     pub roots: &'a [(&'a Var, Option<Tensor>)],
     /// Where to stop: only these variables get a gradient (read it with
     /// [`Gradients::wrt`]), and what none of them leads to is not computed. `None`: every
-    /// parameter and every [`Tape::input`].
+    /// parameter and every [`Tape::input`]. Gradients of parameters of a half type are `f32`, all
+    /// others have the type of their variable.
     pub inputs: Option<&'a [&'a Var]>,
     /// Told of each parameter's gradient as soon as it is final.
     pub on_ready: Option<&'a mut OnReady<'a>>,
@@ -110,6 +112,7 @@ impl Tape {
             let Some(grad) = slots.pop().flatten() else {
                 continue; // the roots do not depend on it
             };
+            let grad = node.finish(grad)?;
             sink.keep_chosen(index, &grad);
             if let Kind::Op(vjp) = node.kind {
                 let name = vjp.name();
@@ -117,7 +120,8 @@ impl Tape {
                 if needs.contains(&true) || node.inputs.is_empty() {
                     let grads = call(&*vjp, grad, &needs)?;
                     drop(vjp);
-                    distribute(name, &mut slots, &node.inputs, &needs, grads)?;
+                    let dtype = |id: NodeId| nodes[id.index()].dtype;
+                    distribute(name, &mut slots, &node.inputs, dtype, &needs, grads)?;
                 }
             } else {
                 sink.leaf(index, node.kind, grad)?;
@@ -215,8 +219,8 @@ impl Tape {
             };
             let len = slots.len().max(index + 1);
             slots.resize_with(len, || None);
-            add_to(&mut slots[index], seed, |sum, seed| {
-                differ("seed", sum, seed)
+            add_to(&mut slots[index], seed, root.dtype(), |sum, seed| {
+                differ("seed", root.dtype(), sum, seed)
             })?;
         }
         let Some(inputs) = how.inputs else {
@@ -279,26 +283,48 @@ pub(crate) fn call(vjp: &dyn Vjp, grad: Tensor, needs: &[bool]) -> Result<Grads>
     Ok(grads)
 }
 
-/// The error of a vjp that gave an input a gradient unlike that of another.
-fn differ(vjp: &'static str, sum: &Tensor, grad: &Tensor) -> Error {
-    Error::VjpContract {
-        vjp,
-        reason: format!("its gradient {grad:?} joins {sum:?}, which the same variable has already"),
+/// The error of a vjp that gave an input of this type another's gradient, or one unlike that of
+/// another vjp.
+fn differ(vjp: &'static str, dtype: DType, sum: Option<&Tensor>, grad: &Tensor) -> Error {
+    let reason = match sum {
+        Some(sum) => format!(
+            "its gradient {grad:?} joins {sum:?}, which the same {dtype} variable has already"
+        ),
+        None => format!("its gradient {grad:?} goes to a variable of type {dtype}"),
+    };
+    Error::VjpContract { vjp, reason }
+}
+
+impl Node {
+    /// Its complete gradient in the type in which it is handed on: a sum of several is rounded once
+    /// to a half type here, and a parameter's is widened for good.
+    pub(crate) fn finish(&self, grad: Tensor) -> Result<Tensor> {
+        let dtype = match self.kind {
+            Kind::Param(_) => self.dtype.compute(),
+            Kind::Input | Kind::Op(_) => self.dtype,
+        };
+        match grad.dtype() == dtype {
+            true => Ok(grad),
+            false => Ok(grad.cast(dtype)?),
+        }
     }
 }
 
-/// Adds the gradients that the vjp of this name gave to those of its inputs.
+/// Adds the gradients that the vjp of this name gave to those of its inputs, whose element types
+/// are `dtype`.
 pub(crate) fn distribute(
     vjp: &'static str,
     slots: &mut [Option<Tensor>],
     inputs: &[NodeId],
+    dtype: impl Fn(NodeId) -> DType,
     needs: &[bool],
     grads: Grads,
 ) -> Result<()> {
     for ((id, &needed), grad) in inputs.iter().zip(needs).zip(grads) {
         if let (true, Some(grad)) = (needed, grad) {
-            add_to(&mut slots[id.index()], grad, |sum, grad| {
-                differ(vjp, sum, grad)
+            let dtype = dtype(*id);
+            add_to(&mut slots[id.index()], grad, dtype, |sum, grad| {
+                differ(vjp, dtype, sum, grad)
             })?;
         }
     }
@@ -346,7 +372,7 @@ impl<'a> Sink<'a> {
     pub(crate) fn leaf(&mut self, index: usize, kind: Kind, grad: Tensor) -> Result<()> {
         match kind {
             Kind::Param(param) => {
-                if grad.shape() != param.shape() || grad.dtype() != param.dtype() {
+                if grad.shape() != param.shape() || grad.dtype() != param.grad_dtype() {
                     return Err(Error::VjpContract {
                         vjp: "parameter",
                         reason: format!("{param:?} got the gradient {grad:?}"),

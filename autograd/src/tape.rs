@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::param::{IdMap, Param, ParamId};
 use crate::var::Var;
 use crate::vjp::Vjp;
-use phalanx_tensor::Tensor;
+use phalanx_tensor::{DType, Tensor};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -55,6 +55,8 @@ pub(crate) enum Kind {
 pub(crate) struct Node {
     pub(crate) inputs: SmallVec<[NodeId; 2]>,
     pub(crate) kind: Kind,
+    /// The element type of its value.
+    pub(crate) dtype: DType,
 }
 
 /// What a tape does with the operations on its variables.
@@ -232,7 +234,7 @@ impl Tape {
 
     fn add_leaf(&self, param: &Param, value: Tensor) -> (NodeId, Tensor) {
         let id = if self.is_recording() {
-            self.push(SmallVec::new(), Kind::Param(param.clone()))
+            self.push(SmallVec::new(), Kind::Param(param.clone()), value.dtype())
         } else {
             let mut trace = self.0.trace.borrow_mut();
             trace.params.push((param.clone(), value.clone()));
@@ -250,7 +252,7 @@ impl Tape {
     }
 
     /// A variable that wants a gradient and is no parameter, such as the input of a pipeline stage;
-    /// read it with [`Gradients::wrt`](crate::Gradients::wrt).
+    /// read it with [`Gradients::wrt`](crate::Gradients::wrt). The gradient has the type of `value`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for elements that are no floats.
@@ -262,18 +264,22 @@ impl Tape {
             });
         }
         let id = if self.is_recording() {
-            self.push(SmallVec::new(), Kind::Input)
+            self.push(SmallVec::new(), Kind::Input, value.dtype())
         } else {
             NodeId::NONE
         };
         Ok(Var::new(self, id, value))
     }
 
-    pub(crate) fn push(&self, inputs: SmallVec<[NodeId; 2]>, kind: Kind) -> NodeId {
+    pub(crate) fn push(&self, inputs: SmallVec<[NodeId; 2]>, kind: Kind, dtype: DType) -> NodeId {
         let mut nodes = self.0.nodes.borrow_mut();
         // 2³² nodes of 60 bytes do not fit a machine that could run out of ids.
         let id = NodeId(nodes.len() as u32);
-        nodes.push(Node { inputs, kind });
+        nodes.push(Node {
+            inputs,
+            kind,
+            dtype,
+        });
         id
     }
 

@@ -81,7 +81,7 @@ impl Var {
         if !(wanted && tape.is_recording()) {
             return Ok(tape.constant(value));
         }
-        let id = tape.push(ids, Kind::Op(Box::new(vjp(&needs))));
+        let id = tape.push(ids, Kind::Op(Box::new(vjp(&needs))), value.dtype());
         Ok(Var::new(tape, id, value))
     }
 

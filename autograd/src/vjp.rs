@@ -16,7 +16,9 @@ pub type Grads = SmallVec<[Option<Tensor>; 2]>;
 ///
 /// **The contract.** `backward` returns exactly one entry per input of the node, and `Some` at
 /// least where `needs` is true; each gradient has the shape, element type and device of its input.
-/// The sweep calls it at most once per needed input, with the complete gradient of the output.
+/// Only that of an input of a half type may be `f32` instead, where it is a sum that was made in
+/// `f32`. The sweep calls it at most once per needed input, with the complete gradient of the
+/// output, in the output's element type.
 pub trait Vjp: fmt::Debug {
     /// The operation, as PyTorch calls it: `"relu"`.
     fn name(&self) -> &'static str;

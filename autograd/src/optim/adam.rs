@@ -7,7 +7,7 @@ use crate::grads::Gradients;
 use crate::param::Param;
 use crate::state::State;
 pub use phalanx_tensor::ops::optim::{AdamConfig, DecayMode};
-use phalanx_tensor::ops::optim::{AdamState, adam_step};
+use phalanx_tensor::ops::optim::{AdamState, adam_steps};
 use phalanx_tensor::{Device, Tensor};
 
 /// Adam and AdamW, as `torch.optim.Adam` and `torch.optim.AdamW`: [`AdamConfig::adam`] and
@@ -52,14 +52,13 @@ impl Adam {
 impl Optimizer for Adam {
     fn step(&mut self, gradients: &Gradients) -> Result<()> {
         let config = self.config;
-        self.groups.step(gradients, |group, params, grads, states| {
-            let config = AdamConfig {
-                lr: config.lr * group.lr_scale,
-                weight_decay: group.weight_decay.unwrap_or(config.weight_decay),
-                ..config
-            };
-            Ok(adam_step(params, grads, states, &config)?)
-        })
+        let of_group = |group: &Group| AdamConfig {
+            lr: config.lr * group.lr_scale,
+            weight_decay: group.weight_decay.unwrap_or(config.weight_decay),
+            ..config
+        };
+        self.groups
+            .step(gradients, of_group, |parts| Ok(adam_steps(parts)?))
     }
 
     fn lr(&self) -> f64 {

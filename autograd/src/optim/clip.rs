@@ -21,7 +21,7 @@ pub fn grad_norm(gradients: &Gradients) -> Result<f64> {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for a `max_norm` that is negative or no number, which would turn the
-/// gradients round or spoil them. As [`global_norm`] and [`scale`].
+/// gradients round or spoil them. As [`global_norm`] and [`scale`]. No gradient is changed then.
 pub fn clip_grad_norm(gradients: &mut Gradients, max_norm: f64) -> Result<f64> {
     if max_norm.is_nan() || max_norm < 0.0 {
         return Err(Error::InvalidArgument {

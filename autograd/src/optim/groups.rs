@@ -5,7 +5,9 @@ use crate::error::{Error, Result};
 use crate::grads::Gradients;
 use crate::param::{Param, update_all};
 use crate::state::State;
-use phalanx_tensor::{DType, Device, Tensor};
+use phalanx_tensor::ops::optim::Part;
+use phalanx_tensor::{Device, Tensor};
+use smallvec::SmallVec;
 use std::collections::HashSet;
 
 /// Parameters that an optimizer treats differently from the others.
@@ -57,35 +59,48 @@ impl<S> Groups<S> {
         self.groups.push((group, states));
     }
 
-    /// Calls `step` for each group with the parameters that have a gradient, these, their states.
-    pub(super) fn step(
+    /// Calls `step` with a part for each group: the parameters that have a gradient, these, their
+    /// states, and what `config` makes of the group. One call for all, so that a step takes place
+    /// whole or not at all.
+    pub(super) fn step<C>(
         &mut self,
         gradients: &Gradients,
-        mut step: impl FnMut(&Group, &mut [&mut Tensor], &[&Tensor], &mut [Option<S>]) -> Result<()>,
+        config: impl Fn(&Group) -> C,
+        step: impl FnOnce(&mut [Part<'_, &mut Tensor, &Tensor, &mut Option<S>, C>]) -> Result<()>,
     ) -> Result<()> {
-        for (group, states) in &mut self.groups {
-            let mut params = Vec::with_capacity(group.params.len());
-            let mut grads = Vec::with_capacity(group.params.len());
-            let mut places = Vec::with_capacity(group.params.len());
-            for (place, param) in group.params.iter().enumerate() {
+        let n = self.groups.iter().map(|(_, states)| states.len()).sum();
+        let mut params = Vec::with_capacity(n);
+        let mut grads = Vec::with_capacity(n);
+        let mut states = Vec::with_capacity(n);
+        let mut lots: SmallVec<[(usize, C); 2]> = SmallVec::new();
+        for (group, own) in &mut self.groups {
+            let before = params.len();
+            for (param, state) in group.params.iter().zip(own) {
                 if let Some(grad) = gradients.get(param) {
                     params.push(param);
                     grads.push(grad);
-                    places.push(place);
+                    states.push(state);
                 }
             }
-            if places.len() == states.len() {
-                update_all(&params, |values| step(group, values, &grads, states))?;
-                continue;
-            }
-            let mut some: Vec<Option<S>> = places.iter().map(|&i| states[i].take()).collect();
-            let result = update_all(&params, |values| step(group, values, &grads, &mut some));
-            for (place, state) in places.into_iter().zip(some) {
-                states[place] = state;
-            }
-            result?;
+            lots.push((params.len() - before, config(group)));
         }
-        Ok(())
+        update_all(&params, |mut values| {
+            let (mut grads, mut states) = (&grads[..], &mut states[..]);
+            let mut parts: SmallVec<[_; 2]> = SmallVec::new();
+            for (len, config) in lots {
+                let (params, grad, state);
+                (params, values) = values.split_at_mut(len);
+                (grad, grads) = grads.split_at(len);
+                (state, states) = states.split_at_mut(len);
+                parts.push(Part {
+                    params,
+                    grads: grad,
+                    states: state,
+                    config,
+                });
+            }
+            step(&mut parts)
+        })
     }
 
     /// The learning rate, and what `save` puts in of the parameters that have a state. It gets the
@@ -146,10 +161,7 @@ pub(super) fn take_like(state: &mut State, name: &str, param: &Param) -> Result<
     let Some(tensor) = state.take(name) else {
         return Ok(None);
     };
-    let dtype = match param.dtype() {
-        DType::F64 => DType::F64,
-        _ => DType::F32,
-    };
+    let dtype = param.grad_dtype();
     if tensor.shape() != param.shape() || tensor.dtype() != dtype {
         return Err(Error::SavedMismatch {
             name: name.into(),

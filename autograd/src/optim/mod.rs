@@ -23,9 +23,12 @@ use crate::state::State;
 pub trait Optimizer {
     /// One step. A parameter without a gradient stays as it is, and so does its state.
     ///
+    /// The step of a parameter of a half type is computed in `f32`, from its gradient and its state
+    /// in `f32`, and the parameter is rounded once.
+    ///
     /// # Errors
-    /// As the tensor operation; where a gradient does not fit its parameter, nothing of its group
-    /// is changed.
+    /// As the tensor operation. Nothing is changed then, no parameter, no state and no count of
+    /// steps: the step can be repeated.
     fn step(&mut self, gradients: &Gradients) -> Result<()>;
 
     /// The learning rate of the next step.

@@ -8,7 +8,7 @@ use crate::param::Param;
 use crate::state::State;
 use phalanx_tensor::Tensor;
 pub use phalanx_tensor::ops::optim::SgdConfig;
-use phalanx_tensor::ops::optim::sgd_step;
+use phalanx_tensor::ops::optim::sgd_steps;
 
 /// Stochastic gradient descent with momentum, Nesterov's variant, dampening and weight decay, as
 /// `torch.optim.SGD`.
@@ -55,15 +55,13 @@ impl Sgd {
 impl Optimizer for Sgd {
     fn step(&mut self, gradients: &Gradients) -> Result<()> {
         let config = self.config;
+        let of_group = |group: &Group| SgdConfig {
+            lr: config.lr * group.lr_scale,
+            weight_decay: group.weight_decay.unwrap_or(config.weight_decay),
+            ..config
+        };
         self.groups
-            .step(gradients, |group, params, grads, momenta| {
-                let config = SgdConfig {
-                    lr: config.lr * group.lr_scale,
-                    weight_decay: group.weight_decay.unwrap_or(config.weight_decay),
-                    ..config
-                };
-                Ok(sgd_step(params, grads, momenta, &config)?)
-            })
+            .step(gradients, of_group, |parts| Ok(sgd_steps(parts)?))
     }
 
     fn lr(&self) -> f64 {

@@ -1,4 +1,7 @@
-//! Optimizers against their formulas, states, clipping and schedules.
+//! Optimizers against their formulas, states, clipping and schedules; half types; failures.
+
+mod failures;
+mod half;
 
 use phalanx_autograd::nn::{Activation, Factory, Linear, Module, Sequential, cross_entropy};
 use phalanx_autograd::optim::{

@@ -1,8 +1,10 @@
-//! What the tape promises: readiness, order, reachability, freed memory, split sweeps, typed errors.
+//! What the tape promises: readiness, order, reachability, freed memory, split sweeps, typed errors,
+//! sums in `f32`.
 //!
 //! The operation here is defined in the test, so that nothing but the tape is under test.
 
 mod claims;
+mod half;
 mod memory;
 mod misuse;
 mod sweep;

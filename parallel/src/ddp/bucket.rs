@@ -11,7 +11,8 @@ const ALIGN: usize = 64;
 pub struct Entry {
     /// The parameter's shape.
     pub shape: Shape,
-    /// Its element type: only gradients of one type share a bucket.
+    /// The element type of what travels, a gradient or a buffer: only those of one type share a
+    /// bucket.
     pub dtype: DType,
     /// Its device: only gradients of one device share a bucket.
     pub device: Device,

@@ -327,7 +327,11 @@ impl<'a> Joint<'a> {
         let order = Tensor::from_vec(order, n, group.device())?;
         let order = group.broadcast(order, leader)?.wait()?.to_vec::<i64>()?;
         let order: Vec<usize> = order.into_iter().map(|i| i as usize).collect();
-        let entries: Vec<Entry> = self.params().map(|(_, p)| entry(&p.value())).collect();
+        let entries = self.params().map(|(_, p)| Entry {
+            dtype: p.grad_dtype(), // what travels
+            ..entry(&p.value())
+        });
+        let entries: Vec<Entry> = entries.collect();
         let config = &self.lead().config;
         let limits = Limits {
             first: config.first_bucket_bytes,

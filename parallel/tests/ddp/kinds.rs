@@ -2,9 +2,10 @@
 
 use crate::model::{Mlp, on_ranks, own_gradients, values};
 use phalanx_autograd::nn::{Module, Visitor};
+use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_autograd::{Gradients, Param, Tape, Var};
 use phalanx_comm::ProcessGroup;
-use phalanx_parallel::{Ddp, DdpConfig, Result};
+use phalanx_parallel::{Compress, Ddp, DdpConfig, Result};
 use phalanx_tensor::{DType, Device, Rng, Tensor};
 use std::sync::Arc;
 
@@ -55,7 +56,7 @@ fn assert_means(
         let (want, found) = (mean(group, local.get(p).unwrap())?, found.get(p).unwrap());
         assert_eq!(
             (found.dtype(), found.device()),
-            (p.dtype(), p.device()),
+            (p.grad_dtype(), p.device()),
             "{p:?}"
         );
         assert_eq!(values(found), values(&want), "{p:?}");
@@ -89,7 +90,106 @@ fn parameters_of_half_precision() {
     }
 }
 
-/// Half of the layers in `f32`, the others in `bf16`: buckets of two types.
+/// Micro-steps on two ranks against a single process that adds up the gradients of both.
+#[test]
+fn gradients_of_half_precision_add_up_in_f32() {
+    const MICRO: usize = 40;
+    let momentum = SgdConfig {
+        lr: 0.5,
+        momentum: 0.9,
+        ..SgdConfig::default()
+    };
+    for (dtype, config) in [DType::BF16, DType::F16].into_iter().zip(configs()) {
+        on_ranks(WORLD, |group| {
+            let device = group.device();
+            let new = || Mlp::new(&[5, 16, 3], dtype, device, 1);
+            let data = |step: usize, rank: usize, micro: usize| {
+                let mut rng = Rng::new((100 * (10 * step + rank) + micro) as u64);
+                Tensor::randn([3, 5], dtype, device, &mut rng)
+            };
+            let alone = new();
+            let ddp = Ddp::new(new(), Arc::clone(&group), config.clone())?;
+            let optimizer = |params| Sgd::new(params, momentum);
+            let (mut sgd, mut sgd_alone) = (optimizer(ddp.parameters()), optimizer(alone.params()));
+            let tape = Tape::new();
+            for step in 0..3 {
+                let mut ranks = [Gradients::new(), Gradients::new()];
+                let mut exact = vec![Vec::new(); alone.params().len()];
+                for (rank, sum) in ranks.iter_mut().enumerate() {
+                    for micro in 0..MICRO {
+                        let x = data(step, rank, micro)?;
+                        let gradients = tape.backward(&loss(&alone, &tape, &x)?)?;
+                        for (exact, p) in exact.iter_mut().zip(alone.params()) {
+                            let new = values(gradients.get(&p).unwrap());
+                            exact.resize(new.len(), (0.0, 0.0));
+                            for ((sum, size), new) in exact.iter_mut().zip(new) {
+                                *sum += new / WORLD as f64;
+                                *size += new.abs() / WORLD as f64;
+                            }
+                        }
+                        sum.accumulate(gradients)?;
+                    }
+                }
+                let [mut mean, other] = ranks;
+                mean.accumulate(other)?;
+                mean.scale(1.0 / WORLD as f64)?;
+
+                let mine = |micro| data(step, group.rank(), micro);
+                for micro in 0..MICRO - 1 {
+                    ddp.accumulate(&tape, &loss(&ddp, &tape, &mine(micro)?)?)?;
+                }
+                let found = ddp.backward(&tape, &loss(&ddp, &tape, &mine(MICRO - 1)?)?)?;
+                let pairs = ddp.parameters().into_iter().zip(alone.params());
+                for ((p, q), exact) in pairs.zip(exact) {
+                    let found = found.get(&p).unwrap();
+                    assert_eq!(found.dtype(), DType::F32);
+                    assert_eq!(values(found), values(mean.get(&q).unwrap()), "{p:?}");
+                    for (found, (sum, size)) in values(found).into_iter().zip(exact) {
+                        let bound = size * (2 * MICRO) as f64 * 0.5f64.powi(24);
+                        assert!((found - sum).abs() <= bound, "{found} is not {sum}");
+                    }
+                }
+                sgd.step(&found)?;
+                sgd_alone.step(&mean)?;
+                for (p, q) in ddp.parameters().iter().zip(alone.params()) {
+                    assert_eq!(values(&p.value()), values(&q.value()), "step {step}");
+                }
+            }
+            let buckets = ddp.buckets().unwrap();
+            assert!(buckets.iter().all(|bucket| bucket.dtype == DType::F32));
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn compressed_gradients_of_half_precision_come_back_in_f32() {
+    for (dtype, hook) in [(DType::BF16, Compress::F16), (DType::F16, Compress::Bf16)] {
+        on_ranks(WORLD, |group| {
+            let config = DdpConfig {
+                hook: Some(Arc::new(hook)),
+                ..Default::default()
+            };
+            let model = Mlp::new(&[5, 16, 3], dtype, group.device(), 1);
+            let ddp = Ddp::new(model, group, config)?;
+            let tape = Tape::new();
+            let x = input(0, 5, dtype, &**ddp.group())?;
+            let local = own_gradients(&ddp, &tape, &loss(ddp.module(), &tape, &x)?)?;
+            let found = ddp.backward(&tape, &loss(&ddp, &tape, &x)?)?;
+            for p in ddp.parameters() {
+                let want = values(&mean(&**ddp.group(), local.get(&p).unwrap())?);
+                let found = found.get(&p).unwrap();
+                assert_eq!(found.dtype(), DType::F32);
+                for (found, want) in values(found).into_iter().zip(want) {
+                    assert!((found - want).abs() <= 1e-2, "{found} is not {want}");
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Half of the layers in `f32`, the others in `bf16`: one bucket takes the gradients of both.
 struct Mixed(Mlp, Mlp);
 
 impl Module for Mixed {
@@ -112,7 +212,12 @@ fn parameters_of_two_types() {
                 Mlp::new(&[5, 6, 4], DType::F32, group.device(), 1),
                 Mlp::new(&[4, 6, 3], DType::BF16, group.device(), 2),
             );
-            check(&Ddp::new(model, group, config.clone())?, 5, DType::F32)
+            let ddp = Ddp::new(model, group, config.clone())?;
+            check(&ddp, 5, DType::F32)?;
+            let buckets = ddp.buckets().unwrap();
+            assert!(buckets.iter().all(|bucket| bucket.dtype == DType::F32));
+            assert!(config.in_place_bytes == 1 || buckets.len() == 1);
+            Ok(())
         });
     }
 }
