@@ -48,6 +48,9 @@
 //!   parameter between forward and backward changes nothing. A swept tape keeps none, so the
 //!   optimizer writes parameters in place.
 //! - **What is not reached has no gradient**: `None`, not zeros.
+//! - **Sums of gradients are not rounded to a half type.** Where something of a half type is used
+//!   several times, its gradients are added in `f32`. The gradient of a parameter stays `f32`, up to
+//!   the optimizer; that of anything else is rounded once, when it is complete.
 //! - A sweep can start at several roots, stop at chosen inputs ([`Backward`]), and be split into
 //!   the inputs' gradients and, later, the parameters' ([`Tape::sweep_inputs`]), with the same
 //!   bits. [`checkpoint`] trades memory for a second forward pass.

@@ -118,6 +118,29 @@ fn uses_on_one_tape_add_up_in_f32() {
 }
 
 #[test]
+fn what_is_used_once_is_not_widened() {
+    const N: usize = 10_000;
+    let device = Device::cpu(305);
+    let tape = Tape::new();
+    let x = Tensor::ones([N], DType::BF16, device).unwrap();
+    let x = tape.input(x).unwrap();
+    let y = (0..6).fold(x.clone(), |h, _| h.square().unwrap());
+    let seed = Tensor::ones([N], DType::BF16, device).unwrap();
+    let roots = [(&y, Some(seed))];
+    device.reset_peak().unwrap();
+    let before = device.memory().unwrap().live;
+    let how = Backward {
+        roots: &roots,
+        ..Backward::default()
+    };
+    let gradients = tape.sweep(how).unwrap();
+    assert_eq!(vals(gradients.wrt(&x).unwrap())[0], 64.0);
+    // The gradient that comes in and the one that goes out, beside the first seed.
+    let peak = device.memory().unwrap().peak - before;
+    assert!(peak <= 2 * N * 2, "{peak}");
+}
+
+#[test]
 fn a_chosen_variable_has_its_own_type_and_a_parameter_f32() {
     let w = Param::new(full(1.0, DType::BF16));
     let tape = Tape::new();

@@ -28,7 +28,8 @@ impl<F: FnOnce() -> Result<Tensor>> Completion for F {
 
 /// Reduces buckets of gradients (PyTorch: DDP communication hooks).
 pub trait CommHook: Send + Sync {
-    /// Starts the reduction of `bucket`, a tensor of rank 1, and returns what completes it.
+    /// Starts the reduction of `bucket`, a tensor of rank 1 and of the element type of its gradients
+    /// ([`Param::grad_dtype`](phalanx_autograd::Param::grad_dtype)), and returns what completes it.
     ///
     /// Each rank's gradients come divided already (by the number of ranks, or weighted), so the
     /// *sum* over the ranks is the average. The completion returns it, or what stands for it, with
@@ -50,7 +51,8 @@ pub trait CommHook: Send + Sync {
 }
 
 /// Sends gradients as a shorter type: half the bytes, at the price of rounding them
-/// (PyTorch: `bf16_compress_hook`, `fp16_compress_hook`). Sums accumulate in `f32`.
+/// (PyTorch: `bf16_compress_hook`, `fp16_compress_hook`). Sums accumulate in `f32`. Gradients of
+/// parameters of a half type are `f32` too, and travel so without this hook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compress {
     /// bfloat16: the range of `f32`, 8 bits of precision.
