@@ -26,7 +26,7 @@ fn measure(dims: &[usize], batch: usize) -> Result<[f64; 4]> {
         momentum: 0.9,
         ..SgdConfig::default()
     };
-    let mut sgd = Sgd::new(model.parameters(), config);
+    let mut sgd = Sgd::new(model.parameters(), config)?;
     let x = Tensor::randn([batch, dims[0]], DType::F32, device, &mut f.rng)?;
     let y = Tensor::randint(
         0,

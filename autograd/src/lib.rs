@@ -22,7 +22,7 @@
 //!     .with(Linear::new(20, 64, &mut f)?.with_activation(Activation::Relu))
 //!     .with(Linear::new(64, 5, &mut f)?);
 //! let config = SgdConfig { lr: 0.1, momentum: 0.9, ..SgdConfig::default() };
-//! let mut sgd = Sgd::new(model.parameters(), config);
+//! let mut sgd = Sgd::new(model.parameters(), config)?;
 //! let tape = Tape::new();
 //! for _ in 0..100 {
 //!     let logits = model.forward(&tape, &tape.constant(images.clone()))?;

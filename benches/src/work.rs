@@ -115,13 +115,13 @@ impl Batches {
 }
 
 /// SGD as all workloads have it.
-fn sgd(model: &dyn Module) -> Sgd {
+fn sgd(model: &dyn Module) -> Result<Sgd> {
     let config = SgdConfig {
         lr: 0.01,
         momentum: 0.9,
         ..SgdConfig::default()
     };
-    Sgd::new(model.parameters(), config)
+    Ok(Sgd::new(model.parameters(), config)?)
 }
 
 /// Trains a model of its own, on one device.
@@ -140,7 +140,7 @@ impl Trainer {
         let model = work.model(&mut Factory::new(device, seed))?;
         let batches = work.batches(size, device, &mut Rng::new(seed).fold_in(1))?;
         Ok(Trainer {
-            optimizer: sgd(&model),
+            optimizer: sgd(&model)?,
             model,
             batches,
         })
@@ -177,7 +177,7 @@ impl DdpTrainer {
         let batches = work.batches(size, device, &mut Rng::new(0).fold_in(1 + rank))?;
         let model = Ddp::new(model, group, DdpConfig::default())?;
         Ok(DdpTrainer {
-            optimizer: sgd(model.module()),
+            optimizer: sgd(model.module())?,
             model,
             batches,
         })

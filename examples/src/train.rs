@@ -113,7 +113,7 @@ pub fn train<M: Module>(
         weight_decay: config.weight_decay,
         ..SgdConfig::default()
     };
-    let mut optimizer = Sgd::new(ddp.parameters(), sgd);
+    let mut optimizer = Sgd::new(ddp.parameters(), sgd)?;
     let sampler = DistributedSampler {
         len: train.len(),
         world_size: group.size(),
@@ -135,7 +135,7 @@ pub fn train<M: Module>(
         let mut losses = Vec::with_capacity(steps_per_epoch);
         for (index, batch) in sampler.indices(epoch as u64)?.chunks(share).enumerate() {
             let done = epoch * steps_per_epoch + index;
-            optimizer.set_lr(learning_rate(config.learning_rate, done, steps));
+            optimizer.set_lr(learning_rate(config.learning_rate, done, steps))?;
             let (images, labels) = train.batch(batch, device)?;
             let loss = step(&ddp, &mut optimizer, images, &labels)?;
             losses.push(loss);

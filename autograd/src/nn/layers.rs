@@ -1,7 +1,8 @@
 //! Layers without parameters: activations, pooling, flattening, dropout.
 
+use super::init::Factory;
 use super::module::{Count, Module, Training, Visitor};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tape::Tape;
 use crate::var::Var;
 use phalanx_tensor::Rng;
@@ -60,26 +61,40 @@ layers! {
 /// In training, drops each element with probability `p` and scales the others (Srivastava et al.
 /// 2014), as `torch.nn.Dropout`; in evaluation, the identity.
 ///
-/// The `k`-th use draws from a stream that `seed` and `k` determine: a run repeats, whatever else
+/// The stream of random numbers comes from the [`Factory`], as initial values do: each layer has one
+/// of its own, and the same program with the same seed drops the same elements. Ranks whose
+/// factories have the same seed drop the same elements too; give each rank's factory a seed of its
+/// own where they shall differ (data-parallel replicas then take the parameters of rank 0).
+///
+/// The `k`-th use draws from what that stream and `k` determine: a run repeats, whatever else
 /// draws random numbers. How many uses there were is part of the module's state, as `uses`: a run
 /// that resumes from it draws what it would have drawn.
 #[derive(Debug)]
 pub struct Dropout {
     p: f64,
-    seed: Rng,
+    stream: Rng,
     uses: Count,
     training: Training,
 }
 
 impl Dropout {
-    /// Drops with probability `p`. Give each layer, and each rank, a seed of its own.
-    pub fn new(p: f64, seed: u64) -> Dropout {
-        Dropout {
+    /// Drops with probability `p`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for a `p` outside 0 to 1.
+    pub fn new(p: f64, f: &mut Factory) -> Result<Dropout> {
+        if !(0.0..=1.0).contains(&p) {
+            return Err(Error::InvalidArgument {
+                op: "Dropout::new",
+                reason: format!("{p} is no probability"),
+            });
+        }
+        Ok(Dropout {
             p,
-            seed: Rng::new(seed),
+            stream: f.rng.split(),
             uses: Count::default(),
             training: Training::default(),
-        }
+        })
     }
 }
 
@@ -88,7 +103,7 @@ impl Module for Dropout {
         if !self.training.is_on() || self.p == 0.0 {
             return Ok(x.clone());
         }
-        let seed = tape.seed(|| self.seed.fold_in(self.uses.advance()).next_u64());
+        let seed = tape.seed(|| self.stream.fold_in(self.uses.advance()).next_u64());
         x.dropout(self.p, &mut Rng::new(seed))
     }
 

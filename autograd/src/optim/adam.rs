@@ -1,6 +1,7 @@
 //! [`Adam`], with coupled or decoupled weight decay (AdamW).
 
 use super::Optimizer;
+use super::check::{checked, expect_rate};
 use super::groups::{Group, Groups, take_like, take_number};
 use crate::error::{Error, Result};
 use crate::grads::Gradients;
@@ -19,7 +20,7 @@ use phalanx_tensor::{Device, Tensor};
 /// use phalanx_tensor::{Device, Tensor};
 ///
 /// let w = Param::new(Tensor::scalar(5.0f64, Device::cpu(0))?);
-/// let mut adam = Adam::new(vec![w.clone()], AdamConfig { lr: 0.5, ..AdamConfig::adam() });
+/// let mut adam = Adam::new(vec![w.clone()], AdamConfig { lr: 0.5, ..AdamConfig::adam() })?;
 /// let tape = Tape::new();
 /// let loss = tape.leaf(&w).square()?;
 /// adam.step(&tape.backward(&loss)?)?;
@@ -34,18 +35,24 @@ pub struct Adam {
 
 impl Adam {
     /// For these parameters; one that occurs twice gets one step.
-    pub fn new(params: Vec<Param>, config: AdamConfig) -> Adam {
-        Adam {
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for numbers that [`AdamConfig::check`] refuses.
+    pub fn new(params: Vec<Param>, config: AdamConfig) -> Result<Adam> {
+        checked(config.check("Adam::new"))?;
+        Ok(Adam {
             config,
-            groups: Groups::new(params),
-        }
+            groups: Groups::new(params)?,
+        })
     }
 
     /// Gives some parameters peculiarities of their own, whether they are in already or not.
-    #[must_use]
-    pub fn with_group(mut self, group: Group) -> Adam {
-        self.groups.push(group);
-        self
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] where the group's numbers are negative, infinite or no numbers.
+    pub fn with_group(mut self, group: Group) -> Result<Adam> {
+        self.groups.push(group)?;
+        Ok(self)
     }
 }
 
@@ -65,8 +72,10 @@ impl Optimizer for Adam {
         self.config.lr
     }
 
-    fn set_lr(&mut self, lr: f64) {
+    fn set_lr(&mut self, lr: f64) -> Result<()> {
+        expect_rate("set_lr", "lr", lr)?;
         self.config.lr = lr;
+        Ok(())
     }
 
     fn state(&self) -> Result<State> {

@@ -1,6 +1,7 @@
 //! What the optimizers share: parameters in groups, each with its own state, and how a step
 //! reaches them.
 
+use super::check::expect_rate;
 use crate::error::{Error, Result};
 use crate::grads::Gradients;
 use crate::param::{Param, update_all};
@@ -15,7 +16,7 @@ use std::collections::HashSet;
 pub struct Group {
     /// The parameters.
     pub params: Vec<Param>,
-    /// Their learning rate as a multiple of the optimizer's.
+    /// Their learning rate as a multiple of the optimizer's; not negative.
     pub lr_scale: f64,
     /// Their weight decay, where it is not the optimizer's: often 0 for biases and norms.
     pub weight_decay: Option<f64>,
@@ -39,15 +40,21 @@ pub(super) struct Groups<S> {
 }
 
 impl<S> Groups<S> {
-    pub(super) fn new(params: Vec<Param>) -> Groups<S> {
+    pub(super) fn new(params: Vec<Param>) -> Result<Groups<S>> {
         let mut groups = Groups { groups: Vec::new() };
-        groups.push(Group::new(params));
-        groups
+        groups.push(Group::new(params))?;
+        Ok(groups)
     }
 
     /// Adds a group, in which its parameters count even if an earlier group has them: so one names
     /// all parameters first and the peculiar ones after. A shared parameter gets one step.
-    pub(super) fn push(&mut self, mut group: Group) {
+    pub(super) fn push(&mut self, mut group: Group) -> Result<()> {
+        expect_rate("with_group", "lr_scale", group.lr_scale)?;
+        expect_rate(
+            "with_group",
+            "weight_decay",
+            group.weight_decay.unwrap_or(0.0),
+        )?;
         let mut seen = HashSet::new();
         group.params.retain(|p| seen.insert(p.id()));
         for (earlier, states) in &mut self.groups {
@@ -57,6 +64,7 @@ impl<S> Groups<S> {
         }
         let states = group.params.iter().map(|_| None).collect();
         self.groups.push((group, states));
+        Ok(())
     }
 
     /// Calls `step` with a part for each group: the parameters that have a gradient, these, their
@@ -128,6 +136,7 @@ impl<S> Groups<S> {
         mut load: impl FnMut(&mut State, usize, &Param) -> Result<Option<S>>,
     ) -> Result<f64> {
         let lr = take_number(&mut state, "lr")?;
+        expect_rate("load_state", "lr", lr)?;
         let new = (self.iter().enumerate())
             .map(|(i, (param, _))| load(&mut state, i, param))
             .collect::<Result<Vec<_>>>()?;

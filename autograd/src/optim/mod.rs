@@ -4,6 +4,7 @@
 //! nobody but the parameter holds its value, so it is changed in place.
 
 mod adam;
+mod check;
 mod clip;
 mod groups;
 mod schedule;
@@ -35,7 +36,11 @@ pub trait Optimizer {
     fn lr(&self) -> f64;
 
     /// Sets the learning rate, for instance to what a [`Schedule`] gives.
-    fn set_lr(&mut self, lr: f64);
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a rate that is negative,
+    /// infinite or no number; the rate before it stays.
+    fn set_lr(&mut self, lr: f64) -> Result<()>;
 
     /// What the optimizer needs to continue: momenta, step counts, the learning rate. The
     /// parameters count in the order in which they were given: `3.momentum_buffer`.
@@ -50,6 +55,8 @@ pub trait Optimizer {
     /// # Errors
     /// [`Error::SavedMismatch`](crate::Error::SavedMismatch),
     /// [`Error::MissingTensor`](crate::Error::MissingTensor),
-    /// [`Error::UnexpectedTensor`](crate::Error::UnexpectedTensor).
+    /// [`Error::UnexpectedTensor`](crate::Error::UnexpectedTensor);
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a saved rate that
+    /// [`set_lr`](Optimizer::set_lr) would refuse.
     fn load_state(&mut self, state: State) -> Result<()>;
 }

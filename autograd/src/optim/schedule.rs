@@ -1,5 +1,7 @@
 //! [`Schedule`]: the learning rate as a function of the step.
 
+use super::check::expect_rate;
+use crate::error::{Error, Result};
 use std::f64::consts::PI;
 
 /// A factor for the learning rate at every step, counted from 0. Pure: the same step gives the same
@@ -9,11 +11,12 @@ use std::f64::consts::PI;
 /// use phalanx_autograd::optim::Schedule;
 ///
 /// let schedule = Schedule::Cosine { steps: 90, end: 0.1 }.after_warmup(10);
-/// assert_eq!(schedule.factor(0), 0.1); // a tenth of the way up
-/// assert_eq!(schedule.factor(9), 1.0);
-/// assert_eq!(schedule.factor(10), 1.0); // the cosine begins
-/// assert_eq!(schedule.factor(100), 0.1);
-/// assert_eq!(schedule.factor(1_000_000), 0.1);
+/// assert_eq!(schedule.factor(0)?, 0.1); // a tenth of the way up
+/// assert_eq!(schedule.factor(9)?, 1.0);
+/// assert_eq!(schedule.factor(10)?, 1.0); // the cosine begins
+/// assert_eq!(schedule.factor(100)?, 0.1);
+/// assert_eq!(schedule.factor(1_000_000)?, 0.1);
+/// # Ok::<(), phalanx_autograd::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -82,8 +85,14 @@ impl Schedule {
     }
 
     /// The factor at `step`.
-    pub fn factor(&self, step: u64) -> f64 {
-        match self {
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for numbers that make no learning rate: a `gamma` or an `end`
+    /// that is negative, infinite or no number; in a cycle, no step, a `rise` outside `0..=1`, or a
+    /// `div` or `final_div` that is not finite and positive.
+    pub fn factor(&self, step: u64) -> Result<f64> {
+        self.check()?;
+        Ok(match self {
             Schedule::Constant => 1.0,
             Schedule::Step { every, gamma } => gamma.powf((step / (*every).max(1)) as f64),
             Schedule::MultiStep { at, gamma } => {
@@ -107,10 +116,46 @@ impl Schedule {
                 }
             }
             Schedule::Warmup { steps, then } => match step.checked_sub(*steps) {
-                Some(step) => then.factor(step),
+                Some(step) => then.factor(step)?,
                 None => (step + 1) as f64 / *steps as f64,
             },
+        })
+    }
+
+    fn check(&self) -> Result<()> {
+        const OP: &str = "Schedule::factor";
+        let positive = |name: &str, value: f64| match value > 0.0 && value.is_finite() {
+            true => Ok(()),
+            false => Err(Error::InvalidArgument {
+                op: OP,
+                reason: format!("{name} is {value}, must be finite and positive"),
+            }),
+        };
+        match self {
+            Schedule::Constant => {}
+            Schedule::Step { gamma, .. } | Schedule::MultiStep { gamma, .. } => {
+                expect_rate(OP, "gamma", *gamma)?;
+            }
+            Schedule::Linear { end, .. } | Schedule::Cosine { end, .. } => {
+                expect_rate(OP, "end", *end)?;
+            }
+            Schedule::OneCycle {
+                steps,
+                rise,
+                div,
+                final_div,
+            } => {
+                positive("steps", *steps as f64)?;
+                positive("div", *div)?;
+                positive("final_div", *final_div)?;
+                if !(0.0..=1.0).contains(rise) {
+                    let reason = format!("rise is {rise}, must lie in [0, 1]");
+                    return Err(Error::InvalidArgument { op: OP, reason });
+                }
+            }
+            Schedule::Warmup { then, .. } => then.check()?,
         }
+        Ok(())
     }
 }
 

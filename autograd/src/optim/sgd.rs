@@ -1,6 +1,7 @@
 //! [`Sgd`]: stochastic gradient descent.
 
 use super::Optimizer;
+use super::check::{checked, expect_rate};
 use super::groups::{Group, Groups, take_like};
 use crate::error::Result;
 use crate::grads::Gradients;
@@ -20,7 +21,7 @@ use phalanx_tensor::ops::optim::sgd_steps;
 ///
 /// let w = Param::new(Tensor::scalar(5.0f64, Device::cpu(0))?);
 /// let config = SgdConfig { lr: 0.1, momentum: 0.5, ..SgdConfig::default() };
-/// let mut sgd = Sgd::new(vec![w.clone()], config);
+/// let mut sgd = Sgd::new(vec![w.clone()], config)?;
 /// let tape = Tape::new();
 /// for _ in 0..60 {
 ///     let loss = tape.leaf(&w).add_scalar(-3.0)?.square()?;
@@ -37,18 +38,26 @@ pub struct Sgd {
 
 impl Sgd {
     /// For these parameters; one that occurs twice gets one step.
-    pub fn new(params: Vec<Param>, config: SgdConfig) -> Sgd {
-        Sgd {
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for numbers that
+    /// [`SgdConfig::check`] refuses.
+    pub fn new(params: Vec<Param>, config: SgdConfig) -> Result<Sgd> {
+        checked(config.check("Sgd::new"))?;
+        Ok(Sgd {
             config,
-            groups: Groups::new(params),
-        }
+            groups: Groups::new(params)?,
+        })
     }
 
     /// Gives some parameters peculiarities of their own, whether they are in already or not.
-    #[must_use]
-    pub fn with_group(mut self, group: Group) -> Sgd {
-        self.groups.push(group);
-        self
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) where the group's numbers are
+    /// negative, infinite or no numbers.
+    pub fn with_group(mut self, group: Group) -> Result<Sgd> {
+        self.groups.push(group)?;
+        Ok(self)
     }
 }
 
@@ -68,8 +77,10 @@ impl Optimizer for Sgd {
         self.config.lr
     }
 
-    fn set_lr(&mut self, lr: f64) {
+    fn set_lr(&mut self, lr: f64) -> Result<()> {
+        expect_rate("set_lr", "lr", lr)?;
         self.config.lr = lr;
+        Ok(())
     }
 
     fn state(&self) -> Result<State> {

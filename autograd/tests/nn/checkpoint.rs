@@ -21,7 +21,7 @@ impl Block {
                 .unwrap()
                 .with_activation(Activation::Tanh),
             norm: BatchNorm2d::new(6, &mut f).unwrap(),
-            dropout: Dropout::new(0.5, 3),
+            dropout: Dropout::new(0.5, &mut f).unwrap(),
         }
     }
     fn run(&self, tape: &Tape, x: &Var) -> Result<Var> {

@@ -101,9 +101,10 @@ fn batch_norm_refuses_what_has_no_variance() {
 fn dropout_repeats_by_seed_and_rests_in_evaluation() {
     let x = Tensor::ones([1000], DType::F32, CPU).unwrap();
     let run = |seed: u64, on: bool| {
+        let mut f = Factory::new(CPU, seed);
         let model = Sequential::new()
-            .with(Dropout::new(0.25, seed))
-            .with(Dropout::new(0.25, seed + 1));
+            .with(Dropout::new(0.25, &mut f).unwrap())
+            .with(Dropout::new(0.25, &mut f).unwrap());
         model.set_training(on);
         let tape = Tape::new();
         let x = tape.constant(x.clone());
@@ -116,6 +117,38 @@ fn dropout_repeats_by_seed_and_rests_in_evaluation() {
     let kept = first.iter().filter(|v| **v != 0.0).count() as f64 / 1000.0;
     assert!((kept - 0.5625).abs() < 0.06, "{kept}");
     assert!(run(5, false).iter().flatten().all(|v| *v == 1.0));
+}
+
+#[test]
+fn dropout_layers_of_one_factory_drop_different_elements() {
+    let x = Tensor::ones([1000], DType::F32, CPU).unwrap();
+    let masks = |seed: u64| {
+        let mut f = Factory::new(CPU, seed);
+        let layers = [0; 2].map(|_| Dropout::new(0.5, &mut f).unwrap());
+        let tape = Tape::new();
+        layers.map(|layer| {
+            let out = layer.forward(&tape, &tape.constant(x.clone())).unwrap();
+            vals(out.value())
+        })
+    };
+    let [first, second] = masks(5);
+    assert_ne!(first, second);
+    let agree = first.iter().zip(&second).filter(|(a, b)| a == b).count();
+    assert!((400..600).contains(&agree), "{agree} of 1000 agree");
+    assert_eq!(masks(5), [first, second]);
+}
+
+#[test]
+fn dropout_takes_probabilities_only() {
+    for p in [-0.1, 1.5, f64::NAN, f64::INFINITY] {
+        let e = Dropout::new(p, &mut f()).unwrap_err();
+        assert!(matches!(e, Error::InvalidArgument { .. }), "{e}");
+        assert_eq!(
+            e.to_string(),
+            format!("Dropout::new: {p} is no probability")
+        );
+    }
+    assert!(Dropout::new(0.0, &mut f()).is_ok() && Dropout::new(1.0, &mut f()).is_ok());
 }
 
 #[test]
@@ -261,7 +294,7 @@ fn train(model: &dyn Module, input: &[usize], steps: usize, lr: f64, device: Dev
         momentum: 0.9,
         ..SgdConfig::default()
     };
-    let mut sgd = Sgd::new(model.parameters(), config);
+    let mut sgd = Sgd::new(model.parameters(), config).unwrap();
     let tape = Tape::new();
     let mut losses = Vec::new();
     let mut settled = None;

@@ -29,7 +29,7 @@ impl Tied {
         let body = Sequential::new()
             .with(Linear::new(3, 3, f).unwrap())
             .with(LayerNorm::new(3, f).unwrap())
-            .with(Dropout::new(0.5, 1));
+            .with(Dropout::new(0.5, f).unwrap());
         Tied { input, body, head }
     }
 }
@@ -171,10 +171,11 @@ fn states_round_trip_and_misfits_are_named() {
 fn a_model_with_dropout_resumes_bit_for_bit() {
     // One layer in two places has one count.
     let model = || {
-        let shared = std::sync::Arc::new(Dropout::new(0.5, 1));
+        let mut f = f();
+        let shared = std::sync::Arc::new(Dropout::new(0.5, &mut f).unwrap());
         Sequential::new()
             .with(shared.clone())
-            .with(Dropout::new(0.25, 2))
+            .with(Dropout::new(0.25, &mut f).unwrap())
             .with(shared)
     };
     let x = Tensor::ones([64], DType::F32, CPU).unwrap();

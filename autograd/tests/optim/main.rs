@@ -78,7 +78,7 @@ fn sgd_follows_its_formula() {
     ];
     for c in configs {
         let w = Param::new(tensor(&START));
-        let mut sgd = Sgd::new(vec![w.clone()], c);
+        let mut sgd = Sgd::new(vec![w.clone()], c).unwrap();
         let (mut p, mut m) = (START, [0.0; 3]);
         for t in 0..6 {
             sgd.step(&gradients(&[(&w, &slope(t))])).unwrap();
@@ -123,7 +123,7 @@ fn adam_follows_its_formula() {
     ];
     for c in configs {
         let w = Param::new(tensor(&START));
-        let mut adam = Adam::new(vec![w.clone()], c);
+        let mut adam = Adam::new(vec![w.clone()], c).unwrap();
         let (mut p, mut m, mut v) = (START, [0.0; 3], [0.0; 3]);
         let [b1, b2] = c.betas;
         for t in 0..6 {
@@ -154,7 +154,7 @@ fn what_has_no_gradient_stays() {
         weight_decay: 0.5,
         ..SgdConfig::default()
     };
-    let mut sgd = Sgd::new(vec![a.clone(), b.clone(), a.clone()], c);
+    let mut sgd = Sgd::new(vec![a.clone(), b.clone(), a.clone()], c).unwrap();
     sgd.step(&gradients(&[(&a, &[1.0]), (&b, &[1.0])])).unwrap();
     close(&vals(&a), &[0.85]); // once, though it was given twice
     sgd.step(&gradients(&[(&b, &[1.0])])).unwrap();
@@ -172,18 +172,23 @@ fn groups_have_their_own_rates_and_decays() {
         ..SgdConfig::default()
     };
     let mut sgd = Sgd::new(vec![a.clone(), b.clone(), c.clone()], config)
-        .with_group(Group {
-            weight_decay: Some(0.0),
-            ..Group::new(vec![b.clone()])
+        .and_then(|sgd| {
+            sgd.with_group(Group {
+                weight_decay: Some(0.0),
+                ..Group::new(vec![b.clone()])
+            })
         })
-        .with_group(Group {
-            lr_scale: 10.0,
-            ..Group::new(vec![c.clone()])
-        });
+        .and_then(|sgd| {
+            sgd.with_group(Group {
+                lr_scale: 10.0,
+                ..Group::new(vec![c.clone()])
+            })
+        })
+        .unwrap();
     sgd.step(&gradients(&[(&a, &[1.0]), (&b, &[1.0]), (&c, &[1.0])]))
         .unwrap();
     close(&[vals(&a)[0], vals(&b)[0], vals(&c)[0]], &[0.85, 0.9, -0.5]);
-    sgd.set_lr(0.2);
+    sgd.set_lr(0.2).unwrap();
     sgd.step(&gradients(&[(&b, &[1.0]), (&c, &[1.0])])).unwrap();
     close(
         &[vals(&a)[0], vals(&b)[0], vals(&c)[0]],
@@ -199,10 +204,10 @@ fn a_group_that_comes_after_a_step_leaves_the_others_their_momenta() {
         momentum: 0.5,
         ..SgdConfig::default()
     };
-    let mut sgd = Sgd::new(vec![a.clone(), b.clone(), c.clone()], config);
+    let mut sgd = Sgd::new(vec![a.clone(), b.clone(), c.clone()], config).unwrap();
     sgd.step(&gradients(&[(&a, &[1.0]), (&b, &[2.0]), (&c, &[4.0])]))
         .unwrap();
-    let mut sgd = sgd.with_group(Group::new(vec![b.clone()]));
+    let mut sgd = sgd.with_group(Group::new(vec![b.clone()])).unwrap();
     sgd.step(&gradients(&[(&a, &[0.0]), (&b, &[0.0]), (&c, &[0.0])]))
         .unwrap();
     // Where it moved, b starts afresh.
@@ -226,7 +231,8 @@ fn a_step_writes_in_place_and_old_values_keep() {
             lr: 0.1,
             ..SgdConfig::default()
         },
-    );
+    )
+    .unwrap();
     let tape = Tape::new();
     for _ in 0..3 {
         let x = tape.leaf(&w);
@@ -245,7 +251,7 @@ fn a_step_writes_in_place_and_old_values_keep() {
 #[test]
 fn a_misfit_changes_nothing() {
     let (a, b) = (Param::new(tensor(&START)), Param::new(tensor(&START)));
-    let mut sgd = Sgd::new(vec![a.clone(), b.clone()], SgdConfig::default());
+    let mut sgd = Sgd::new(vec![a.clone(), b.clone()], SgdConfig::default()).unwrap();
     let e = sgd
         .step(&gradients(&[(&a, &slope(1)), (&b, &[1.0])]))
         .unwrap_err();
@@ -279,7 +285,8 @@ fn train(model: &Sequential, optimizer: &mut dyn Optimizer, from: u64, to: u64) 
         let out = model.forward(&tape, &tape.constant(x)).unwrap();
         let mut gradients = tape.backward(&cross_entropy(&out, &y).unwrap()).unwrap();
         clip_grad_norm(&mut gradients, 0.5).unwrap();
-        optimizer.set_lr(0.05 * schedule.factor(step));
+        let lr = 0.05 * schedule.factor(step).unwrap();
+        optimizer.set_lr(lr).unwrap();
         optimizer.step(&gradients).unwrap();
     }
 }
@@ -293,8 +300,8 @@ fn training_continues_from_a_file_bit_for_bit() {
     };
     type New = fn(&Sequential, SgdConfig) -> Box<dyn Optimizer>;
     let kinds: [New; 2] = [
-        |m, c| Box::new(Sgd::new(m.parameters(), c)),
-        |m, _| Box::new(Adam::new(m.parameters(), AdamConfig::adamw())),
+        |m, c| Box::new(Sgd::new(m.parameters(), c).unwrap()),
+        |m, _| Box::new(Adam::new(m.parameters(), AdamConfig::adamw()).unwrap()),
     ];
     for new in kinds {
         let whole = model(1);
@@ -330,7 +337,8 @@ fn a_state_that_does_not_fit_is_refused() {
             momentum: 0.9,
             ..SgdConfig::default()
         },
-    );
+    )
+    .unwrap();
     train(&m, &mut sgd, 0, 2);
     let good = sgd.state().unwrap();
     let mut attempt = |change: &dyn Fn(&mut State)| {
@@ -394,7 +402,10 @@ fn clipping_is_by_the_global_norm() {
 
 #[test]
 fn schedules_give_pytorchs_factors() {
-    let at = |s: Schedule, steps: &[u64]| steps.iter().map(|&t| s.factor(t)).collect::<Vec<_>>();
+    let at = |s: Schedule, steps: &[u64]| {
+        let factor = |&t: &u64| s.factor(t).unwrap();
+        steps.iter().map(factor).collect::<Vec<_>>()
+    };
     close(&at(Schedule::Constant, &[0, 9]), &[1.0, 1.0]);
     let step = Schedule::Step {
         every: 3,
@@ -441,6 +452,104 @@ fn schedules_give_pytorchs_factors() {
         div: 25.0,
         final_div: 1e4,
     }
-    .factor(5);
+    .factor(5)
+    .unwrap();
     close(&[mid], &[(1.0 + 4e-6) / 2.0]);
+}
+
+#[test]
+fn numbers_out_of_their_range_are_refused_where_they_come_in() {
+    fn refused<T>(result: phalanx_autograd::Result<T>, what: &str) {
+        let e = result.err().expect("it was taken");
+        assert!(matches!(&e, Error::InvalidArgument { .. }), "{e}");
+        assert!(e.to_string().contains(what), "{e}");
+    }
+    let w = Param::new(tensor(&START));
+    let sgd = |config| Sgd::new(vec![w.clone()], config);
+    let base = SgdConfig::default();
+    refused(sgd(SgdConfig { lr: -1.0, ..base }), "Sgd::new: lr is -1");
+    let momentum = 5.0;
+    refused(sgd(SgdConfig { momentum, ..base }), "momentum is 5");
+    let nesterov = true;
+    refused(sgd(SgdConfig { nesterov, ..base }), "nesterov needs");
+    let adam = |config| Adam::new(vec![w.clone()], config);
+    let base = AdamConfig::adamw();
+    let lr = f64::NAN;
+    refused(adam(AdamConfig { lr, ..base }), "Adam::new: lr is NaN");
+    let betas = [0.9, 1.0];
+    refused(adam(AdamConfig { betas, ..base }), "betas[1] is 1");
+    let weight_decay = -0.1;
+    refused(
+        adam(AdamConfig {
+            weight_decay,
+            ..base
+        }),
+        "weight_decay",
+    );
+    let eps = f64::INFINITY;
+    refused(adam(AdamConfig { eps, ..base }), "eps is inf");
+
+    let group = |lr_scale, weight_decay| Group {
+        lr_scale,
+        weight_decay,
+        ..Group::new(vec![w.clone()])
+    };
+    let fresh = || Sgd::new(vec![w.clone()], SgdConfig::default()).unwrap();
+    refused(fresh().with_group(group(-1.0, None)), "lr_scale is -1");
+    let e = fresh().with_group(group(1.0, Some(f64::NAN)));
+    refused(e, "weight_decay is NaN");
+    let adam = Adam::new(vec![w.clone()], AdamConfig::adam()).unwrap();
+    refused(adam.with_group(group(-1.0, None)), "lr_scale is -1");
+
+    let adam = Adam::new(vec![w.clone()], AdamConfig::adam()).unwrap();
+    for mut optimizer in [Box::new(fresh()) as Box<dyn Optimizer>, Box::new(adam)] {
+        let before = optimizer.lr();
+        for lr in [-0.1, f64::NAN, f64::INFINITY] {
+            refused(optimizer.set_lr(lr), "set_lr: lr is");
+            let mut state = optimizer.state().unwrap();
+            state.insert("lr", Tensor::scalar(lr, CPU).unwrap());
+            refused(optimizer.load_state(state), "load_state: lr is");
+        }
+        assert_eq!(optimizer.lr(), before);
+        optimizer.set_lr(0.0).unwrap();
+    }
+}
+
+#[test]
+fn schedules_of_impossible_numbers_are_refused() {
+    let cycle = |steps, rise, div, final_div| Schedule::OneCycle {
+        steps,
+        rise,
+        div,
+        final_div,
+    };
+    let impossible = [
+        Schedule::Step {
+            every: 1,
+            gamma: -0.5,
+        },
+        Schedule::MultiStep {
+            at: vec![1],
+            gamma: f64::NAN,
+        },
+        Schedule::Linear {
+            steps: 4,
+            end: f64::INFINITY,
+        },
+        Schedule::Cosine {
+            steps: 4,
+            end: -0.1,
+        },
+        cycle(0, 0.3, 25.0, 1e4),
+        cycle(10, 1.5, 25.0, 1e4),
+        cycle(10, f64::NAN, 25.0, 1e4),
+        cycle(10, 0.3, 0.0, 1e4),
+        cycle(10, 0.3, 25.0, f64::INFINITY),
+    ];
+    for schedule in impossible {
+        for schedule in [schedule.clone(), schedule.after_warmup(3)] {
+            let e = schedule.factor(0).unwrap_err();
+            assert!(matches!(e, Error::InvalidArgument { .. }), "{schedule:?}");
+        }
+    }
 }

@@ -47,7 +47,7 @@ use step::Joint;
 ///     let device = Device::cpu(group.rank());
 ///     let model = Linear::new(4, 1, &mut Factory::new(device, 0))?;
 ///     let ddp = Ddp::new(model, group.clone(), DdpConfig::default())?;
-///     let mut sgd = Sgd::new(ddp.parameters(), SgdConfig { lr: 0.1, ..Default::default() });
+///     let mut sgd = Sgd::new(ddp.parameters(), SgdConfig { lr: 0.1, ..Default::default() })?;
 ///     let x = Tensor::full([8, 4], 1.0 + group.rank() as f64, DType::F32, device)?;
 ///     let mut last = 0.0;
 ///     for _ in 0..3 {

@@ -49,7 +49,7 @@ fn train(steps_of: [usize; 2], broadcast_buffers: bool) -> Vec<Vec<(String, Vec<
         };
         let uneven = config.uneven_inputs;
         let ddp = Ddp::new(model(device), group, config)?;
-        let mut sgd = Sgd::new(ddp.parameters(), SgdConfig::default());
+        let mut sgd = Sgd::new(ddp.parameters(), SgdConfig::default())?;
         for step in 0..steps_of[rank] {
             let tape = Tape::new();
             let x = tape.constant(images(rank, step, device));

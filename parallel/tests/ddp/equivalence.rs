@@ -30,6 +30,7 @@ fn sgd(model: &Mlp) -> Sgd {
             ..Default::default()
         },
     )
+    .unwrap()
 }
 
 /// First gradients and final parameters of one process on the joined batches.

@@ -80,7 +80,7 @@ fn ddp_reproduces_pytorch_in_every_mode() {
                     momentum: 0.9,
                     ..Default::default()
                 },
-            );
+            )?;
             let tape = Tape::new();
             for step in 0..5 {
                 let forward = |data: usize| -> phalanx_parallel::Result<_> {

@@ -28,6 +28,7 @@ fn sgd(model: &Mlp) -> Sgd {
             ..Default::default()
         },
     )
+    .unwrap()
 }
 
 /// One process that takes in each step the mean of the losses of the ranks in `active`.

@@ -48,7 +48,7 @@ fn steady<M: Module>(first_device: usize, model: impl Fn(Device) -> M + Sync) {
                     momentum: 0.9,
                     ..Default::default()
                 },
-            );
+            )?;
             let x = Tensor::ones([32, 64], DType::F32, device)?;
             let y = Tensor::zeros([32, 10], DType::F32, device)?;
             let tape = Tape::new();

@@ -429,3 +429,56 @@ fn misuse_is_named_before_anything_is_written() {
     let e = adam_step(&mut p, &[t(2), t(3)], &mut [None, None], &betas).unwrap_err();
     assert!(e.to_string().contains("betas"), "{e}");
 }
+
+#[test]
+fn numbers_out_of_their_range_are_refused() {
+    let sgd = |change: fn(&mut SgdConfig)| {
+        let mut config = SgdConfig::default();
+        change(&mut config);
+        let mut p = [Tensor::ones([2], DType::F32, Device::cpu(0)).unwrap()];
+        let g = p.clone();
+        let e = sgd_step(&mut p, &g, &mut [None], &config).unwrap_err();
+        assert_eq!(config.check("sgd_step").unwrap_err(), e);
+        assert_eq!(values(&p[0]), [1.0, 1.0]);
+        e.to_string()
+    };
+    let finite = "must be finite and not negative";
+    assert_eq!(
+        sgd(|c| c.lr = -1.0),
+        format!("sgd_step: lr is -1, {finite}")
+    );
+    assert_eq!(
+        sgd(|c| c.lr = f64::INFINITY),
+        format!("sgd_step: lr is inf, {finite}")
+    );
+    assert_eq!(
+        sgd(|c| c.weight_decay = f64::INFINITY),
+        format!("sgd_step: weight_decay is inf, {finite}")
+    );
+    for (change, value) in [
+        ((|c| c.momentum = 5.0) as fn(&mut SgdConfig), "5"),
+        (|c| c.momentum = 1.0, "1"),
+        (|c| c.momentum = -0.5, "-0.5"),
+        (|c| c.momentum = f64::NAN, "NaN"),
+    ] {
+        let want = format!("sgd_step: momentum is {value}, must lie in [0, 1)");
+        assert_eq!(sgd(change), want);
+    }
+    let e = sgd(|c| (c.momentum, c.dampening) = (0.9, -1.0));
+    assert_eq!(e, "sgd_step: dampening is -1, must lie in [0, 1]");
+
+    let adam = |change: fn(&mut AdamConfig)| {
+        let mut config = AdamConfig::adam();
+        change(&mut config);
+        config.check("adam_step").unwrap_err().to_string()
+    };
+    assert_eq!(
+        adam(|c| c.eps = f64::NAN),
+        format!("adam_step: eps is NaN, {finite}")
+    );
+    assert_eq!(
+        adam(|c| c.betas[1] = 1.0),
+        "adam_step: betas[1] is 1, must lie in [0, 1)"
+    );
+    assert!(AdamConfig::adamw().check("adam_step").is_ok());
+}

@@ -1,8 +1,7 @@
 //! Adam and AdamW: their numbers, their state and their step.
 
 use super::{
-    Part, check_pairs, check_state, cpu, expect_equal_lengths, expect_non_negative, invalid,
-    make_ready, no_moment, own, ready,
+    Part, check_pairs, check_state, cpu, expect_equal_lengths, make_ready, no_moment, own, ready,
 };
 use crate::storage::Storage;
 use crate::{Element, Float, Result, Tensor, dispatch_float};
@@ -26,7 +25,7 @@ pub enum DecayMode {
 pub struct AdamConfig {
     /// Learning rate.
     pub lr: f64,
-    /// Decay rates `[β₁, β₂]` of the two moments.
+    /// Decay rates `[β₁, β₂]` of the two moments, in `[0, 1)`.
     pub betas: [f64; 2],
     /// Added to the denominator.
     pub eps: f64,
@@ -154,15 +153,7 @@ where
     S: Borrow<Option<AdamState>>,
 {
     let c = &part.config;
-    expect_non_negative(op, "lr", c.lr)?;
-    expect_non_negative(op, "eps", c.eps)?;
-    expect_non_negative(op, "weight_decay", c.weight_decay)?;
-    if !c.betas.iter().all(|b| (0.0..1.0).contains(b)) {
-        return Err(invalid(
-            op,
-            format!("betas {:?} must lie in [0, 1)", c.betas),
-        ));
-    }
+    c.check(op)?;
     check_pairs(op, part.params, part.grads)?;
     expect_equal_lengths(op, part.params.len(), "states", part.states.len())?;
     for (param, state) in part.params.iter().zip(&*part.states) {

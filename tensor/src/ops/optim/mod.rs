@@ -31,10 +31,12 @@ macro_rules! dispatch_pair {
 }
 
 mod adam;
+mod check;
 mod cpu;
 mod sgd;
 
 pub use adam::{AdamConfig, AdamState, DecayMode, adam_step, adam_steps};
+pub use check::expect_non_negative;
 pub use sgd::{SgdConfig, sgd_step, sgd_steps};
 
 /// Parameters that step with the same numbers: a part of [`sgd_steps`] or [`adam_steps`]. The lists
@@ -182,17 +184,6 @@ fn expect_equal_lengths(op: &'static str, params: usize, what: &str, n: usize) -
         Ok(())
     } else {
         Err(invalid(op, format!("{params} parameters and {n} {what}")))
-    }
-}
-
-fn expect_non_negative(op: &'static str, name: &str, value: f64) -> Result<()> {
-    if value >= 0.0 {
-        Ok(())
-    } else {
-        Err(invalid(
-            op,
-            format!("{name} is {value}, must not be negative"),
-        ))
     }
 }
 

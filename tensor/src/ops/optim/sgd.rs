@@ -1,8 +1,8 @@
 //! SGD: its numbers and its step.
 
 use super::{
-    Part, allocate_state, check_pairs, check_state, cpu, expect_equal_lengths, expect_non_negative,
-    invalid, make_ready, own, ready,
+    Part, allocate_state, check_pairs, check_state, cpu, expect_equal_lengths, make_ready, own,
+    ready,
 };
 use crate::storage::Storage;
 use crate::{Element, Float, Result, Tensor, dispatch_float};
@@ -17,9 +17,9 @@ use std::borrow::{Borrow, BorrowMut};
 pub struct SgdConfig {
     /// Learning rate.
     pub lr: f64,
-    /// Share of the momentum that a step keeps; 0 for none.
+    /// Share of the momentum that a step keeps, in `[0, 1)`; 0 for none.
     pub momentum: f64,
-    /// How much of the gradient does not enter the momentum.
+    /// How much of the gradient does not enter the momentum, in `[0, 1]`.
     pub dampening: f64,
     /// Factor of the L2 penalty's gradient.
     pub weight_decay: f64,
@@ -146,15 +146,7 @@ where
     S: Borrow<Option<Tensor>>,
 {
     let c = &part.config;
-    expect_non_negative(op, "lr", c.lr)?;
-    expect_non_negative(op, "momentum", c.momentum)?;
-    expect_non_negative(op, "weight_decay", c.weight_decay)?;
-    if c.nesterov && (c.momentum == 0.0 || c.dampening != 0.0) {
-        return Err(invalid(
-            op,
-            "nesterov needs a momentum and no dampening".into(),
-        ));
-    }
+    c.check(op)?;
     check_pairs(op, part.params, part.grads)?;
     if c.momentum == 0.0 {
         return Ok(());
