@@ -59,7 +59,7 @@ impl Model {
         let loss = CrossEntropyConfig::default();
         let out = logits.cross_entropy(&self.targets, &loss)?;
 
-        let one = Tensor::ones((), logits.dtype(), logits.device())?;
+        let one = Tensor::ones((), out.loss.dtype(), out.loss.device())?;
         let g = one.cross_entropy_backward(&logits, &self.targets, &out.saved, &loss)?;
         let l = g.layer_norm_backward(&f, [8 * 16], Some(scale_w), &l.mean, &l.rstd)?;
         let g = l.input.reshape([6, 8, 4, 4])?.transpose(2, 3)?;

@@ -25,6 +25,8 @@ pub struct Row {
     pub roundings: f64,
     /// Where element types are part of the operation.
     pub f64_only: bool,
+    /// Whether the result of half types is `f32`.
+    pub wide: bool,
 }
 
 const fn row(ops: &'static [&'static str], make: fn(&mut TestRng) -> Case) -> Row {
@@ -33,6 +35,15 @@ const fn row(ops: &'static [&'static str], make: fn(&mut TestRng) -> Case) -> Ro
         make,
         roundings: 16.0,
         f64_only: false,
+        wide: false,
+    }
+}
+
+/// A loss: of half types it is `f32`.
+const fn loss(ops: &'static [&'static str], make: fn(&mut TestRng) -> Case) -> Row {
+    Row {
+        wide: true,
+        ..row(ops, make)
     }
 }
 
@@ -411,7 +422,7 @@ pub const ROWS: &[Row] = &[
         let at = axis(rng, x.rank());
         case(vec![x], move |_, x| x[0].log_softmax(at))
     }),
-    row(&["cross_entropy"], |rng| {
+    loss(&["cross_entropy"], |rng| {
         let (batch, classes) = (2 + rng.below(4), 2 + rng.below(4));
         let x = rng.tensor(&[batch, classes], DType::F64, (-2.0, 2.0));
         let mut targets = indices(rng, &[batch], classes);

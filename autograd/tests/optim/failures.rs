@@ -14,8 +14,15 @@ fn a_failed_step_changes_nothing_and_can_be_repeated() {
     };
     type New = fn(Vec<Param>, Group, SgdConfig) -> Box<dyn Optimizer>;
     let kinds: [New; 2] = [
-        |params, group, c| Box::new(Sgd::new(params, c).with_group(group)),
-        |params, group, _| Box::new(Adam::new(params, AdamConfig::adamw()).with_group(group)),
+        |params, group, c| Box::new(Sgd::new(params, c).unwrap().with_group(group).unwrap()),
+        |params, group, _| {
+            Box::new(
+                Adam::new(params, AdamConfig::adamw())
+                    .unwrap()
+                    .with_group(group)
+                    .unwrap(),
+            )
+        },
     ];
     for new in kinds {
         // The gradient that does not fit is that of the last parameter, in a group of its own.

@@ -12,16 +12,19 @@ fn half_parameters_step_by_gradients_in_f32() {
         type New = fn(Vec<Param>) -> Box<dyn Optimizer>;
         let kinds: [New; 2] = [
             |params| {
-                Box::new(Sgd::new(
-                    params,
-                    SgdConfig {
-                        lr: 0.1,
-                        momentum: 0.9,
-                        ..SgdConfig::default()
-                    },
-                ))
+                Box::new(
+                    Sgd::new(
+                        params,
+                        SgdConfig {
+                            lr: 0.1,
+                            momentum: 0.9,
+                            ..SgdConfig::default()
+                        },
+                    )
+                    .unwrap(),
+                )
             },
-            |params| Box::new(Adam::new(params, AdamConfig::adam())),
+            |params| Box::new(Adam::new(params, AdamConfig::adam()).unwrap()),
         ];
         for new in kinds {
             // A gradient in the parameter's own type steps as its value in f32.
@@ -55,7 +58,8 @@ fn half_parameters_step_by_gradients_in_f32() {
                 momentum: 0.5,
                 ..SgdConfig::default()
             },
-        );
+        )
+        .unwrap();
         let mut all = Gradients::new();
         let fine = 1.0 + 0.5f64.powi(14);
         all.insert(&w, tensor(&[fine]).cast(DType::F32).unwrap());

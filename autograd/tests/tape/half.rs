@@ -315,7 +315,7 @@ fn a_half_linear_learns_from_many_micro_batches() {
         lr: 0.5,
         ..SgdConfig::default()
     };
-    let mut sgd = Sgd::new(vec![w.clone(), b.clone()], config);
+    let mut sgd = Sgd::new(vec![w.clone(), b.clone()], config).unwrap();
     const N: usize = 2048;
     for _ in 0..2 {
         let mut sum = Gradients::new();

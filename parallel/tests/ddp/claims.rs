@@ -151,6 +151,7 @@ fn one_loss_over_two_wrapped_modules() {
                         ..Default::default()
                     },
                 )
+                .unwrap()
             };
             let split: Vec<Param> = [encoder.parameters(), head.parameters()].concat();
             let (mut of_split, mut of_both) = (sgd(split.clone()), sgd(both.parameters()));

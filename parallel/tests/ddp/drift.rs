@@ -93,7 +93,8 @@ fn replicas_that_have_drifted_apart_are_found() {
                 lr,
                 ..Default::default()
             },
-        );
+        )
+        .unwrap();
         let tape = Tape::new();
         sgd.step(&ddp.backward(&tape, &loss(&ddp, &tape)?)?)?;
         Ok(ddp.check_replicas().map_err(|e| e.to_string()))

@@ -109,7 +109,7 @@ fn gradients_of_half_precision_add_up_in_f32() {
             };
             let alone = new();
             let ddp = Ddp::new(new(), Arc::clone(&group), config.clone())?;
-            let optimizer = |params| Sgd::new(params, momentum);
+            let optimizer = |params| Sgd::new(params, momentum).unwrap();
             let (mut sgd, mut sgd_alone) = (optimizer(ddp.parameters()), optimizer(alone.params()));
             let tape = Tape::new();
             for step in 0..3 {

@@ -190,15 +190,17 @@ fn cross_entropy_matches_its_definition_and_central_differences() {
                     Reduction::Mean => (&[][..], vec![each.iter().sum::<f64>() / counted]),
                 };
                 let what = format!("{dtype} {} {config:?}", show(&shape));
+                let wide = out.saved.dtype();
+                assert_eq!(out.loss.dtype(), wide, "{what}");
                 assert_close(
                     &out.loss,
                     loss_shape,
                     &expected,
-                    tolerance(dtype, 64.0),
+                    tolerance(wide, 64.0),
                     &what,
                 );
 
-                let grad = rng.tensor(loss_shape, dtype, (-1.0, 1.0));
+                let grad = rng.tensor(loss_shape, wide, (-1.0, 1.0));
                 let dx = grad
                     .cross_entropy_backward(&logits, &targets, &out.saved, &config)
                     .unwrap();
@@ -260,6 +262,43 @@ fn cross_entropy_gives_pytorchs_values() {
             .cross_entropy_backward(&x, &y, &out.saved, &config)
             .unwrap();
         assert_close(&dx, &[4, 3], &expected[..12], 1e-15, "gradient");
+    }
+}
+
+#[test]
+fn losses_of_half_logits_are_f32() {
+    for dtype in [DType::BF16, DType::F16] {
+        // 4096 losses of ln 4 + 12 each: their sum is beyond what f16 holds.
+        let row = [12.0, 0.0, 0.0, 0.0].repeat(4096);
+        let logits = tensor_of(&row, &[4096, 4], dtype);
+        let targets = Tensor::full([4096], 1.0, DType::I64, Device::cpu(0)).unwrap();
+        let each = 12.0 + (1.0 + 3.0 * (-12f64).exp()).ln();
+        for (reduction, want) in [
+            (Reduction::None, vec![each; 4096]),
+            (Reduction::Mean, vec![each]),
+            (Reduction::Sum, vec![4096.0 * each]),
+        ] {
+            let config = CrossEntropyConfig {
+                reduction,
+                ..CrossEntropyConfig::default()
+            };
+            let out = logits.cross_entropy(&targets, &config).unwrap();
+            assert_eq!(out.loss.dtype(), DType::F32);
+            for (got, want) in values(&out.loss).iter().zip(&want) {
+                assert!(
+                    (got - want).abs() <= 1e-6 * want,
+                    "{dtype}: {got}, not {want}"
+                );
+            }
+            let dx = out
+                .loss
+                .cross_entropy_backward(&logits, &targets, &out.saved, &config)
+                .unwrap();
+            assert_eq!(dx.dtype(), dtype);
+            let half = out.loss.cast(dtype).unwrap();
+            let e = half.cross_entropy_backward(&logits, &targets, &out.saved, &config);
+            assert!(matches!(e, Err(Error::DTypeMismatch { .. })));
+        }
     }
 }
 

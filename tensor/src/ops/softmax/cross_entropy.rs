@@ -47,7 +47,8 @@ impl Default for CrossEntropyConfig {
 /// What [`Tensor::cross_entropy`] returns.
 #[derive(Debug, Clone)]
 pub struct CrossEntropyOutput {
-    /// The loss: a scalar, or of the targets' shape under [`Reduction::None`].
+    /// The loss: a scalar, or of the targets' shape under [`Reduction::None`]. It is `f32` for half
+    /// types, whose sums would overflow (`f16`) or lose their digits.
     pub loss: Tensor,
     /// For the backward pass: the maximum of each row of logits and the logarithm of the sum of
     /// the exponentials above it, `[targets, 2]`.
@@ -84,12 +85,13 @@ impl Tensor {
         const OP: &str = "cross_entropy";
         let problem = Problem::new(OP, self, targets, config)?;
         let (device, dtype, rows) = (self.device(), self.dtype(), problem.rows);
-        let mut saved = Tensor::allocate(OP, [rows, 2].into(), dtype.compute(), device)?;
+        let wide = dtype.compute();
+        let mut saved = Tensor::allocate(OP, [rows, 2].into(), wide, device)?;
         let shape = match config.reduction {
             Reduction::None => targets.shape().clone(),
             Reduction::Mean | Reduction::Sum => Shape::default(),
         };
-        let mut loss = Tensor::allocate(OP, shape, dtype, device)?;
+        let mut loss = Tensor::allocate(OP, shape, wide, device)?;
         match self.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, dtype, T => {
                 cpu::cross_entropy::<T>(&problem, config, &mut saved, &mut loss)?;
@@ -99,7 +101,8 @@ impl Tensor {
     }
 
     /// The gradient of [`cross_entropy`](Tensor::cross_entropy)'s logits, in one pass over them;
-    /// `self` is the gradient of the loss, `saved` what the forward pass left.
+    /// `self` is the gradient of the loss, of the loss's type, `saved` what the forward pass left.
+    /// The result has the logits' type.
     ///
     /// # Errors
     /// As [`cross_entropy`](Tensor::cross_entropy).
@@ -112,8 +115,15 @@ impl Tensor {
     ) -> Result<Tensor> {
         const OP: &str = "cross_entropy_backward";
         let problem = Problem::new(OP, logits, targets, config)?;
-        self.expect_same_kind(OP, logits)?;
-        self.expect_same_device(OP, saved)?;
+        logits.expect_same_device(OP, self)?;
+        self.expect_same_kind(OP, saved)?;
+        if saved.dtype() != logits.dtype().compute() {
+            return Err(Error::DTypeMismatch {
+                op: OP,
+                lhs: logits.dtype().compute(),
+                rhs: saved.dtype(),
+            });
+        }
         match config.reduction {
             Reduction::None => {
                 self.expect_same_shape(OP, targets, "there is a gradient for each target")?;

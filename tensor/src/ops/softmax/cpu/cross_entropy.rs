@@ -75,24 +75,20 @@ pub(crate) fn cross_entropy<T: Float>(
     saved: &mut Tensor,
     loss: &mut Tensor,
 ) -> Result<()> {
-    let shape = problem.targets.shape().clone();
-    let mut losses = Tensor::allocate(problem.op, shape, saved.dtype(), saved.device())?;
-    let losses = losses.make_mut::<C<T>>()?;
-    forward::<T>(
-        problem.logits.as_slice()?,
-        problem.targets.as_slice()?,
-        &Terms::new::<T>(problem, config)?,
-        saved.make_mut()?,
-        losses,
-    );
-    let loss = loss.make_mut::<T>()?;
+    let terms = Terms::new::<T>(problem, config)?;
+    let (x, targets) = (problem.logits.as_slice()?, problem.targets.as_slice()?);
+    let saved_rows = saved.make_mut()?;
     if config.reduction == Reduction::None {
-        let pairs = loss.iter_mut().zip(losses);
-        pairs.for_each(|(out, loss)| *out = T::narrow(*loss));
-    } else {
-        let sum: f64 = losses.iter().map(|loss| loss.to_f64()).sum();
-        loss.fill(T::from_f64(sum / denominator(problem, config)?));
+        forward::<T>(x, targets, &terms, saved_rows, loss.make_mut()?);
+        return Ok(());
     }
+    let shape = problem.targets.shape().clone();
+    let mut losses = Tensor::allocate(problem.op, shape, loss.dtype(), loss.device())?;
+    let losses = losses.make_mut::<C<T>>()?;
+    forward::<T>(x, targets, &terms, saved_rows, losses);
+    let sum: f64 = losses.iter().map(|loss| loss.to_f64()).sum();
+    let mean = C::<T>::from_f64(sum / denominator(problem, config)?);
+    loss.make_mut::<C<T>>()?.fill(mean);
     Ok(())
 }
 
@@ -180,7 +176,7 @@ pub(crate) fn cross_entropy_backward<T: Float>(
 }
 
 fn backward<T: Float>(
-    grad: &[T],
+    grad: &[C<T>],
     scale: f64,
     (x, saved): (&[T], &[C<T>]),
     targets: &[i64],
@@ -214,7 +210,7 @@ multiversion! {
         saved: &[C<T>],
         targets: &[i64],
         terms: &Terms<C<T>>,
-        grad: &[T],
+        grad: &[C<T>],
         scale: C<T>,
         out: &mut [T],
     ) {
@@ -228,7 +224,7 @@ multiversion! {
                 continue;
             }
             let target = target as usize;
-            let grad = grad[if grad.len() == 1 { 0 } else { row }].widen() * scale;
+            let grad = grad[if grad.len() == 1 { 0 } else { row }] * scale;
             let hit = grad * terms.hit(target);
             let off = grad * terms.off;
             let all = hit + off * terms.total_weight;
