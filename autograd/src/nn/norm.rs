@@ -13,6 +13,10 @@ use phalanx_tensor::{DType, Shape, Tensor};
 ///
 /// Parameters `weight` (1) and `bias` (0), buffers `running_mean` (0), `running_var` (1, from the
 /// unbiased variance) and `num_batches_tracked`.
+///
+/// A batch of no images (a rank that ran out of data, a detector that found nothing) gives an empty
+/// result and zero gradients, and leaves the buffers as they are (as in pytorch#12013; PyTorch
+/// counts the batch in `num_batches_tracked`, and here it does not count).
 #[derive(Debug)]
 pub struct BatchNorm2d {
     /// The scale, `[c]`.
@@ -96,7 +100,8 @@ impl BatchNorm2d {
             return Err(unusable("has one element per channel: no variance"));
         }
         let result = x.batch_norm(Some(&weight), Some(&bias), self.eps, residual, self.relu)?;
-        if !tape.is_replaying() {
+        // A batch without elements has no statistics: the running ones stay, and so does the count.
+        if !tape.is_replaying() && per_channel > 0 {
             self.track(result.mean, result.var, per_channel)?;
         }
         Ok(result.out)
@@ -126,37 +131,20 @@ impl BatchNorm2d {
 
     /// By the running statistics, which are constants.
     fn evaluate(&self, x: &Var, weight: &Var, bias: &Var, residual: Option<&Var>) -> Result<Var> {
-        let (mean, var) = (self.running_mean.value(), self.running_var.value());
-        let recorded = [Some(x), Some(weight), Some(bias), residual];
-        if !recorded.into_iter().flatten().any(Var::requires_grad) {
-            // Half types compute in `f32`: there, statistics lose no digits.
-            let dtype = match x.dtype() {
-                DType::F64 => DType::F64,
-                _ => DType::F32,
-            };
-            let out = x.value().batch_norm_inference(
-                &mean.cast(dtype)?,
-                &var.cast(dtype)?,
-                Some(weight.value()),
-                Some(bias.value()),
-                self.eps,
-                residual.map(Var::value),
-                self.relu,
-            )?;
-            return Ok(x.tape().constant(out));
-        }
-        let mut shape = Shape::from(vec![1; x.rank() - 1]);
-        shape[0] = mean.numel();
-        let channel = |t: Tensor| -> Result<Var> { Ok(x.tape().constant(t.cast(x.dtype())?)) };
-        let scale = weight.mul(&channel(var.add_scalar(self.eps)?.rsqrt()?)?)?;
-        let shift = bias.sub(&channel(mean)?.mul(&scale)?)?;
-        let mut out = x
-            .mul(&scale.reshape(&shape)?)?
-            .add(&shift.reshape(&shape)?)?;
-        if let Some(residual) = residual {
-            out = out.add(residual)?;
-        }
-        if self.relu { out.relu() } else { Ok(out) }
+        // Half types compute in `f32`: there, statistics lose no digits.
+        let dtype = match x.dtype() {
+            DType::F64 => DType::F64,
+            _ => DType::F32,
+        };
+        x.batch_norm_inference(
+            &self.running_mean.value().cast(dtype)?,
+            &self.running_var.value().cast(dtype)?,
+            Some(weight),
+            Some(bias),
+            self.eps,
+            residual,
+            self.relu,
+        )
     }
 }
 

@@ -27,12 +27,21 @@ enum After {
     ResidualRelu(Tensor),
 }
 
-/// Backward of [`Var::batch_norm`]: input, weight, bias, residual, those that are there.
+/// The statistics of a batch normalisation.
+#[derive(Debug)]
+enum Statistics {
+    /// Of the batch: the gradient flows through them.
+    Batch { mean: Tensor, invstd: Tensor },
+    /// Given, and constant.
+    Given { mean: Tensor, var: Tensor, eps: f64 },
+}
+
+/// Backward of [`Var::batch_norm`] and [`Var::batch_norm_inference`]: input, weight, bias, residual,
+/// those that are there.
 #[derive(Debug)]
 pub struct BatchNorm {
+    statistics: Statistics,
     input: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
     weight: Option<Tensor>,
     bias: Option<Tensor>,
     residual: bool,
@@ -41,25 +50,34 @@ pub struct BatchNorm {
 
 impl Vjp for BatchNorm {
     fn name(&self) -> &'static str {
-        "batch_norm"
+        match self.statistics {
+            Statistics::Batch { .. } => "batch_norm",
+            Statistics::Given { .. } => "batch_norm_inference",
+        }
     }
 
     fn backward(&self, grad: Tensor, _needs: &[bool]) -> Result<Grads> {
-        let all = Tensor::batch_norm_backward(
-            &grad,
-            &BatchNormSaved {
-                input: &self.input,
-                mean: &self.mean,
-                invstd: &self.invstd,
-                weight: self.weight.as_ref(),
-                bias: self.bias.as_ref(),
-                activation: match &self.after {
-                    After::Nothing => BatchNormMask::Linear,
-                    After::Relu => BatchNormMask::Relu,
-                    After::ResidualRelu(out) => BatchNormMask::ResidualRelu(out),
-                },
+        let saved = |mean, invstd| BatchNormSaved {
+            input: &self.input,
+            mean,
+            invstd,
+            weight: self.weight.as_ref(),
+            bias: self.bias.as_ref(),
+            activation: match &self.after {
+                After::Nothing => BatchNormMask::Linear,
+                After::Relu => BatchNormMask::Relu,
+                After::ResidualRelu(out) => BatchNormMask::ResidualRelu(out),
             },
-        )?;
+        };
+        let all = match &self.statistics {
+            Statistics::Batch { mean, invstd } => {
+                Tensor::batch_norm_backward(&grad, &saved(mean, invstd))?
+            }
+            Statistics::Given { mean, var, eps } => {
+                let invstd = var.batch_norm_invstd(*eps)?;
+                Tensor::batch_norm_inference_backward(&grad, &saved(mean, &invstd))?
+            }
+        };
         let mut grads = Grads::new();
         grads.push(Some(all.input));
         grads.extend(self.weight.is_some().then_some(Some(all.weight)));
@@ -76,9 +94,11 @@ impl Vjp for BatchNorm {
             After::ResidualRelu(out) => Some(out),
             _ => None,
         };
-        let always = [&self.input, &self.mean, &self.invstd];
-        let saved = always
-            .into_iter()
+        let statistics = match &self.statistics {
+            Statistics::Batch { mean, invstd } => [mean, invstd],
+            Statistics::Given { mean, var, .. } => [mean, var],
+        };
+        let saved = (statistics.into_iter().chain([&self.input]))
             .chain(&self.weight)
             .chain(&self.bias)
             .chain(after);
@@ -157,29 +177,71 @@ impl Var {
         residual: Option<&Var>,
         relu: bool,
     ) -> Result<BatchNormVar> {
-        let of = |v: Option<&Var>| v.map(|v| v.value().clone());
         let (w, b) = (weight.map(Var::value), bias.map(Var::value));
         let x = self.value();
         let stats = x.batch_norm_act(w, b, eps, residual.map(Var::value), relu)?;
-        let (mean, var, result) = (stats.mean.clone(), stats.var, stats.out.clone());
+        let (mean, var) = (stats.mean.clone(), stats.var);
+        let statistics = Statistics::Batch {
+            mean: stats.mean,
+            invstd: stats.invstd,
+        };
+        let out = self.normalised(stats.out, statistics, [weight, bias, residual], relu)?;
+        Ok(BatchNormVar { out, mean, var })
+    }
+
+    /// Normalises each channel of `[n, c, …]` by a mean and a variance that are given, and no
+    /// function of the input, then scales, shifts, adds `residual` and applies ReLU where asked for,
+    /// in one pass. As [`Tensor::batch_norm_inference`].
+    ///
+    /// # Errors
+    /// As the tensor's method; [`Error::TapeMismatch`](crate::Error::TapeMismatch).
+    #[allow(clippy::too_many_arguments)] // the tensor's
+    pub fn batch_norm_inference(
+        &self,
+        mean: &Tensor,
+        var: &Tensor,
+        weight: Option<&Var>,
+        bias: Option<&Var>,
+        eps: f64,
+        residual: Option<&Var>,
+        relu: bool,
+    ) -> Result<Var> {
+        let (w, b) = (weight.map(Var::value), bias.map(Var::value));
+        let (x, r) = (self.value(), residual.map(Var::value));
+        let out = x.batch_norm_inference(mean, var, w, b, eps, r, relu)?;
+        let statistics = Statistics::Given {
+            mean: mean.clone(),
+            var: var.clone(),
+            eps,
+        };
+        self.normalised(out, statistics, [weight, bias, residual], relu)
+    }
+
+    /// Records a batch normalisation of `self` with the result `out`.
+    fn normalised(
+        &self,
+        out: Tensor,
+        statistics: Statistics,
+        [weight, bias, residual]: [Option<&Var>; 3],
+        relu: bool,
+    ) -> Result<Var> {
+        let of = |v: Option<&Var>| v.map(|v| v.value().clone());
         let inputs: SmallVec<[&Var; 4]> = [Some(self), weight, bias, residual]
             .into_iter()
             .flatten()
             .collect();
-        let out = Var::from_vjp(self.tape(), &inputs, stats.out, |_| BatchNorm {
-            input: x.clone(),
-            mean: stats.mean,
-            invstd: stats.invstd,
+        Var::from_vjp(self.tape(), &inputs, out.clone(), |_| BatchNorm {
+            statistics,
+            input: self.value().clone(),
             weight: of(weight),
             bias: of(bias),
             residual: residual.is_some(),
             after: match (relu, residual) {
                 (false, _) => After::Nothing,
                 (true, None) => After::Relu,
-                (true, Some(_)) => After::ResidualRelu(result),
+                (true, Some(_)) => After::ResidualRelu(out),
             },
-        })?;
-        Ok(BatchNormVar { out, mean, var })
+        })
     }
 
     /// Normalises the last axes, whose extents are `normalized`, then scales and shifts. As

@@ -396,6 +396,30 @@ pub const ROWS: &[Row] = &[
             })
         })
     },
+    row(&["batch_norm_inference"], |rng| {
+        let c = 1 + rng.below(3);
+        let mut shape = vec![1 + rng.below(3), c];
+        shape.extend((0..rng.below(3)).map(|_| 1 + rng.below(3)));
+        let mut inputs = vec![distinct(rng, &shape)];
+        let present = [0; 3].map(|_| rng.below(3) > 0);
+        let like = [&[c][..], &[c], &shape];
+        for (shape, _) in like.into_iter().zip(present).filter(|(_, p)| *p) {
+            inputs.push(rng.tensor(shape, DType::F64, (0.5, 1.5)));
+        }
+        let relu = rng.below(2) == 0;
+        let mean = rng.tensor(&[c], DType::F64, (-1.0, 1.0));
+        let var = rng.tensor(&[c], DType::F64, (0.5, 2.0));
+        case(inputs, move |_, x| {
+            let wide = match x[0].dtype() {
+                DType::F64 => DType::F64,
+                _ => DType::F32,
+            };
+            let (mean, var) = (mean.cast(wide)?, var.cast(wide)?);
+            let mut rest = x[1..].iter();
+            let [w, b, r] = present.map(|present| if present { rest.next() } else { None });
+            x[0].batch_norm_inference(&mean, &var, w, b, 1e-3, r, relu)
+        })
+    }),
     Row {
         roundings: 64.0,
         ..row(&["layer_norm"], |rng| {

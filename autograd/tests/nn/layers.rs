@@ -71,6 +71,57 @@ fn batch_norm_tracks_as_pytorch_does() {
 }
 
 #[test]
+fn batch_norm_in_evaluation_has_the_same_bits_recorded_or_not() {
+    let mut rng = Rng::new(77);
+    for (dtype, affine) in [
+        (DType::F64, DType::F64),
+        (DType::F32, DType::F32),
+        (DType::BF16, DType::BF16),
+        (DType::BF16, DType::F32),
+        (DType::F16, DType::F32),
+    ] {
+        for (with_residual, relu) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut f = f();
+            f.dtype = affine;
+            let mut norm = BatchNorm2d::new(3, &mut f).unwrap();
+            norm.relu = relu;
+            for param in norm.parameters() {
+                let value = Tensor::rand([3], DType::F64, CPU, &mut rng).unwrap();
+                param.set(value.cast(affine).unwrap()).unwrap();
+            }
+            let mut draw = || {
+                let t = Tensor::randn([4, 3, 5], DType::F32, CPU, &mut rng).unwrap();
+                t.cast(dtype).unwrap()
+            };
+            let (x, residual) = (draw(), draw());
+            let run = |tape: &Tape, x: &Var| {
+                let residual = tape.constant(residual.clone());
+                match with_residual {
+                    true => norm.forward_residual(tape, x, &residual).unwrap(),
+                    false => norm.forward(tape, x).unwrap(),
+                }
+            };
+            // Training takes an affine of f32 at a half input, and moves the statistics.
+            let tape = Tape::new();
+            run(&tape, &tape.constant(x.clone()));
+            norm.set_training(false);
+            let alone = Tape::inference();
+            let alone = run(&alone, &alone.constant(x.clone()));
+            let tape = Tape::new();
+            let input = tape.input(x.clone()).unwrap();
+            let recorded = run(&tape, &input);
+            let what = format!("{dtype} {affine} {with_residual} {relu}");
+            assert_eq!(recorded.dtype(), dtype, "{what}");
+            let bytes = |v: &Var| v.value().as_bytes().unwrap().to_vec();
+            assert_eq!(bytes(&recorded), bytes(&alone), "{what}");
+            let slopes = tape.backward(&recorded.sum_all().unwrap()).unwrap();
+            assert_eq!(slopes.wrt(&input).unwrap().dtype(), dtype, "{what}");
+            assert_eq!(slopes.get(&norm.weight).unwrap().dtype(), affine, "{what}");
+        }
+    }
+}
+
+#[test]
 fn batch_norm_without_momentum_keeps_the_mean_of_all_batches() {
     let mut norm = BatchNorm2d::new(1, &mut f()).unwrap();
     norm.momentum = None;

@@ -1,6 +1,7 @@
 //! Modules: names, visits, states; layers against PyTorch's conventions; checkpoints; training.
 
 mod checkpoint;
+mod empty;
 mod layers;
 mod modules;
 

@@ -3,6 +3,7 @@
 mod buffers;
 mod claims;
 mod drift;
+mod empty;
 mod equivalence;
 mod faults;
 mod golden;

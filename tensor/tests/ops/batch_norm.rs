@@ -312,8 +312,6 @@ fn says_what_does_not_fit() {
     let (x, w) = (zeros(&[2, 3, 4]), zeros(&[3]));
     let rank = w.batch_norm(None, None, 1e-5).unwrap_err();
     assert!(rank.to_string().contains("at least two axes"), "{rank}");
-    let empty = zeros(&[0, 3, 4]).batch_norm(None, None, 1e-5).unwrap_err();
-    assert!(empty.to_string().contains("no mean"), "{empty}");
     let weight = x.batch_norm(Some(&zeros(&[4])), None, 1e-5).unwrap_err();
     assert!(
         matches!(
@@ -348,12 +346,44 @@ fn says_what_does_not_fit() {
         .unwrap()
         .batch_norm(None, None, 1e-5);
     assert!(matches!(ints.unwrap_err(), Error::UnsupportedDType { .. }));
-    let empty = zeros(&[0, 3, 4]);
-    assert_eq!(
-        empty
-            .batch_norm_inference(&w, &w, None, None, 1.0, None, false)
-            .unwrap()
-            .dims(),
-        [0, 3, 4]
-    );
+}
+
+#[test]
+fn a_batch_without_elements_has_zero_gradients() {
+    for dtype in FLOATS {
+        for shape in [&[0usize, 3, 4][..], &[2, 3, 0], &[0, 3], &[0, 0]] {
+            let x = tensor_of(&[], shape, dtype);
+            let w = Tensor::ones([shape[1]], dtype, Device::cpu(0)).unwrap();
+            let y = x.batch_norm(Some(&w), Some(&w), 1e-5).unwrap();
+            assert_eq!((y.out.dims(), y.out.dtype()), (shape, dtype));
+            let nothing = |t: &Tensor| values(t).iter().all(|v| v.is_nan());
+            assert!(nothing(&y.mean) && nothing(&y.var) && nothing(&y.invstd));
+            let given = x
+                .batch_norm_inference(&w, &w, None, None, 1.0, None, false)
+                .unwrap();
+            assert_eq!((given.dims(), given.dtype()), (shape, dtype));
+            for activation in [
+                BatchNormMask::Linear,
+                BatchNormMask::Relu,
+                BatchNormMask::ResidualRelu(&x),
+            ] {
+                let saved = BatchNormSaved {
+                    input: &x,
+                    mean: &y.mean,
+                    invstd: &y.invstd,
+                    weight: Some(&w),
+                    bias: Some(&w),
+                    activation,
+                };
+                for grads in [
+                    Tensor::batch_norm_backward(&x, &saved).unwrap(),
+                    Tensor::batch_norm_inference_backward(&x, &saved).unwrap(),
+                ] {
+                    assert_eq!(grads.input.dims(), shape);
+                    assert_eq!(values(&grads.weight), vec![0.0; shape[1]]);
+                    assert_eq!(values(&grads.bias), vec![0.0; shape[1]]);
+                }
+            }
+        }
+    }
 }

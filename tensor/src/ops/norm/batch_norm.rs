@@ -38,9 +38,10 @@ pub struct BatchNormGrads {
 pub struct BatchNormSaved<'a> {
     /// The input.
     pub input: &'a Tensor,
-    /// [`BatchNormOutput::mean`].
+    /// [`BatchNormOutput::mean`], or the mean that was given.
     pub mean: &'a Tensor,
-    /// [`BatchNormOutput::invstd`].
+    /// [`BatchNormOutput::invstd`], or [`Tensor::batch_norm_invstd`] of the variance that was
+    /// given.
     pub invstd: &'a Tensor,
     /// The scale of each channel, if there was one.
     pub weight: Option<&'a Tensor>,
@@ -68,6 +69,9 @@ impl Tensor {
     /// The variance is the mean square distance from the mean, in two passes: sums of a plane in
     /// the working type, planes' sums in `f64`. So a mean far from zero costs no digits.
     ///
+    /// A batch without elements gives an empty result, and statistics that are NaN, as the
+    /// [mean](Tensor::mean) of nothing is; its gradients are zeros.
+    ///
     /// ```
     /// use phalanx_tensor::{Device, Tensor};
     ///
@@ -79,7 +83,7 @@ impl Tensor {
     /// ```
     ///
     /// # Errors
-    /// Rank below 2, no element per channel, no float type, or operands that do not fit.
+    /// Rank below 2, no float type, or operands that do not fit.
     pub fn batch_norm(
         &self,
         weight: Option<&Tensor>,
@@ -121,6 +125,7 @@ impl Tensor {
 
     /// Batch normalisation with given statistics, as at evaluation:
     /// `(x − mean) / √(var + eps) · weight + bias`, then `+ residual`, then ReLU where asked for.
+    /// Half types compute in `f32` and round once.
     ///
     /// # Errors
     /// As [`batch_norm_act`](Tensor::batch_norm_act).
@@ -141,17 +146,35 @@ impl Tensor {
         let affine = Affine { weight, bias }.check(OP, self, &dims)?;
         let residual = residual_of(OP, self, residual)?;
         let mean = channel(OP, self, mean, &dims)?;
-        let var = channel(OP, self, var, &dims)?;
+        let invstd = channel(OP, self, var, &dims)?.batch_norm_invstd(eps)?;
         let mut out = Tensor::allocate(OP, x.shape().clone(), x.dtype(), x.device())?;
         match self.storage() {
             Storage::Cpu(_) => on_real!(x, T => {
                 let (w, b) = affine.slices::<T>()?;
                 let residual = residual.as_ref().map(|r| r.as_slice::<T>()).transpose()?;
-                let (mean, var) = (mean.as_slice::<T>()?, var.as_slice::<T>()?);
-                cpu::inference(&dims, x.as_slice()?, (mean, var, eps), (w, b), (residual, relu), out.make_mut()?);
+                let stats = (mean.as_slice::<T>()?, invstd.as_slice::<T>()?);
+                cpu::inference(&dims, x.as_slice()?, stats, (w, b), (residual, relu), out.make_mut()?);
             }),
         }
         rounded(OP, out, self.dtype())
+    }
+
+    /// `1 / √(self + eps)` in the working type, with the bits that
+    /// [`batch_norm_inference`](Tensor::batch_norm_inference) computes with.
+    ///
+    /// # Errors
+    /// [`Error::UnsupportedDType`] for integers; [`Error::OutOfMemory`].
+    pub fn batch_norm_invstd(&self, eps: f64) -> Result<Tensor> {
+        const OP: &str = "batch_norm_invstd";
+        self.expect_float(OP)?;
+        let var = working(OP, self)?;
+        let mut out = Tensor::allocate(OP, var.shape().clone(), var.dtype(), var.device())?;
+        match var.storage() {
+            Storage::Cpu(_) => on_real!(var, T => {
+                cpu::invstd::<T>(var.as_slice()?, eps, out.make_mut()?);
+            }),
+        }
+        Ok(out)
     }
 
     /// The gradients of [`batch_norm`](Tensor::batch_norm) (or, with an
@@ -164,51 +187,20 @@ impl Tensor {
         grad: &Tensor,
         saved: &BatchNormSaved<'_>,
     ) -> Result<BatchNormGrads> {
-        const OP: &str = "batch_norm_backward";
-        let input = saved.input;
-        let dims = Dims::new(OP, input)?;
-        same_shape(OP, grad, input)?;
-        let affine = Affine {
-            weight: saved.weight,
-            bias: saved.bias,
-        }
-        .check(OP, input, &dims)?;
-        let mean = channel(OP, input, saved.mean, &dims)?;
-        let invstd = channel(OP, input, saved.invstd, &dims)?;
-        let out = match saved.activation {
-            BatchNormMask::ResidualRelu(out) => {
-                same_shape(OP, out, input)?;
-                Some(working(OP, out)?)
-            }
-            _ => None,
-        };
-        let (x, dy) = (working(OP, input)?, working(OP, grad)?);
-        let like = |shape: Shape| Tensor::allocate(OP, shape, x.dtype(), x.device());
-        let mut dx = like(x.shape().clone())?;
-        let mut residual = out.is_some().then(|| like(x.shape().clone())).transpose()?;
-        let (mut dw, mut db) = (like(dims.c.into())?, like(dims.c.into())?);
-        match input.storage() {
-            Storage::Cpu(_) => on_real!(x, T => {
-                let (w, b) = affine.slices::<T>()?;
-                let mask = match (&out, &mut residual) {
-                    (Some(out), Some(r)) => cpu::Mask::Output(out.as_slice()?, r.make_mut()?),
-                    _ if matches!(saved.activation, BatchNormMask::Relu) => cpu::Mask::Input,
-                    _ => cpu::Mask::None,
-                };
-                let stats = (mean.as_slice::<T>()?, invstd.as_slice::<T>()?);
-                let grads = cpu::Grads { dx: dx.make_mut()?, dw: dw.make_mut()?, db: db.make_mut()? };
-                cpu::backward(&dims, dy.as_slice()?, x.as_slice()?, stats, (w, b), mask, grads);
-            }),
-        }
-        let kind = |p: Option<&Tensor>| p.map_or(x.dtype(), Tensor::dtype);
-        Ok(BatchNormGrads {
-            input: rounded(OP, dx, input.dtype())?,
-            weight: rounded(OP, dw, kind(saved.weight))?,
-            bias: rounded(OP, db, kind(saved.bias))?,
-            residual: residual
-                .map(|r| rounded(OP, r, input.dtype()))
-                .transpose()?,
-        })
+        backward("batch_norm_backward", grad, saved, cpu::Origin::Batch)
+    }
+
+    /// The gradients of [`batch_norm_inference`](Tensor::batch_norm_inference), whose statistics do
+    /// not depend on the input, given `grad` with respect to its output.
+    ///
+    /// # Errors
+    /// As [`batch_norm_backward`](Tensor::batch_norm_backward).
+    pub fn batch_norm_inference_backward(
+        grad: &Tensor,
+        saved: &BatchNormSaved<'_>,
+    ) -> Result<BatchNormGrads> {
+        const OP: &str = "batch_norm_inference_backward";
+        backward(OP, grad, saved, cpu::Origin::Given)
     }
 }
 
@@ -318,13 +310,6 @@ fn forward(
     relu: bool,
 ) -> Result<BatchNormOutput> {
     let dims = Dims::new(op, input)?;
-    if dims.c > 0 && dims.n * dims.plane == 0 {
-        return Err(Error::InvalidShape {
-            op,
-            shape: input.shape().clone(),
-            reason: "a channel without elements has no mean".into(),
-        });
-    }
     let x = working(op, input)?;
     let affine = affine.check(op, input, &dims)?;
     let residual = residual_of(op, input, residual)?;
@@ -352,5 +337,57 @@ fn forward(
         mean,
         var,
         invstd,
+    })
+}
+
+fn backward(
+    op: &'static str,
+    grad: &Tensor,
+    saved: &BatchNormSaved<'_>,
+    origin: cpu::Origin,
+) -> Result<BatchNormGrads> {
+    let input = saved.input;
+    let dims = Dims::new(op, input)?;
+    same_shape(op, grad, input)?;
+    let affine = Affine {
+        weight: saved.weight,
+        bias: saved.bias,
+    }
+    .check(op, input, &dims)?;
+    let mean = channel(op, input, saved.mean, &dims)?;
+    let invstd = channel(op, input, saved.invstd, &dims)?;
+    let out = match saved.activation {
+        BatchNormMask::ResidualRelu(out) => {
+            same_shape(op, out, input)?;
+            Some(working(op, out)?)
+        }
+        _ => None,
+    };
+    let (x, dy) = (working(op, input)?, working(op, grad)?);
+    let like = |shape: Shape| Tensor::allocate(op, shape, x.dtype(), x.device());
+    let mut dx = like(x.shape().clone())?;
+    let mut residual = out.is_some().then(|| like(x.shape().clone())).transpose()?;
+    let (mut dw, mut db) = (like(dims.c.into())?, like(dims.c.into())?);
+    match input.storage() {
+        Storage::Cpu(_) => on_real!(x, T => {
+            let (w, b) = affine.slices::<T>()?;
+            let mask = match (&out, &mut residual) {
+                (Some(out), Some(r)) => cpu::Mask::Output(out.as_slice()?, r.make_mut()?),
+                _ if matches!(saved.activation, BatchNormMask::Relu) => cpu::Mask::Input,
+                _ => cpu::Mask::None,
+            };
+            let stats = (mean.as_slice::<T>()?, invstd.as_slice::<T>()?, origin);
+            let grads = cpu::Grads { dx: dx.make_mut()?, dw: dw.make_mut()?, db: db.make_mut()? };
+            cpu::backward(&dims, dy.as_slice()?, x.as_slice()?, stats, (w, b), mask, grads);
+        }),
+    }
+    let kind = |p: Option<&Tensor>| p.map_or(x.dtype(), Tensor::dtype);
+    Ok(BatchNormGrads {
+        input: rounded(op, dx, input.dtype())?,
+        weight: rounded(op, dw, kind(saved.weight))?,
+        bias: rounded(op, db, kind(saved.bias))?,
+        residual: residual
+            .map(|r| rounded(op, r, input.dtype()))
+            .transpose()?,
     })
 }

@@ -61,8 +61,8 @@ impl Tensor {
     /// The logits are `[classes]`, `[batch, classes]` or `[batch, classes, …]`; the targets are
     /// `I64` of the same shape without the class axis. The loss of a target `t` is `−w[t] ·
     /// log_softmax(logits)[t]`; with label smoothing ε it is `1 − ε` of that and `ε / classes` of
-    /// the sum of the same over all classes. With [`Reduction::Mean`], a batch whose targets are
-    /// all ignored gives NaN, as in PyTorch.
+    /// the sum of the same over all classes. With [`Reduction::Mean`], a batch without targets, or
+    /// whose targets are all ignored, gives NaN, as in PyTorch.
     ///
     /// ```
     /// # use phalanx_tensor::{Device, Tensor, ops::softmax::CrossEntropyConfig};

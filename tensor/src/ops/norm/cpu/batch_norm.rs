@@ -33,6 +33,15 @@ pub(crate) struct Grads<'a, T> {
     pub db: &'a mut [T],
 }
 
+/// Where the statistics come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// From the batch itself: the gradient flows through them too.
+    Batch,
+    /// From elsewhere: they are constants.
+    Given,
+}
+
 /// Where the backward pass reads ReLU's mask.
 pub(crate) enum Mask<'a, T> {
     /// There was no ReLU.
@@ -187,11 +196,18 @@ pub(crate) fn forward<T: Real>(
     );
 }
 
-/// Normalises with given mean and variance.
+/// `1 / √(var + eps)`.
+pub(crate) fn invstd<T: Real>(var: &[T], eps: f64, out: &mut [T]) {
+    for (out, var) in out.iter_mut().zip(var) {
+        *out = T::from_f64(1.0 / (var.to_f64() + eps).sqrt());
+    }
+}
+
+/// Normalises with given mean and inverse standard deviation.
 pub(crate) fn inference<T: Real>(
     d: &Dims,
     x: &[T],
-    (mean, var, eps): (&[T], &[T], f64),
+    (mean, invstd): (&[T], &[T]),
     affine: Affine<'_, T>,
     (residual, relu): (Option<&[T]>, bool),
     out: &mut [T],
@@ -207,8 +223,7 @@ pub(crate) fn inference<T: Real>(
                 [x],
                 #[inline(always)]
                 |c, plane| {
-                    let invstd = T::from_f64(1.0 / (var[c].to_f64() + eps).sqrt());
-                    let map = Map::new(mean[c], invstd, affine, c);
+                    let map = Map::new(mean[c], invstd[c], affine, c);
                     // SAFETY: each plane of each channel belongs to one block.
                     let out = unsafe { out.range(plane.clone()) };
                     normalise(
@@ -251,12 +266,13 @@ fn normalise<T: Real>(map: Map<T>, x: &[T], residual: Option<&[T]>, relu: bool, 
 }
 
 /// The gradients. With `g` the masked gradient and `N` the elements of a channel:
-/// `db = Σg`, `dw = Σ g·x̂`, `dx = scale·(g − db/N − x̂·dw/N)` where `x̂ = (x − mean)·invstd`.
+/// `db = Σg`, `dw = Σ g·x̂`, `dx = scale·(g − db/N − x̂·dw/N)` where `x̂ = (x − mean)·invstd`; with
+/// statistics that were given, `dx = scale·g`. A channel without elements has the gradients 0.
 pub(crate) fn backward<T: Real>(
     d: &Dims,
     dy: &[T],
     x: &[T],
-    (mean, invstd): (&[T], &[T]),
+    (mean, invstd, origin): (&[T], &[T], Origin),
     affine: Affine<'_, T>,
     mask: Mask<'_, T>,
     grads: Grads<'_, T>,
@@ -266,6 +282,7 @@ pub(crate) fn backward<T: Real>(
         Mask::Input => (true, None),
         Mask::Output(out, masked) => (false, Some((out, Shared::new(masked)))),
     };
+    let empty = d.n * d.plane == 0;
     let count = ((d.n * d.plane) as f64).max(1.0);
     let zero = T::default();
     let [dx, dw, db] = [grads.dx, grads.dw, grads.db].map(Shared::new);
@@ -308,7 +325,9 @@ pub(crate) fn backward<T: Real>(
             let (dw, db) = unsafe { (dw.range(channels.clone()), db.range(channels.clone())) };
             for (i, c) in channels.clone().enumerate() {
                 db[i] = T::from_f64(sums[i][0]);
-                dw[i] = T::from_f64(sums[i][1] * invstd[c].to_f64());
+                // Without elements the batch's deviation is NaN.
+                let inv = if empty { 0.0 } else { invstd[c].to_f64() };
+                dw[i] = T::from_f64(sums[i][1] * inv);
             }
             for_planes::<T, 0>(
                 d,
@@ -330,16 +349,19 @@ pub(crate) fn backward<T: Real>(
                         };
                         (dx.range(plane), g)
                     };
-                    let gx = g.iter().zip(x);
-                    if from_input {
-                        dx.iter_mut().zip(gx).for_each(|(d, (&g, &x))| {
-                            let g = if map.apply(x) <= zero { zero } else { g };
+                    let gx = dx.iter_mut().zip(g.iter().zip(x));
+                    let masked = |g: T, x: T| if map.apply(x) <= zero { zero } else { g };
+                    match (origin, from_input) {
+                        (Origin::Batch, true) => gx.for_each(|(d, (&g, &x))| {
+                            *d = masked(g, x) * map.scale + ((x - map.mean) * k + shift);
+                        }),
+                        (Origin::Batch, false) => gx.for_each(|(d, (&g, &x))| {
                             *d = g * map.scale + ((x - map.mean) * k + shift);
-                        });
-                    } else {
-                        dx.iter_mut().zip(gx).for_each(|(d, (&g, &x))| {
-                            *d = g * map.scale + ((x - map.mean) * k + shift);
-                        });
+                        }),
+                        (Origin::Given, true) => gx.for_each(|(d, (&g, &x))| {
+                            *d = masked(g, x) * map.scale;
+                        }),
+                        (Origin::Given, false) => gx.for_each(|(d, (&g, _))| *d = g * map.scale),
                     }
                 },
             );
