@@ -5,6 +5,7 @@ use crate::error::Result;
 use crate::var::Var;
 use crate::vjp::{Grads, Vjp, tensor_bytes};
 use phalanx_tensor::{Shape, Tensor};
+use smallvec::SmallVec;
 
 /// Backward of [`Var::matmul`].
 #[derive(Debug)]
@@ -24,16 +25,52 @@ fn as_matrix(t: &Tensor, axis: isize) -> phalanx_tensor::Result<Tensor> {
     }
 }
 
-/// The sum over the axes that were stretched, in the shape of the operand.
-fn like(grad: Tensor, shape: &Shape, axis: isize) -> Result<Tensor> {
-    match shape[..] {
-        [n] => {
-            let matrix = if axis == 0 { [1, n] } else { [n, 1] };
-            Ok(unbroadcast(grad, &matrix.into())?.reshape(shape)?)
+/// The gradient of one operand of a product: `xᵀ y`, summed over the leading axes that the operand
+/// was stretched along, in its shape `own`. `x` is `[…, r, p]` and `y` is `[…, r, q]`: the other
+/// operand, and the gradient of the product, which has the leading axes `lead`.
+///
+/// Where that takes less memory than a stack of products, the sum is part of the product: the
+/// summed axes become rows. For a matrix on the right of a contiguous stack they are rows already,
+/// and nothing is copied.
+fn contract(x: &Tensor, y: &Tensor, lead: &[usize], own: &Shape) -> Result<Tensor> {
+    let extent = |shape: &[usize], i: usize| {
+        let at = (i + shape.len()).checked_sub(lead.len() + 2);
+        at.map_or(1, |at| shape[at])
+    };
+    let (kept, summed): (Axes, Axes) = (0..lead.len()).partition(|&i| extent(own, i) == lead[i]);
+    if !summed.is_empty() {
+        // First the kept axes, then the summed ones, then the rows and the columns.
+        let columns = lead.len() + 1;
+        let order = kept
+            .iter()
+            .chain(&summed)
+            .copied()
+            .chain([lead.len(), columns]);
+        let order: SmallVec<[isize; 6]> = order.map(|i| i as isize).collect();
+        let moved = |t: &Tensor| -> Result<(Tensor, Shape)> {
+            let all: Shape = (0..=columns).map(|i| extent(t.dims(), i)).collect();
+            let moved = t.reshape(all)?.permute(&order)?;
+            let (stack, rows) = moved.dims().split_at(kept.len());
+            let mut tall = Shape::from(stack);
+            tall.push(rows[..rows.len() - 1].iter().product());
+            tall.push(rows[rows.len() - 1]);
+            Ok((moved, tall))
+        };
+        let ((x, tall_x), (y, tall_y)) = (moved(x)?, moved(y)?);
+        let copied = |t: &Tensor, shape| match t.layout().reshape(shape) {
+            Some(_) => 0,
+            None => t.numel(),
+        };
+        let products = summed.iter().map(|&i| lead[i]).product::<usize>() * own.numel();
+        if copied(&x, &tall_x) + copied(&y, &tall_y) <= products {
+            let (x, y) = (x.reshape(tall_x)?, y.reshape(tall_y)?);
+            return Ok(x.t()?.matmul(&y)?.reshape(own)?);
         }
-        _ => unbroadcast(grad, shape),
     }
+    unbroadcast(x.t()?.matmul(y)?, own)
 }
+
+type Axes = SmallVec<[usize; 4]>;
 
 impl Vjp for Matmul {
     fn name(&self) -> &'static str {
@@ -42,25 +79,29 @@ impl Vjp for Matmul {
 
     fn backward(&self, grad: Tensor, needs: &[bool]) -> Result<Grads> {
         let [a_shape, b_shape] = &self.shapes;
+        let (mut a_own, mut b_own) = (a_shape.clone(), b_shape.clone());
         let mut grad = grad;
-        if b_shape.len() == 1 {
+        if let [k] = b_shape[..] {
             grad = grad.unsqueeze(-1)?;
+            b_own = [k, 1].into();
         }
-        if a_shape.len() == 1 {
+        if let [k] = a_shape[..] {
             grad = grad.unsqueeze(-2)?;
+            a_own = [1, k].into();
         }
+        let lead = &grad.dims()[..grad.rank() - 2];
         let mut grads = Grads::new();
         grads.push(match &self.b {
             Some(b) if needs[0] => {
-                let da = grad.matmul(&as_matrix(b, -1)?.t()?)?;
-                Some(like(da, a_shape, 0)?)
+                let b = as_matrix(b, -1)?.t()?;
+                Some(contract(&grad.t()?, &b, lead, &a_own)?.reshape(a_shape)?)
             }
             _ => None,
         });
         grads.push(match &self.a {
             Some(a) if needs[1] => {
-                let db = as_matrix(a, 0)?.t()?.matmul(&grad)?;
-                Some(like(db, b_shape, 1)?)
+                let a = as_matrix(a, 0)?;
+                Some(contract(&a, &grad, lead, &b_own)?.reshape(b_shape)?)
             }
             _ => None,
         });

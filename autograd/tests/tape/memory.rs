@@ -2,7 +2,7 @@
 
 use crate::{in_place, mul, on, param, tensor, vals};
 use phalanx_autograd::{Backward, Param, Tape, Var};
-use phalanx_tensor::Tensor;
+use phalanx_tensor::{DType, Tensor};
 
 #[test]
 fn saved_tensors_are_freed_as_the_sweep_passes() {
@@ -54,6 +54,56 @@ fn saved_tensors_are_freed_as_the_sweep_passes() {
         w.iter().all(in_place),
         "the tape holds no parameter any more"
     );
+}
+
+/// The gradient of a weight that a whole batch shares: one matrix, not one for each of the batch.
+#[test]
+fn the_gradient_of_a_shared_matrix_takes_its_own_memory() {
+    let device = on(305);
+    let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, device).unwrap();
+    // Of x, of w; what the backward pass may take at once, in matrices [64, 32].
+    let cases: [(&[usize], &[usize], usize); 6] = [
+        (&[16, 8, 64], &[64, 32], 1),
+        (&[4, 4, 8, 64], &[64, 32], 1),
+        (&[4, 4, 8, 64], &[1, 1, 64, 32], 1),
+        // One matrix for each of the first axis: rows of the second lie together.
+        (&[4, 4, 8, 64], &[4, 1, 64, 32], 4),
+        // The first axis is summed: x and the gradient, an eighth and a quarter, are moved.
+        (&[4, 4, 4, 64], &[4, 64, 32], 4),
+        (&[16, 8, 64], &[64, 1], 1),
+    ];
+    for (x, w, matrices) in cases {
+        let bytes = w.iter().rev().take(2).product::<usize>() * 4;
+        let tape = Tape::new();
+        let x = tape.constant(ones(x));
+        let w = Param::new(ones(w));
+        let y = x.matmul(&tape.leaf(&w)).unwrap();
+        let seed = ones(y.dims());
+        let copied = match matrices == 4 && w.shape().len() == 3 {
+            true => (x.numel() + y.numel()) * 4,
+            false => 0,
+        };
+        let before = device.memory().unwrap().live;
+        device.reset_peak().unwrap();
+        let how = Backward {
+            roots: &[(&y, Some(seed.clone()))],
+            ..Backward::default()
+        };
+        let gradients = tape.sweep(how).unwrap();
+        let peak = device.memory().unwrap().peak - before;
+        assert_eq!(
+            peak,
+            matrices * bytes + copied,
+            "{} {}",
+            x.shape(),
+            w.shape()
+        );
+        let rows = x.numel() / 64;
+        let each = (rows / matrices) as f64;
+        let slope = gradients.get(&w).unwrap().cast(DType::F64).unwrap();
+        assert_eq!(slope.shape(), w.shape());
+        assert!(vals(&slope).iter().all(|v| *v == each), "{slope:?}");
+    }
 }
 
 #[test]
