@@ -7,6 +7,7 @@ mod claims;
 mod half;
 mod memory;
 mod misuse;
+mod split;
 mod sweep;
 
 use phalanx_autograd::{Grads, Param, Result, Var, Vjp, tensor_bytes};
