@@ -107,9 +107,9 @@ binary! { |a, b, out, g|
     Mul: mul [|n| n[1], |n| n[0], |_| false] g.mul(&b), g.mul(&a);
     /// `self` / `rhs`.
     Div: div [|_| false, |_| true, |n| n[1]] g.div(&b), g.mul(&out)?.div(&b)?.neg();
-    /// The larger of the two; equals share the gradient.
+    /// The larger of the two; equals share the gradient, and at NaN both have it.
     Maximum: maximum [|_| true, |_| true, |_| false] larger(&g, &a, &b), larger(&g, &b, &a);
-    /// The smaller of the two; equals share the gradient.
+    /// The smaller of the two; equals share the gradient, and at NaN both have it.
     Minimum: minimum [|_| true, |_| true, |_| false] larger(&g, &b, &a), larger(&g, &a, &b);
     /// `self` to the power `rhs`.
     Pow: pow [|_| true, |n| n[0], |n| n[1]] pow_base(&g, &a, &b), pow_exponent(&g, &a, &out);
@@ -119,15 +119,12 @@ fn keep(g: &Tensor) -> phalanx_tensor::Result<Tensor> {
     Ok(g.clone())
 }
 
-/// `g` where `a` is the larger, half of it at equality, else 0.
+/// `g` where `a` is the larger, half of it at equality, 0 where `a` is the smaller. A NaN on either
+/// side is none of these: both sides get `g`, as PyTorch has it.
 fn larger(g: &Tensor, a: &Tensor, b: &Tensor) -> phalanx_tensor::Result<Tensor> {
-    let half = g.mul_scalar(0.5)?;
-    let rest = Tensor::where_cond(
-        &a.lt(b)?,
-        &Tensor::full((), 0.0, g.dtype(), g.device())?,
-        &half,
-    )?;
-    Tensor::where_cond(&a.gt(b)?, g, &rest)
+    let shared = Tensor::where_cond(&a.eq(b)?, &g.mul_scalar(0.5)?, g)?;
+    let zero = Tensor::full((), 0.0, g.dtype(), g.device())?;
+    Tensor::where_cond(&a.lt(b)?, &zero, &shared)
 }
 
 /// `g · b · a^(b − 1)`, and 0 where `b` is 0.

@@ -60,7 +60,7 @@ macro_rules! unary {
 unary! { |x, out, g|
     /// −x.
     Neg: neg() [] g.neg();
-    /// |x|; the subgradient at 0 is 0.
+    /// |x|; the subgradient at 0 is 0, at NaN it is NaN.
     Abs: abs() [x] g.abs_backward(x);
     /// x².
     Square: square() [x] g.square_backward(x);
@@ -82,7 +82,7 @@ unary! { |x, out, g|
     Tanh: tanh() [out] g.tanh_backward(out);
     /// The logistic function.
     Sigmoid: sigmoid() [out] g.sigmoid_backward(out);
-    /// The larger of x and 0; the subgradient at 0 is 0.
+    /// The larger of x and 0; the subgradient at 0 is 0, and at NaN the gradient passes.
     Relu: relu() [out] g.relu_backward(out);
     /// x where it is positive, else `slope` · x.
     LeakyRelu: leaky_relu(slope: f64) [x] g.leaky_relu_backward(x, slope);
@@ -105,15 +105,15 @@ unary! { |x, out, g|
         // The derivative of x⁰ is 0 at 0 too, where the formula would give 0 · ∞.
         if rhs == 0.0 { zeros_like(&g) } else { g.mul(&x.pow_scalar(rhs - 1.0)?.mul_scalar(rhs)?) }
     };
-    /// The larger of x and `rhs`; at equality the gradient passes.
+    /// The larger of x and `rhs`; at equality the gradient passes, at NaN it does not.
     MaximumScalar: maximum_scalar(rhs: f64) [x] {
         Tensor::where_cond(&x.ge(&number(rhs, x)?)?, &g, &number(0.0, x)?)
     };
-    /// The smaller of x and `rhs`; at equality the gradient passes.
+    /// The smaller of x and `rhs`; at equality the gradient passes, at NaN it does not.
     MinimumScalar: minimum_scalar(rhs: f64) [x] {
         Tensor::where_cond(&x.le(&number(rhs, x)?)?, &g, &number(0.0, x)?)
     };
-    /// x limited to `low ..= high`; at the limits the gradient passes.
+    /// x limited to `low ..= high`; at the limits the gradient passes, at NaN it does not.
     Clamp: clamp(low: f64, high: f64) [x] {
         let inside = x.ge(&number(low, x)?)?.mul(&x.le(&number(high, x)?)?)?;
         Tensor::where_cond(&inside, &g, &number(0.0, x)?)

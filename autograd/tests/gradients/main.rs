@@ -161,6 +161,47 @@ fn gradients_of_half_reductions_round_once() {
     }
 }
 
+/// The slopes at ties, at limits and at NaN, as PyTorch's `derivatives.yaml` has them: `where(a == b,
+/// g / 2, g)`, then 0 where the side loses, for `maximum` and `minimum`; `x >= low && x <= high`
+/// for `clamp`; not `x <= 0` for `relu`.
+#[test]
+fn ties_and_nan_have_pytorchs_slopes() {
+    const NAN: f64 = f64::NAN;
+    fn slopes(inputs: &[f64], f: impl Fn(&[Var]) -> Result<Var>) -> Vec<f64> {
+        let tape = Tape::new();
+        let input = |v: &f64| tape.input(util::tensor_of(&[*v], &[1], DType::F64));
+        let x: Vec<Var> = inputs.iter().map(|v| input(v).unwrap()).collect();
+        let all = tape.backward(&f(&x).unwrap()).unwrap();
+        x.iter().map(|x| values(all.wrt(x).unwrap())[0]).collect()
+    }
+    for (pair, larger, smaller) in [
+        ([2.0, 1.0], [1.0, 0.0], [0.0, 1.0]),
+        ([1.0, 2.0], [0.0, 1.0], [1.0, 0.0]),
+        ([1.5, 1.5], [0.5, 0.5], [0.5, 0.5]),
+        ([0.0, -0.0], [0.5, 0.5], [0.5, 0.5]),
+        ([NAN, 1.0], [1.0, 1.0], [1.0, 1.0]),
+        ([1.0, NAN], [1.0, 1.0], [1.0, 1.0]),
+        ([NAN, NAN], [1.0, 1.0], [1.0, 1.0]),
+    ] {
+        assert_eq!(slopes(&pair, |x| x[0].maximum(&x[1])), larger, "{pair:?}");
+        assert_eq!(slopes(&pair, |x| x[0].minimum(&x[1])), smaller, "{pair:?}");
+    }
+    let each = |f: fn(&Var) -> Result<Var>, at: &[f64]| {
+        let slope = |&x: &f64| slopes(&[x], |x| f(&x[0]))[0];
+        at.iter().map(slope).collect::<Vec<_>>()
+    };
+    let at = [-1.0, 0.0, 1.0, 2.0, NAN];
+    assert_eq!(each(|x| x.relu(), &at), [0.0, 0.0, 1.0, 1.0, 1.0]);
+    let clamp = each(|x| x.clamp(0.0, 1.0), &at);
+    assert_eq!(clamp, [0.0, 1.0, 1.0, 0.0, 0.0]);
+    let low = each(|x| x.maximum_scalar(0.0), &at);
+    assert_eq!(low, [0.0, 1.0, 1.0, 1.0, 0.0]);
+    let high = each(|x| x.minimum_scalar(1.0), &at);
+    assert_eq!(high, [1.0, 1.0, 1.0, 0.0, 0.0]);
+    let abs = each(|x| x.abs(), &at);
+    assert!(abs[..4] == [-1.0, 0.0, 1.0, 1.0] && abs[4].is_nan());
+}
+
 #[test]
 fn a_cast_passes_the_gradient_and_a_cast_to_integers_does_not() {
     let tape = Tape::new();
