@@ -51,7 +51,8 @@
 //! # What holds
 //!
 //! - **The same bits, whatever the number of threads** ([`cpu::with_threads`]): kernels split
-//!   their output, and sums run over blocks of a fixed size in a fixed order.
+//!   their output, and sums run over blocks of a fixed size in a fixed order. Products and
+//!   convolutions apart, the processor's instructions change no bit either.
 //! - **Half types are storage**: what is summed is summed in `f32`, what is computed is rounded
 //!   once.
 //! - **Memory is accounted to the byte** ([`Device::memory`]), and a training loop at steady state
@@ -60,11 +61,18 @@
 //!   asked at run time.
 #![deny(unsafe_code)]
 
+// Code that unit and integration tests share names this crate as the latter do.
+#[cfg(test)]
+extern crate self as phalanx_tensor;
+
 pub mod cpu;
 mod device;
 mod dtype;
 mod error;
 mod layout;
+#[cfg(test)]
+#[path = "../tests/level/mod.rs"]
+mod level;
 mod memory;
 mod shape;
 mod storage;

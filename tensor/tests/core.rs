@@ -1,5 +1,7 @@
 //! Values, views, copies and memory accounts, through the public interface.
 
+mod level;
+
 use phalanx_tensor::{DType, Device, Error, Shape, Tensor};
 use proptest::prelude::*;
 

@@ -1,5 +1,7 @@
 //! The matrix product over slices, against plain sums over `f64`, at every SIMD level and on the matrix unit.
 
+mod level;
+
 use half::{bf16, f16};
 use phalanx_tensor::cpu::gemm::{
     Bias, Epilogue, MatMut, MatRef, Scalar, gemm, gemm_at, gemm_on_unit, has_matrix_unit,

@@ -1,6 +1,8 @@
 //! Products on the matrix unit beside the vector kernels: as exact, and the same where numbers are
 //! out of the unit's reach. On a machine without the unit both sides are the vector kernels.
 
+mod level;
+
 use half::bf16;
 use phalanx_tensor::cpu::gemm::{
     Bias, Epilogue, MatMut, MatRef, Scalar, gemm_at, gemm_on_unit, has_matrix_unit,

@@ -1,6 +1,8 @@
 //! A training loop at steady state asks the system for nothing: after the first rounds every buffer
 //! comes from the device's pool, and every round ends with as much live as the one before.
 
+mod level;
+
 use phalanx_tensor::ops::conv::Conv2dConfig;
 use phalanx_tensor::ops::norm::{BatchNormMask, BatchNormSaved};
 use phalanx_tensor::ops::optim::{

@@ -15,5 +15,7 @@ pub(crate) mod simd;
 pub(crate) mod strided;
 mod threads;
 
+#[doc(hidden)]
+pub use simd::limit;
 pub use simd::{SimdLevel, simd_level, vectorize};
 pub use threads::{parallel_chunks, parallel_for, threads, with_threads};

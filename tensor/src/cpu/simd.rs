@@ -2,11 +2,12 @@
 //! where it runs. So a plain `cargo build --release` is as fast as `target-cpu=native`.
 #![allow(unsafe_code)]
 
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
 /// What the processor's vector unit offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
+#[repr(u8)]
 pub enum SimdLevel {
     /// What every processor of the target architecture has.
     Baseline,
@@ -16,31 +17,78 @@ pub enum SimdLevel {
     Avx512,
 }
 
+/// Stands in [`LEVEL`] until the processor has been asked.
+const UNASKED: u8 = u8::MAX;
+/// The level that kernels use, as a number: what the processor has, or less ([`limit`]). It says
+/// nothing of other memory, so relaxed reads and writes serve.
+static LEVEL: AtomicU8 = AtomicU8::new(UNASKED);
+/// Whether products may go to the matrix unit, if there is one.
+static MATRIX_UNIT: AtomicBool = AtomicBool::new(true);
+
 /// The level of this machine, read once.
+#[inline]
 pub fn simd_level() -> SimdLevel {
-    static LEVEL: LazyLock<SimdLevel> = LazyLock::new(|| {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let v3 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c")
-                && is_x86_feature_detected!("bmi2");
-            let v4 = v3
-                && is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512cd")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx512vl");
-            if v4 {
-                return SimdLevel::Avx512;
-            }
-            if v3 {
-                return SimdLevel::Avx2;
-            }
+    const BASELINE: u8 = SimdLevel::Baseline as u8;
+    const AVX2: u8 = SimdLevel::Avx2 as u8;
+    const AVX512: u8 = SimdLevel::Avx512 as u8;
+    match LEVEL.load(Relaxed) {
+        BASELINE => SimdLevel::Baseline,
+        AVX2 => SimdLevel::Avx2,
+        AVX512 => SimdLevel::Avx512,
+        _ => ask(),
+    }
+}
+
+/// Asks the processor, unless somebody has set a limit meanwhile.
+#[cold]
+fn ask() -> SimdLevel {
+    let found = of_processor();
+    match LEVEL.compare_exchange(UNASKED, found as u8, Relaxed, Relaxed) {
+        Ok(_) => found,
+        Err(_) => simd_level(), // somebody was faster
+    }
+}
+
+/// What the processor has, whatever the limit.
+pub(in crate::cpu) fn of_processor() -> SimdLevel {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let v3 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+            && is_x86_feature_detected!("bmi2");
+        let v4 = v3
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512cd")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        if v4 {
+            return SimdLevel::Avx512;
         }
-        SimdLevel::Baseline
-    });
-    *LEVEL
+        if v3 {
+            return SimdLevel::Avx2;
+        }
+    }
+    SimdLevel::Baseline
+}
+
+/// Lets the kernels of this process use `level` at most, and the matrix unit only if `matrix_unit`
+/// says so: for tests of the code that another machine runs. A limit above what the processor has
+/// changes nothing; a later limit replaces an earlier one.
+///
+/// # Safety
+/// No operation runs meanwhile on any thread: a kernel that asks twice counts on one answer, for
+/// instance for the layout of what it has packed.
+#[doc(hidden)]
+pub unsafe fn limit(level: SimdLevel, matrix_unit: bool) {
+    LEVEL.store(of_processor().min(level) as u8, Relaxed);
+    MATRIX_UNIT.store(matrix_unit, Relaxed);
+}
+
+/// Whether the [`limit`] leaves the matrix unit to products.
+pub(in crate::cpu) fn matrix_unit_allowed() -> bool {
+    simd_level() == SimdLevel::Avx512 && MATRIX_UNIT.load(Relaxed)
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -4,11 +4,14 @@
 mod batch_norm;
 mod binary;
 mod cast;
+mod checks;
 mod compare;
 mod conv;
 mod embedding;
 mod index;
 mod layer_norm;
+#[path = "../level/mod.rs"]
+mod level;
 mod linear;
 mod matmul;
 mod optim;

@@ -4,6 +4,7 @@
 //! loads, multiplies and stores inside one block of assembly.
 
 use super::aside::Aside;
+use crate::cpu::simd::{self, SimdLevel};
 use std::arch::asm;
 use std::marker::PhantomData;
 use std::mem::offset_of;
@@ -14,15 +15,16 @@ pub(in super::super) const EDGE: usize = 32;
 /// Bytes of a tile: sixteen rows of 64.
 pub(super) const TILE: usize = 1024;
 
-/// Whether the processor has the unit and the system lets this process use it; asked once.
+/// Whether the processor has the unit and the system lets this process use it, which is asked once,
+/// and no limit is set that leaves it out.
 pub(in super::super) fn available() -> bool {
     static AVAILABLE: LazyLock<bool> = LazyLock::new(|| {
-        crate::cpu::simd_level() == crate::cpu::SimdLevel::Avx512
+        simd::of_processor() == SimdLevel::Avx512
             && is_x86_feature_detected!("avx512bf16")
             && has_unit()
             && permitted()
     });
-    *AVAILABLE
+    simd::matrix_unit_allowed() && *AVAILABLE
 }
 
 /// CPUID leaf 7: AMX-BF16 is bit 22 of EDX, AMX-TILE bit 24.
