@@ -78,7 +78,8 @@ impl CProgram {
         let compiler = compiler.into();
         if Command::new(&compiler).arg("--version").output().is_err() {
             let compiler = Path::new(&compiler).display();
-            eprintln!("SKIPPED {name}.c: there is no C compiler ({compiler})");
+            let why = format_args!("there is no C compiler ({compiler})");
+            phalanx_comm::report(format_args!("SKIPPED {name}.c: {why}"));
             return Ok(None);
         }
         let bin = std::env::current_exe()?.with_file_name("peers");

@@ -6,6 +6,7 @@
 use crate::check::Difference;
 use crate::group::ReduceOp;
 use phalanx_tensor::{DType, Shape};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,10 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// The first variants are mistakes in a single call: the call had no effect, and the group goes
 /// on. [`is_fatal`](Error::is_fatal) tells the others, after which the group refuses all work.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+///
+/// `Debug` prints the same sentence as `Display`: it is what Rust shows where `main` returns the
+/// error.
+#[derive(Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A root, source or destination that is no rank of the group.
@@ -179,9 +183,24 @@ impl Error {
                 | Error::Tensor(_)
         )
     }
+
+    /// The rank that has returned from its program, and the number of the call that another one waits
+    /// for, where that is what went wrong: [`Error::RankReturned`]. A loop that ends sooner on one rank
+    /// than on the others ends so.
+    pub fn returned_early(&self) -> Option<(usize, u64)> {
+        match self {
+            Error::RankReturned { rank, sequence, .. } => Some((*rank, *sequence)),
+            _ => None,
+        }
+    }
 }
 
-/// `rank 1` or `ranks 1, 3`.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 fn after_colon(note: &str) -> String {
     match note {
         "" => String::new(),
@@ -189,6 +208,7 @@ fn after_colon(note: &str) -> String {
     }
 }
 
+/// `rank 1` or `ranks 1, 3`.
 fn ranks(missing: &[usize]) -> String {
     let list: Vec<String> = missing.iter().map(usize::to_string).collect();
     let plural = if list.len() == 1 { "" } else { "s" };

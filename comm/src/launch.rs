@@ -1,156 +1,31 @@
 //! [`launch`]: runs a program on every rank, and brings back what the ranks return, or why they
 //! did not.
 
+pub(crate) mod config;
+mod error;
+
+pub use self::config::{LaunchConfig, OnFailure};
+pub use self::error::{FailureKind, LaunchError, RankFailure};
+
 use crate::backends::Backend;
-use crate::backends::local::{self, LocalGroup};
+use crate::backends::local;
 use crate::error::Error;
 use crate::group::ProcessGroup;
+use crate::line::report;
 use phalanx_tensor::{Device, cpu};
 use std::any::Any;
-use std::fmt::{self, Debug, Display};
+use std::fmt::{Debug, Display};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::thread;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::{self, Scope, ScopedJoinHandle};
+use std::time::Instant;
 
-/// How to start a world. `LaunchConfig::from(n)` has `n` ranks and the defaults.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct LaunchConfig {
-    /// The number of ranks.
-    pub world_size: usize,
-    /// How long a rank waits for others before the world fails; 5 minutes by default.
-    pub deadline: Duration,
-    /// How many threads the tensor operations of a rank may use; 1 by default.
-    pub threads_per_rank: usize,
-}
-
-impl LaunchConfig {
-    /// `world_size` ranks and the defaults.
-    pub fn new(world_size: usize) -> LaunchConfig {
-        LaunchConfig {
-            world_size,
-            deadline: Duration::from_secs(300),
-            threads_per_rank: 1,
-        }
-    }
-
-    /// With this deadline.
-    pub fn deadline(self, deadline: Duration) -> LaunchConfig {
-        LaunchConfig { deadline, ..self }
-    }
-
-    /// With so many threads for each rank's operations.
-    pub fn threads_per_rank(self, threads_per_rank: usize) -> LaunchConfig {
-        LaunchConfig {
-            threads_per_rank,
-            ..self
-        }
-    }
-}
-
-impl From<usize> for LaunchConfig {
-    fn from(world_size: usize) -> LaunchConfig {
-        LaunchConfig::new(world_size)
-    }
-}
-
-/// Why a launch did not bring back every rank's result. `E` is the error of the ranks' program.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum LaunchError<E: Display + Debug> {
-    /// A world needs a rank.
-    #[error("a world of 0 ranks has nothing to run")]
-    NoRanks,
-    /// The system gave no thread.
-    #[error("no thread for rank {rank}: {source}")]
-    Spawn {
-        /// The rank.
-        rank: usize,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// A launcher started another number of ranks than the program asks for.
-    #[error("{asked} ranks were asked for, but {launcher} started {size}")]
-    WorldSize {
-        /// What the program asks for.
-        asked: usize,
-        /// Who started it.
-        launcher: String,
-        /// How many that one has started.
-        size: usize,
-    },
-    /// The MPI that the program was built for sees another world than its launcher.
-    #[error(
-        "{launcher} started {size} ranks, but MPI sees a world of {seen}: the program was built for \
-         another MPI than the one whose mpirun started it"
-    )]
-    OtherMpi {
-        /// Who started it.
-        launcher: String,
-        /// How many that one has started.
-        size: usize,
-        /// How many MPI sees.
-        seen: usize,
-    },
-    /// The program cannot be a rank of what it was started in.
-    #[error("the program was started by {launcher} as one of {size} ranks, but {reason}")]
-    Unsupported {
-        /// Who started it.
-        launcher: String,
-        /// How many ranks that one has started.
-        size: usize,
-        /// What is missing.
-        reason: String,
-    },
-    /// The world did not come about.
-    #[error(transparent)]
-    World(Error),
-    /// Ranks failed.
-    #[error("{first}{}", more(others))]
-    Ranks {
-        /// The rank that failed first, in time; the others failed because of it, more often than
-        /// not.
-        first: RankFailure<E>,
-        /// The other ranks that failed, in rank order.
-        others: Vec<RankFailure<E>>,
-    },
-}
-
-fn more<E>(others: &[RankFailure<E>]) -> String {
-    match others.len() {
-        0 => String::new(),
-        n => format!(" ({n} more failed after it)"),
-    }
-}
-
-/// How one rank failed.
-#[derive(Debug)]
-pub struct RankFailure<E> {
-    /// The rank.
-    pub rank: usize,
-    /// What happened.
-    pub kind: FailureKind<E>,
-}
-
-/// An error or a panic.
-#[derive(Debug)]
-pub enum FailureKind<E> {
-    /// The rank's program returned this error.
-    Error(E),
-    /// The rank's program panicked with this message.
-    Panic(String),
-}
-
-impl<E: Display> Display for RankFailure<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.kind {
-            FailureKind::Error(e) => write!(f, "rank {}: {e:#}", self.rank),
-            FailureKind::Panic(message) => write!(f, "rank {} panicked: {message}", self.rank),
-        }
-    }
-}
+/// The most ranks that one process runs.
+const MOST_RANKS: usize = 4096;
 
 /// Runs `program` on `config.world_size` ranks, each a thread of this process named `rank-0`,
 /// `rank-1`, …, and returns their results in rank order.
@@ -162,7 +37,8 @@ impl<E: Display> Display for RankFailure<E> {
 /// [`Error::RankFailed`] or [`Error::RankPanicked`] from what they wait for, at once. A rank that
 /// returns well while others still need it fails it with [`Error::RankReturned`]. The threads have
 /// ended when `launch` returns; so a rank that computes forever, without a word to the others, keeps
-/// it from returning, though the others learn of it at the deadline.
+/// it from returning, though the others learn of it at the deadline. What happens then is a policy:
+/// see [`OnFailure`].
 ///
 /// ```
 /// use phalanx_comm::{DType, Error, ReduceOp, Tensor, launch};
@@ -188,24 +64,43 @@ where
     F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
 {
     let config = config.into();
-    if config.world_size == 0 {
+    let size = config.world_size;
+    if size == 0 {
         return Err(LaunchError::NoRanks);
     }
-    let devices: Vec<Device> = (0..config.world_size).map(Device::cpu).collect();
+    if size > MOST_RANKS {
+        return Err(LaunchError::TooManyRanks {
+            asked: size,
+            limit: MOST_RANKS,
+        });
+    }
+    let devices: Vec<Device> = (0..size).map(Device::cpu).collect();
     let groups = local::world(&devices, config.threads_per_rank, config.deadline);
     let failures = AtomicUsize::new(0);
-    let run = |group: LocalGroup| run_rank(group, config.threads_per_rank, &program, &failures);
     let ends = thread::scope(|scope| {
-        let mut threads = Vec::with_capacity(groups.len());
+        let (sender, news) = channel();
+        let mut threads = Vec::with_capacity(size);
         for (rank, group) in groups.into_iter().enumerate() {
-            let builder = thread::Builder::new().name(format!("rank-{rank}"));
-            match builder.spawn_scoped(scope, || run(group)) {
+            let (sender, program, failures) = (sender.clone(), &program, &failures);
+            let run = move || {
+                let end = run_rank(group, config.threads_per_rank, program, failures);
+                let failure = end.as_ref().err().map(|(_, kind)| match kind {
+                    FailureKind::Error(e) => format!("rank {rank} failed: {e:#}"),
+                    FailureKind::Panic(message) => format!("rank {rank} panicked: {message}"),
+                });
+                // It fails only where no thread could be had for another rank: then nobody listens.
+                let _ = sender.send((rank, failure));
+                end
+            };
+            match spawn(scope, rank, config.stack_size, run) {
                 Ok(thread) => threads.push(thread),
                 // The groups that are left are dropped: their ranks have departed, and the ranks
                 // that run already end with `RankReturned`.
                 Err(source) => return Err(LaunchError::Spawn { rank, source }),
             }
         }
+        drop(sender);
+        watch(&news, size, &config);
         Ok(threads.into_iter().map(|t| t.join()).collect::<Vec<_>>())
     })?;
     let mut results = Vec::with_capacity(ends.len());
@@ -227,6 +122,56 @@ where
     let first = failed.remove(first).1;
     let others = failed.into_iter().map(|(_, failure)| failure).collect();
     Err(LaunchError::Ranks { first, others })
+}
+
+/// A rank's thread, with a stack of its own size: programs recurse as deep as their modules are
+/// nested.
+pub(crate) fn spawn<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    rank: usize,
+    stack_size: usize,
+    run: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    thread::Builder::new()
+        .name(format!("rank-{rank}"))
+        .stack_size(stack_size)
+        .spawn_scoped(scope, run)
+}
+
+/// Waits until all ranks have ended, and says which has not where that takes long after a failure;
+/// ends the process, where the policy is such.
+fn watch(news: &Receiver<(usize, Option<String>)>, size: usize, config: &LaunchConfig) {
+    let mut runs = vec![true; size];
+    let mut end = |rank: usize| runs[rank] = false;
+    // All senders are gone when all ranks have ended.
+    let first = loop {
+        match news.recv() {
+            Ok((rank, failure)) => {
+                end(rank);
+                if failure.is_some() {
+                    break failure;
+                }
+            }
+            Err(_) => return,
+        }
+    };
+    let patience = config.patience();
+    let (limit, start) = (patience.untold.max(patience.told), Instant::now());
+    loop {
+        match news.recv_timeout(limit.saturating_sub(start.elapsed())) {
+            Ok((rank, _)) => end(rank),
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => break,
+        }
+    }
+    let rank = runs.iter().position(|&runs| runs).unwrap_or_default();
+    let failure = first.unwrap_or_default();
+    let still = format!("rank {rank} has not ended {limit:?} after the world has failed");
+    if let OnFailure::EndAfter(_) = config.on_failure {
+        report(format_args!("{still}, so this process is ended: {failure}"));
+        process::exit(1);
+    }
+    report(format_args!("{still}, and is waited for: {failure}"));
 }
 
 /// One rank from start to end. A failure comes with its place in the order of failures.
@@ -271,7 +216,7 @@ pub(crate) fn run_rank<G: Backend, T, E: Display>(
 }
 
 /// What a panic says.
-fn message(panic: &(dyn Any + Send)) -> String {
+pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
     text.unwrap_or_else(|| "no message".into())

@@ -68,13 +68,17 @@ impl From<Ranks> for RunConfig {
 /// results of the ranks that live in this process, with their numbers:
 ///
 /// - started alone, [`launch`] runs all ranks as threads of this process;
-/// - started by `mpirun` (Open MPI's, MPICH's, `srun`), this process is one rank. It runs the program
-///   on the calling thread. Needs the feature `mpi`.
+/// - started by `mpirun` (Open MPI's, MPICH's, `srun`), this process is one rank. The program runs on
+///   a thread named after it, as there, and this call waits for it. Needs the feature `mpi`;
+/// - started as the only one of its processes, by whomever, this process is a world of one rank.
 ///
 /// What [`launch`] says of ranks that fail holds here too. Processes end together: one that has ended
-/// its program well stays until the others have; one that fails ends all, and a rank that takes no
-/// notice within a second is ended by force, with a line on its stderr. So return the error from
-/// `main`, or `exit` with a code: what you print before is not lost.
+/// its program, well or not, stays in its `exit` until the others have ended theirs, and goes without
+/// them only when a rank hangs: see [`OnFailure`](crate::OnFailure). So a rank that computes when
+/// another fails gets the error at its next call, and may save what it has. Return the error from
+/// `main`, or `exit` with a code: what you print before is not lost, and the job's code is that of the
+/// first rank to fail. A process that is killed is another matter: most MPI launchers end the job then,
+/// at once.
 ///
 /// ```
 /// use phalanx_comm::{DType, Error, Ranks, ReduceOp, Tensor, run};
@@ -104,13 +108,15 @@ where
     let threads = |config| -> Result<Vec<(usize, T)>, LaunchError<E>> {
         Ok(launch(config, &program)?.into_iter().enumerate().collect())
     };
-    match Start::detect() {
+    match Start::detect()? {
         Start::Alone => threads(config.launch),
-        Start::Mpi(process) if !config.ranks.agrees_with(process) => Err(LaunchError::WorldSize {
-            asked: config.launch.world_size,
-            launcher: process.launcher.to_string(),
-            size: process.size,
-        }),
+        Start::Mpi(process) | Start::Torchrun(process) if !config.ranks.agrees_with(process) => {
+            Err(LaunchError::WorldSize {
+                asked: config.launch.world_size,
+                launcher: process.launcher,
+                size: process.size,
+            })
+        }
         #[cfg(feature = "mpi")]
         Start::Mpi(process) => crate::backends::mpi::launch(config.launch, process, program),
         #[cfg(not(feature = "mpi"))]
@@ -120,12 +126,16 @@ where
         }),
         #[cfg(not(feature = "mpi"))]
         Start::Mpi(process) => Err(LaunchError::Unsupported {
-            launcher: process.launcher.to_string(),
+            launcher: process.launcher,
             size: process.size,
             reason: "it was built without MPI; build it with `--features mpi`".into(),
         }),
+        Start::Torchrun(process) if process.size == 1 => threads(LaunchConfig {
+            world_size: 1,
+            ..config.launch
+        }),
         Start::Torchrun(process) => Err(LaunchError::Unsupported {
-            launcher: process.launcher.to_string(),
+            launcher: process.launcher,
             size: process.size,
             reason: "processes without MPI need NCCL, which is not there yet; use mpirun".into(),
         }),

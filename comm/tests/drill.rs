@@ -2,12 +2,15 @@
 //! the job ends.
 
 use phalanx_comm::{
-    DType, Error, LaunchConfig, ProcessGroup, Ranks, ReduceOp, RunConfig, Tensor, run,
+    DType, Error, LaunchConfig, OnFailure, ProcessGroup, Ranks, ReduceOp, RunConfig, Tensor,
+    report, run,
 };
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime};
 
 const DEADLINE: Duration = Duration::from_secs(3);
+/// How long a rank computes that makes no call while another one fails.
+const BACKWARD: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
     let what = std::env::args().nth(1).unwrap_or_default();
@@ -15,12 +18,22 @@ fn main() -> ExitCode {
         println!("drill: started alone, there is nobody to go wrong for");
         return ExitCode::SUCCESS;
     }
-    let config = LaunchConfig::new(1).deadline(DEADLINE);
+    let config = LaunchConfig::new(1).start_deadline(DEADLINE);
+    let config = match &*what {
+        // All is by default here, the deadline too.
+        "busy-error" | "busy-panic" => config,
+        // Whom nobody can tell, or reach.
+        "loop" | "link" => {
+            let at_once = OnFailure::EndAfter(Duration::from_millis(700));
+            config.deadline(DEADLINE).on_failure(at_once)
+        }
+        _ => config.deadline(DEADLINE),
+    };
     let config = RunConfig::new(Ranks::OrAlone(1)).launch(config);
     match run(config, |group| drill(&*group, &what)) {
         Ok(_) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e}");
+            report(format_args!("error: {e}"));
             ExitCode::FAILURE
         }
     }
@@ -52,13 +65,28 @@ fn drill(group: &dyn ProcessGroup, what: &str) -> Result<(), String> {
                 .status();
             panic!("it survived kill -9: {killed:?}");
         }
-        "loop" if is_culprit => {
-            // What no cancellation reaches: plain computing.
-            let start = Instant::now();
-            while start.elapsed() < Duration::from_secs(60) {
-                std::hint::spin_loop();
-            }
+        "loop" if is_culprit => compute(Duration::from_secs(60)),
+        // Rank 1 fails, and rank 0 makes no call for long: in a backward; or for ever.
+        "busy-error" if is_culprit => return Err("no such file: weights".into()),
+        "busy-panic" if is_culprit => panic!("the dog ate my gradients"),
+        "busy-error" | "busy-panic" if group.rank() == 0 => {
+            compute(BACKWARD);
+            return match sum(1000) {
+                Ok(_) => Err("it reduced, with a rank that has failed".into()),
+                Err(e) => {
+                    let path = std::env::temp_dir();
+                    let path = path.join(format!("last-checkpoint-{}", std::process::id()));
+                    let saved = std::fs::write(&path, "weights").and_then(|()| {
+                        let read = std::fs::read_to_string(&path)?;
+                        std::fs::remove_file(&path).map(|()| read)
+                    });
+                    report(format_args!("saved the last {saved:?}, since {e}"));
+                    Err(e.to_string())
+                }
+            };
         }
+        "stuck" if is_culprit => std::process::exit(7),
+        "stuck" if group.rank() == 0 => compute(Duration::from_secs(60)),
         "shapes" => drop(sum(if is_culprit { 4 } else { 3 }).map_err(text)?),
         "order" if is_culprit => {
             group.barrier().and_then(|w| w.wait()).map_err(text)?;
@@ -84,6 +112,14 @@ fn drill(group: &dyn ProcessGroup, what: &str) -> Result<(), String> {
     }
     sum(1000).map_err(text)?;
     Ok(())
+}
+
+/// What no cancellation reaches: plain computing.
+fn compute(time: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::hint::spin_loop();
+    }
 }
 
 /// A message of more than 2³¹ elements, there and back, and a reduction of as many.

@@ -3,7 +3,7 @@
 
 mod cases;
 
-use phalanx_comm::{Error, LaunchConfig, Ranks, RunConfig, run};
+use phalanx_comm::{Error, LaunchConfig, Ranks, RunConfig, report, run};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(e) => {
-            eprintln!("error: {e}");
+            report(format_args!("error: {e}"));
             ExitCode::FAILURE
         }
     }

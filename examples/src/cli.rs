@@ -88,8 +88,9 @@ impl World {
         alone: usize,
         program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T> + Send + Sync,
     ) -> Result<Option<Outcome<T>>> {
-        let backend = match Start::detect() {
+        let backend = match Start::detect()? {
             Start::Alone => Backend::Local,
+            Start::Torchrun(process) if process.size == 1 => Backend::Local,
             Start::Mpi(_) | Start::Torchrun(_) => Backend::Mpi,
         };
         if let Some(asked) = self.backend {
@@ -139,9 +140,9 @@ pub fn say(line: impl fmt::Display) -> Result<()> {
     writeln!(io::stdout(), "{line}").context("cannot write to stdout")
 }
 
-/// Prints a line on stderr, where everything else goes. Where that cannot be written, nobody can be told.
+/// Prints a line on stderr, where everything else goes, in one piece. Where that cannot be written, nobody can be told.
 pub fn remark(line: impl fmt::Display) {
-    let _ = writeln!(io::stderr(), "{line}");
+    phalanx_comm::report(line);
 }
 
 /// Ends a program: what went wrong as a sentence on stderr, and a code that says so.

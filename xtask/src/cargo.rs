@@ -8,6 +8,8 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::lines::report;
+
 /// The root of the workspace: the folder above this package.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -94,7 +96,12 @@ fn echo(command: &Command) {
     let name = Path::new(command.get_program())
         .file_stem()
         .unwrap_or_default();
-    eprintln!("$ {} {}", name.to_string_lossy(), args.join(" "));
+    // Where it cannot be written, nobody looks.
+    let _ = report(format_args!(
+        "$ {} {}",
+        name.to_string_lossy(),
+        args.join(" ")
+    ));
 }
 
 fn program(command: &Command) -> String {

@@ -15,12 +15,12 @@ use crate::hosts::{self, Hosts};
 use crate::lines::{Line, lines};
 use crate::{machine, rank, signals};
 
-/// How long the job may go on after a rank has failed, or after Ctrl-C. Ranks end together, within 0.7 s at most.
+/// How long the job may go on after a rank's process has ended with a failure, or after Ctrl-C. Ranks end together.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often to look at what else there is but lines.
 const TICK: Duration = Duration::from_millis(20);
 /// Names the job in the environment of all its processes.
-const MARK: &str = "PHALANX_JOB";
+pub const MARK: &str = "PHALANX_JOB";
 
 /// What is to be run.
 pub struct Job<'a> {

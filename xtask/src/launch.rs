@@ -1,7 +1,7 @@
 //! `cargo xtask launch`: builds an example with MPI and starts it as processes, on this machine or on several "hosts"
 //! that it makes of it.
 
-use std::io::{self, Write, stderr, stdout};
+use std::io::{self, Write, stdout};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::cargo::{cargo, executables};
 use crate::hosts::Hosts;
 use crate::job::Job;
-use crate::lines::Line;
+use crate::lines::{Line, report};
 use crate::machine;
 use crate::signals;
 
@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// Writes a rank's line where it belongs.
 fn pass_on(line: &Line) -> io::Result<()> {
     match line.is_error {
-        true => writeln!(stderr(), "{line}"),
+        true => report(line),
         false => writeln!(stdout(), "{line}"),
     }
 }

@@ -2,10 +2,27 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::Child;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
+
+/// Writes a line on stderr, in one piece: others write there too.
+///
+/// # Errors
+/// It cannot be written.
+pub fn report(line: impl fmt::Display) -> io::Result<()> {
+    io::stderr().write_all(format!("{line}\n").as_bytes())
+}
+
+/// All that comes from a stream, if there is one, as far as it can be read.
+pub fn read_all(stream: Option<impl Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(mut stream) = stream {
+        let _ = stream.read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
 
 /// A line that a rank, or somebody else, has written.
 #[derive(Clone, Debug, PartialEq, Eq)]

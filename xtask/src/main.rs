@@ -66,7 +66,8 @@ fn main() -> ExitCode {
         Chore::Schedule(args) => program::schedule(&args),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        // Where it cannot be written, nobody can be told.
+        let _ = lines::report(format_args!("error: {error:#}"));
         ExitCode::FAILURE
     })
 }

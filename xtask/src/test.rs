@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use crate::cargo::{cargo, root, watch};
 use crate::hosts::Hosts;
+use crate::lines::report;
 use crate::machine;
 use crate::tally::Tally;
 
@@ -135,7 +136,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let status = watch(&mut (part.command)(), |line| tally.read(line))?;
         if !status.success() && tally.failed == failed {
             // It did not build, or a test program died before it could count.
-            eprintln!("error: {name} ended with {status}");
+            report(format_args!("error: {name} ended with {status}"))?;
             tally.failed += 1;
         }
     }

@@ -91,7 +91,7 @@ pub fn on_ranks<T: Send>(
 
 /// Whether there can be `n` ranks: threads always, processes as many as mpirun has started.
 pub fn has_ranks(n: usize) -> bool {
-    match Start::detect() {
+    match Start::detect().unwrap() {
         Start::Mpi(process) => process.size >= n,
         Start::Alone | Start::Torchrun(_) => true,
     }

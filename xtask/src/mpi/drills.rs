@@ -12,53 +12,99 @@ use crate::hosts::Hosts;
 use crate::job::{self, End};
 use crate::signals;
 
-/// The deadline of `comm/tests/drill.rs`.
-const DEADLINE: Duration = Duration::from_secs(3);
+/// The deadline of `comm/tests/drill.rs`, also for its start.
+pub const DEADLINE: Duration = Duration::from_secs(3);
+/// How long a rank computes in it beside one that fails.
+const BACKWARD: Duration = Duration::from_secs(3);
 /// After the deadline, everything ends within this.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Where it shows at once, within this. 0.2 s were seen, and 0.6 s beside ten busy loops on two cores.
 const AT_ONCE: Duration = Duration::from_millis(1500);
 
+/// With a deadline to pass before.
+const AT_DEADLINE: Duration = DEADLINE.saturating_add(GRACE);
+
 /// Whom the culprit's end must be heard from: each of the two other ranks. Its own words prove nothing.
 const OTHERS: &[Option<usize>] = &[Some(0), Some(2)];
 /// The launcher, where nobody else can know.
 const LAUNCHER: &[Option<usize>] = &[None];
 
-/// A way to go wrong: what rank 1 does, who must say what of it, and whether it shows at once.
+/// A way to go wrong: what rank 1 does, who must say what of it, and when the job has ended at the latest; at the
+/// earliest too, where a rank has something to finish.
 pub struct Drill {
     pub name: &'static str,
     says: &'static str,
     speakers: &'static [Option<usize>],
     code: u8,
-    at_once: bool,
+    least: Duration,
+    most: Duration,
 }
 
 pub const DRILLS: &[Drill] = &[
-    drill("panic", "rank 1 panicked: the dog ate my gradients", true),
-    drill("error", "rank 1 failed: no such file: weights", true),
-    drill("return", "rank 1 returned without the call", true),
+    drill(
+        "panic",
+        "rank 1 panicked: the dog ate my gradients",
+        AT_ONCE,
+    ),
+    drill("error", "rank 1 failed: no such file: weights", AT_ONCE),
+    drill("return", "rank 1 returned without the call", AT_ONCE),
     Drill {
         code: 7,
-        ..drill("exit", "rank 1 returned without the call", true)
+        ..drill("exit", "rank 1 returned without the call", AT_ONCE)
     },
     Drill {
         code: 128 + 9,
         speakers: LAUNCHER,
-        ..drill("kill", "rank 1 was ended by signal: 9", true)
+        ..drill("kill", "rank 1 was ended by signal: 9", AT_ONCE)
     },
-    drill("loop", "for rank 1: ", false),
-    drill("shapes", "rank 1 called all_reduce(sum) of f32 [4]", true),
-    drill("order", "rank 1 called barrier", true),
+    // Rank 0 computes meanwhile, is left in peace, and saves what it has.
+    Drill {
+        speakers: &[Some(0)],
+        least: BACKWARD,
+        ..drill(
+            "busy-error",
+            "saved the last Ok(\"weights\"), since rank 1 failed: no such file: weights",
+            BACKWARD.saturating_add(AT_ONCE),
+        )
+    },
+    Drill {
+        speakers: &[Some(0)],
+        least: BACKWARD,
+        ..drill(
+            "busy-panic",
+            "saved the last Ok(\"weights\"), since rank 1 panicked: the dog ate my gradients",
+            BACKWARD.saturating_add(AT_ONCE),
+        )
+    },
+    // Rank 0 computes for ever, and is ended when the deadline has passed, with the code of the first to fail.
+    Drill {
+        speakers: &[Some(0)],
+        code: 7,
+        least: DEADLINE,
+        ..drill(
+            "stuck",
+            "rank 0 has not ended 3s after the world has failed, so its process is ended: rank 1 returned",
+            AT_DEADLINE,
+        )
+    },
+    drill("loop", "for rank 1: ", AT_DEADLINE),
+    drill(
+        "shapes",
+        "rank 1 called all_reduce(sum) of f32 [4]",
+        AT_ONCE,
+    ),
+    drill("order", "rank 1 called barrier", AT_ONCE),
 ];
 
-const fn drill(name: &'static str, says: &'static str, at_once: bool) -> Drill {
+const fn drill(name: &'static str, says: &'static str, most: Duration) -> Drill {
     Drill {
         name,
         says,
         speakers: OTHERS,
         code: 1,
-        at_once,
+        least: Duration::ZERO,
+        most,
     }
 }
 
@@ -68,17 +114,15 @@ impl Drill {
     pub fn run(&self, program: &Path, hosts: Option<&Hosts>) -> Result<Outcome> {
         let (end, said) = listen(program, &[self.name], 3, hosts, |_| ())?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-        let limit = match self.at_once {
-            true => AT_ONCE,
-            false => DEADLINE + GRACE,
-        };
         said_by(&said, self.speakers, self.says)?;
         ensure!(!end.by_force, "it does not end by itself\n{said}");
         let fault = said.find(Some(1), "fault at ").map(str::parse::<u64>);
         let fault = fault.with_context(|| format!("rank 1 tells of no fault\n{said}"))??;
         let time = now.checked_sub(Duration::from_nanos(fault));
         let time = time.context("the fault comes after the end")?;
-        judge(&end, &said, self.code, time, limit)
+        let least = self.least;
+        ensure!(time >= least, "it took {time:.1?}, not {least:?}\n{said}");
+        judge(&end, &said, self.code, time, self.most)
     }
 }
 

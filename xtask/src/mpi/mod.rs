@@ -2,6 +2,7 @@
 //! PyTorch's values, against one process and against threads, messages of more than 2³¹ elements, data that moves while
 //! the ranks compute, and drills in which a rank goes wrong.
 
+mod bare;
 mod drills;
 
 use std::fmt;
@@ -173,6 +174,13 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Vec<Test<'a>> 
             Box::new(move || drills::cable(&programs.drill, hosts.count)),
         ),
         None => {
+            let test = move || bare::start(&programs.drill, drills::DEADLINE);
+            add(
+                "drill start, a process ends before it,".into(),
+                Box::new(test),
+            );
+            let test = move || bare::whole_lines(&programs.ddp);
+            add("drill lines of four ranks".into(), Box::new(test));
             let test = move || overlap(&programs.drill);
             add("overlap beside a short wait".to_owned(), Box::new(test));
             let test = move || large(&programs.drill);

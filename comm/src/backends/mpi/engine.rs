@@ -12,6 +12,8 @@ use super::wire::{Failure, Incoming, Outgoing, Wire};
 use crate::backends::Membership;
 use crate::check::{Call, Op, Signature};
 use crate::error::{Error, Result};
+use crate::launch::LaunchConfig;
+use crate::launch::config::Patience;
 use crate::sync::{Guard, Mutex};
 use phalanx_tensor::Tensor;
 use std::cmp::Ordering;
@@ -70,18 +72,22 @@ enum Kind {
     Departed,
     /// The sender's process is about to end.
     Farewell,
+    /// The sender's process is about to be ended by force, since its rank hangs: nobody is to wait for
+    /// it.
+    Doomed,
     /// Are you there?
     Ping,
     /// I am.
     Pong,
 }
 
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 8] = [
     Kind::Call,
     Kind::Verdict,
     Kind::Accusation,
     Kind::Departed,
     Kind::Farewell,
+    Kind::Doomed,
     Kind::Ping,
     Kind::Pong,
 ];
@@ -146,7 +152,11 @@ pub(super) struct Core {
     pub(super) departed: Box<[u64]>,
     /// Whose process is about to end.
     pub(super) farewells: Box<[bool]>,
+    /// Whose process is about to be ended by force.
+    doomed: Box<[bool]>,
     heard: Box<[Instant]>,
+    /// How long this rank may go on when the world has failed.
+    pub(super) patience: Patience,
     /// When this rank's program was given the world's failure.
     pub(super) told: Option<Instant>,
     /// When it ended, well or with a failure of its own; what the process does then is its affair.
@@ -171,7 +181,9 @@ impl Core {
             accusation: None,
             departed: vec![0; size].into(),
             farewells: vec![false; size].into(),
+            doomed: vec![false; size].into(),
             heard: vec![Instant::now(); size].into(),
+            patience: LaunchConfig::new(size).patience(),
             told: None,
             ended: None,
         }
@@ -294,6 +306,7 @@ impl Core {
             Some(Kind::Accusation) => self.fail(fault::decode(source, rest)),
             Some(Kind::Departed) => self.departed[source] += 1,
             Some(Kind::Farewell) => self.farewells[source] = true,
+            Some(Kind::Doomed) => self.doomed[source] = true,
             Some(Kind::Ping) => self.post(source, vec![Kind::Pong as u8]),
             Some(Kind::Pong) => {}
             None => self.garbled(source),

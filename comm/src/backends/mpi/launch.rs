@@ -2,10 +2,13 @@
 
 use crate::env::Process;
 use crate::group::ProcessGroup;
-use crate::launch::{LaunchConfig, LaunchError, RankFailure, run_rank};
+use crate::launch::{
+    FailureKind, LaunchConfig, LaunchError, RankFailure, message, run_rank, spawn,
+};
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::thread;
 
 /// Runs `program` as the rank that this process is under MPI: see [`run`](crate::run()).
 pub(crate) fn launch<T, E, F>(
@@ -18,17 +21,26 @@ where
     E: Display + Debug + Send,
     F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
 {
-    let group = super::world(config.deadline).map_err(LaunchError::World)?;
+    let group = super::join(&config).map_err(LaunchError::World)?;
     let (rank, seen) = (group.rank(), group.size());
     if seen != process.size {
         return Err(LaunchError::OtherMpi {
-            launcher: process.launcher.to_string(),
+            launcher: process.launcher,
             size: process.size,
             seen,
         });
     }
     let failures = AtomicUsize::new(0);
-    match run_rank(group, config.threads_per_rank, &program, &failures) {
+    // MPI is called by one thread at a time, of whichever: so the rank may have one of its own, with a
+    // stack as deep as that of a rank among threads.
+    let end = thread::scope(|scope| {
+        let run = || run_rank(group, config.threads_per_rank, &program, &failures);
+        let thread = spawn(scope, rank, config.stack_size, run)?;
+        // `run_rank` catches the program's panics: what is left is dropping its panic's payload.
+        let end = thread.join();
+        Ok(end.unwrap_or_else(|panic| Err((0, FailureKind::Panic(message(&*panic))))))
+    });
+    match end.map_err(|source| LaunchError::Spawn { rank, source })? {
         Ok(result) => Ok(vec![(rank, result)]),
         Err((_, kind)) => Err(LaunchError::Ranks {
             first: RankFailure { rank, kind },

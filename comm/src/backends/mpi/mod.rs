@@ -22,8 +22,9 @@
 //! while operations of this rank are under way, and every 5 ms otherwise.
 //!
 //! Failure: what a rank finds wrong it tells rank 0, which tells all; if that one does not answer, the
-//! rank tells all itself. So all get the same error. A rank that takes no notice of it is ended by its
-//! background thread, with a line on stderr. Processes end together: see `process.rs`.
+//! rank tells all itself. So all get the same error. A rank that takes no notice of it for as long as
+//! the launch's `OnFailure` allows is ended by its background thread, with a line on stderr. Processes
+//! end together: see `process.rs`.
 
 mod engine;
 mod exchange;
@@ -42,6 +43,7 @@ use self::wait::MpiWork;
 use crate::backends::{Backend, Membership};
 use crate::check::{Call, Label};
 use crate::error::{Error, Result};
+use crate::launch::LaunchConfig;
 use crate::sync::Mutex;
 use crate::work::Pending;
 use phalanx_tensor::Device;
@@ -67,15 +69,23 @@ pub struct MpiGroup {
 /// [`run`](crate::run) does this, where a program was started by `mpirun`.
 ///
 /// # Errors
-/// [`Error::Transport`], if MPI does not start.
+/// [`Error::Transport`], if MPI does not start. Where it does not start in time, this process ends:
+/// see [`LaunchConfig::start_deadline`].
 pub fn world(deadline: Duration) -> Result<MpiGroup> {
-    let engine = process::engine().map_err(|failure| Error::Transport {
+    join(&LaunchConfig::new(1).deadline(deadline))
+}
+
+/// As [`world`], with all that a launch says of waiting.
+fn join(config: &LaunchConfig) -> Result<MpiGroup> {
+    let engine = process::engine(config.start_deadline).map_err(|failure| Error::Transport {
         rank: 0,
         call: failure.call.into(),
         message: failure.message,
     })?;
+    let deadline = config.deadline;
     let mut core = engine.lock();
     core.ended = None;
+    core.patience = config.patience();
     let (rank, size) = (core.wire.rank, core.wire.size);
     let run = core.departed[rank];
     drop(core);

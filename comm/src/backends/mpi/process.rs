@@ -2,11 +2,14 @@
 #![allow(unsafe_code)]
 
 use super::engine::Engine;
-use super::wait::{GRACE, Listener, background};
+use super::wait::{Listener, background};
 use super::wire::{Failure, Wire};
+use crate::env::Start;
+use crate::line::report;
 use mpi::Threading;
-use std::io::{Write, stderr};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,16 +27,18 @@ const PRECEDENCE: Duration = Duration::from_millis(150);
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// The engine of this process; starts MPI at the first call. Collective then: it returns when all
-/// processes have called it.
-pub(super) fn engine() -> Result<Arc<Engine>, Failure> {
-    ENGINE.get_or_init(start).clone()
+/// processes have called it, and ends this process if that takes longer than `deadline`.
+pub(super) fn engine(deadline: Duration) -> Result<Arc<Engine>, Failure> {
+    ENGINE.get_or_init(|| start(deadline)).clone()
 }
 
-fn start() -> Result<Arc<Engine>, Failure> {
+fn start(deadline: Duration) -> Result<Arc<Engine>, Failure> {
     let refused = |message: &str| Failure {
         call: "MPI_Init_thread",
         message: message.into(),
     };
+    let alarm = Alarm::set(deadline);
+    let alarm = alarm.map_err(|e| refused(&format!("no thread for its deadline: {e}")))?;
     let Some((universe, threads)) = mpi::initialize_with_threading(Threading::Multiple) else {
         return Err(refused("somebody else has started MPI in this process"));
     };
@@ -46,6 +51,7 @@ fn start() -> Result<Arc<Engine>, Failure> {
     let listener = Listener::new();
     let listener = listener.map_err(|e| refused(&format!("no socket for its progress: {e}")))?;
     let engine = Arc::new(Engine::new(Wire::new()?, listener));
+    drop(alarm);
     let served = Arc::clone(&engine);
     thread::Builder::new()
         .name("mpi-progress".into())
@@ -60,6 +66,48 @@ fn start() -> Result<Arc<Engine>, Failure> {
         return Err(refused("its end could not be registered with the system"));
     }
     Ok(engine)
+}
+
+/// Ends the process when MPI has not started in time, unless it is dropped before.
+///
+/// `MPI_Init` waits for all processes of the job, for ever where one has ended before it, or is
+/// another program; and nothing but the end of the process ends that wait.
+struct Alarm {
+    _bell: Sender<()>,
+}
+
+impl Alarm {
+    fn set(deadline: Duration) -> io::Result<Alarm> {
+        let (bell, silence) = channel();
+        thread::Builder::new()
+            .name("mpi-start".into())
+            .spawn(move || {
+                if silence.recv_timeout(deadline) == Err(RecvTimeoutError::Timeout) {
+                    report(late(Start::detect().ok(), deadline));
+                    // SAFETY: it has no condition. (`exit` would run what MPI has registered, with its
+                    // locks held.)
+                    unsafe { libc::_exit(1) };
+                }
+            })?;
+        Ok(Alarm { _bell: bell })
+    }
+}
+
+/// Why a process ends whose MPI has not started.
+fn late(start: Option<Start>, deadline: Duration) -> String {
+    let (who, others) = match start {
+        Some(Start::Mpi(p)) => (format!("rank {} of {}", p.rank, p.size), p.size > 1),
+        _ => ("this process".into(), true),
+    };
+    let why = match others {
+        true => {
+            "another process has not called MPI_Init: it has ended before, or is another program"
+        }
+        false => "its MPI does not answer",
+    };
+    format!(
+        "{who} waited {deadline:?} for MPI to start, and ends: {why} (`start_deadline` is the limit)"
+    )
 }
 
 /// Tells Linux that this thread is not to take the core from one that computes just because it was woken: it gets its
@@ -77,7 +125,8 @@ fn step_back() {
 
 /// Runs when the process ends, whichever way it takes: after `main`, or in `exit`. By then the
 /// program has said what it had to say. Leaves together with the others, so that no process is killed
-/// before it has done so too; but waits no longer than [`GRACE`] once the world has failed.
+/// before it has done so too. Once the world has failed it waits for those that have been told, or
+/// compute, no longer than they may go on: see [`Core::is_overdue`](super::engine::Core).
 extern "C" fn end() {
     let Some(Ok(engine)) = ENGINE.get() else {
         return;
@@ -94,10 +143,11 @@ extern "C" fn end() {
         if all && core.has_sent_all() {
             break true;
         }
-        if core
-            .fault()
-            .is_some_and(|(_, since)| since.max(&start).elapsed() > GRACE)
-        {
+        let limit = core.patience.untold.max(core.patience.told);
+        let limit = limit.saturating_add(PRECEDENCE);
+        let overdue = |since: &Instant| since.max(&start).elapsed() > limit;
+        let is_without_some = !all && core.all_others_end() && core.has_sent_all();
+        if is_without_some || core.fault().is_some_and(|(_, since)| overdue(since)) {
             break false;
         }
         match roll.call(Instant::now(), |then| core.silent_since(then)) {
@@ -105,8 +155,9 @@ extern "C" fn end() {
             // Who computes for long answers all the same, by its background thread.
             Answer::Ask => core.call_the_roll(),
             Answer::Gone(rank) => {
-                let line = "this process ends without rank";
-                let _ = writeln!(stderr(), "{line} {rank}, which gives no sign");
+                report(format_args!(
+                    "this process ends without rank {rank}, which gives no sign"
+                ));
                 break false;
             }
         }
@@ -115,16 +166,14 @@ extern "C" fn end() {
         core = engine.lock();
     };
     ENDED.store(true, SeqCst);
-    if together {
-        // What a failure has left in MPI's hands forbids it to be ended in order.
-        if !core.is_moving() {
-            // There is nobody left to tell of an error.
-            drop(core.wire.finalize());
-        }
-        if core.told.is_some() {
-            // Whoever failed goes first: the job ends with the code of the first to fail.
-            thread::sleep(PRECEDENCE);
-        }
+    // What a failure has left in MPI's hands forbids it to be ended in order.
+    if together && !core.is_moving() {
+        // There is nobody left to tell of an error.
+        drop(core.wire.finalize());
+    }
+    if core.told.is_some() {
+        // Whoever failed goes first: the job ends with the code of the first to fail.
+        thread::sleep(PRECEDENCE);
     }
     // The lock is kept: nobody calls MPI any more.
     std::mem::forget(core);

@@ -7,7 +7,7 @@ use super::wire;
 use crate::error::Result;
 use crate::work::Pending;
 use phalanx_tensor::Tensor;
-use std::io::{self, Read, Write, stderr};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -168,10 +168,9 @@ impl Listener {
     }
 }
 
-/// How long a rank that does not listen may go on after the world has failed.
-pub(super) const GRACE: Duration = Duration::from_millis(700);
-/// How long a rank may go on that has been told, or whose program has ended.
-const LAST_WORDS: Duration = Duration::from_secs(60);
+/// How long a rank that is ended by force leaves those that have failed before it to end first, so
+/// that the job ends with their code.
+const PRECEDENCE: Duration = Duration::from_millis(500);
 /// How long the background thread sleeps where there is nothing to do but to listen: for failures, and for who asks
 /// whether this rank lives. Data of this rank that no header carries rouses it: a call with such data, and the end of a
 /// `wait` that leaves some under way. …
@@ -213,17 +212,11 @@ pub(super) fn background(engine: &Engine, ended: &AtomicBool) {
                 true => Next::Nap,
                 false => Next::Listen,
             };
-            let rank = core.wire.rank;
-            let is_deaf = match (core.fault(), core.told.or(core.ended)) {
-                (None, _) => false,
-                _ if core.farewells[rank] => false,
-                (Some((_, since)), None) => since.elapsed() > GRACE,
-                (Some((_, since)), Some(told)) => told.max(*since).elapsed() > LAST_WORDS,
-            };
-            if is_deaf && let Some((error, _)) = core.fault() {
-                let line = "is ended, since it does not end by itself";
-                let _ = writeln!(stderr(), "rank {rank} {line}: {error}");
+            if let Some(limit) = core.is_overdue() {
+                let told = core.patience.told;
+                core.give_up(limit);
                 drop(core);
+                make_room(engine, told);
                 wire::abort(1);
             }
         }
@@ -241,5 +234,22 @@ pub(super) fn background(engine: &Engine, ended: &AtomicBool) {
         if wanted {
             eager_since = Instant::now();
         }
+    }
+}
+
+/// Before this process is ended, and with it the job: leaves the others, which have been told, the time
+/// `told` for their last words, and lets them go first, so that the job ends with their code.
+fn make_room(engine: &Engine, told: Duration) {
+    let start = Instant::now();
+    let mut alone_since = None;
+    while start.elapsed() <= told {
+        let mut core = engine.lock();
+        core.progress();
+        let is_alone = core.all_others_end();
+        drop(core);
+        if is_alone && alone_since.get_or_insert_with(Instant::now).elapsed() > PRECEDENCE {
+            return;
+        }
+        sleep(LOOK);
     }
 }

@@ -2,11 +2,45 @@
 //! hear of it.
 
 use super::*;
+use crate::line::report;
 
 impl Core {
     /// The failure of the world, if it has failed.
     pub(in crate::backends::mpi) fn fault(&self) -> Option<&(Error, Instant)> {
         self.fault.as_ref()
+    }
+
+    /// How long this rank may have gone on in a failed world, if it has gone on for longer: without a
+    /// call since the failure, or since it was told or its program ended. What it does after its
+    /// farewell is of no concern.
+    pub(in crate::backends::mpi) fn is_overdue(&self) -> Option<Duration> {
+        let (_, since) = self.fault.as_ref()?;
+        if self.farewells[self.me()] {
+            return None;
+        }
+        let (since, limit) = match self.told.or(self.ended) {
+            None => (*since, self.patience.untold),
+            Some(told) => (told.max(*since), self.patience.told),
+        };
+        (since.elapsed() > limit).then_some(limit)
+    }
+
+    /// Says, here and to all others, that this rank's process is about to be ended, after so long.
+    pub(in crate::backends::mpi) fn give_up(&mut self, limit: Duration) {
+        if let Some((error, _)) = &self.fault {
+            let rank = self.me();
+            let still = format!("rank {rank} has not ended {limit:?} after the world has failed");
+            report(format_args!("{still}, so its process is ended: {error}"));
+        }
+        let me = self.me();
+        self.doomed[me] = true;
+        self.tell_all(Kind::Doomed);
+    }
+
+    /// Whether all other processes are about to end, one way or another.
+    pub(in crate::backends::mpi) fn all_others_end(&self) -> bool {
+        let mut others = self.others();
+        others.all(|rank| self.farewells[rank] || self.doomed[rank])
     }
 
     /// Whether a failure of this rank waits for rank 0's verdict.

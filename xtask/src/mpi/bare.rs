@@ -1,0 +1,104 @@
+//! Drills under a bare mpirun, without our launcher between it and the user: what the terminal shows, and a start of which
+//! nothing comes.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{LIMIT, Outcome};
+use crate::job::{self, MARK};
+use crate::lines::read_all;
+
+/// What a bare mpirun has said and ended with.
+struct Bare {
+    code: Option<i32>,
+    stderr: String,
+    time: Duration,
+}
+
+/// Runs `mpirun` with these words; by force it ends after [`LIMIT`].
+fn mpirun(words: &[&str]) -> Result<Bare> {
+    let mark = format!("{}-bare", std::process::id());
+    let start = Instant::now();
+    let mut child = Command::new("mpirun")
+        .args(["--oversubscribe", "--bind-to", "none", "-x", MARK])
+        .args(words)
+        .env(MARK, &mark)
+        .envs([
+            ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
+            ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
+        ])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start mpirun")?;
+    let stderr = child.stderr.take();
+    let reader = thread::spawn(move || read_all(stderr));
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if start.elapsed() > LIMIT {
+            job::kill(|m| m == mark);
+            child.kill()?;
+            break child.wait()?;
+        }
+        thread::sleep(Duration::from_millis(10));
+    };
+    let time = start.elapsed();
+    job::kill(|m| m == mark);
+    let stderr = reader.join().ok().context("its reader panicked")?;
+    Ok(Bare {
+        code: status.code(),
+        stderr,
+        time,
+    })
+}
+
+/// Four ranks fail at the same time, and say so on one stderr: each line is whole.
+pub fn whole_lines(ddp: &Path) -> Result<Outcome> {
+    const RUNS: usize = 12;
+    let program = ddp.display().to_string();
+    for run in 0..RUNS {
+        let said = mpirun(&["-n", "4", &program, "--world-size", "3"])?;
+        let line = "error: 3 ranks were asked for, but Open MPI's mpirun started 4, \
+                    as OMPI_COMM_WORLD_SIZE says; if it did not start this process, unset OMPI_COMM_WORLD_SIZE";
+        let whole = said.stderr.lines().filter(|said| *said == line).count();
+        let stderr = &said.stderr;
+        // mpirun may end the last of them before they have spoken; but what there is of them is whole.
+        let begun = stderr.matches("ranks were asked for").count();
+        ensure!(
+            whole == begun && whole > 0,
+            "run {run}: {whole} of {begun} lines are whole\n{stderr}"
+        );
+        ensure!(said.code == Some(1), "code {:?}\n{stderr}", said.code);
+    }
+    Ok(Outcome::Passed(format!("{RUNS} runs")))
+}
+
+/// A process of the job has ended, and well, before it started MPI: the other would wait in `MPI_Init` for ever. `deadline`
+/// is the one that the program gives its start.
+pub fn start(program: &Path, deadline: Duration) -> Result<Outcome> {
+    let program = program.display().to_string();
+    let said = mpirun(&["-n", "1", &program, "start", ":", "-n", "1", "/bin/true"])?;
+    let stderr = &said.stderr;
+    for part in [
+        "rank 0 of 2 waited",
+        "for MPI to start",
+        "has not called MPI_Init",
+    ] {
+        ensure!(stderr.contains(part), "it does not say `{part}`\n{stderr}");
+    }
+    ensure!(said.code == Some(1), "code {:?}\n{stderr}", said.code);
+    let limit = deadline + Duration::from_secs(10);
+    ensure!(
+        said.time < limit,
+        "it took {:.1?}, more than {limit:?}\n{stderr}",
+        said.time
+    );
+    Ok(Outcome::Passed(format!("code 1, {:.1?}", said.time)))
+}
