@@ -4,6 +4,10 @@ use crate::error::{Error, Result};
 use crate::shape::{Shape, Strides};
 
 /// Shape, strides and offset of a view, in elements.
+///
+/// Invariants: the product of the extents, empty ones taken as 1, is at most `isize::MAX`; and along
+/// each axis the extent (at least 1) times the stride is at most `usize::MAX`. Every constructor
+/// sees to that, so nothing that is computed from a layout overflows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
     shape: Shape,
@@ -22,13 +26,18 @@ pub(crate) fn resolve_axis(op: &'static str, axis: isize, rank: usize) -> Result
 }
 
 impl Layout {
-    /// The row-major layout of `shape` at the start of a storage.
-    pub fn contiguous(shape: Shape) -> Layout {
-        Layout {
+    /// The row-major layout of `shape` at the start of a storage, for the operation `op`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] where the elements cannot be counted: the product of the extents,
+    /// empty ones taken as 1, exceeds `isize::MAX`.
+    pub fn contiguous(op: &'static str, shape: Shape) -> Result<Layout> {
+        shape.expect_countable(op)?;
+        Ok(Layout {
             strides: shape.contiguous_strides(),
             shape,
             offset: 0,
-        }
+        })
     }
 
     /// The extents.
@@ -143,7 +152,10 @@ impl Layout {
         }
         let mut out = self.clone();
         out.shape[axis] = self.shape[axis].div_ceil(step);
-        out.strides[axis] = self.strides[axis].saturating_mul(step);
+        if out.shape[axis] > 1 {
+            // The step is shorter than the axis: the last index is no further than it was.
+            out.strides[axis] *= step;
+        }
         Ok(out)
     }
 
@@ -161,13 +173,7 @@ impl Layout {
             .len()
             .checked_sub(self.shape.len())
             .ok_or_else(mismatch)?;
-        if shape.numel() > isize::MAX as usize {
-            return Err(Error::InvalidShape {
-                op,
-                shape: shape.clone(),
-                reason: "its elements cannot be counted".into(),
-            });
-        }
+        shape.expect_countable(op)?;
         let mut strides: Strides = shape.iter().map(|_| 0).collect();
         for (i, (&extent, &stride)) in self.shape.iter().zip(self.strides.iter()).enumerate() {
             match shape[lead + i] {
@@ -183,9 +189,12 @@ impl Layout {
         })
     }
 
-    /// The same elements under another shape, or `None` where that needs a copy.
+    /// The same elements under another shape, or `None` where that needs a copy, or where the shape
+    /// has another number of elements or cannot be counted.
     pub fn reshape(&self, shape: &Shape) -> Option<Layout> {
-        debug_assert_eq!(self.shape.numel(), shape.numel());
+        if self.shape.numel() != shape.numel() || shape.expect_countable("reshape").is_err() {
+            return None;
+        }
         if self.is_contiguous() {
             return Some(Layout {
                 strides: shape.contiguous_strides(),
@@ -268,7 +277,33 @@ mod tests {
     use super::*;
 
     fn layout(shape: &[usize]) -> Layout {
-        Layout::contiguous(Shape::from(shape))
+        Layout::contiguous("test", Shape::from(shape)).unwrap()
+    }
+
+    /// Extents and steps that wrapped around once, or left a stride that no product may use.
+    #[test]
+    fn no_view_has_numbers_that_overflow() {
+        let most = isize::MAX as usize;
+        assert!(Layout::contiguous("test", Shape::from([most, 0, 2])).is_err());
+        assert!(Layout::contiguous("test", Shape::from([usize::MAX, 0])).is_err());
+        let l = layout(&[most / 3, 3]);
+        for step in [1, 2, most / 3 - 1, most / 3, most, usize::MAX] {
+            let mut l = l.step(0, step).unwrap().step(1, step).unwrap();
+            for axis in 0..4 {
+                l = l.unsqueeze(axis).unwrap().unsqueeze(-1).unwrap();
+            }
+            assert!(l.narrow(4, 0, 1).unwrap().offset() == 0);
+        }
+        let empty = layout(&[0, 4]);
+        assert!(empty.reshape(&Shape::from([0, usize::MAX])).is_none());
+        assert!(empty.reshape(&Shape::from([usize::MAX, 2])).is_none());
+        assert!(empty.reshape(&Shape::from([most, 0])).is_some());
+        let one = layout(&[1, 0]);
+        assert!(
+            one.broadcast_to("t", &Shape::from([usize::MAX, 0]))
+                .is_err()
+        );
+        assert!(one.broadcast_to("t", &Shape::from([most, 0])).is_ok());
     }
 
     #[test]

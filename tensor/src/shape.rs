@@ -1,5 +1,6 @@
 //! [`Shape`] and [`Strides`]: short vectors of extents that print well.
 
+use crate::{DType, Error, Result};
 use smallvec::SmallVec;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -117,12 +118,66 @@ impl From<usize> for Shape {
     }
 }
 
+/// **The rule for shapes**: an empty axis counts as one of a single element, and the product of all
+/// extents is at most `isize::MAX`, as is that product times the bytes of an element in every
+/// tensor (NumPy's rule). So no product of extents, strides or offsets of a tensor overflows,
+/// whichever of its axes are multiplied, and whichever are empty.
+const MOST: usize = isize::MAX as usize;
+
 impl Shape {
+    /// Whether a tensor of elements of type `dtype` may have this shape: the product of all
+    /// extents, where an extent of 0 counts as 1, times the bytes of an element is at most
+    /// `isize::MAX`. As in NumPy, an empty axis does not make up for others that are too long.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{DType, Shape};
+    /// assert!(Shape::from([0, 1 << 40]).is_addressable(DType::F32));
+    /// assert!(!Shape::from([0, 1 << 40, 1 << 40]).is_addressable(DType::F32));
+    /// ```
+    pub fn is_addressable(&self, dtype: DType) -> bool {
+        self.fits(dtype.size())
+    }
+
+    fn fits(&self, element: usize) -> bool {
+        let product = (self.iter()).try_fold(element, |n, &d| n.checked_mul(d.max(1)));
+        product.is_some_and(|product| product <= MOST)
+    }
+
+    /// The rule for shapes, for elements of type `dtype`.
+    pub(crate) fn expect_addressable(&self, op: &'static str, dtype: DType) -> Result<()> {
+        if self.is_addressable(dtype) {
+            return Ok(());
+        }
+        Err(Error::InvalidShape {
+            op,
+            shape: self.clone(),
+            reason: format!(
+                "its extents (empty ones taken as 1), times {} bytes of {dtype}, exceed {MOST}",
+                dtype.size()
+            ),
+        })
+    }
+
+    /// The rule for shapes, for elements of any size.
+    pub(crate) fn expect_countable(&self, op: &'static str) -> Result<()> {
+        if self.fits(1) {
+            return Ok(());
+        }
+        Err(Error::InvalidShape {
+            op,
+            shape: self.clone(),
+            reason: format!(
+                "its elements cannot be counted: the product of its extents (empty ones taken as \
+                 1) exceeds {MOST}"
+            ),
+        })
+    }
+
     /// The number of elements: the product of the extents, 1 for a scalar.
     ///
-    /// Saturates at `usize::MAX`; no tensor of that size can be allocated.
+    /// Saturates at `usize::MAX`; no tensor of that size can be allocated, and no tensor has a
+    /// shape in which an empty axis hides such a product.
     pub fn numel(&self) -> usize {
-        // A zero extent wins over an overflow elsewhere.
         if self.contains(&0) {
             0
         } else {
@@ -177,5 +232,30 @@ mod tests {
         assert_eq!(Shape::from(()).numel(), 1);
         assert_eq!(Shape::from([usize::MAX, 2, 0]).numel(), 0);
         assert_eq!(Shape::from([usize::MAX, 2]).numel(), usize::MAX);
+    }
+
+    #[test]
+    fn an_empty_axis_hides_no_overflow() {
+        let most = isize::MAX as usize;
+        for (shape, dtype, fits) in [
+            (vec![], DType::F64, true),
+            (vec![most], DType::U8, true),
+            (vec![most, 0, 1, 0], DType::U8, true),
+            (vec![most], DType::F16, false),
+            (vec![0, most], DType::F16, false),
+            (vec![most / 4], DType::F32, true),
+            (vec![most / 4 + 1], DType::F32, false),
+            (vec![1 << 32, 0, 1 << 31], DType::U8, false),
+            (vec![usize::MAX, usize::MAX, 0], DType::U8, false),
+        ] {
+            let shape = Shape::from(shape);
+            assert_eq!(shape.is_addressable(dtype), fits, "{shape} {dtype}");
+            assert_eq!(shape.expect_addressable("op", dtype).is_ok(), fits);
+        }
+        assert!(Shape::from([most, 0]).expect_countable("op").is_ok());
+        let e = Shape::from([most, 0, 2])
+            .expect_countable("op")
+            .unwrap_err();
+        assert!(e.to_string().contains("cannot be counted"), "{e}");
     }
 }

@@ -23,7 +23,8 @@ impl Tensor {
     /// A tensor of `shape` with arbitrary contents.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceUnavailable`].
+    /// [`Error::OutOfMemory`], [`Error::DeviceUnavailable`]; [`Error::InvalidShape`] for a tensor
+    /// without elements that is not [addressable](Shape::is_addressable).
     pub fn empty(shape: impl Into<Shape>, dtype: DType, device: Device) -> Result<Tensor> {
         Tensor::allocate("empty", shape.into(), dtype, device)
     }
@@ -35,10 +36,15 @@ impl Tensor {
         dtype: DType,
         device: Device,
     ) -> Result<Tensor> {
-        let storage = Storage::new(op, device, dtype, shape.numel())?;
+        let len = shape.numel();
+        if len == 0 {
+            // Where there are elements, those that cannot be addressed are out of memory.
+            shape.expect_addressable(op, dtype)?;
+        }
+        let storage = Storage::new(op, device, dtype, len)?;
         Ok(Tensor {
             storage: Arc::new(storage),
-            layout: Layout::contiguous(shape),
+            layout: Layout::contiguous(op, shape)?,
         })
     }
 
@@ -280,7 +286,7 @@ impl Tensor {
         }
         Ok(Tensor {
             storage: Arc::new(storage),
-            layout: Layout::contiguous(self.shape().clone()),
+            layout: Layout::contiguous(op, self.shape().clone())?,
         })
     }
 

@@ -73,16 +73,22 @@ impl Tensor {
     /// Stretches axes of extent 1 to `shape`, by NumPy's rules. A view.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`].
+    /// [`Error::ShapeMismatch`]; [`Error::InvalidShape`] where the shape is not
+    /// [addressable](Shape::is_addressable).
     pub fn broadcast_to(&self, shape: impl Into<Shape>) -> Result<Tensor> {
-        Ok(self.with_layout(self.layout().broadcast_to("broadcast_to", &shape.into())?))
+        const OP: &str = "broadcast_to";
+        let shape = shape.into();
+        let layout = self.layout().broadcast_to(OP, &shape)?;
+        shape.expect_addressable(OP, self.dtype())?;
+        Ok(self.with_layout(layout))
     }
 
     /// The same elements, in row-major order, under another shape: a view where a layout for it
     /// exists, else a copy.
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] where the number of elements differs.
+    /// [`Error::ShapeMismatch`] where the number of elements differs; [`Error::InvalidShape`] where
+    /// there are none and the shape is not [addressable](Shape::is_addressable).
     pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Tensor> {
         let shape = shape.into();
         if shape.numel() != self.numel() {
@@ -93,11 +99,12 @@ impl Tensor {
                 reason: "they have different numbers of elements",
             });
         }
+        shape.expect_addressable("reshape", self.dtype())?;
         match self.layout().reshape(&shape) {
             Some(layout) => Ok(self.with_layout(layout)),
             None => {
                 let copy = self.copy_to("reshape", self.device())?;
-                Ok(copy.with_layout(crate::Layout::contiguous(shape)))
+                Ok(copy.with_layout(crate::Layout::contiguous("reshape", shape)?))
             }
         }
     }

@@ -90,7 +90,7 @@ pub fn parallel_for(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
     let Some((helpers, step)) = split(len, grain) else {
         return f(0..len);
     };
-    let range = |i: usize| (i * step).min(len)..((i + 1) * step).min(len);
+    let range = |i: usize| (i * step).min(len)..(i + 1).saturating_mul(step).min(len);
     helpers.in_place_scope(|scope| {
         for i in 1..len.div_ceil(step) {
             let f = &f;
@@ -142,7 +142,7 @@ pub(super) fn split(len: usize, grain: usize) -> Option<(Arc<ThreadPool>, usize)
     let team = TEAM
         .with(|t| t.borrow().clone())
         .unwrap_or_else(Team::all_cores);
-    let step = len.div_ceil(grain).div_ceil(pieces) * grain;
+    let step = len.div_ceil(grain).div_ceil(pieces).saturating_mul(grain);
     Some((team.helpers?, step))
 }
 

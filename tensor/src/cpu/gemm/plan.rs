@@ -132,7 +132,7 @@ pub(super) struct Split {
 /// Splits the result over at most `threads` tasks. Packed columns are cut first, since each task
 /// packs its own; stripes, which are read in place, may be shared.
 pub(super) fn split(tile: TileShape, s: usize, v: usize, k: usize, threads: usize) -> Split {
-    let threads = threads.min((s * v * k.max(1) / GRAIN).max(1));
+    let threads = threads.min(((s * v).saturating_mul(k.max(1)) / GRAIN).max(1));
     let candidate = |across: usize| {
         let down = threads / across;
         Split {

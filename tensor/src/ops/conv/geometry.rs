@@ -1,6 +1,6 @@
 //! The numbers of one convolution: configuration, checked sizes, and which outputs a tap reaches.
 
-use super::super::window::{padded, slack};
+use super::super::window::Axis;
 use std::ops::Range;
 
 /// How a 2-d convolution walks over its input. Pairs are (height, width).
@@ -62,9 +62,8 @@ impl Conv2dConfig {
 
 /// Checked sizes of one convolution: every kernel may rely on them.
 ///
-/// Invariants: `groups` divides `ci` and `co`; strides, dilations and kernel sizes are at least 1;
-/// `out[d] = (inp[d] + 2·pad[d] − dil[d]·(ker[d] − 1) − 1) / stride[d] + 1` and the dividend is
-/// not negative.
+/// Invariants: `groups` divides `ci` and `co`; along each dimension those of [`Axis`]; and the bytes
+/// of a padded plane are at most `isize::MAX`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
     pub n: usize,
@@ -107,14 +106,14 @@ impl Geometry {
                 cfg.groups
             ));
         }
-        let mut out = [0; 2];
-        for (d, (size, k)) in [(h, kh), (wd, kw)].into_iter().enumerate() {
-            out[d] = slack(size, cfg.padding[d], cfg.dilation[d], k)? / cfg.stride[d] + 1;
-        }
+        let axis = |d: usize, size: usize, taps: usize| {
+            let (stride, dilation) = (cfg.stride[d], cfg.dilation[d]);
+            Axis::new(size, cfg.padding[d], taps, dilation, stride)
+        };
+        let axes = [axis(0, h, kh)?, axis(1, wd, kw)?];
         // Kernels compute with the pixels of a padded plane.
-        let plane = padded(h, cfg.padding[0])
-            .zip(padded(wd, cfg.padding[1]))
-            .and_then(|(h, w)| h.checked_mul(w));
+        let [rows, columns] = axes.map(|a| a.inp + 2 * a.pad);
+        let plane = rows.checked_mul(columns);
         if plane.is_none_or(|pixels| pixels > isize::MAX as usize / size_of::<f64>()) {
             return Err(format!(
                 "planes of {h} x {wd} pixels padded by {:?} are beyond all memory",
@@ -127,11 +126,11 @@ impl Geometry {
             co,
             groups: cfg.groups,
             inp: [h, wd],
-            out,
+            out: axes.map(|a| a.out),
             ker: [kh, kw],
-            stride: cfg.stride,
+            stride: axes.map(|a| a.stride),
             pad: cfg.padding,
-            dil: cfg.dilation,
+            dil: axes.map(|a| a.dilation),
         })
     }
 

@@ -3,7 +3,7 @@
 use super::index::{checked, cpu};
 use super::working::rounded;
 use crate::storage::Storage;
-use crate::{Error, Result, Tensor, dispatch_float};
+use crate::{Error, Result, Shape, Tensor, dispatch_float};
 
 impl Tensor {
     /// The rows of this table `[entries, width]` at `ids` (`I64`, any shape): `ids`' shape with
@@ -51,7 +51,8 @@ impl Tensor {
     ///
     /// # Errors
     /// As [`embedding`](Tensor::embedding); [`Error::ShapeMismatch`] where gradient and ids do
-    /// not fit, [`Error::UnsupportedDType`] for integers.
+    /// not fit, [`Error::InvalidArgument`] where the table would not be
+    /// [addressable](Shape::is_addressable), [`Error::UnsupportedDType`] for integers.
     pub fn embedding_backward(&self, ids: &Tensor, entries: usize) -> Result<Tensor> {
         const OP: &str = "embedding_backward";
         self.expect_float(OP)?;
@@ -66,8 +67,18 @@ impl Tensor {
                 });
             }
         };
+        let (shape, dtype) = (Shape::from([entries, width]), self.dtype().compute());
+        if !shape.is_addressable(dtype) {
+            return Err(Error::InvalidArgument {
+                op: OP,
+                reason: format!(
+                    "entries is {entries}: so many rows of {width} elements of {dtype} cannot be \
+                     addressed"
+                ),
+            });
+        }
         let (grad, ids) = (self.contiguous()?, checked(OP, self, ids, entries)?);
-        let mut sum = Tensor::zeros([entries, width], self.dtype().compute(), self.device())?;
+        let mut sum = Tensor::zeros_for(OP, shape, dtype, self.device())?;
         match self.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 let (grad, ids) = (grad.as_slice()?, ids.as_slice()?);

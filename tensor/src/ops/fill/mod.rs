@@ -3,7 +3,18 @@
 mod cpu;
 
 use crate::storage::Storage;
-use crate::{DType, Device, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Result, Shape, Tensor};
+
+/// A number of elements that an argument gives fits the rule for shapes; the error names it.
+pub(super) fn expect_len(op: &'static str, argument: &str, len: usize, dtype: DType) -> Result<()> {
+    if Shape::from(len).is_addressable(dtype) {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument {
+        op,
+        reason: format!("{argument} is {len}: so many elements of {dtype} cannot be addressed"),
+    })
+}
 
 impl Tensor {
     /// A tensor whose elements are all `value`.
@@ -23,7 +34,18 @@ impl Tensor {
         dtype: DType,
         device: Device,
     ) -> Result<Tensor> {
-        let mut out = Tensor::allocate("full", shape.into(), dtype, device)?;
+        Tensor::full_for("full", shape.into(), value, dtype, device)
+    }
+
+    /// As [`full`](Tensor::full), on behalf of the operation `op`.
+    pub(crate) fn full_for(
+        op: &'static str,
+        shape: Shape,
+        value: f64,
+        dtype: DType,
+        device: Device,
+    ) -> Result<Tensor> {
+        let mut out = Tensor::allocate(op, shape, dtype, device)?;
         match out.storage() {
             Storage::Cpu(_) => cpu::full(value, &mut out)?,
         }
@@ -63,8 +85,10 @@ impl Tensor {
     /// The numbers `0, 1, …, len - 1`.
     ///
     /// # Errors
-    /// As [`empty`](Tensor::empty).
+    /// [`Error::InvalidArgument`] where `len` elements cannot be addressed; as
+    /// [`empty`](Tensor::empty).
     pub fn arange(len: usize, dtype: DType, device: Device) -> Result<Tensor> {
+        expect_len("arange", "len", len, dtype)?;
         let mut out = Tensor::allocate("arange", len.into(), dtype, device)?;
         match out.storage() {
             Storage::Cpu(_) => cpu::arange(&mut out)?,

@@ -162,7 +162,7 @@ impl Tensor {
         let mut sum = working(OP, self)?;
         if indices.numel() > 0 {
             let source = source.contiguous()?;
-            let layout = Layout::contiguous(self.shape().clone());
+            let layout = Layout::contiguous(OP, self.shape().clone())?;
             let lines = lines(OP, &layout, axis, indices.shape())?;
             let stride = layout.strides()[axis];
             let mut layouts = [indices.layout(), source.layout(), &lines].map(Layout::at_origin);

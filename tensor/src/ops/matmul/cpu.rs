@@ -36,7 +36,7 @@ pub(super) fn matmul<T: Element + Scalar>(
         gemm(MatMut::row_major(c, m, n), a, b, &Epilogue::default());
     };
     let count = out.len() / (m * n);
-    if count >= threads() && m * n * k < LARGE || count.is_multiple_of(threads()) {
+    if count >= threads() && (m * n).saturating_mul(k) < LARGE || count.is_multiple_of(threads()) {
         parallel_chunks(out, m * n, |start, piece| {
             for (i, c) in piece.chunks_exact_mut(m * n).enumerate() {
                 product(start / (m * n) + i, c);

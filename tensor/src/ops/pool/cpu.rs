@@ -4,18 +4,8 @@ use crate::cpu::math::Real;
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::share::parallel_planes;
 use crate::cpu::vectorize;
+use crate::ops::window::Axis;
 use std::ops::Range;
-
-/// Windows along one axis.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Axis {
-    pub inp: usize,
-    pub out: usize,
-    pub kernel: usize,
-    pub stride: usize,
-    pub pad: usize,
-    pub dilation: usize,
-}
 
 impl Axis {
     /// The pixels of window `o`, as `(first, step, count)`.
@@ -83,6 +73,9 @@ impl Windows {
     #[inline(always)]
     fn for_each(&self, mut f: impl FnMut(usize, Range<usize>, Range<usize>, f64)) {
         let [oh, ow] = self.out();
+        if ow == 0 {
+            return; // there may be as many rows of nothing as one likes
+        }
         for i in 0..oh {
             let (rows, down) = self.run(0, i);
             for j in 0..ow {
@@ -143,6 +136,9 @@ pub(super) fn max<T: Real>(w: &Windows, x: &[T], out: &mut [T], at: &mut [i64]) 
                             let (mut best, mut best_at) = (T::from_f64(f64::NEG_INFINITY), -1);
                             for r in 0..rows {
                                 let row = (i0 + r * di) * across.inp + j0;
+                                if cols == 0 {
+                                    break; // as above
+                                }
                                 for c in 0..cols {
                                     let (v, here) = (x[row + c * dj], row + c * dj);
                                     // The first pixel, a larger one, or the first NaN.

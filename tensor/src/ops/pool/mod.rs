@@ -3,7 +3,7 @@
 mod cpu;
 
 use super::index::first_outside;
-use super::window::slack;
+use super::window::Axis;
 use super::working::{on_real, rounded, working};
 use crate::storage::Storage;
 use crate::{DType, Error, Result, Shape, Tensor};
@@ -258,36 +258,28 @@ fn windows(op: &'static str, shape: &Shape, cfg: &Pool2dConfig) -> Result<(Windo
             "kernel, stride and dilation must be at least 1".into(),
         ));
     }
-    let mut out = [0; 2];
-    for (d, size) in [h, w].into_iter().enumerate() {
+    let axis = |d: usize, size: usize| {
         let (kernel, pad, stride) = (cfg.kernel[d], cfg.padding[d], cfg.stride[d]);
         if pad > kernel / 2 {
             return Err(invalid(format!(
                 "padding {pad} is more than half the kernel {kernel}"
             )));
         }
-        let slack =
-            slack(size, pad, cfg.dilation[d], kernel).map_err(|reason| Error::InvalidShape {
-                op,
-                shape: shape.clone(),
-                reason,
-            })?;
-        out[d] = slack / stride + 1;
+        let axis = Axis::new(size, pad, kernel, cfg.dilation[d], stride);
+        let mut axis = axis.map_err(|reason| Error::InvalidShape {
+            op,
+            shape: shape.clone(),
+            reason,
+        })?;
         // With `ceil_mode` a last, partial window counts if it starts on a pixel or left of them.
-        if cfg.ceil_mode && slack % stride != 0 && out[d] * stride < size + pad {
-            out[d] += 1;
-        }
-    }
-    let axis = |d: usize| cpu::Axis {
-        inp: [h, w][d],
-        out: out[d],
-        kernel: cfg.kernel[d],
-        stride: cfg.stride[d],
-        pad: cfg.padding[d],
-        dilation: cfg.dilation[d],
+        let partial = axis.slack() % axis.stride != 0 && axis.out * axis.stride < size + pad;
+        axis.out += usize::from(cfg.ceil_mode && partial);
+        Ok(axis)
     };
+    let axes = [axis(0, h)?, axis(1, w)?];
+    let out = axes.map(|a| a.out);
     let windows = Windows::Fixed {
-        axes: [axis(0), axis(1)],
+        axes,
         count_pad: cfg.count_include_pad,
     };
     Ok((windows, [n, c, out[0], out[1]].into()))
@@ -312,6 +304,16 @@ fn adaptive(op: &'static str, shape: &Shape, out: [usize; 2]) -> Result<(Windows
             op,
             shape: shape.clone(),
             reason: "a plane without pixels has no mean".into(),
+        });
+    }
+    let countable = |(size, parts): (usize, usize)| {
+        let edges = parts.checked_add(1).and_then(|n| n.checked_mul(size));
+        edges.is_some_and(|n| n <= isize::MAX as usize)
+    };
+    if ![(h, out[0]), (w, out[1])].into_iter().all(countable) {
+        return Err(Error::InvalidArgument {
+            op,
+            reason: format!("planes of {h} x {w} pixels have no {out:?} parts that can be counted"),
         });
     }
     Ok((

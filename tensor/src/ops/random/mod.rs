@@ -3,6 +3,7 @@
 mod cpu;
 mod philox;
 
+use super::fill::expect_len;
 use crate::storage::Storage;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
@@ -209,8 +210,9 @@ impl Tensor {
     /// The numbers `0 .. len`, of type `i64`, in random order.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::DeviceUnavailable`].
+    /// [`Error::InvalidArgument`] where `len` elements cannot be addressed; [`Error::OutOfMemory`], [`Error::DeviceUnavailable`].
     pub fn randperm(len: usize, device: Device, rng: &mut Rng) -> Result<Tensor> {
+        expect_len("randperm", "len", len, DType::I64)?;
         let mut out = Tensor::arange(len, DType::I64, device)?;
         match out.storage() {
             Storage::Cpu(_) => rng.shuffle(out.make_mut::<i64>()?),

@@ -148,7 +148,7 @@ impl Tensor {
         if *self.shape() == shape {
             return Ok(self.clone());
         }
-        let fits = Layout::contiguous(shape.clone()).broadcast_to(op, self.shape());
+        let fits = Layout::contiguous(op, shape.clone())?.broadcast_to(op, self.shape());
         fits.map_err(|_| Error::ShapeMismatch {
             op,
             lhs: self.shape().clone(),

@@ -5,8 +5,11 @@ mod cpu;
 
 use crate::layout::resolve_axis;
 use crate::storage::Storage;
-use crate::{Error, Layout, Result, Tensor};
+use crate::{Error, Layout, Result, Shape, Tensor};
 use bytemuck::cast_slice_mut;
+
+/// The most pieces into which [`chunk`](Tensor::chunk) cuts an empty axis.
+const MOST_OF_NOTHING: usize = 1 << 16;
 
 impl Tensor {
     /// Joins tensors along `axis`; their other extents are equal.
@@ -39,7 +42,15 @@ impl Tensor {
                     reason: "all extents but that of the axis must be equal",
                 });
             }
-            shape[axis] += tensor.dims()[axis];
+            let extent = shape[axis].checked_add(tensor.dims()[axis]);
+            shape[axis] = extent.ok_or_else(|| Error::InvalidArgument {
+                op: OP,
+                reason: format!(
+                    "{} tensors like {} are, joined along axis {axis}, longer than can be counted",
+                    tensors.len(),
+                    first.shape()
+                ),
+            })?;
         }
         let mut out = Tensor::allocate(OP, shape, first.dtype(), first.device())?;
         let mut start = 0;
@@ -104,7 +115,8 @@ impl Tensor {
     /// divide; fewer pieces where the extent does not reach, as in PyTorch. Views.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] for a count of 0, [`Error::AxisOutOfRange`].
+    /// [`Error::InvalidArgument`] for a count of 0, and for one beyond 65,536 where the axis is
+    /// empty and so has as many pieces as asked for; [`Error::AxisOutOfRange`].
     pub fn chunk(&self, count: usize, axis: isize) -> Result<Vec<Tensor>> {
         const OP: &str = "chunk";
         let extent = self.dims()[resolve_axis(OP, axis, self.rank())?];
@@ -116,6 +128,14 @@ impl Tensor {
         }
         let size = extent.div_ceil(count).max(1);
         let sizes: Vec<usize> = match extent {
+            0 if count > MOST_OF_NOTHING => {
+                return Err(Error::InvalidArgument {
+                    op: OP,
+                    reason: format!(
+                        "count {count}: an empty axis is cut into at most {MOST_OF_NOTHING} pieces"
+                    ),
+                });
+            }
             0 => vec![0; count],
             _ => (0..extent)
                 .step_by(size)
@@ -136,14 +156,24 @@ impl Tensor {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where there is not a pair for each axis.
+    /// [`Error::InvalidArgument`] where there is not a pair for each axis, or the result would not
+    /// be [addressable](Shape::is_addressable); [`Error::OutOfMemory`].
     pub fn pad(&self, widths: &[(usize, usize)], value: f64) -> Result<Tensor> {
         const OP: &str = "pad";
         self.expect_widths(OP, widths)?;
-        let grown =
-            |(&d, &(lo, hi)): (&usize, &(usize, usize))| d.saturating_add(lo).saturating_add(hi);
-        let shape: crate::Shape = self.dims().iter().zip(widths).map(grown).collect();
-        let mut out = Tensor::full(shape, value, self.dtype(), self.device())?;
+        let grown = |(&d, &(lo, hi)): (&usize, &(usize, usize))| d.checked_add(lo)?.checked_add(hi);
+        let shape: Option<Vec<usize>> = self.dims().iter().zip(widths).map(grown).collect();
+        let shape = shape.map(Shape::from);
+        let Some(shape) = shape.filter(|shape| shape.is_addressable(self.dtype())) else {
+            return Err(Error::InvalidArgument {
+                op: OP,
+                reason: format!(
+                    "shape {} with widths {widths:?} around it is beyond all memory",
+                    self.shape()
+                ),
+            });
+        };
+        let mut out = Tensor::full_for(OP, shape, value, self.dtype(), self.device())?;
         let mut place = out.layout().clone();
         for (axis, (&(lo, _), &extent)) in widths.iter().zip(self.dims()).enumerate() {
             place = place.narrow(axis as isize, lo, extent)?;

@@ -15,7 +15,7 @@ pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(x), Some(w), true) = (f32s(x), f32s(w), g.ci > 0 && blocked::pays(g.cog()))
+    if let (Some(x), Some(w), true) = (f32s(x), f32s(w), blocked::forward_pays(g))
         && let Some(out) = f32s_mut(out)
     {
         return blocked::forward(g, x, w, bias.and_then(f32s), out);
@@ -29,7 +29,7 @@ pub(super) fn input_grad<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T])
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(dy), Some(w), true) = (f32s(dy), f32s(w), g.co > 0 && blocked::pays(g.cig()))
+    if let (Some(dy), Some(w), true) = (f32s(dy), f32s(w), blocked::input_grad_pays(g))
         && let Some(dx) = f32s_mut(dx)
     {
         return blocked::input_grad(g, dy, w, dx);
@@ -43,7 +43,7 @@ pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]
         return dw.fill(T::default());
     }
     #[cfg(target_arch = "x86_64")]
-    if let (Some(x), Some(dy), true) = (f32s(x), f32s(dy), blocked::pays(g.cog()))
+    if let (Some(x), Some(dy), true) = (f32s(x), f32s(dy), blocked::weight_grad_pays(g))
         && let Some(dw) = f32s_mut(dw)
     {
         return blocked::weight_grad(g, x, dy, dw);

@@ -17,7 +17,7 @@
 
 use super::super::super::geometry::Geometry;
 use super::lanes::Lanes;
-use super::pack::{Scratch, planes, with_scratch};
+use super::pack::{Scratch, end_of, planes, with_scratch};
 use super::plan::{Class, Plan};
 use super::tile::{tile, tile_of_runs};
 use crate::cpu::parallel_for;
@@ -55,7 +55,7 @@ unsafe fn run<V: Lanes>(plan: &Plan, x: &[f32], w: &[f32], bias: Option<&[f32]>,
     let width = plan.to.next_multiple_of(V::LEN);
     let taps: usize = plan.classes.iter().map(|c| c.source.len()).sum();
     let pixels = plan.size[0] * plan.size[1];
-    let macs = plan.to * pixels * taps / plan.classes.len().max(1);
+    let macs = (plan.to * pixels).saturating_mul(taps) / plan.classes.len().max(1);
     let out = Shared::new(out);
     with_scratch(|[packed, biases]: &mut [Scratch; 2]| {
         let packed = packed.get(plan.groups * taps * width);
@@ -78,7 +78,7 @@ unsafe fn run<V: Lanes>(plan: &Plan, x: &[f32], w: &[f32], bias: Option<&[f32]>,
             .unwrap_or(1);
         // Batches never straddle groups of channels: groups are outermost.
         let batches = plan.n.div_ceil(batch);
-        let grain = ((1 << 18) / (macs * batch).max(1)).max(1);
+        let grain = ((1 << 18) / macs.saturating_mul(batch).max(1)).max(1);
         parallel_for(batches * plan.groups, grain, |range| {
             with_scratch(|[padded, result]: &mut [Scratch; 2]| {
                 let lens = (plan.from * plan.source.plane(), pixels * width);
@@ -303,13 +303,23 @@ impl Job<'_> {
         let pixel = |row: usize, col: usize| {
             (c.first[0] + row * c.step[0]) * cols + c.first[1] + col * c.step[1]
         };
-        let last = pixel(t.rows.end - 1, c.size[1] - 1);
-        let end = (t.rows.end - 1) * c.source_row + c.size[1];
-        let reach = c.source.iter().max().map_or(0, |s| s + end);
-        assert!(self.images.is_multiple_of(S));
-        assert!(self.lens.0 >= reach && x.len() >= self.images * self.lens.0);
-        assert!(self.lens.1 >= last * t.width + t.first + B * V::LEN);
-        assert!(result.len() >= self.images * self.lens.1);
+        let ([down, across], [row, col]) = (c.step, [t.rows.end - 1, c.size[1] - 1]);
+        let last = end_of(c.first[0], [(row, down)]).zip(end_of(c.first[1], [(col, across)]));
+        let last = last.and_then(|(row, col)| end_of(col, [(row, cols)]));
+        let tap_end = c.source.iter().max().map(|tap| {
+            let row = end_of(tap + c.size[1], [(row, c.source_row)]);
+            row.unwrap_or(usize::MAX)
+        });
+        assert!(self.images.is_multiple_of(S) && last.is_some());
+        let within = |end: Option<usize>, len: usize| end.is_some_and(|end| end <= len);
+        assert!(tap_end.is_none_or(|end| end <= self.lens.0));
+        assert!(within(end_of(0, [(self.images, self.lens.0)]), x.len()));
+        let result_end = last.and_then(|last| end_of(t.first + B * V::LEN, [(last, t.width)]));
+        assert!(within(result_end, self.lens.1));
+        assert!(within(
+            end_of(0, [(self.images, self.lens.1)]),
+            result.len()
+        ));
         assert!(t.w.len() == c.source.len() * B * V::LEN && c.source.len().is_multiple_of(K));
         assert!(t.bias.len() >= B * V::LEN);
         for row in t.rows.clone() {

@@ -14,6 +14,7 @@ use crate::DType;
 use crate::cpu::math::Real;
 use crate::cpu::{SimdLevel, simd_level};
 use lanes::{Avx2, Avx512};
+use pack::Padded;
 
 /// The slice itself where its elements are `f32`: the way into kernels that exist for it alone.
 pub(super) fn f32s<T: Real>(s: &[T]) -> Option<&[f32]> {
@@ -27,11 +28,27 @@ pub(super) fn f32s_mut<T: Real>(s: &mut [T]) -> Option<&mut [f32]> {
 
 /// Whether the blocked kernels pay for `channels` lanes: half-empty vectors still beat the planar
 /// kernels, which read and write a plane for every tap.
-pub(super) fn pays(channels: usize) -> bool {
+fn pays(channels: usize) -> bool {
     channels >= 4 && simd_level() >= SimdLevel::Avx2
 }
 
-/// `out = x ⋆ w + bias`, where [`pays`]`(g.cog())`.
+/// Whether [`forward`] pays.
+pub(super) fn forward_pays(g: &Geometry) -> bool {
+    g.ci > 0 && pays(g.cog()) && Padded::input(g, g.stride[1]).is_modest(g)
+}
+
+/// Whether [`input_grad`] pays.
+pub(super) fn input_grad_pays(g: &Geometry) -> bool {
+    let modest = || plan::few_classes(g) && Padded::output_grad(g).is_modest(g);
+    g.co > 0 && pays(g.cig()) && modest()
+}
+
+/// Whether [`weight_grad`] pays.
+pub(super) fn weight_grad_pays(g: &Geometry) -> bool {
+    pays(g.cog()) && Padded::input(g, 1).is_modest(g)
+}
+
+/// `out = x ⋆ w + bias`, where [`forward_pays`].
 pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
     assert!(simd_level() >= SimdLevel::Avx2);
     // SAFETY: `simd_level` says what the processor has.
@@ -43,7 +60,7 @@ pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, 
     }
 }
 
-/// The gradient with respect to `x`, where [`pays`]`(g.cig())`.
+/// The gradient with respect to `x`, where [`input_grad_pays`].
 pub(super) fn input_grad(g: &Geometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     assert!(simd_level() >= SimdLevel::Avx2);
     // SAFETY: `simd_level` says what the processor has.
@@ -55,7 +72,7 @@ pub(super) fn input_grad(g: &Geometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
     }
 }
 
-/// The gradient with respect to `w`, where [`pays`]`(g.cog())`.
+/// The gradient with respect to `w`, where [`weight_grad_pays`].
 pub(super) fn weight_grad(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
     assert!(simd_level() >= SimdLevel::Avx2);
     // SAFETY: `simd_level` says what the processor has.

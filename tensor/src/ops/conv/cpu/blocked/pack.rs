@@ -40,6 +40,13 @@ pub(super) fn with_scratch<const N: usize, R>(f: impl FnOnce(&mut [Scratch; N]) 
     result
 }
 
+/// `start + Σ a·b` over the pairs, if it can be counted: for the guards before raw pointers, which
+/// must not wrap where the accesses do.
+#[inline(always)]
+pub(super) fn end_of<const N: usize>(start: usize, pairs: [(usize, usize); N]) -> Option<usize> {
+    (pairs.into_iter()).try_fold(start, |end, (a, b)| end.checked_add(a.checked_mul(b)?))
+}
+
 /// How an image's planes lie in padded scratch: zeros around, and the columns of each row sorted
 /// by their remainder modulo `phases`, so that a strided walk reads neighbours.
 #[derive(Clone, Copy, Debug)]
@@ -149,7 +156,9 @@ pub(super) unsafe fn channels_last<V: Lanes>(
     to: &mut [f32],
     width: usize,
 ) {
-    assert!(from.len() >= channels * plane && to.len() >= plane * width);
+    assert!(end_of(0, [(channels, plane)]).is_some_and(|end| end <= from.len()));
+    assert!(end_of(0, [(plane, width)]).is_some_and(|end| end <= to.len()));
+    assert!(channels <= width && width.is_multiple_of(V::LEN));
     for c in (0..channels).step_by(V::LEN) {
         let rows = (channels - c).min(V::LEN);
         if plane < V::LEN {
@@ -187,7 +196,9 @@ pub(super) unsafe fn planes<V: Lanes>(
     (channels, plane): (usize, usize),
     pixels: Range<usize>,
 ) {
-    assert!(pixels.end <= plane && to.len() >= channels * plane && from.len() >= plane * width);
+    assert!(pixels.end <= plane && channels <= width && width.is_multiple_of(V::LEN));
+    assert!(end_of(0, [(channels, plane)]).is_some_and(|end| end <= to.len()));
+    assert!(end_of(0, [(plane, width)]).is_some_and(|end| end <= from.len()));
     for c in (0..channels).step_by(V::LEN) {
         let rows = (channels - c).min(V::LEN);
         if pixels.end < V::LEN {

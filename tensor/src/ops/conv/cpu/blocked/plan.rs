@@ -57,17 +57,78 @@ fn run_of(offsets: &[usize]) -> usize {
     }
 }
 
-impl Plan {
-    /// The pass of the forward convolution.
-    pub(super) fn forward(g: &Geometry) -> Plan {
-        let reach = |d: usize| (g.out[d].max(1) - 1) * g.stride[d] + g.dil[d] * (g.ker[d] - 1) + 1;
-        let source = Padded {
+/// The taps that the pixels `first + stride·a` of the input meet along dimension `d`, each at
+/// output `a + shift`: as `(tap, shift)`, backwards, so that neighbours ascend.
+fn taps(g: &Geometry, d: usize, first: usize) -> impl Iterator<Item = (usize, isize)> {
+    let (s, pad, dil) = (g.stride[d] as isize, g.pad[d], g.dil[d]);
+    (0..g.ker[d])
+        .rev()
+        .map(move |k| (k, (first + pad) as isize - (k * dil) as isize))
+        .filter(move |(_, at)| at.rem_euclid(s) == 0)
+        .map(move |(k, at)| (k, at / s))
+}
+
+/// How many of the pixels `first + stride·a` the input has along dimension `d`.
+fn count(g: &Geometry, d: usize, first: usize) -> usize {
+    g.inp[d].saturating_sub(first).div_ceil(g.stride[d])
+}
+
+/// Classes of pixels beyond which an input gradient is not cut into them.
+const CLASSES: usize = 1 << 10;
+
+/// Whether the input gradient has few enough classes of pixels that their lists cost nothing beside
+/// the pixels.
+pub(super) fn few_classes(g: &Geometry) -> bool {
+    let [rows, cols] = [0, 1].map(|d| g.stride[d].min(g.inp[d]));
+    rows.saturating_mul(cols) <= CLASSES
+}
+
+impl Padded {
+    /// The padded input, its columns in `phases`.
+    pub(super) fn input(g: &Geometry, phases: usize) -> Padded {
+        let reach = |d: usize| (g.out[d] - 1) * g.stride[d] + g.dil[d] * (g.ker[d] - 1) + 1;
+        Padded {
             size: g.inp,
             before: g.pad,
             rows: reach(0),
             cols: reach(1),
-            phases: g.stride[1],
-        };
+            phases,
+        }
+    }
+
+    /// The padded gradient of the output.
+    pub(super) fn output_grad(g: &Geometry) -> Padded {
+        let (mut before, mut reach) = ([0; 2], [0; 2]);
+        for d in 0..2 {
+            for first in 0..g.stride[d].min(g.inp[d]) {
+                for (_, shift) in taps(g, d, first) {
+                    before[d] = before[d].max((-shift).max(0) as usize);
+                    reach[d] = reach[d].max((count(g, d, first) as isize + shift).max(0) as usize);
+                }
+            }
+        }
+        Padded {
+            size: g.out,
+            before,
+            rows: before[0] + reach[0],
+            cols: before[1] + reach[1],
+            phases: 1,
+        }
+    }
+
+    /// Whether a padded plane takes no more than some 16 times what the convolution's planes do
+    /// themselves: with far more zeros than pixels it costs memory that the arguments do not show,
+    /// and the planar kernels skip them.
+    pub(super) fn is_modest(&self, g: &Geometry) -> bool {
+        let pixels = g.in_plane().saturating_add(g.out_plane());
+        self.plane() <= pixels.saturating_mul(16).saturating_add(1 << 12)
+    }
+}
+
+impl Plan {
+    /// The pass of the forward convolution.
+    pub(super) fn forward(g: &Geometry) -> Plan {
+        let source = Padded::input(g, g.stride[1]);
         let (mut from, mut weight) = (Vec::new(), Vec::new());
         for c in 0..g.cig() {
             for u in 0..g.ker[0] {
@@ -101,41 +162,15 @@ impl Plan {
 
     /// The pass of the input gradient.
     pub(super) fn input_grad(g: &Geometry) -> Plan {
-        // Pixel `first + stride·a` of the input meets tap `k` at output `a + shift`.
-        let taps = |d: usize, first: usize| -> Vec<(usize, isize)> {
-            let s = g.stride[d] as isize;
-            // Backwards, so that neighbours follow each other in ascending order.
-            (0..g.ker[d])
-                .rev()
-                .map(|k| (k, (first + g.pad[d]) as isize - (k * g.dil[d]) as isize))
-                .filter(|(_, at)| at.rem_euclid(s) == 0)
-                .map(|(k, at)| (k, at / s))
-                .collect()
-        };
-        let count = |d: usize, first: usize| g.inp[d].saturating_sub(first).div_ceil(g.stride[d]);
-        let (mut before, mut reach) = ([0; 2], [0; 2]);
-        for d in 0..2 {
-            for first in 0..g.stride[d].min(g.inp[d]) {
-                for (_, shift) in taps(d, first) {
-                    before[d] = before[d].max((-shift).max(0) as usize);
-                    reach[d] = reach[d].max((count(d, first) as isize + shift).max(0) as usize);
-                }
-            }
-        }
-        let source = Padded {
-            size: g.out,
-            before,
-            rows: before[0] + reach[0],
-            cols: before[1] + reach[1],
-            phases: 1,
-        };
+        let source = Padded::output_grad(g);
+        let before = source.before;
         let mut classes = Vec::new();
         for first_row in 0..g.stride[0].min(g.inp[0]) {
             for first_col in 0..g.stride[1].min(g.inp[1]) {
                 let (mut from, mut weight) = (Vec::new(), Vec::new());
                 for c in 0..g.cog() {
-                    for &(u, down) in &taps(0, first_row) {
-                        for &(v, right) in &taps(1, first_col) {
+                    for (u, down) in taps(g, 0, first_row) {
+                        for (v, right) in taps(g, 1, first_col) {
                             let row = (before[0] as isize + down) as usize;
                             let col = (before[1] as isize + right) as usize;
                             from.push(c * source.plane() + source.at(row, col));
@@ -147,7 +182,7 @@ impl Plan {
                     run: run_of(&from),
                     source: from,
                     weight,
-                    size: [count(0, first_row), count(1, first_col)],
+                    size: [count(g, 0, first_row), count(g, 1, first_col)],
                     source_row: source.pitch(),
                     first: [first_row, first_col],
                     step: g.stride,

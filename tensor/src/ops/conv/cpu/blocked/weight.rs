@@ -10,7 +10,7 @@
 
 use super::super::super::geometry::Geometry;
 use super::lanes::Lanes;
-use super::pack::{Padded, Scratch, channels_last, with_scratch};
+use super::pack::{Padded, Scratch, channels_last, end_of, with_scratch};
 use crate::cpu::parallel_for;
 use crate::cpu::prefetch::Ahead;
 use crate::cpu::share::Shared;
@@ -42,14 +42,7 @@ const ROWS: usize = 8;
 
 impl Plan {
     fn new(g: &Geometry, lanes: usize) -> Plan {
-        let reach = |d: usize| (g.out[d].max(1) - 1) * g.stride[d] + g.dil[d] * (g.ker[d] - 1) + 1;
-        let source = Padded {
-            size: g.inp,
-            before: g.pad,
-            rows: reach(0),
-            cols: reach(1),
-            phases: 1,
-        };
+        let source = Padded::input(g, 1);
         let run = if g.ker[1] == 3 && g.dil[1] == 1 { 3 } else { 1 };
         let mut rows = Vec::new();
         for c in 0..g.cig() {
@@ -193,13 +186,13 @@ unsafe fn add_images<V: Lanes>(
     ahead: &[Ahead<'_, f32>; 2],
     sums: &mut [f32],
 ) {
-    let [oh, ow] = plan.out;
-    let reach = (oh - 1) * plan.steps[0] + (ow - 1) * plan.steps[1] + plan.run;
-    assert!(
-        images == 0
-            || x.len() >= (images - 1) * x_len + plan.rows.iter().max().map_or(0, |r| r + reach)
-    );
-    assert!(dy.len() >= images * dy_len && dy_len >= oh * ow * plan.width);
+    let ([oh, ow], [down, right]) = (plan.out, plan.steps);
+    let first = plan.rows.iter().max().copied().unwrap_or(0);
+    let last = [(images.max(1) - 1, x_len), (oh - 1, down), (ow - 1, right)];
+    assert!(images == 0 || end_of(first + plan.run, last).is_some_and(|end| end <= x.len()));
+    assert!(end_of(0, [(images, dy_len)]).is_some_and(|end| end <= dy.len()));
+    let pixels = end_of(0, [(oh, ow)]);
+    assert!(pixels.is_some_and(|n| end_of(0, [(n, plan.width)]).is_some_and(|end| end <= dy_len)));
     assert!(sums.len() == plan.sums());
     for (first, blocks) in tiles::<V>(plan.width) {
         let sums = &mut sums[plan.rows.len() * plan.run * first..];
