@@ -74,7 +74,7 @@ pub struct AdamState {
 /// counts its own steps, so that one that joins later is corrected for its own bias.
 ///
 /// # Errors
-/// As [`sgd_step`].
+/// As [`sgd_step`](super::sgd_step).
 pub fn adam_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
     params: &mut [P],
     grads: &[G],
@@ -93,7 +93,7 @@ pub fn adam_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
 /// or none.
 ///
 /// # Errors
-/// As [`sgd_step`].
+/// As [`sgd_step`](super::sgd_step).
 pub fn adam_steps<P, G, S>(parts: &mut [Part<'_, P, G, S, AdamConfig>]) -> Result<()>
 where
     P: BorrowMut<Tensor>,

@@ -59,9 +59,10 @@ impl Default for SgdConfig {
 /// ```
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for lists of different lengths and for numbers that make no sense;
-/// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`] where gradient or
-/// momentum do not fit their parameter; [`Error::OutOfMemory`]. Nothing is changed then.
+/// [`InvalidArgument`](crate::Error::InvalidArgument) for lists of different lengths and for numbers that
+/// make no sense; [`ShapeMismatch`](crate::Error::ShapeMismatch), [`DTypeMismatch`](crate::Error::DTypeMismatch),
+/// [`DeviceMismatch`](crate::Error::DeviceMismatch) where gradient or momentum do not fit their parameter;
+/// [`OutOfMemory`](crate::Error::OutOfMemory). Nothing is changed then.
 pub fn sgd_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
     params: &mut [P],
     grads: &[G],
