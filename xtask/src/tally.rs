@@ -9,12 +9,39 @@ pub struct Tally {
     pub failed: u64,
     /// What did not run, and why. Its length is the number of tests and parts skipped.
     pub skipped: Vec<String>,
+    /// Test programs that ran to their end.
+    pub programs: u64,
+    /// The levels of instructions that test programs said they keep to.
+    pub levels: Vec<String>,
+    /// The level of instructions that this machine lacks, as test programs said.
+    pub lacks: Option<String>,
 }
 
 impl Tally {
+    /// Adds the counts of a part.
+    pub fn add(&mut self, part: &Tally) {
+        self.passed += part.passed;
+        self.failed += part.failed;
+        self.skipped.extend_from_slice(&part.skipped);
+    }
+
+    /// What is wrong with the level of instructions of a part that wants `level`, if anything is: a program that did
+    /// not hear of it tests the wrong code.
+    pub fn level_fault(&self, level: &str) -> Option<String> {
+        let Tally {
+            programs, levels, ..
+        } = self;
+        let kept = levels.iter().filter(|kept| *kept == level).count();
+        let good = self.lacks.is_some() || kept == levels.len() && kept as u64 >= *programs;
+        (!good).then(|| {
+            format!("of {programs} test programs, {kept} kept to the instructions {level}: does each include tests/level?")
+        })
+    }
+
     /// Takes in one line of a test program's output.
     pub fn read(&mut self, line: &str) {
         if let Some(counts) = line.strip_prefix("test result: ") {
+            self.programs += 1;
             // ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s
             let (_, counts) = counts.split_once(". ").unwrap_or_default();
             for count in counts.split("; ") {
@@ -24,6 +51,10 @@ impl Tally {
                     _ => {}
                 }
             }
+        } else if let Some(level) = line.strip_prefix("instructions: ") {
+            self.levels.push(level.to_owned());
+        } else if let Some(level) = line.strip_prefix("no instructions: ") {
+            self.lacks = Some(level.to_owned());
         } else if let Some((name, outcome)) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.split_once(" ... ignored"))
@@ -40,6 +71,7 @@ impl fmt::Display for Tally {
             passed,
             failed,
             skipped,
+            ..
         } = self;
         write!(
             f,
@@ -74,6 +106,43 @@ mod tests {
         );
     }
 
+    /// The tally of these lines.
+    fn read(lines: &[&str]) -> Tally {
+        let mut tally = Tally::default();
+        lines.iter().for_each(|line| tally.read(line));
+        tally
+    }
+
+    #[test]
+    fn parts_add_up() {
+        let mut total = read(&["test a ... ignored", "test result: ok. 3 passed; 1 failed"]);
+        total.add(&read(&[
+            "test b ... ignored",
+            "test result: ok. 4 passed; 2 failed",
+        ]));
+        assert_eq!(total.to_string(), "7 passed, 3 failed, 2 skipped");
+    }
+
+    #[test]
+    fn every_program_keeps_to_its_level() {
+        let result = "test result: ok. 1 passed; 0 failed";
+        let avx2 = "instructions: avx2";
+        assert_eq!(
+            read(&[avx2, result, avx2, result]).level_fault("avx2"),
+            None
+        );
+        assert_eq!(read(&["no instructions: avx2"]).level_fault("avx2"), None);
+        // One that died has no result, which is another fault.
+        assert_eq!(read(&[avx2, avx2, result]).level_fault("avx2"), None);
+        for wrong in [
+            &[avx2, result, result][..],
+            &[result],
+            &["instructions: amx", result],
+        ] {
+            assert!(read(wrong).level_fault("avx2").is_some(), "{wrong:?}");
+        }
+    }
+
     #[test]
     fn is_not_fooled_by_other_lines() {
         let mut tally = Tally::default();
@@ -85,6 +154,12 @@ mod tests {
         ] {
             tally.read(line);
         }
-        assert_eq!(tally, Tally::default());
+        let Tally {
+            passed,
+            failed,
+            skipped,
+            ..
+        } = tally;
+        assert_eq!((passed, failed, skipped.len()), (0, 0, 0));
     }
 }

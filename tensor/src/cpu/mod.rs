@@ -5,6 +5,8 @@ pub(crate) mod buffer;
 pub(crate) mod convert;
 pub(crate) mod elementwise;
 pub mod gemm;
+#[cfg_attr(phalanx_tsan, path = "helpers_tsan.rs")]
+mod helpers;
 pub mod math;
 pub(crate) mod pieces;
 pub(crate) mod pool;

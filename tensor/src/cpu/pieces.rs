@@ -81,18 +81,15 @@ pub(crate) fn parallel_pieces<W: Cut>(work: W, grain: usize, f: impl Fn(usize, W
     let Some((helpers, step)) = threads::split(len, grain) else {
         return f(0, work);
     };
-    let (first, mut rest) = work.cut(step.min(len));
-    helpers.in_place_scope(|scope| {
-        let mut start = step;
-        while start < len {
-            let (piece, tail) = rest.cut(step.min(len - start));
-            rest = tail;
-            let f = &f;
-            scope.spawn(move |_| f(start, piece));
-            start += step;
-        }
-        threads::with_threads(1, || f(0, first));
+    let f = &f;
+    let (first, rest) = work.cut(step.min(len));
+    let mut rest = Some(rest);
+    let rest = (step..len).step_by(step).filter_map(move |start| {
+        let (piece, tail) = rest.take()?.cut(step.min(len - start));
+        rest = Some(tail);
+        Some(move || f(start, piece))
     });
+    helpers.run(|| f(0, first), rest);
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! without ranks uses every core. The choice never changes a result: kernels split their output,
 //! not their sums.
 
-use rayon::{ThreadPool, ThreadPoolBuilder};
+use super::helpers::{Helpers, is_helper};
 use std::cell::RefCell;
 use std::num::NonZero;
 use std::ops::Range;
@@ -14,18 +14,13 @@ use std::sync::{Arc, LazyLock};
 #[derive(Clone)]
 struct Team {
     threads: usize,
-    helpers: Option<Arc<ThreadPool>>,
+    helpers: Option<Arc<Helpers>>,
 }
 
 impl Team {
     fn new(threads: usize) -> Team {
-        let helpers = (threads > 1).then(|| {
-            ThreadPoolBuilder::new()
-                .num_threads(threads - 1) // the caller is the first
-                .thread_name(|i| format!("phalanx-helper-{i}"))
-                .build()
-                .ok()
-        });
+        // The caller is the first.
+        let helpers = (threads > 1).then(|| Helpers::new(threads - 1));
         // A system that refuses threads leaves the caller to work alone.
         let helpers = helpers.flatten().map(Arc::new);
         Team {
@@ -72,7 +67,7 @@ pub fn with_threads<R>(threads: usize, f: impl FnOnce() -> R) -> R {
 pub fn threads() -> usize {
     TEAM.with(|t| t.borrow().as_ref().map(|t| t.threads))
         .unwrap_or_else(|| {
-            if rayon::current_thread_index().is_some() {
+            if is_helper() {
                 1
             } else {
                 Team::all_cores().threads
@@ -91,14 +86,9 @@ pub fn parallel_for(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
         return f(0..len);
     };
     let range = |i: usize| (i * step).min(len)..(i + 1).saturating_mul(step).min(len);
-    helpers.in_place_scope(|scope| {
-        for i in 1..len.div_ceil(step) {
-            let f = &f;
-            scope.spawn(move |_| f(range(i)));
-        }
-        // The caller is no worker of the pool: keep operations inside `f` from forking again.
-        with_threads(1, || f(range(0)));
-    });
+    let f = &f;
+    let rest = (1..len.div_ceil(step)).map(|i| move || f(range(i)));
+    helpers.run(|| f(range(0)), rest);
 }
 
 /// As [`parallel_for`], over a slice that is written: `f(start, piece)` gets the elements
@@ -115,22 +105,16 @@ pub fn parallel_chunks<T: Send>(out: &mut [T], grain: usize, f: impl Fn(usize, &
     let Some((helpers, step)) = split(out.len(), grain) else {
         return f(0, out);
     };
-    let mut pieces = out.chunks_mut(step).enumerate();
-    let first = pieces.next();
-    helpers.in_place_scope(|scope| {
-        for (i, piece) in pieces {
-            let f = &f;
-            scope.spawn(move |_| f(i * step, piece));
-        }
-        if let Some((_, piece)) = first {
-            with_threads(1, || f(0, piece));
-        }
-    });
+    let f = &f;
+    let (first, rest) = out.split_at_mut(step.min(out.len()));
+    let rest = rest.chunks_mut(step).enumerate();
+    let rest = rest.map(|(i, piece)| move || f((i + 1) * step, piece));
+    helpers.run(|| f(0, first), rest);
 }
 
 /// The helpers and the length of a piece for `len` items in multiples of `grain`; `None` where
 /// the caller works alone.
-pub(super) fn split(len: usize, grain: usize) -> Option<(Arc<ThreadPool>, usize)> {
+pub(super) fn split(len: usize, grain: usize) -> Option<(Arc<Helpers>, usize)> {
     let grain = grain.max(1);
     if len <= grain {
         return None;

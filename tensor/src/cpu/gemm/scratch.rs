@@ -19,13 +19,18 @@ impl Buffer {
     pub fn room<T>(&mut self, len: usize) -> *mut T {
         const { assert!(align_of::<T>() <= ALIGN) };
         let bytes = len * size_of::<T>();
-        if bytes > self.bytes {
+        // For AddressSanitizer the buffer ends where the room does.
+        let exact = cfg!(phalanx_asan) && bytes > 0;
+        if bytes > self.bytes || exact && bytes < self.bytes {
             self.free();
-            let bytes = bytes.next_multiple_of(1 << 16);
+            let bytes = match exact {
+                true => bytes,
+                false => bytes.next_multiple_of(1 << 16),
+            };
             let Ok(layout) = Layout::from_size_align(bytes, ALIGN) else {
                 panic!("a packing buffer of {bytes} bytes")
             };
-            // SAFETY: the layout's size is at least 65,536.
+            // SAFETY: the layout's size is not zero.
             let Some(p) = NonNull::new(unsafe { alloc(layout) }) else {
                 handle_alloc_error(layout)
             };

@@ -1,0 +1,228 @@
+//! The parts of `cargo xtask test`: what each needs, and the command that runs it.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::cargo::{cargo, root};
+use crate::hosts::Hosts;
+use crate::machine;
+
+/// Tests that stand or fall together.
+pub struct Part {
+    pub name: &'static str,
+    pub what: &'static str,
+    /// Whether it takes so long that it runs only where it is asked for.
+    pub long: bool,
+    /// The level of instructions that each of its test programs must say it keeps to.
+    pub level: Option<&'static str>,
+    /// The reason why this machine cannot run the part, if it cannot.
+    pub obstacle: fn() -> Option<String>,
+    pub command: fn() -> Command,
+}
+
+/// What most parts are like.
+const PLAIN: Part = Part {
+    name: "",
+    what: "",
+    long: false,
+    level: None,
+    obstacle: || None,
+    command: || cargo(["test"]),
+};
+
+pub const PARTS: &[Part] = &[
+    Part {
+        name: "workspace",
+        what: "unit, integration and documentation tests of all crates",
+        command: || cargo(["test", "--workspace", "--no-fail-fast"]),
+        ..PLAIN
+    },
+    // One build, which the first of these makes, run at each level.
+    Part {
+        name: "baseline",
+        what: "phalanx-tensor in release, with the instructions that every processor has",
+        level: Some("baseline"),
+        command: || at_level("baseline"),
+        ..PLAIN
+    },
+    Part {
+        name: "avx2",
+        what: "phalanx-tensor in release, with AVX2 at most",
+        level: Some("avx2"),
+        command: || at_level("avx2"),
+        ..PLAIN
+    },
+    Part {
+        name: "avx512",
+        what: "phalanx-tensor in release, with AVX-512 and no matrix unit",
+        level: Some("avx512"),
+        command: || at_level("avx512"),
+        ..PLAIN
+    },
+    Part {
+        name: "amx",
+        what: "phalanx-tensor in release, with AVX-512 and the matrix unit (AMX)",
+        level: Some("amx"),
+        command: || at_level("amx"),
+        ..PLAIN
+    },
+    Part {
+        name: "release",
+        what: "the tests of all crates in release",
+        long: true,
+        command: || cargo(["test", "--workspace", "--no-fail-fast", "--release"]),
+        ..PLAIN
+    },
+    Part {
+        name: "tsan",
+        what: "the local backend under ThreadSanitizer",
+        obstacle: sanitizer_obstacle,
+        command: || thread_sanitizer("phalanx-comm", &["--tests"]),
+        ..PLAIN
+    },
+    Part {
+        name: "tsan-tensor",
+        what: "phalanx-tensor's tests of threads under ThreadSanitizer",
+        obstacle: sanitizer_obstacle,
+        command: || {
+            let mut command = thread_sanitizer("phalanx-tensor", OPERATIONS);
+            // Words in the names of the tests: what compares teams, and a training step over all families.
+            command.args(["--", "thread", "every_item", "training_loop"]);
+            command
+        },
+        ..PLAIN
+    },
+    Part {
+        name: "tsan-all",
+        what: "all tests of phalanx-tensor under ThreadSanitizer",
+        long: true,
+        obstacle: sanitizer_obstacle,
+        command: || thread_sanitizer("phalanx-tensor", &["--tests"]),
+        ..PLAIN
+    },
+    Part {
+        name: "asan",
+        what: "phalanx-tensor's convolutions, products and pools under AddressSanitizer, without pooled buffers",
+        obstacle: sanitizer_obstacle,
+        command: || {
+            let mut command = address_sanitizer();
+            command.args([
+                "--", "conv", "pool", "product", "matmul", "linear", "blocked",
+            ]);
+            command
+        },
+        ..PLAIN
+    },
+    Part {
+        name: "asan-all",
+        what: "all operations of phalanx-tensor under AddressSanitizer, without pooled buffers",
+        long: true,
+        obstacle: sanitizer_obstacle,
+        command: || address_sanitizer(),
+        ..PLAIN
+    },
+    Part {
+        name: "mpi",
+        what: "the conformance suite, ddp and fault drills on processes, by mpirun",
+        obstacle: machine::obstacle,
+        command: || mpi(&[]),
+        ..PLAIN
+    },
+    Part {
+        name: "hosts",
+        what: "the same over 2 hosts, which are network namespaces",
+        obstacle: || machine::obstacle().or_else(Hosts::obstacle),
+        command: || mpi(&["--hosts", "2"]),
+        ..PLAIN
+    },
+];
+
+/// The tests of phalanx-tensor in release, held to a level of instructions (`tensor/tests/level`).
+fn at_level(level: &str) -> Command {
+    let mut command = cargo(["test", "--release", "--package", "phalanx-tensor"]);
+    command.args(["--tests", "--no-fail-fast"]);
+    command.env("PHALANX_TEST_LEVEL", level);
+    command
+}
+
+/// This program, for the chore that runs them.
+fn mpi(args: &[&str]) -> Command {
+    let this = std::env::current_exe().unwrap_or_else(|_| "cargo".into());
+    let mut command = Command::new(this);
+    command.arg("mpi").args(args).current_dir(root());
+    command
+}
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Sanitizers come with the nightly compiler; the standard library it ships serves.
+fn sanitizer_obstacle() -> Option<String> {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        return Some(format!("it is set up for {TARGET} alone"));
+    }
+    let nightly = cargo(["+nightly", "--version"]).output();
+    let there = nightly.is_ok_and(|output| output.status.success());
+    (!there).then(|| "there is no nightly toolchain (rustup toolchain install nightly)".to_owned())
+}
+
+/// A build of its own, in a folder of its own: the target is named so that build scripts stay as they are.
+fn sanitized(package: &str, folder: &str, flags: &str) -> Command {
+    let mut command = cargo(["+nightly", "test", "--no-fail-fast", "--package", package]);
+    command.args(["--target", TARGET, "--target-dir", folder]);
+    command.env("RUSTFLAGS", flags);
+    command
+}
+
+/// The programs that test phalanx-tensor's operations.
+const OPERATIONS: &[&str] = &[
+    "--lib",
+    "--test=gemm",
+    "--test=matrix_unit",
+    "--test=ops",
+    "--test=steady_state",
+];
+
+fn thread_sanitizer(package: &str, programs: &[&str]) -> Command {
+    let flags = "-Zsanitizer=thread -Cunsafe-allow-abi-mismatch=sanitizer --cfg phalanx_tsan";
+    let mut command = sanitized(package, "target/tsan", flags);
+    command.args(programs);
+    let suppressions = Path::new(root()).join("xtask/tsan.supp");
+    let options = format!("suppressions={}", suppressions.display());
+    command.env("TSAN_OPTIONS", options);
+    command
+}
+
+fn address_sanitizer() -> Command {
+    let flags = "-Zsanitizer=address -Cunsafe-allow-abi-mismatch=sanitizer --cfg phalanx_asan";
+    let mut command = sanitized("phalanx-tensor", "target/asan", flags);
+    // The last one holds the pool of buffers to its word, and here there is none.
+    command.args(&OPERATIONS[..OPERATIONS.len() - 1]);
+    // What statics own lives as long as the process.
+    command.env("ASAN_OPTIONS", "detect_leaks=0");
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn each_part_has_a_name_of_its_own() {
+        let names: HashSet<_> = PARTS.iter().map(|part| part.name).collect();
+        assert_eq!(names.len(), PARTS.len());
+        assert!(PARTS.iter().all(|part| !part.what.is_empty()));
+    }
+
+    #[test]
+    fn what_runs_at_a_level_asks_for_it() {
+        for part in PARTS {
+            let command = (part.command)();
+            let asked = command
+                .get_envs()
+                .find(|(name, _)| *name == "PHALANX_TEST_LEVEL")
+                .and_then(|(_, level)| level?.to_str().map(str::to_owned));
+            assert_eq!(asked.as_deref(), part.level, "{}", part.name);
+        }
+    }
+}
