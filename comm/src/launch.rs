@@ -26,6 +26,8 @@ use std::time::Instant;
 
 /// The most ranks that one process runs.
 const MOST_RANKS: usize = 4096;
+/// The most threads of a rank.
+const MOST_THREADS: usize = 4096;
 
 /// Runs `program` on `config.world_size` ranks, each a thread of this process named `rank-0`,
 /// `rank-1`, …, and returns their results in rank order.
@@ -74,6 +76,7 @@ where
             limit: MOST_RANKS,
         });
     }
+    check_threads(config.threads_per_rank)?;
     let devices: Vec<Device> = (0..size).map(Device::cpu).collect();
     let groups = local::world(&devices, config.threads_per_rank, config.deadline);
     let failures = AtomicUsize::new(0);
@@ -122,6 +125,15 @@ where
     let first = failed.remove(first).1;
     let others = failed.into_iter().map(|(_, failure)| failure).collect();
     Err(LaunchError::Ranks { first, others })
+}
+
+/// Fails where a rank is to have more threads than make sense.
+pub(crate) fn check_threads<E: Display + Debug>(asked: usize) -> Result<(), LaunchError<E>> {
+    let limit = MOST_THREADS;
+    match asked > limit {
+        true => Err(LaunchError::TooManyThreads { asked, limit }),
+        false => Ok(()),
+    }
 }
 
 /// A rank's thread, with a stack of its own size: programs recurse as deep as their modules are

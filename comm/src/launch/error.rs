@@ -25,6 +25,14 @@ pub enum LaunchError<E: Display + Debug> {
         /// How many there may be.
         limit: usize,
     },
+    /// More threads than make sense for a rank.
+    #[error("{asked} threads for each rank are more than it may have, which is {limit}")]
+    TooManyThreads {
+        /// How many were asked for.
+        asked: usize,
+        /// How many there may be.
+        limit: usize,
+    },
     /// The system gave no thread.
     #[error("no thread for rank {rank}: {source}")]
     Spawn {

@@ -3,7 +3,7 @@
 use crate::env::Process;
 use crate::group::ProcessGroup;
 use crate::launch::{
-    FailureKind, LaunchConfig, LaunchError, RankFailure, message, run_rank, spawn,
+    FailureKind, LaunchConfig, LaunchError, RankFailure, check_threads, message, run_rank, spawn,
 };
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ where
     E: Display + Debug + Send,
     F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
 {
+    check_threads(config.threads_per_rank)?;
     let group = super::join(&config).map_err(LaunchError::World)?;
     let (rank, seen) = (group.rank(), group.size());
     if seen != process.size {

@@ -1,0 +1,131 @@
+//! Numbers that make no sense, or that no machine has: a typed error at once, or no harm.
+
+use phalanx_comm::{
+    DType, Error, LaunchConfig, LaunchError, OnFailure, ProcessGroup, Ranks, ReduceOp, Tensor,
+    launch, run,
+};
+use std::time::Duration;
+
+/// A program that nobody is to run.
+fn never(_: std::sync::Arc<dyn ProcessGroup>) -> Result<(), Error> {
+    panic!("it runs")
+}
+
+/// Nothing is allocated before: 100,000 ranks would take 480 GB for their mailboxes.
+#[test]
+fn too_many_ranks_are_refused() {
+    for asked in [4097, 100_000, usize::MAX] {
+        let end = launch(asked, never);
+        let Err(error @ LaunchError::TooManyRanks { .. }) = end else {
+            panic!("{end:?}");
+        };
+        let text = error.to_string();
+        let sentence = format!("{asked} ranks are more than one process runs as threads");
+        assert!(text.starts_with(&sentence), "{text}");
+        let end = run(Ranks::OrAlone(asked), never);
+        assert!(
+            matches!(end, Err(LaunchError::TooManyRanks { .. })),
+            "{end:?}"
+        );
+    }
+    assert!(matches!(launch(0, never), Err(LaunchError::NoRanks)));
+}
+
+#[test]
+fn too_many_threads_are_refused() {
+    for asked in [4097, usize::MAX] {
+        let end = launch(LaunchConfig::new(2).threads_per_rank(asked), never);
+        let Err(error @ LaunchError::TooManyThreads { .. }) = end else {
+            panic!("{end:?}");
+        };
+        let text = error.to_string();
+        assert!(
+            text.starts_with(&format!("{asked} threads for each rank")),
+            "{text}"
+        );
+    }
+}
+
+/// Longer than any clock counts; and no time at all, which is only missed by who has to wait.
+#[test]
+fn any_duration_is_a_deadline() {
+    let forever = Duration::MAX;
+    let config = LaunchConfig::new(2)
+        .deadline(forever)
+        .start_deadline(forever)
+        .on_failure(OnFailure::EndAfter(forever))
+        .threads_per_rank(0);
+    let end = launch(config.clone(), |g| {
+        if g.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(50)); // the other sleeps by now
+        }
+        g.barrier()?.wait()?;
+        Ok::<_, Error>(g.deadline())
+    });
+    assert_eq!(end.unwrap(), [forever; 2]);
+    // A failure, of which nobody is too late.
+    let end = launch(config, |g| match g.rank() {
+        0 => Err("on purpose".to_owned()),
+        _ => {
+            std::thread::sleep(Duration::from_millis(50));
+            Ok(())
+        }
+    });
+    assert_eq!(end.unwrap_err().to_string(), "rank 0: on purpose");
+    let end = launch(LaunchConfig::new(1).deadline(Duration::ZERO), |g| {
+        g.barrier()?.wait()
+    });
+    end.unwrap();
+}
+
+/// A single call's mistakes: its rank hears of them, and the group goes on.
+#[test]
+fn sizes_that_no_memory_has_are_refused() {
+    let end = launch(2, |g| {
+        let (me, device) = (g.rank(), g.device());
+        let one = || Tensor::ones([1], DType::F64, device);
+        let wide = Tensor::ones([1, 1], DType::F64, device)?.broadcast_to([1, 1 << 60])?;
+        let none = Tensor::zeros([2, 0], DType::F64, device)?;
+        let half = usize::MAX / 2;
+        let errors = [
+            g.recv([usize::MAX, 2].into(), DType::F64, 1 - me, 0).err(),
+            g.recv([usize::MAX].into(), DType::F64, 1 - me, u32::MAX)
+                .err(),
+            g.recv([1].into(), DType::F64, usize::MAX, 0).err(),
+            g.send(one()?, usize::MAX, 0).err(),
+            g.scatter(None, [usize::MAX, 3].into(), DType::F64, 1 - me)
+                .err(),
+            g.all_gather(wide.clone()).err(),
+            g.all_reduce(wide, ReduceOp::Sum).err(),
+            g.all_to_all_v(one()?, &[half, half + 1], &[half, half + 2])
+                .err(),
+            g.all_to_all_v(none.clone(), &[1, 1], &[usize::MAX, 1])
+                .err(),
+            g.all_to_all_v(one()?, &[1 - me, me], &[1 - me, half]).err(),
+            g.split(u32::MAX, i32::MIN).err(),
+            g.split(1 << 31, i32::MAX).err(),
+        ];
+        for (i, error) in errors.iter().enumerate() {
+            let error = error
+                .as_ref()
+                .unwrap_or_else(|| panic!("call {i} went through"));
+            assert!(!error.is_fatal(), "call {i}: {error}");
+        }
+        // Counts of rows that have no elements are only numbers.
+        let rows = half - 1;
+        let (send, recv) = match me {
+            0 => ([1, 1], [1, rows]),
+            _ => ([rows, 1], [1, 1]),
+        };
+        let mine = Tensor::zeros([send[0] + send[1], 0], DType::F64, device)?;
+        let got = g.all_to_all_v(mine, &send, &recv)?.wait()?;
+        assert_eq!(got.dims(), [recv[0] + recv[1], 0]);
+        let group = g.split(i32::MAX as u32, [i32::MAX, i32::MIN][me])?;
+        assert_eq!((group.size(), group.rank()), (2, 1 - me));
+        g.all_reduce(one()?, ReduceOp::Sum)?
+            .wait()?
+            .item()
+            .map_err(Error::from)
+    });
+    assert_eq!(end.unwrap_or_else(|e| panic!("{e}")), [2.0; 2]);
+}
