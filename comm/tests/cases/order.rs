@@ -2,7 +2,8 @@
 
 use super::data::{tensor, values};
 use phalanx_comm::{DType, Error, Label, ProcessGroup, ReduceOp, Result, Tensor, Work};
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 fn number(g: &dyn ProcessGroup, x: usize) -> Tensor {
     tensor([1], DType::F64, g.device(), |_| x as f64)
@@ -94,31 +95,79 @@ pub fn any_order_any_thread(g: &dyn ProcessGroup) -> Result<()> {
     Ok(())
 }
 
-/// A work that is dropped was done all the same; one that is polled long enough is done.
+/// Now, by a clock that all ranks share: they are on one machine.
+fn now() -> i64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH);
+    i64::try_from(time.expect("after 1970").as_nanos()).expect("before 2262")
+}
+
+/// Every rank's two moments: what came before, and what after.
+fn moments(g: &dyn ProcessGroup, mine: [i64; 2]) -> Result<Vec<[i64; 2]>> {
+    let mine = Tensor::from_slice(&mine, [2], g.device())?;
+    let all = g.all_gather(mine)?.wait()?.to_vec::<i64>()?;
+    Ok(all.chunks(2).map(|pair| [pair[0], pair[1]]).collect())
+}
+
+/// How long a rank is late, so that who does not wait for it is seen to be early.
+const LATE: Duration = Duration::from_millis(3);
+
+/// A work that is dropped was done all the same: the others have what they need of it, and the drop
+/// has waited for them. One that is polled long enough is done.
 pub fn dropping_and_polling(g: &dyn ProcessGroup) -> Result<()> {
+    let (n, me) = (g.size(), g.rank());
+    let of = |value: f64, len: usize| tensor([len], DType::F32, g.device(), |_| value);
     for len in [2, 100_000] {
-        drop(g.all_reduce(
-            tensor([len], DType::F32, g.device(), |_| 1.0),
-            ReduceOp::Sum,
-        )?);
-        let mut work = g.all_reduce(
-            tensor([len], DType::F32, g.device(), |_| 2.0),
-            ReduceOp::Sum,
-        )?;
+        for late in 0..n {
+            let dropper = (late + 1) % n;
+            if me == late {
+                sleep(LATE);
+            }
+            let before = now();
+            let sum = g.all_reduce(of(me as f64 + 1.0, len), ReduceOp::Sum)?;
+            if me == dropper {
+                drop(sum);
+            } else {
+                let want = (ranks_sum(g) + n) as f64;
+                let sum = values(&sum.wait()?);
+                assert!(sum.iter().all(|v| *v == want), "rank {dropper} drops it");
+            }
+            let all = moments(g, [before, now()])?;
+            assert!(
+                all[dropper][1] >= all[late][0],
+                "the drop of rank {dropper} does not wait for rank {late}: {all:?}"
+            );
+        }
+        if n > 1 && me < 2 {
+            // Rank 0 drops the send, rank 1 gets the message.
+            match me {
+                0 => drop(g.send(of(7.0, len), 1, 9)?),
+                _ => {
+                    let got = g.recv([len].into(), DType::F32, 0, 9)?.wait()?;
+                    assert!(values(&got).iter().all(|v| *v == 7.0));
+                }
+            }
+        }
+        let mut work = g.all_reduce(of(2.0, len), ReduceOp::Sum)?;
         poll(g, &mut work);
-        let want = 2.0 * g.size() as f64;
+        let want = 2.0 * n as f64;
         assert!(values(&work.wait()?).iter().all(|v| *v == want));
     }
     Ok(())
 }
 
-/// Nobody is past a barrier that some have not reached: what they sent before has arrived after.
+/// Nobody is past a barrier before all have reached it, whoever is late.
 pub fn barrier_meets_all(g: &dyn ProcessGroup) -> Result<()> {
-    for _ in 0..20 {
-        let mut work = g.all_gather(number(g, g.rank()))?;
+    for late in (0..g.size()).cycle().take(20) {
+        if g.rank() == late {
+            sleep(LATE);
+        }
+        let before = now();
         g.barrier()?.wait()?;
-        poll(g, &mut work);
-        assert_eq!(work.wait()?.numel(), g.size());
+        let after = now();
+        let all = moments(g, [before, after])?;
+        let last = all.iter().map(|pair| pair[0]).max();
+        let first = all.iter().map(|pair| pair[1]).min();
+        assert!(last <= first, "rank {late} was late: {all:?}");
     }
     Ok(())
 }
