@@ -33,7 +33,9 @@
 //!
 //! There is no silent hang. Every wait has a deadline, and every collective compares what the ranks
 //! called. Where they differ, or where a rank returned, failed or panicked, every live rank gets
-//! the same [`enum@Error`], which names the rank, the operation, its number and what differs:
+//! the same [`enum@Error`], which names the rank, the operation, its number and what differs. A rank
+//! that computes meanwhile hears of it at its next call; one that never makes a call is the matter of
+//! a policy, [`OnFailure`].
 //!
 //! ```
 //! use phalanx_comm::{DType, Error, LaunchError, ReduceOp, Tensor, launch};

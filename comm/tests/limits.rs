@@ -129,3 +129,35 @@ fn sizes_that_no_memory_has_are_refused() {
     });
     assert_eq!(end.unwrap_or_else(|e| panic!("{e}")), [2.0; 2]);
 }
+
+/// Mailboxes are made by need: all that so many ranks have in so many groups would take 240 MB.
+#[test]
+fn a_thousand_ranks_talk() {
+    const RANKS: usize = 1000;
+    let end = launch(RANKS, |g| {
+        let groups: Vec<_> = (0..4).map(|_| g.split(0, 0)).collect::<Result<_, _>>()?;
+        let (me, group) = (g.rank(), &groups[3]);
+        if me == 0 {
+            let mine = Tensor::ones([1], DType::F64, g.device())?;
+            group.send(mine, RANKS - 1, 0)?.wait()?;
+        } else if me == RANKS - 1 {
+            group.recv([1].into(), DType::F64, 0, 0)?.wait()?;
+        }
+        g.barrier()?.wait()
+    });
+    end.unwrap_or_else(|e| panic!("{e}"));
+    let peak = peak_megabytes();
+    // ThreadSanitizer has memory of its own.
+    let is_little = |peak| peak < 150 || cfg!(phalanx_tsan);
+    assert!(peak.is_none_or(is_little), "{peak:?} MB");
+}
+
+/// The most memory that this process has had, where the system tells.
+fn peak_megabytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kilobytes / 1024)
+}

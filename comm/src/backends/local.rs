@@ -34,8 +34,8 @@ use crate::work::Pending;
 use phalanx_tensor::Device;
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// One rank's handle on a group of threads.
@@ -51,8 +51,9 @@ struct Group {
     first: SlotRef,
     /// How many collectives each rank has issued: for messages only.
     issued: Box<[Counter]>,
-    /// From rank `a` to rank `b`, at `a * size + b`.
-    mail: Box<[Mailbox]>,
+    /// From rank `a` to each rank, at `a`; made with the first message of that rank, since all would be
+    /// the square of the number of ranks.
+    mail: Box<[OnceLock<Box<[Mailbox]>>]>,
     /// Groups that are being split off, by name, until all their members have them.
     offspring: Mutex<HashMap<Arc<str>, Offspring>>,
 }
@@ -132,9 +133,14 @@ impl Group {
             slots,
             first,
             issued: (0..size).map(|_| Counter::default()).collect(),
-            mail: (0..size * size).map(|_| Mailbox::default()).collect(),
+            mail: (0..size).map(|_| OnceLock::new()).collect(),
             offspring: Mutex::default(),
         }
+    }
+
+    fn mailbox(&self, from: usize, to: usize) -> &Mailbox {
+        let all = || self.mail.iter().map(|_| Mailbox::default()).collect();
+        &self.mail[from].get_or_init(all)[to]
     }
 }
 
@@ -170,12 +176,7 @@ impl Endpoint {
             Op::Recv { source, tag } => Some((End::Recv, *source, me.rank, *tag)),
             _ => None,
         };
-        let Group {
-            slots,
-            issued,
-            mail,
-            ..
-        } = &*self.group;
+        let Group { slots, issued, .. } = &*self.group;
         let mut issue = self.issue.lock();
         let Issue {
             next,
@@ -185,7 +186,7 @@ impl Endpoint {
         if let Some((end, from, to, tag)) = message {
             let ranks = [me.world_ranks[from], me.world_ranks[to]];
             let free = |number, ranks: &[usize]| slots.take(me.rank, spares, number, ranks);
-            let slot = mail[from * me.size() + to].meet(end, tag, ranks, free);
+            let slot = self.group.mailbox(from, to).meet(end, tag, ranks, free);
             return (slot, end as usize);
         }
         let count = &issued[me.rank].0; // counted by this rank alone, under its lock
@@ -212,7 +213,7 @@ impl Endpoint {
                 return format!("rank {rank} has issued {issued} collectives of this group");
             }
         };
-        let tags = self.group.mail[from * me.size() + to].waiting(lacks);
+        let tags = self.group.mailbox(from, to).waiting(lacks);
         let what = lacks.name();
         match tags.is_empty() {
             true => format!("rank {rank} has issued no {what} that waits for its other end"),
