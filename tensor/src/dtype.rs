@@ -3,6 +3,7 @@
 
 use crate::cpu::math::Real;
 use crate::error::Error;
+use crate::number::{Number, exact_float};
 pub use half::{bf16, f16};
 use std::fmt;
 use std::str::FromStr;
@@ -109,6 +110,11 @@ pub trait Element:
     fn from_f64(value: f64) -> Self;
     /// The value as `f64` (exact but for `i64` beyond 2⁵³).
     fn to_f64(self) -> f64;
+    /// The value of this type that is this number exactly, if there is one. NaN is a number of every
+    /// float type.
+    fn exact(number: Number) -> Option<Self>;
+    /// The value as a number, exactly.
+    fn number(self) -> Number;
 }
 
 /// A floating-point element and the type in which its sums and products are computed.
@@ -122,7 +128,7 @@ pub trait Float: Element {
 }
 
 macro_rules! element {
-    ($t:ty, $tag:ident, |$v:ident| $from:expr, |$s:ident| $to:expr) => {
+    ($t:ty, $tag:ident, $kind:ident, |$v:ident| $from:expr, |$s:ident| $to:expr) => {
         impl sealed::Sealed for $t {}
         impl Element for $t {
             const DTYPE: DType = DType::$tag;
@@ -135,16 +141,34 @@ macro_rules! element {
                 let $s = self;
                 $to
             }
+            element!(@$kind);
+        }
+    };
+    (@float) => {
+        fn exact(number: Number) -> Option<Self> {
+            exact_float(number)
+        }
+        fn number(self) -> Number {
+            Number::Float(Element::to_f64(self))
+        }
+    };
+    (@integer) => {
+        fn exact(number: Number) -> Option<Self> {
+            number.to_i64()?.try_into().ok()
+        }
+        fn number(self) -> Number {
+            Number::Int(self.into())
         }
     };
 }
-element!(f32, F32, |v| v as f32, |s| f64::from(s));
-element!(f64, F64, |v| v, |s| s);
-element!(bf16, BF16, |v| Float::narrow(round_to_odd(v)), |s| s
+element!(f32, F32, float, |v| v as f32, |s| f64::from(s));
+element!(f64, F64, float, |v| v, |s| s);
+element!(bf16, BF16, float, |v| Float::narrow(round_to_odd(v)), |s| s
     .to_f64());
-element!(f16, F16, |v| Float::narrow(round_to_odd(v)), |s| s.to_f64());
-element!(i64, I64, |v| v as i64, |s| s as f64);
-element!(u8, U8, |v| v as u8, |s| f64::from(s));
+element!(f16, F16, float, |v| Float::narrow(round_to_odd(v)), |s| s
+    .to_f64());
+element!(i64, I64, integer, |v| v as i64, |s| s as f64);
+element!(u8, U8, integer, |v| v as u8, |s| f64::from(s));
 
 /// The neighbour in `f32` with an odd last bit, where `v` is not exact: rounding that to a shorter
 /// type is as good as rounding `v` itself. (`half`'s own conversion drops the low 32 bits first,

@@ -74,6 +74,7 @@ mod layout;
 #[path = "../tests/level/mod.rs"]
 mod level;
 mod memory;
+mod number;
 mod shape;
 mod storage;
 mod tensor;
@@ -86,6 +87,7 @@ pub use dtype::{DType, Element, Float, bf16, f16};
 pub use error::{Error, Result};
 pub use layout::Layout;
 pub use memory::MemoryStats;
+pub use number::Number;
 pub use ops::random::Rng;
 pub use ops::unary::GeluKind;
 pub use shape::{Shape, Strides};

@@ -8,6 +8,7 @@ mod checks;
 mod compare;
 mod conv;
 mod embedding;
+mod fill;
 mod index;
 mod layer_norm;
 #[path = "../level/mod.rs"]

@@ -3,7 +3,7 @@
 mod cpu;
 
 use crate::storage::Storage;
-use crate::{Error, Result, Shape, Tensor};
+use crate::{Error, Number, Result, Shape, Tensor};
 
 /// The functions of this family, of two tensors or of a tensor and a number.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -194,13 +194,8 @@ impl Tensor {
     fn with_scalar(&self, op: &'static str, scalar: f64, kind: Binary) -> Result<Tensor> {
         if !self.dtype().is_float() {
             // A tensor of rank 0 in the integer type: no kernels of their own for this rare case.
-            let rhs = Tensor::full((), scalar, self.dtype(), self.device())?;
-            if rhs.item()? != scalar {
-                return Err(Error::InvalidArgument {
-                    op,
-                    reason: format!("{scalar} is no {}", self.dtype()),
-                });
-            }
+            let scalar = Number::Float(scalar);
+            let rhs = Tensor::full_for(op, ().into(), scalar, self.dtype(), self.device())?;
             return self.binary(op, &rhs, kind);
         }
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;

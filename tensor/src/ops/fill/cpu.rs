@@ -1,9 +1,9 @@
 //! CPU kernels.
 
-use crate::{Element, Result, Tensor, dispatch_any};
+use crate::{Number, Result, Tensor, dispatch_any};
 
-pub(super) fn full(value: f64, out: &mut Tensor) -> Result<()> {
-    dispatch_any!(out.dtype(), T => out.make_mut::<T>()?.fill(T::from_f64(value)));
+pub(super) fn full(op: &'static str, value: Number, out: &mut Tensor) -> Result<()> {
+    dispatch_any!(out.dtype(), T => out.make_mut::<T>()?.fill(value.element(op)?));
     Ok(())
 }
 
@@ -13,10 +13,11 @@ pub(super) fn zeros(out: &mut Tensor) -> Result<()> {
 }
 
 /// The numbers `0, 1, …`.
-pub(super) fn arange(out: &mut Tensor) -> Result<()> {
+pub(super) fn arange(op: &'static str, out: &mut Tensor) -> Result<()> {
     dispatch_any!(out.dtype(), T => {
-        let values = out.make_mut::<T>()?.iter_mut().enumerate();
-        values.for_each(|(i, v)| *v = T::from_f64(i as f64));
+        for (i, v) in out.make_mut::<T>()?.iter_mut().enumerate() {
+            *v = Number::Int(i as i64).element(op)?;
+        }
     });
     Ok(())
 }

@@ -3,7 +3,7 @@
 mod cpu;
 
 use crate::storage::Storage;
-use crate::{DType, Device, Error, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Number, Result, Shape, Tensor};
 
 /// A number of elements that an argument gives fits the rule for shapes; the error names it.
 pub(super) fn expect_len(op: &'static str, argument: &str, len: usize, dtype: DType) -> Result<()> {
@@ -17,37 +17,43 @@ pub(super) fn expect_len(op: &'static str, argument: &str, len: usize, dtype: DT
 }
 
 impl Tensor {
-    /// A tensor whose elements are all `value`.
+    /// A tensor whose elements are all `value`, a float or an integer. A float type takes the nearest
+    /// number that it has; an integer type takes what it holds exactly.
     ///
     /// ```
     /// # use phalanx_tensor::{DType, Device, Tensor};
     /// let t = Tensor::full([2, 2], 0.5, DType::F64, Device::cpu(0))?;
     /// assert_eq!(t.to_vec::<f64>()?, [0.5; 4]);
+    /// let t = Tensor::full([1], i64::MAX, DType::I64, Device::cpu(0))?;
+    /// assert_eq!(t.to_vec::<i64>()?, [i64::MAX]);
+    /// let e = Tensor::full([1], -1, DType::U8, Device::cpu(0)).unwrap_err();
+    /// assert_eq!(e.to_string(), "full: -1 is no u8");
     /// # Ok::<(), phalanx_tensor::Error>(())
     /// ```
     ///
     /// # Errors
-    /// As [`empty`](Tensor::empty).
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a number that the integer type
+    /// does not hold; as [`empty`](Tensor::empty).
     pub fn full(
         shape: impl Into<Shape>,
-        value: f64,
+        value: impl Into<Number>,
         dtype: DType,
         device: Device,
     ) -> Result<Tensor> {
-        Tensor::full_for("full", shape.into(), value, dtype, device)
+        Tensor::full_for("full", shape.into(), value.into(), dtype, device)
     }
 
     /// As [`full`](Tensor::full), on behalf of the operation `op`.
     pub(crate) fn full_for(
         op: &'static str,
         shape: Shape,
-        value: f64,
+        value: Number,
         dtype: DType,
         device: Device,
     ) -> Result<Tensor> {
         let mut out = Tensor::allocate(op, shape, dtype, device)?;
         match out.storage() {
-            Storage::Cpu(_) => cpu::full(value, &mut out)?,
+            Storage::Cpu(_) => cpu::full(op, value, &mut out)?,
         }
         Ok(out)
     }
@@ -82,16 +88,17 @@ impl Tensor {
         Tensor::full(shape, 1.0, dtype, device)
     }
 
-    /// The numbers `0, 1, …, len - 1`.
+    /// The numbers `0, 1, …, len - 1`, rounded to what a float type has.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where `len` elements cannot be addressed; as
-    /// [`empty`](Tensor::empty).
+    /// [`Error::InvalidArgument`] where `len` elements cannot be addressed, or for a number that the
+    /// integer type does not hold; as [`empty`](Tensor::empty).
     pub fn arange(len: usize, dtype: DType, device: Device) -> Result<Tensor> {
-        expect_len("arange", "len", len, dtype)?;
-        let mut out = Tensor::allocate("arange", len.into(), dtype, device)?;
+        const OP: &str = "arange";
+        expect_len(OP, "len", len, dtype)?;
+        let mut out = Tensor::allocate(OP, len.into(), dtype, device)?;
         match out.storage() {
-            Storage::Cpu(_) => cpu::arange(&mut out)?,
+            Storage::Cpu(_) => cpu::arange(OP, &mut out)?,
         }
         Ok(out)
     }

@@ -5,7 +5,7 @@ mod cpu;
 
 use crate::layout::resolve_axis;
 use crate::storage::Storage;
-use crate::{Error, Layout, Result, Shape, Tensor};
+use crate::{Error, Layout, Number, Result, Shape, Tensor};
 use bytemuck::cast_slice_mut;
 
 /// The most pieces into which [`chunk`](Tensor::chunk) cuts an empty axis.
@@ -156,8 +156,9 @@ impl Tensor {
     /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where there is not a pair for each axis, or the result would not
-    /// be [addressable](Shape::is_addressable); [`Error::OutOfMemory`].
+    /// [`Error::InvalidArgument`] where there is not a pair for each axis, the result would not be
+    /// [addressable](Shape::is_addressable), or the integer type does not hold `value`;
+    /// [`Error::OutOfMemory`].
     pub fn pad(&self, widths: &[(usize, usize)], value: f64) -> Result<Tensor> {
         const OP: &str = "pad";
         self.expect_widths(OP, widths)?;
@@ -173,6 +174,7 @@ impl Tensor {
                 ),
             });
         };
+        let value = Number::Float(value);
         let mut out = Tensor::full_for(OP, shape, value, self.dtype(), self.device())?;
         let mut place = out.layout().clone();
         for (axis, (&(lo, _), &extent)) in widths.iter().zip(self.dims()).enumerate() {

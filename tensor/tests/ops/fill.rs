@@ -1,0 +1,102 @@
+//! Numbers that a program gives: filled in exactly, or refused by every operation that takes one.
+
+use crate::util::{FLOATS, values};
+use phalanx_tensor::{DType, Device, Element, Error, Number, Result, Tensor};
+
+const CPU: Device = Device::cpu(0);
+
+#[track_caller]
+fn refused(op: &str, number: &str, dtype: DType, result: Result<Tensor>) {
+    let e = result.unwrap_err();
+    assert!(matches!(e, Error::InvalidArgument { .. }), "{e}");
+    assert_eq!(e.to_string(), format!("{op}: {number} is no {dtype}"));
+}
+
+#[test]
+fn integers_are_filled_exactly() {
+    for value in [i64::MAX, i64::MIN, (1 << 53) + 1, -(1 << 53) - 1, 0] {
+        let t = Tensor::full([2], value, DType::I64, CPU).unwrap();
+        assert_eq!(t.to_vec::<i64>().unwrap(), [value; 2]);
+    }
+    let t = Tensor::full([1], -9_223_372_036_854_775_808.0, DType::I64, CPU).unwrap();
+    assert_eq!(t.to_vec::<i64>().unwrap(), [i64::MIN]);
+    for value in [0u8, 255] {
+        let t = Tensor::full([1], value, DType::U8, CPU).unwrap();
+        assert_eq!(t.to_vec::<u8>().unwrap(), [value]);
+    }
+    for dtype in FLOATS {
+        let (int, float) = (Tensor::full([1], -3, dtype, CPU), -3.0f32);
+        let float = Tensor::full([1], float, dtype, CPU).unwrap();
+        assert_eq!(values(&int.unwrap()), values(&float));
+    }
+    // A float type rounds.
+    let t = Tensor::full([1], (1 << 24) + 1, DType::F32, CPU).unwrap();
+    assert_eq!(values(&t), [16_777_216.0]);
+}
+
+#[test]
+fn what_an_integer_type_does_not_hold_is_refused_everywhere() {
+    let numbers = [
+        (DType::U8, -1.0, "-1"),
+        (DType::U8, 256.0, "256"),
+        (DType::U8, 0.5, "0.5"),
+        (DType::U8, f64::NAN, "NaN"),
+        (DType::I64, 0.5, "0.5"),
+        (DType::I64, f64::INFINITY, "inf"),
+        (DType::I64, f64::NAN, "NaN"),
+        // 2⁶³: one more than the largest, and what that rounds to.
+        (
+            DType::I64,
+            9_223_372_036_854_775_808.0,
+            "9223372036854776000",
+        ),
+    ];
+    for (dtype, number, shown) in numbers {
+        refused("full", shown, dtype, Tensor::full([2], number, dtype, CPU));
+        let t = Tensor::ones([2], dtype, CPU).unwrap();
+        refused("add_scalar", shown, dtype, t.add_scalar(number));
+        refused("sub_scalar", shown, dtype, t.sub_scalar(number));
+        refused("mul_scalar", shown, dtype, t.mul_scalar(number));
+        refused("maximum_scalar", shown, dtype, t.clamp(number, 1.0));
+        refused("minimum_scalar", shown, dtype, t.clamp(1.0, number));
+        refused("pad", shown, dtype, t.pad(&[(1, 0)], number));
+    }
+    refused(
+        "full",
+        "-1",
+        DType::U8,
+        Tensor::full((), -1, DType::U8, CPU),
+    );
+    let e = Tensor::full((), i64::MAX, DType::U8, CPU);
+    refused("full", "9223372036854775807", DType::U8, e);
+}
+
+#[test]
+fn a_range_is_exact_or_refused() {
+    let t = Tensor::arange(256, DType::U8, CPU).unwrap();
+    assert_eq!(t.to_vec::<u8>().unwrap(), (0..=255).collect::<Vec<_>>());
+    refused(
+        "arange",
+        "256",
+        DType::U8,
+        Tensor::arange(257, DType::U8, CPU),
+    );
+    let t = Tensor::arange(300, DType::I64, CPU).unwrap();
+    assert_eq!(t.to_vec::<i64>().unwrap(), (0..300).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_type_holds_a_number_or_does_not() {
+    assert_eq!(f64::exact(Number::Int(1 << 53)), Some(2f64.powi(53)));
+    assert_eq!(f64::exact(Number::Int((1 << 53) + 1)), None);
+    assert_eq!(f64::exact(Number::Int(i64::MAX)), None);
+    assert_eq!(f64::exact(Number::Int(i64::MIN)), Some(-2f64.powi(63)));
+    assert_eq!(f32::exact(Number::Float(0.5)), Some(0.5));
+    assert_eq!(f32::exact(Number::Float(0.1)), None);
+    assert_eq!(f32::exact(Number::Float(1e300)), None);
+    assert!(f32::exact(Number::Float(f64::NAN)).unwrap().is_nan());
+    assert_eq!(i64::exact(Number::Float(-2.0)), Some(-2));
+    assert_eq!(i64::exact(Number::Float(2f64.powi(63))), None);
+    assert_eq!(u8::exact(Number::Float(-0.0)), Some(0));
+    assert_eq!(u8::exact(Number::Int(256)), None);
+}
