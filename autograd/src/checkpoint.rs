@@ -28,7 +28,7 @@ use std::fmt;
 /// let x = tape.input(Tensor::scalar(0.5f64, Device::cpu(0))?)?;
 /// let y = checkpoint(&tape, &[&x], |_tape, x| x[0].exp()?.square())?;
 /// assert_eq!(tape.len(), 2); // the input and the segment
-/// let slope = tape.backward(&y)?.wrt(&x).unwrap().item()?;
+/// let slope = tape.backward(&y)?.wrt(&x).unwrap().item::<f64>()?;
 /// assert!((slope - 2.0 * 1f64.exp()).abs() < 1e-12);
 /// # Ok::<(), phalanx_autograd::Error>(())
 /// ```

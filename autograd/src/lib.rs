@@ -32,7 +32,7 @@
 //!
 //! let tape = Tape::inference(); // the same model, and nothing is kept for a backward pass
 //! let logits = model.forward(&tape, &tape.constant(images))?;
-//! assert!(cross_entropy(&logits, &labels)?.item()? < 0.05);
+//! assert!(cross_entropy(&logits, &labels)?.item::<f64>()? < 0.05);
 //! # Ok(())
 //! # }
 //! ```

@@ -323,12 +323,15 @@ mod tests {
     fn several_are_updated_in_the_order_of_the_list() {
         let (a, b, c) = (scalar(1.0), scalar(2.0), scalar(3.0));
         let seen = update_all(&[&c, &a, &b], |values| {
-            let seen: Vec<f64> = values.iter().map(|t| t.item()).collect::<Result<_, _>>()?;
+            let seen: Vec<f64> = values
+                .iter()
+                .map(|t| t.item::<f64>())
+                .collect::<Result<_, _>>()?;
             *values[0] = values[0].add_scalar(10.0)?;
             Ok(seen)
         });
         assert_eq!(seen.unwrap(), [3.0, 1.0, 2.0]);
-        let after = [&a, &b, &c].map(|p| p.value().item().unwrap());
+        let after = [&a, &b, &c].map(|p| p.value().item::<f64>().unwrap());
         assert_eq!(after, [1.0, 2.0, 13.0]);
     }
 
@@ -348,7 +351,7 @@ mod tests {
             assert!(matches!(e, Error::ValueMismatch { id, .. } if id == buffer.id()));
         }
         leave(Tensor::scalar(2.0f64, Device::cpu(0)).unwrap()).unwrap();
-        assert_eq!(buffer.value().item().unwrap(), 2.0);
+        assert_eq!(buffer.value().item::<f64>().unwrap(), 2.0);
     }
 
     #[test]

@@ -108,7 +108,7 @@ struct Inner {
 /// let x = tape.leaf(&w);
 /// let y = x.mul(&x)?; // w²
 /// let gradients = tape.backward(&y)?;
-/// assert_eq!(gradients.get(&w).unwrap().item()?, 6.0);
+/// assert_eq!(gradients.get(&w).unwrap().item::<f64>()?, 6.0);
 /// # Ok::<(), phalanx_autograd::Error>(())
 /// ```
 ///

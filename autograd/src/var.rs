@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::tape::{Kind, NodeId, NodeRef, Tape};
 use crate::vjp::Vjp;
-use phalanx_tensor::{DType, Device, Shape, Tensor};
+use phalanx_tensor::{DType, Device, Element, Shape, Tensor};
 use smallvec::SmallVec;
 use std::fmt;
 
@@ -58,7 +58,7 @@ impl Var {
     /// let tape = Tape::new();
     /// let x = tape.input(Tensor::scalar(2.0f32, Device::cpu(0))?)?;
     /// let y = Var::from_vjp(&tape, &[&x], x.value().clone(), |_needs| Reversal)?;
-    /// assert_eq!(tape.backward(&y)?.wrt(&x).unwrap().item()?, -1.0);
+    /// assert_eq!(tape.backward(&y)?.wrt(&x).unwrap().item::<f64>()?, -1.0);
     /// # Ok::<(), phalanx_autograd::Error>(())
     /// ```
     ///
@@ -162,11 +162,12 @@ impl Var {
         self.value.device()
     }
 
-    /// The value of a variable with a single element.
+    /// The value of a variable with a single element, as a `T` that holds it exactly. As
+    /// [`Tensor::item`].
     ///
     /// # Errors
-    /// As [`Tensor::item`].
-    pub fn item(&self) -> Result<f64> {
+    /// As the tensor's method.
+    pub fn item<T: Element>(&self) -> Result<T> {
         Ok(self.value.item()?)
     }
 }

@@ -23,7 +23,10 @@ pub fn launch<T: Send>(
 /// The group has failed.
 pub fn slowest(group: &dyn ProcessGroup, seconds: f64) -> Result<f64> {
     let mine = Tensor::scalar(seconds, group.device())?;
-    Ok(group.all_reduce(mine, ReduceOp::Max)?.wait()?.item()?)
+    Ok(group
+        .all_reduce(mine, ReduceOp::Max)?
+        .wait()?
+        .item::<f64>()?)
 }
 
 /// The sum of the ranks' `counts`, on every rank.

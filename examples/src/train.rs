@@ -89,7 +89,7 @@ pub fn step<M: Module>(
     let loss = cross_entropy(&logits, labels)?;
     let gradients = ddp.backward(&tape, &loss)?;
     optimizer.step(&gradients)?;
-    Ok(loss.item()? as f32)
+    Ok(loss.item::<f64>()? as f32)
 }
 
 /// Trains `model` on this rank's share of `train`, and judges it by `test` after each epoch.
@@ -197,7 +197,10 @@ pub fn accuracy(model: &impl Module, group: &dyn ProcessGroup, test: &Dataset) -
     }
     model.set_training(true);
     let correct = Tensor::scalar(correct, device)?;
-    let correct = group.all_reduce(correct, ReduceOp::Sum)?.wait()?.item()?;
+    let correct = group
+        .all_reduce(correct, ReduceOp::Sum)?
+        .wait()?
+        .item::<f64>()?;
     Ok(correct / test.len() as f64)
 }
 

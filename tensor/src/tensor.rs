@@ -225,11 +225,22 @@ impl Tensor {
         Ok(self.contiguous()?.as_slice::<T>()?.to_vec())
     }
 
-    /// The value of a tensor with a single element, as `f64`.
+    /// The value of a tensor with a single element, as a `T` that holds it exactly, whatever the
+    /// element type: `f64` for every float and for integers up to 2⁵³, `i64` for every integer.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{Device, Tensor};
+    /// let t = Tensor::scalar(i64::MAX, Device::cpu(0))?;
+    /// assert_eq!(t.item::<i64>()?, i64::MAX);
+    /// let e = t.item::<f64>().unwrap_err();
+    /// assert_eq!(e.to_string(), "item: 9223372036854775807 is no f64");
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// [`Error::InvalidShape`] where there is not exactly one element.
-    pub fn item(&self) -> Result<f64> {
+    /// [`Error::InvalidShape`] where there is not exactly one element; [`Error::InvalidArgument`]
+    /// where `T` does not hold the value: nothing is rounded.
+    pub fn item<T: Element>(&self) -> Result<T> {
         if self.numel() != 1 {
             return Err(Error::InvalidShape {
                 op: "item",
@@ -238,7 +249,9 @@ impl Tensor {
             });
         }
         let Storage::Cpu(s) = self.storage();
-        Ok(dispatch_any!(self.dtype(), T => s.as_slice::<T>()[self.layout.offset()].to_f64()))
+        let at = self.layout.offset();
+        let value = dispatch_any!(self.dtype(), S => s.as_slice::<S>()[at].number());
+        T::exact(value).ok_or_else(|| value.is_no::<T>("item"))
     }
 
     /// The same elements in row-major order without gaps: `self` where it is so already, else a

@@ -92,7 +92,7 @@ impl Model {
             *g = g.cast(logits.dtype())?;
         }
         let norm = global_norm(&grads)?;
-        assert!(norm.is_finite() && out.loss.item()?.is_finite());
+        assert!(norm.is_finite() && out.loss.item::<f64>()?.is_finite());
         scale(&mut grads, 1.0 / norm.max(1.0))?;
         let sgd = SgdConfig {
             momentum: 0.9,

@@ -165,7 +165,7 @@ impl Init {
                 let limit = Tensor::full((), 2.0, drawn, device)?;
                 loop {
                     let outside = t.abs()?.gt(&limit)?;
-                    if outside.sum_all()?.item()? == 0.0 {
+                    if outside.sum_all()?.item::<f64>()? == 0.0 {
                         break;
                     }
                     t = Tensor::where_cond(

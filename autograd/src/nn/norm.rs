@@ -113,7 +113,7 @@ impl BatchNorm2d {
         self.num_batches_tracked.update(|t| {
             *t = t.add_scalar(1.0)?;
             if self.momentum.is_none() {
-                count = t.item()?;
+                count = t.item::<f64>()?;
             }
             Ok(())
         })?;

@@ -24,7 +24,7 @@ use phalanx_tensor::{Device, Tensor};
 /// let tape = Tape::new();
 /// let loss = tape.leaf(&w).square()?;
 /// adam.step(&tape.backward(&loss)?)?;
-/// assert!((w.value().item()? - 4.5).abs() < 1e-6); // the first step has the length lr
+/// assert!((w.value().item::<f64>()? - 4.5).abs() < 1e-6); // the first step has the length lr
 /// # Ok::<(), phalanx_autograd::Error>(())
 /// ```
 #[derive(Debug)]

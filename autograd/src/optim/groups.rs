@@ -161,7 +161,7 @@ pub(super) fn take_number(state: &mut State, name: &str) -> Result<f64> {
     let tensor = state
         .take(name)
         .ok_or_else(|| Error::MissingTensor { name: name.into() })?;
-    Ok(tensor.item()?)
+    Ok(tensor.item::<f64>()?)
 }
 
 /// Takes the state tensor of a parameter out: of the parameter's shape, on its device, of the type

@@ -27,7 +27,7 @@ use phalanx_tensor::ops::optim::sgd_steps;
 ///     let loss = tape.leaf(&w).add_scalar(-3.0)?.square()?;
 ///     sgd.step(&tape.backward(&loss)?)?;
 /// }
-/// assert!((w.value().item()? - 3.0).abs() < 1e-6);
+/// assert!((w.value().item::<f64>()? - 3.0).abs() < 1e-6);
 /// # Ok::<(), phalanx_autograd::Error>(())
 /// ```
 #[derive(Debug)]

@@ -25,7 +25,7 @@ fn check(name: &str, module: &dyn Module, input: &[usize], out: &[usize]) {
             .unwrap_or_else(|e| panic!("{name}: {e}"));
         assert_eq!((y.dims(), y.dtype()), (out, dtype), "{name}");
         let sum = y.sum_all().unwrap();
-        assert_eq!(sum.item().unwrap(), 0.0, "{name}");
+        assert_eq!(sum.item::<f64>().unwrap(), 0.0, "{name}");
         let slopes = tape
             .backward(&sum)
             .unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -140,7 +140,7 @@ fn losses_of_an_empty_batch_are_nan_and_their_gradients_zero() {
             let tape = Tape::new();
             let x = tape.constant(Tensor::zeros([0, 4], dtype, CPU).unwrap());
             let out = loss(&model.forward(&tape, &x).unwrap()).unwrap();
-            assert!(out.item().unwrap().is_nan(), "{name} {dtype}");
+            assert!(out.item::<f64>().unwrap().is_nan(), "{name} {dtype}");
             let slopes = tape.backward(&out).unwrap();
             for param in model.parameters() {
                 let slope = vals(slopes.get(&param).unwrap());

@@ -34,7 +34,7 @@ fn batch_norm_tracks_as_pytorch_does() {
     );
     let var = [94.0 / 3.0, 14.75 / 3.0].map(|v| 0.81 + v * twice);
     close(&vals(&norm.running_var.value()), &var, 1e-12);
-    assert_eq!(norm.num_batches_tracked.value().item().unwrap(), 2.0);
+    assert_eq!(norm.num_batches_tracked.value().item::<f64>().unwrap(), 2.0);
 
     norm.set_training(false);
     let (mean, var) = (
@@ -67,7 +67,7 @@ fn batch_norm_tracks_as_pytorch_does() {
         let sum: Vec<f64> = want.iter().zip(vals(&x)).map(|(a, b)| a + b).collect();
         close(&vals(y.value()), &sum, 1e-12);
     }
-    assert_eq!(norm.num_batches_tracked.value().item().unwrap(), 2.0);
+    assert_eq!(norm.num_batches_tracked.value().item::<f64>().unwrap(), 2.0);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn batch_norm_refuses_what_has_no_variance() {
         assert!(refused, "{e}");
     }
     close(&vals(&norm.running_var.value()), &[1.0, 1.0], 1e-12);
-    assert_eq!(norm.num_batches_tracked.value().item().unwrap(), 0.0);
+    assert_eq!(norm.num_batches_tracked.value().item::<f64>().unwrap(), 0.0);
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn losses_have_their_values() {
     let t = Tensor::from_slice(&[1.0f64, 0.0, 0.0, 1.0], [2, 2], CPU).unwrap();
     let t = tape.constant(t);
     let labels = Tensor::from_slice(&[0i64, 1], [2], CPU).unwrap();
-    let value = |loss: Result<Var>| loss.unwrap().item().unwrap();
+    let value = |loss: Result<Var>| loss.unwrap().item::<f64>().unwrap();
     let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12, "{a} {b}");
     near(value(nn::mse(&x, &t)), (4.0 + 0.25 + 0.5625) / 4.0);
     near(value(nn::l1(&x, &t)), (2.0 + 0.5 + 0.75) / 4.0);
@@ -380,7 +380,7 @@ fn losses_of_half_types_are_f32_and_do_not_overflow() {
             let x = tape.input(full(300.0)).unwrap();
             let out = loss(&x, &tape.constant(full(0.0))).unwrap();
             assert_eq!(out.dtype(), DType::F32, "{dtype}, loss {i}");
-            assert_eq!(out.item().unwrap(), want, "{dtype}, loss {i}");
+            assert_eq!(out.item::<f64>().unwrap(), want, "{dtype}, loss {i}");
             let slope = tape.backward(&out).unwrap();
             assert_eq!(slope.wrt(&x).unwrap().dtype(), dtype);
         }
@@ -390,7 +390,7 @@ fn losses_of_half_types_are_f32_and_do_not_overflow() {
         let targets = Tensor::zeros([64], DType::I64, CPU).unwrap();
         let out = nn::cross_entropy(&logits, &targets).unwrap();
         assert_eq!(out.dtype(), DType::F32);
-        assert!((out.item().unwrap() - 10f64.ln()).abs() < 1e-6);
+        assert!((out.item::<f64>().unwrap() - 10f64.ln()).abs() < 1e-6);
         let log_p = logits.log_softmax(1).unwrap();
         let nll = nn::nll(&log_p, &targets).unwrap();
         assert_eq!(nll.dtype(), DType::F32);
@@ -419,7 +419,7 @@ fn train(model: &dyn Module, input: &[usize], steps: usize, lr: f64, device: Dev
         let out = model.forward(&tape, &tape.constant(x.clone())).unwrap();
         let loss = nn::cross_entropy(&out, &y).unwrap();
         drop(out);
-        losses.push(loss.item().unwrap());
+        losses.push(loss.item::<f64>().unwrap());
         let gradients = tape.backward(&loss).unwrap();
         sgd.step(&gradients).unwrap();
         drop((gradients, loss));

@@ -109,7 +109,7 @@ fn states_round_trip_and_misfits_are_named() {
         vals(a.forward(&tape, &x).unwrap().value()),
         vals(b.forward(&tape, &x).unwrap().value())
     );
-    assert_eq!(b.named_buffers()[2].1.value().item().unwrap(), 1.0);
+    assert_eq!(b.named_buffers()[2].1.value().item::<f64>().unwrap(), 1.0);
 
     let state = State::of(&a).unwrap();
     assert_eq!(
@@ -187,7 +187,10 @@ fn a_model_with_dropout_resumes_bit_for_bit() {
     let fresh = run(&a);
     run(&a);
     let state = State::of(&a).unwrap();
-    let counts: Vec<_> = state.iter().map(|(n, t)| (n, t.item().unwrap())).collect();
+    let counts: Vec<_> = state
+        .iter()
+        .map(|(n, t)| (n, t.item::<f64>().unwrap()))
+        .collect();
     assert_eq!(counts, [("0.uses", 4.0), ("1.uses", 2.0)]);
     let state = State::from_bytes(&state.to_bytes().unwrap(), CPU).unwrap();
     state.load_into(&b).unwrap();

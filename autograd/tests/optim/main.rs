@@ -216,7 +216,12 @@ fn a_group_that_comes_after_a_step_leaves_the_others_their_momenta() {
         &[0.9 - 0.05, 0.8, 0.6 - 0.2],
     );
     let state = sgd.state().unwrap();
-    let momentum = |i: usize| state.get(&format!("{i}.momentum_buffer")).unwrap().item();
+    let momentum = |i: usize| {
+        state
+            .get(&format!("{i}.momentum_buffer"))
+            .unwrap()
+            .item::<f64>()
+    };
     close(&[0, 1, 2].map(|i| momentum(i).unwrap()), &[0.5, 2.0, 0.0]);
 }
 

@@ -25,7 +25,7 @@ pub fn by_tag(g: &dyn ProcessGroup) -> Result<()> {
         }
     }
     for (work, want) in recvs {
-        assert_eq!(work.wait()?.item()?, want as f64);
+        assert_eq!(work.wait()?.item::<f64>()?, want as f64);
     }
     sends.into_iter().try_for_each(|s| s.wait())
 }

@@ -81,7 +81,7 @@ pub fn any_order_any_thread(g: &dyn ProcessGroup) -> Result<()> {
         let results = work
             .into_iter()
             .rev()
-            .map(|(k, w)| Ok((k, w.wait()?.item()?)));
+            .map(|(k, w)| Ok((k, w.wait()?.item::<f64>()?)));
         results.collect::<Result<Vec<(usize, f64)>>>()
     });
     let results = results.join().expect("no panic")?;
@@ -196,9 +196,12 @@ pub fn two_dimensions_at_once(g: &dyn ProcessGroup) -> Result<()> {
         let a = rows.all_reduce(number(g, me + k), ReduceOp::Sum)?;
         let b = cols.all_reduce(number(g, me + 2 * k), ReduceOp::Sum)?;
         let c = g.all_reduce(number(g, me + 3 * k), ReduceOp::Sum)?;
-        assert_eq!(c.wait()?.item()?, sum(&(0..n).collect::<Vec<_>>(), 3 * k));
-        assert_eq!(b.wait()?.item()?, sum(&in_col, 2 * k));
-        assert_eq!(a.wait()?.item()?, sum(&in_row, k));
+        assert_eq!(
+            c.wait()?.item::<f64>()?,
+            sum(&(0..n).collect::<Vec<_>>(), 3 * k)
+        );
+        assert_eq!(b.wait()?.item::<f64>()?, sum(&in_col, 2 * k));
+        assert_eq!(a.wait()?.item::<f64>()?, sum(&in_row, k));
     }
     // A group of a group.
     let alone = rows.split(rows.rank() as u32, 0)?;
@@ -210,7 +213,7 @@ pub fn two_dimensions_at_once(g: &dyn ProcessGroup) -> Result<()> {
         alone
             .all_reduce(number(g, me), ReduceOp::Avg)?
             .wait()?
-            .item()?,
+            .item::<f64>()?,
         me as f64
     );
     Ok(())
@@ -271,6 +274,9 @@ pub fn wrong_arguments_hurt_nobody(g: &dyn ProcessGroup) -> Result<()> {
         g.broadcast(t(), n),
         Err(Error::RankOutOfRange { op: "broadcast", role: "root", value, size, .. }) if value == n && size == n
     ));
-    assert_eq!(g.all_reduce(t(), ReduceOp::Sum)?.wait()?.item()?, n as f64);
+    assert_eq!(
+        g.all_reduce(t(), ReduceOp::Sum)?.wait()?.item::<f64>()?,
+        n as f64
+    );
     Ok(())
 }

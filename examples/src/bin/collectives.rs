@@ -150,7 +150,7 @@ impl Lesson {
             .group
             .all_reduce(length, ReduceOp::Max)?
             .wait()?
-            .item()? as usize;
+            .item::<f64>()? as usize;
         let mut bytes = line.as_bytes().to_vec();
         bytes.resize(length, b' ');
         let bytes = Tensor::from_vec(bytes, [length], self.group.device())?;

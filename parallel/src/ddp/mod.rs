@@ -56,7 +56,7 @@ use step::Joint;
 ///         let loss = y.square()?.mean_all()?;
 ///         let gradients = ddp.backward(&tape, &loss)?; // averaged over both ranks
 ///         sgd.step(&gradients)?;
-///         last = loss.value().item()?;
+///         last = loss.value().item::<f64>()?;
 ///     }
 ///     Ok(last)
 /// })?;

@@ -96,7 +96,7 @@ fn ddp_reproduces_pytorch_in_every_mode() {
                 } else {
                     let loss = forward(step)?;
                     assert_close(
-                        &[loss.item()?],
+                        &[loss.item::<f64>()?],
                         &want.local_loss[step..=step],
                         1e-6,
                         "local loss",

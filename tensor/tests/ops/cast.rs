@@ -74,7 +74,7 @@ fn ties_round_to_even_and_excess_overflows() {
     let y = tensor_of(&[above], &[1], DType::F64)
         .cast(DType::BF16)
         .unwrap();
-    assert_eq!(y.item().unwrap(), 1.0 + 2f64.powi(-7));
+    assert_eq!(y.item::<f64>().unwrap(), 1.0 + 2f64.powi(-7));
 }
 
 #[test]

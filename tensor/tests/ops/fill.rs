@@ -86,6 +86,36 @@ fn a_range_is_exact_or_refused() {
 }
 
 #[test]
+fn an_item_is_read_exactly_or_not_at_all() {
+    fn read<T: Element>(t: &Tensor) -> Result<T> {
+        t.item()
+    }
+    for value in [i64::MAX, i64::MIN, (1 << 53) + 1] {
+        let t = Tensor::scalar(value, CPU).unwrap();
+        assert_eq!(read::<i64>(&t).unwrap(), value);
+    }
+    let t = Tensor::scalar((1i64 << 53) + 1, CPU).unwrap();
+    let e = read::<f64>(&t).unwrap_err();
+    assert!(matches!(e, Error::InvalidArgument { op: "item", .. }));
+    assert_eq!(e.to_string(), "item: 9007199254740993 is no f64");
+    assert!(read::<f32>(&Tensor::scalar((1i64 << 24) + 1, CPU).unwrap()).is_err());
+    for dtype in FLOATS {
+        let t = Tensor::full([1, 1], 0.3, dtype, CPU).unwrap();
+        assert_eq!(read::<f64>(&t).unwrap(), values(&t)[0], "{dtype}");
+        assert_eq!(read::<f32>(&t).is_ok(), dtype != DType::F64);
+        assert_eq!(read::<i64>(&t).unwrap_err().to_string(), {
+            format!("item: {} is no i64", values(&t)[0])
+        });
+        let t = Tensor::full([], f64::NAN, dtype, CPU).unwrap();
+        assert!(read::<f32>(&t).unwrap().is_nan());
+    }
+    let t = Tensor::full((), 2.0, DType::F32, CPU).unwrap();
+    assert_eq!(read::<u8>(&t).unwrap(), 2);
+    let two = Tensor::zeros([2], DType::F32, CPU).unwrap();
+    assert!(matches!(read::<f64>(&two), Err(Error::InvalidShape { .. })));
+}
+
+#[test]
 fn a_type_holds_a_number_or_does_not() {
     assert_eq!(f64::exact(Number::Int(1 << 53)), Some(2f64.powi(53)));
     assert_eq!(f64::exact(Number::Int((1 << 53) + 1)), None);

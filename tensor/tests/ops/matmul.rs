@@ -100,7 +100,7 @@ fn vectors_count_as_a_row_or_a_column() {
     let dot = v.matmul(&v).unwrap();
     assert_eq!(dot.rank(), 0);
     let expected: f64 = values(&v).iter().map(|x| x * x).sum();
-    assert!((dot.item().unwrap() - expected).abs() < 1e-13);
+    assert!((dot.item::<f64>().unwrap() - expected).abs() < 1e-13);
 }
 
 #[test]

@@ -114,7 +114,7 @@ fn a_nan_is_the_maximum() {
     let (out, at) = tensor_of(&x, &[1, 1, 2, 2], DType::F32)
         .max_pool2d(&Pool2dConfig::new([2, 2]))
         .unwrap();
-    assert!(out.item().unwrap().is_nan() && at.item().unwrap() == 1.0);
+    assert!(out.item::<f64>().unwrap().is_nan() && at.item::<f64>().unwrap() == 1.0);
 }
 
 #[test]

@@ -190,9 +190,9 @@ fn a_sum_of_many_is_accurate_and_the_same_whatever_the_threads() {
     let exact = sum(&values(&x));
     let alone = cpu::with_threads(1, || x.sum_all().unwrap());
     let bound = (24.0 + (n as f64).log2()) * rounding(DType::F32) * exact;
-    assert!((alone.item().unwrap() - exact).abs() <= bound);
+    assert!((alone.item::<f64>().unwrap() - exact).abs() <= bound);
     assert!(
-        (alone.item().unwrap() - exact).abs() <= 1e-6 * exact,
+        (alone.item::<f64>().unwrap() - exact).abs() <= 1e-6 * exact,
         "far better than the bound"
     );
     for threads in [2, 3, 5] {
@@ -212,7 +212,7 @@ fn a_sum_of_many_is_accurate_and_the_same_whatever_the_threads() {
     }
     // A naive running sum in f32 stops growing at 2²⁴.
     let ones = Tensor::ones([20_000_000, 1], DType::F32, Device::cpu(0)).unwrap();
-    assert_eq!(ones.sum(&[0], false).unwrap().item().unwrap(), 2e7);
+    assert_eq!(ones.sum(&[0], false).unwrap().item::<f64>().unwrap(), 2e7);
     let ones = Tensor::ones([2_000_000, 10], DType::F32, Device::cpu(0)).unwrap();
     assert_eq!(
         ones.sum(&[0], false).unwrap().to_vec::<f32>().unwrap(),
@@ -266,7 +266,7 @@ fn empty_reductions_are_defined_or_refused() {
             .iter()
             .all(|v| v.is_nan())
     );
-    assert!(t.mean_all().unwrap().item().unwrap().is_nan());
+    assert!(t.mean_all().unwrap().item::<f64>().unwrap().is_nan());
     assert_eq!(
         t.max(&[0], false).unwrap().dims(),
         &[0],

@@ -78,7 +78,7 @@ impl Tensor {
     /// let x = Tensor::from_slice(&[1.0f32, 3.0], [2, 1], Device::cpu(0))?;
     /// let y = x.batch_norm(None, None, 0.0)?;
     /// assert_eq!(y.out.to_vec::<f32>()?, [-1.0, 1.0]);
-    /// assert_eq!((y.mean.item()?, y.var.item()?), (2.0, 1.0));
+    /// assert_eq!((y.mean.item::<f64>()?, y.var.item::<f64>()?), (2.0, 1.0));
     /// # Ok::<(), phalanx_tensor::Error>(())
     /// ```
     ///

@@ -67,7 +67,7 @@ impl Tensor {
     ///
     /// let x = Tensor::from_slice(&[1.0f32, 5.0, 3.0, 4.0], [1, 1, 2, 2], Device::cpu(0))?;
     /// let (max, at) = x.max_pool2d(&Pool2dConfig::new([2, 2]))?;
-    /// assert_eq!((max.item()?, at.item()?), (5.0, 1.0));
+    /// assert_eq!((max.item::<f64>()?, at.item::<f64>()?), (5.0, 1.0));
     /// # Ok::<(), phalanx_tensor::Error>(())
     /// ```
     ///

@@ -69,7 +69,7 @@ impl Tensor {
     /// let logits = Tensor::from_slice(&[0.0f64, 3f64.ln()], [1, 2], Device::cpu(0))?;
     /// let target = Tensor::from_slice(&[1i64], [1], Device::cpu(0))?;
     /// let out = logits.cross_entropy(&target, &CrossEntropyConfig::default())?;
-    /// assert!((out.loss.item()? + 0.75f64.ln()).abs() < 1e-12);
+    /// assert!((out.loss.item::<f64>()? + 0.75f64.ln()).abs() < 1e-12);
     /// # Ok::<(), phalanx_tensor::Error>(())
     /// ```
     ///
