@@ -124,7 +124,7 @@ fn sizes_that_no_memory_has_are_refused() {
         assert_eq!((group.size(), group.rank()), (2, 1 - me));
         g.all_reduce(one()?, ReduceOp::Sum)?
             .wait()?
-            .item()
+            .item::<f64>()
             .map_err(Error::from)
     });
     assert_eq!(end.unwrap_or_else(|e| panic!("{e}")), [2.0; 2]);

@@ -60,7 +60,7 @@ fn modules_nested_three_thousand_deep() {
         let ddp = Ddp::new(model, group.clone(), DdpConfig::default()).expect("ranks agree");
         let loss = ddp.forward(&tape, &x)?.sum_all()?;
         ddp.backward(&tape, &loss).expect("ranks agree");
-        Ok((count, loss.item()?))
+        Ok((count, loss.item::<f64>()?))
     });
     let ends = end.unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(ends, vec![(2 * MODULES, 1.0); 2]);

@@ -1,12 +1,15 @@
 //! The crate's one error type.
 
 use crate::{DType, Device, Shape};
+use std::fmt;
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong in an operation on tensors. Each variant names the operation.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+/// What can go wrong in an operation on tensors. Each variant names the operation that was called.
+///
+/// `Debug` writes the sentence of `Display`, so that a `main` that returns the error prints it.
+#[derive(Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Two shapes do not fit together.
@@ -40,6 +43,18 @@ pub enum Error {
         lhs: DType,
         /// Element type of the second operand.
         rhs: DType,
+    },
+    /// An operand has another element type than it must have.
+    #[error("{op}: {operand} must be {wanted}, not {found}")]
+    WrongDType {
+        /// The operation.
+        op: &'static str,
+        /// Which operand.
+        operand: &'static str,
+        /// The type that it must have.
+        wanted: DType,
+        /// The type that it has.
+        found: DType,
     },
     /// The operation is not defined for the element type.
     #[error("{op}: not defined for elements of type {dtype}")]
@@ -119,4 +134,34 @@ pub enum Error {
         /// Bytes live on the device at that time.
         live: usize,
     },
+}
+
+/// A `main` that returns an error prints its `Debug`: a derived one would hide the sentence.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Error {
+    /// The same error from the operation `op`, which has called the one that failed: users know only
+    /// the name that they wrote.
+    #[must_use]
+    pub fn of(mut self, op: &'static str) -> Error {
+        match &mut self {
+            Error::ShapeMismatch { op: name, .. }
+            | Error::InvalidShape { op: name, .. }
+            | Error::DTypeMismatch { op: name, .. }
+            | Error::WrongDType { op: name, .. }
+            | Error::UnsupportedDType { op: name, .. }
+            | Error::DeviceMismatch { op: name, .. }
+            | Error::DeviceUnavailable { op: name, .. }
+            | Error::AxisOutOfRange { op: name, .. }
+            | Error::IndexOutOfRange { op: name, .. }
+            | Error::NotContiguous { op: name, .. }
+            | Error::InvalidArgument { op: name, .. }
+            | Error::OutOfMemory { op: name, .. } => *name = op,
+        }
+        self
+    }
 }

@@ -53,7 +53,7 @@ impl Tensor {
     /// # Errors
     /// As [`empty`](Tensor::empty).
     pub fn scalar<T: Element>(value: T, device: Device) -> Result<Tensor> {
-        Tensor::from_slice(&[value], (), device)
+        Tensor::from_slice(&[value], (), device).map_err(|error| error.of("scalar"))
     }
 
     /// Copies a slice, in row-major order.
@@ -92,7 +92,7 @@ impl Tensor {
         shape: impl Into<Shape>,
         device: Device,
     ) -> Result<Tensor> {
-        Tensor::from_slice(&data, shape, device)
+        Tensor::from_slice(&data, shape, device).map_err(|error| error.of("from_vec"))
     }
 
     // ---- what it is --------------------------------------------------------------------------
@@ -222,7 +222,12 @@ impl Tensor {
     /// # Errors
     /// [`Error::DTypeMismatch`] where `T` is another type; as [`empty`](Tensor::empty).
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        Ok(self.contiguous()?.as_slice::<T>()?.to_vec())
+        self.expect_dtype::<T>("to_vec")?;
+        if self.is_contiguous() {
+            return Ok(self.as_slice::<T>()?.to_vec());
+        }
+        let copy = self.copy_to("to_vec", self.device())?;
+        Ok(copy.as_slice::<T>()?.to_vec())
     }
 
     /// The value of a tensor with a single element, as a `T` that holds it exactly, whatever the
@@ -315,6 +320,24 @@ impl Tensor {
                 rhs: T::DTYPE,
             })
         }
+    }
+
+    /// The tensor, as the operand called `operand`, has elements of type `wanted`.
+    pub(crate) fn expect_operand(
+        &self,
+        op: &'static str,
+        operand: &'static str,
+        wanted: DType,
+    ) -> Result<()> {
+        if self.dtype() == wanted {
+            return Ok(());
+        }
+        Err(Error::WrongDType {
+            op,
+            operand,
+            wanted,
+            found: self.dtype(),
+        })
     }
 
     fn expect_contiguous(&self, op: &'static str) -> Result<()> {

@@ -17,7 +17,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::AxisOutOfRange`] for a tensor of rank below 2.
     pub fn t(&self) -> Result<Tensor> {
-        self.transpose(-2, -1)
+        self.transpose(-2, -1).map_err(|error| error.of("t"))
     }
 
     /// Reorders the axes: axis `i` of the result is axis `axes[i]` of `self`. A view.
@@ -55,11 +55,9 @@ impl Tensor {
                 op: "slice",
                 reason: format!("the range {range:?} ends before it starts"),
             })?;
-        Ok(self.with_layout(
-            self.layout()
-                .narrow(axis, range.start, len)?
-                .step(axis, step)?,
-        ))
+        let narrowed = self.layout().narrow(axis, range.start, len);
+        let layout = narrowed.and_then(|layout| layout.step(axis, step));
+        Ok(self.with_layout(layout.map_err(|error| error.of("slice"))?))
     }
 
     /// Index `index` of `axis`, without that axis. A view.
@@ -67,7 +65,9 @@ impl Tensor {
     /// # Errors
     /// As [`narrow`](Tensor::narrow).
     pub fn select(&self, axis: isize, index: usize) -> Result<Tensor> {
-        Ok(self.with_layout(self.layout().narrow(axis, index, 1)?.squeeze(axis)?))
+        let narrowed = self.layout().narrow(axis, index, 1);
+        let layout = narrowed.and_then(|layout| layout.squeeze(axis));
+        Ok(self.with_layout(layout.map_err(|error| error.of("select"))?))
     }
 
     /// Stretches axes of extent 1 to `shape`, by NumPy's rules. A view.
@@ -130,7 +130,7 @@ impl Tensor {
             .chain([joined])
             .chain(d[last + 1..].iter().copied())
             .collect();
-        self.reshape(shape)
+        self.reshape(shape).map_err(|error| error.of("flatten"))
     }
 
     /// Drops `axis`, which must have the extent 1. A view.

@@ -50,17 +50,22 @@ pub fn labelled_calls(g: &dyn ProcessGroup) -> Result<()> {
     let second = g.all_reduce(number(g, g.rank()), ReduceOp::Sum)?;
     let third = labelled(1).all_gather(number(g, g.rank()))?;
     assert_eq!(third.wait()?.dims(), [g.size(), 1]);
-    assert_eq!(second.wait()?.item()?, ranks_sum(g) as f64);
-    assert_eq!(first.wait()?.item()?, g.size() as f64);
+    assert_eq!(second.wait()?.item::<f64>()?, ranks_sum(g) as f64);
+    assert_eq!(first.wait()?.item::<f64>()?, g.size() as f64);
     let all = labelled(2).split(0, 0)?;
     let sum = all.all_reduce(number(g, 2), ReduceOp::Sum)?.wait()?;
-    assert_eq!(sum.item()?, 2.0 * g.size() as f64);
+    assert_eq!(sum.item::<f64>()?, 2.0 * g.size() as f64);
     let message = |g: &dyn ProcessGroup| -> Result<()> {
         let (me, n) = (g.rank(), g.size());
         if n > 1 && me == 0 {
             g.send(number(g, 5), n - 1, 0)?.wait()?;
         } else if n > 1 && me == n - 1 {
-            assert_eq!(g.recv([1].into(), DType::F64, 0, 0)?.wait()?.item()?, 5.0);
+            assert_eq!(
+                g.recv([1].into(), DType::F64, 0, 0)?
+                    .wait()?
+                    .item::<f64>()?,
+                5.0
+            );
         }
         Ok(())
     };

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::pool::{Block, Pool};
+use super::slow_build;
 use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::memory::{self, DeviceMemory};
@@ -22,6 +23,7 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     /// A buffer of `bytes` bytes on `cpu:index` with arbitrary (but initialised) contents.
     pub(crate) fn new(op: &'static str, index: usize, bytes: usize) -> Result<Buffer> {
+        slow_build::remark_once();
         let home = memory::cpu(index);
         let from_system = || {
             let size = Pool::block_bytes(bytes)?;

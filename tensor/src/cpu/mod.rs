@@ -14,6 +14,7 @@ pub(crate) mod prefetch;
 pub(crate) mod rows;
 pub(crate) mod share;
 pub(crate) mod simd;
+mod slow_build;
 pub(crate) mod strided;
 mod threads;
 

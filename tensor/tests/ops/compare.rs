@@ -96,9 +96,11 @@ fn errors_name_operation_shapes_and_types() {
     let e = Tensor::where_cond(&f, &f, &f).unwrap_err();
     assert_eq!(
         e,
-        Error::UnsupportedDType {
+        Error::WrongDType {
             op: "where_cond",
-            dtype: DType::F32
+            operand: "the condition",
+            wanted: DType::U8,
+            found: DType::F32
         }
     );
     let message = Tensor::where_cond(&mask, &f, &f).unwrap_err().to_string();

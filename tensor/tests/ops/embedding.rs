@@ -89,7 +89,7 @@ fn misuse_is_named() {
     }
     assert!(matches!(
         table.embedding(&table),
-        Err(Error::DTypeMismatch {
+        Err(Error::WrongDType {
             op: "embedding",
             ..
         })

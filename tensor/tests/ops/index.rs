@@ -196,7 +196,7 @@ fn misuse_is_named() {
         x.gather(1, &list(&[0])),
         Err(Error::ShapeMismatch { .. })
     ));
-    assert!(matches!(x.gather(1, &x), Err(Error::DTypeMismatch { .. })));
+    assert!(matches!(x.gather(1, &x), Err(Error::WrongDType { .. })));
     assert!(matches!(
         x.gather(2, &square),
         Err(Error::AxisOutOfRange { axis: 2, .. })

@@ -15,6 +15,7 @@ mod layer_norm;
 mod level;
 mod linear;
 mod matmul;
+mod names;
 mod optim;
 mod optim_failures;
 mod pool;

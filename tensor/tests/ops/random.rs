@@ -275,9 +275,11 @@ fn errors_name_the_operation() {
     );
     assert_eq!(
         x.dropout_backward(&x, 0.5).unwrap_err(),
-        Error::UnsupportedDType {
+        Error::WrongDType {
             op: "dropout_backward",
-            dtype: DType::F32
+            operand: "the mask",
+            wanted: DType::U8,
+            found: DType::F32
         }
     );
 }

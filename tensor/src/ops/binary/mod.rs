@@ -103,7 +103,10 @@ impl Tensor {
     /// # Errors
     /// As [`maximum_scalar`](Tensor::maximum_scalar).
     pub fn clamp(&self, low: f64, high: f64) -> Result<Tensor> {
-        self.maximum_scalar(low)?.minimum_scalar(high)
+        let clamp = self
+            .maximum_scalar(low)
+            .and_then(|x| x.minimum_scalar(high));
+        clamp.map_err(|error| error.of("clamp"))
     }
 
     /// `self + rhs`, in the buffer of `self` where nobody else holds it: how gradients accumulate

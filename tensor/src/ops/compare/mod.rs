@@ -65,16 +65,11 @@ impl Tensor {
     /// (PyTorch: `torch.where`).
     ///
     /// # Errors
-    /// [`Error::UnsupportedDType`] where `cond` is not `u8`; [`Error::ShapeMismatch`],
+    /// [`Error::WrongDType`] where `cond` is not `u8`; [`Error::ShapeMismatch`],
     /// [`Error::DTypeMismatch`], [`Error::DeviceMismatch`], [`Error::OutOfMemory`].
     pub fn where_cond(cond: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let op = "where_cond";
-        if cond.dtype() != DType::U8 {
-            return Err(Error::UnsupportedDType {
-                op,
-                dtype: cond.dtype(),
-            });
-        }
+        cond.expect_operand(op, "the condition", DType::U8)?;
         a.expect_same_kind(op, b)?;
         a.expect_same_device(op, cond)?;
         let values = common_shape(op, a, b)?;

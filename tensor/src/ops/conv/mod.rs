@@ -49,7 +49,7 @@ impl Tensor {
                     op: OP,
                     lhs: weight.shape().clone(),
                     rhs: b.shape().clone(),
-                    reason: "the bias wants one element per output channel",
+                    reason: "the bias must have one element per output channel",
                 });
             }
         }

@@ -19,14 +19,14 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::IndexOutOfRange`] names an id that is no row; [`Error::InvalidShape`] where the
-    /// table is no matrix, [`Error::DTypeMismatch`], [`Error::DeviceMismatch`].
+    /// table is no matrix, [`Error::WrongDType`], [`Error::DeviceMismatch`].
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
         const OP: &str = "embedding";
         let &[entries, width] = self.dims() else {
             return Err(Error::InvalidShape {
                 op: OP,
                 shape: self.shape().clone(),
-                reason: "a table has two axes".into(),
+                reason: "a table must have two axes".into(),
             });
         };
         let (table, ids) = (self.contiguous()?, checked(OP, self, ids, entries)?);
@@ -63,7 +63,7 @@ impl Tensor {
                     op: OP,
                     lhs: self.shape().clone(),
                     rhs: ids.shape().clone(),
-                    reason: "a gradient has the ids' shape and one axis more",
+                    reason: "the gradient must have the ids' shape and one axis more",
                 });
             }
         };

@@ -85,7 +85,7 @@ impl Tensor {
     /// # Errors
     /// As [`empty`](Tensor::empty).
     pub fn ones(shape: impl Into<Shape>, dtype: DType, device: Device) -> Result<Tensor> {
-        Tensor::full(shape, 1.0, dtype, device)
+        Tensor::full(shape, 1.0, dtype, device).map_err(|error| error.of("ones"))
     }
 
     /// The numbers `0, 1, …, len - 1`, rounded to what a float type has.

@@ -25,7 +25,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::IndexOutOfRange`], [`Error::AxisOutOfRange`], [`Error::InvalidShape`] where
-    /// `indices` has not one axis, [`Error::DTypeMismatch`], [`Error::DeviceMismatch`].
+    /// `indices` has not one axis, [`Error::WrongDType`], [`Error::DeviceMismatch`].
     pub fn index_select(&self, axis: isize, indices: &Tensor) -> Result<Tensor> {
         const OP: &str = "index_select";
         let axis = resolve_axis(OP, axis, self.rank())?;
@@ -65,7 +65,7 @@ impl Tensor {
                 op: OP,
                 lhs: source.shape().clone(),
                 rhs: shape,
-                reason: "the source has a slice for each index",
+                reason: "the source must have a slice for each index",
             });
         }
         let inner = self.dims()[axis + 1..].iter().product();
@@ -91,7 +91,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::IndexOutOfRange`], [`Error::AxisOutOfRange`], [`Error::ShapeMismatch`],
-    /// [`Error::DTypeMismatch`], [`Error::DeviceMismatch`].
+    /// [`Error::WrongDType`], [`Error::DeviceMismatch`].
     pub fn gather(&self, axis: isize, indices: &Tensor) -> Result<Tensor> {
         const OP: &str = "gather";
         let axis = resolve_axis(OP, axis, self.rank())?;
@@ -158,7 +158,7 @@ impl Tensor {
         self.expect_same_kind(OP, source)?;
         let axis = resolve_axis(OP, axis, self.rank())?;
         let indices = self.places(OP, axis, indices)?;
-        indices.expect_same_shape(OP, source, "there is an element for each index")?;
+        indices.expect_same_shape(OP, source, "there must be an element for each index")?;
         let mut sum = working(OP, self)?;
         if indices.numel() > 0 {
             let source = source.contiguous()?;
@@ -190,7 +190,7 @@ impl Tensor {
             return Err(Error::InvalidShape {
                 op,
                 shape: indices.shape().clone(),
-                reason: "a list of indices has one axis".into(),
+                reason: "a list of indices must have one axis".into(),
             });
         }
         checked(op, self, indices, self.dims()[axis])
@@ -204,7 +204,7 @@ impl Tensor {
                 op,
                 lhs: self.shape().clone(),
                 rhs: indices.shape().clone(),
-                reason: "indices have no larger extents, but on the axis",
+                reason: "indices must have no larger extents, but on the axis",
             });
         }
         checked(op, self, indices, self.dims()[axis])
@@ -219,13 +219,7 @@ pub(super) fn checked(
     extent: usize,
 ) -> Result<Tensor> {
     x.expect_same_device(op, indices)?;
-    if indices.dtype() != DType::I64 {
-        return Err(Error::DTypeMismatch {
-            op,
-            lhs: DType::I64,
-            rhs: indices.dtype(),
-        });
-    }
+    indices.expect_operand(op, "indices", DType::I64)?;
     let indices = indices.contiguous()?;
     match first_outside(&indices, 0..extent as i64, None)? {
         None => Ok(indices),

@@ -70,7 +70,7 @@ impl Tensor {
             self,
             in_features,
             weight,
-            "the last axis is as long as the weight's second",
+            "the last axis must be as long as the weight's second",
         )?;
         let bias = match bias {
             Some(bias) => {
@@ -80,7 +80,7 @@ impl Tensor {
                         op: OP,
                         lhs: weight.shape().clone(),
                         rhs: bias.shape().clone(),
-                        reason: "the bias has one element for each row of the weight",
+                        reason: "the bias must have one element for each row of the weight",
                     });
                 }
                 Some(bias.contiguous()?)
@@ -112,7 +112,7 @@ impl Tensor {
             self,
             out_features,
             weight,
-            "the last axis is as long as the weight's first",
+            "the last axis must be as long as the weight's first",
         )?;
         let mut shape = lead;
         shape.push(in_features);
@@ -138,7 +138,7 @@ impl Tensor {
             op: OP,
             lhs: self.shape().clone(),
             rhs: x.shape().clone(),
-            reason: "all axes but the last agree",
+            reason: "all axes but the last must agree",
         };
         let (Some((&out_features, lead)), Some((&in_features, x_lead))) =
             (self.dims().split_last(), x.dims().split_last())
@@ -175,8 +175,9 @@ impl Tensor {
         let Some((&features, lead)) = self.dims().split_last() else {
             return Err(scalar(OP, self));
         };
-        self.reshape([lead.iter().product::<usize>(), features])?
-            .sum(&[0], false)
+        let rows = self.reshape([lead.iter().product::<usize>(), features]);
+        let sum = rows.and_then(|rows| rows.sum(&[0], false));
+        sum.map_err(|error| error.of(OP))
     }
 }
 
@@ -197,7 +198,7 @@ fn weight_shape(op: &'static str, t: &Tensor, weight: &Tensor) -> Result<(usize,
         _ => Err(Error::InvalidShape {
             op,
             shape: weight.shape().clone(),
-            reason: "the weight is a matrix, [out, in]".into(),
+            reason: "the weight must be a matrix, [out, in]".into(),
         }),
     }
 }

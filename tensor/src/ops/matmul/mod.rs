@@ -66,7 +66,7 @@ impl Tensor {
         };
         if k != inner {
             return Err(mismatch(
-                "the last axis of the first is as long as the last but one of the second",
+                "the last axis of the first must be as long as the last but one of the second",
             ));
         }
         let lead = a_lead

@@ -276,7 +276,7 @@ fn channel(op: &'static str, x: &Tensor, t: &Tensor, dims: &Dims) -> Result<Tens
             op,
             lhs: x.shape().clone(),
             rhs: t.shape().clone(),
-            reason: "parameters and statistics have one element per channel",
+            reason: "parameters and statistics must have one element per channel",
         });
     }
     working(op, t)
@@ -291,7 +291,7 @@ fn same_shape(op: &'static str, t: &Tensor, x: &Tensor) -> Result<()> {
         op,
         lhs: t.shape().clone(),
         rhs: x.shape().clone(),
-        reason: "gradient, output and residual have the input's shape",
+        reason: "gradient, output and residual must have the input's shape",
     })
 }
 

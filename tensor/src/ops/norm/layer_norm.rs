@@ -89,7 +89,7 @@ impl Tensor {
         const OP: &str = "layer_norm_backward";
         let normalized = normalized.into();
         self.expect_same_kind(OP, input)?;
-        self.expect_same_shape(OP, input, "a gradient has its tensor's shape")?;
+        self.expect_same_shape(OP, input, "a gradient must have its tensor's shape")?;
         let lead = lead_axes(OP, input, &normalized)?;
         let w = affine(OP, input, &normalized, weight)?;
         let (dy, x) = (working(OP, self)?, working(OP, input)?);
@@ -100,7 +100,7 @@ impl Tensor {
                     op: OP,
                     lhs: stat.shape().clone(),
                     rhs: lead,
-                    reason: "the statistics have the axes that are not normalised",
+                    reason: "the statistics must have the axes that are not normalised",
                 });
             }
         }
@@ -156,7 +156,7 @@ fn lead_axes(op: &'static str, x: &Tensor, normalized: &Shape) -> Result<Shape> 
             op,
             lhs: x.shape().clone(),
             rhs: normalized.clone(),
-            reason: "the second is not the end of the first",
+            reason: "the second must be the end of the first",
         }),
     }
 }
@@ -177,7 +177,7 @@ fn affine(
             op,
             lhs: normalized.clone(),
             rhs: param.shape().clone(),
-            reason: "weight and bias have the shape of what is normalised",
+            reason: "weight and bias must have the shape of what is normalised",
         });
     }
     working(op, param).map(Some)

@@ -159,14 +159,14 @@ fn check_pairs<P: Borrow<Tensor>, G: Borrow<Tensor>>(
             true => param.expect_same_device(op, grad)?,
             false => param.expect_same_kind(op, grad)?,
         }
-        param.expect_same_shape(op, grad, "a gradient has its parameter's shape")?;
+        param.expect_same_shape(op, grad, "a gradient must have its parameter's shape")?;
     }
     Ok(())
 }
 
 fn check_state(op: &'static str, param: &Tensor, state: &Tensor) -> Result<()> {
     param.expect_same_device(op, state)?;
-    param.expect_same_shape(op, state, "a state has its parameter's shape")?;
+    param.expect_same_shape(op, state, "a state must have its parameter's shape")?;
     let wanted = param.dtype().compute();
     if state.dtype() == wanted {
         Ok(())

@@ -102,12 +102,7 @@ impl Tensor {
         let shape = input_shape.into();
         grad.expect_float(OP)?;
         grad.expect_same_device(OP, indices)?;
-        if indices.dtype() != DType::I64 {
-            return Err(Error::UnsupportedDType {
-                op: OP,
-                dtype: indices.dtype(),
-            });
-        }
+        indices.expect_operand(OP, "indices", DType::I64)?;
         let same_planes = grad.rank() == 4 && shape.len() == 4 && grad.dims()[..2] == shape[..2];
         if grad.shape() != indices.shape() || !same_planes {
             return Err(Error::ShapeMismatch {
@@ -118,7 +113,7 @@ impl Tensor {
                 } else {
                     shape
                 },
-                reason: "gradient and indices have one shape, and its planes are the input's",
+                reason: "gradient and indices must have one shape, and its planes must be the input's",
             });
         }
         let plane = shape[2].saturating_mul(shape[3]);

@@ -204,16 +204,18 @@ impl Tensor {
         match out.storage() {
             Storage::Cpu(_) => cpu::bernoulli(p, &mut out, rng)?,
         }
-        out.cast(dtype)
+        out.cast_for("bernoulli", dtype)
     }
 
     /// The numbers `0 .. len`, of type `i64`, in random order.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where `len` elements cannot be addressed; [`Error::OutOfMemory`], [`Error::DeviceUnavailable`].
+    /// [`Error::InvalidArgument`] where `len` elements cannot be addressed; [`Error::OutOfMemory`],
+    /// [`Error::DeviceUnavailable`].
     pub fn randperm(len: usize, device: Device, rng: &mut Rng) -> Result<Tensor> {
         expect_len("randperm", "len", len, DType::I64)?;
-        let mut out = Tensor::arange(len, DType::I64, device)?;
+        let out = Tensor::arange(len, DType::I64, device);
+        let mut out = out.map_err(|error| error.of("randperm"))?;
         match out.storage() {
             Storage::Cpu(_) => rng.shuffle(out.make_mut::<i64>()?),
         }
@@ -249,16 +251,13 @@ impl Tensor {
         expect_probability(op, p)?;
         self.expect_float(op)?;
         self.expect_same_device(op, mask)?;
-        if mask.dtype() != DType::U8 {
-            let dtype = mask.dtype();
-            return Err(Error::UnsupportedDType { op, dtype });
-        }
+        mask.expect_operand(op, "the mask", DType::U8)?;
         if self.shape() != mask.shape() {
             return Err(Error::ShapeMismatch {
                 op,
                 lhs: self.shape().clone(),
                 rhs: mask.shape().clone(),
-                reason: "the gradient has the shape of the mask",
+                reason: "the gradient must have the shape of the mask",
             });
         }
         self.scale_kept(op, &mask.contiguous()?, p)

@@ -73,7 +73,7 @@ impl Tensor {
         let axis = resolve_axis(OP, axis, first.rank() + 1)?;
         for tensor in tensors {
             first.expect_same_kind(OP, tensor)?;
-            first.expect_same_shape(OP, tensor, "what is stacked has one shape")?;
+            first.expect_same_shape(OP, tensor, "all must have one shape")?;
         }
         let mut shape = first.shape().clone();
         shape.insert(axis, tensors.len());

@@ -75,7 +75,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::IndexOutOfRange`] names a target that is no class; [`Error::ShapeMismatch`],
-    /// [`Error::DTypeMismatch`], [`Error::DeviceMismatch`], [`Error::InvalidArgument`] for a
+    /// [`Error::WrongDType`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`], [`Error::InvalidArgument`] for a
     /// smoothing outside `0..=1`.
     pub fn cross_entropy(
         &self,
@@ -126,14 +126,14 @@ impl Tensor {
         }
         match config.reduction {
             Reduction::None => {
-                self.expect_same_shape(OP, targets, "there is a gradient for each target")?;
+                self.expect_same_shape(OP, targets, "there must be a gradient for each target")?;
             }
             _ if self.numel() == 1 => {}
             _ => {
                 return Err(Error::InvalidShape {
                     op: OP,
                     shape: self.shape().clone(),
-                    reason: "the gradient of a reduced loss has one element".into(),
+                    reason: "the gradient of a reduced loss must have one element".into(),
                 });
             }
         }
@@ -141,7 +141,10 @@ impl Tensor {
             return Err(Error::InvalidShape {
                 op: OP,
                 shape: saved.shape().clone(),
-                reason: format!("the forward pass has saved [{}, 2]", problem.rows),
+                reason: format!(
+                    "it must be what the forward pass has saved, [{}, 2]",
+                    problem.rows
+                ),
             });
         }
         let (shape, dtype) = (problem.logits.shape().clone(), logits.dtype());
@@ -184,13 +187,7 @@ impl Problem {
     ) -> Result<Problem> {
         logits.expect_float(op)?;
         logits.expect_same_device(op, targets)?;
-        if targets.dtype() != DType::I64 {
-            return Err(Error::DTypeMismatch {
-                op,
-                lhs: DType::I64,
-                rhs: targets.dtype(),
-            });
-        }
+        targets.expect_operand(op, "targets", DType::I64)?;
         let class_axis = usize::from(logits.rank() > 1);
         let mut expected = logits.shape().clone();
         let classes = match logits.rank() {
@@ -198,7 +195,7 @@ impl Problem {
                 return Err(Error::InvalidShape {
                     op,
                     shape: expected,
-                    reason: "logits have a class axis".into(),
+                    reason: "logits must have a class axis".into(),
                 });
             }
             _ => expected.remove(class_axis),
@@ -208,7 +205,7 @@ impl Problem {
                 op,
                 lhs: logits.shape().clone(),
                 rhs: targets.shape().clone(),
-                reason: "targets have the logits' shape without the class axis",
+                reason: "targets must have the logits' shape without the class axis",
             });
         }
         if !(0.0..=1.0).contains(&config.label_smoothing) {
@@ -224,7 +221,7 @@ impl Problem {
                     op,
                     lhs: logits.shape().clone(),
                     rhs: weight.shape().clone(),
-                    reason: "there is a weight for each class",
+                    reason: "there must be a weight for each class",
                 });
             }
         }

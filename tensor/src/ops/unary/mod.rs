@@ -187,7 +187,7 @@ impl Tensor {
 
     fn unary_backward(&self, op: &'static str, saved: &Tensor, kind: Backward) -> Result<Tensor> {
         self.expect_same_kind(op, saved)?;
-        self.expect_same_shape(op, saved, "the gradient has the shape of the result")?;
+        self.expect_same_shape(op, saved, "the gradient must have the shape of the result")?;
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
         match self.storage() {
             Storage::Cpu(_) => cpu::backward(op, kind, self, saved, &mut out)?,
