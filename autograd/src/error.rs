@@ -2,13 +2,16 @@
 
 use crate::param::ParamId;
 use phalanx_tensor::{DType, Shape};
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// `Result` with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong while recording, differentiating, training, saving or restoring.
-#[derive(Debug, thiserror::Error)]
+///
+/// `Debug` writes the sentence of `Display`, so that a `main` that returns the error prints it.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An operation on tensors failed.
@@ -165,19 +168,41 @@ pub enum Error {
         /// The wanted element type.
         wanted_dtype: DType,
     },
-    /// A saved state that is no safetensors, or holds a type that tensors do not have.
+    /// A saved state that is no safetensors, or holds a type or a number that cannot be.
     #[error("the saved state cannot be read: {reason}")]
     Format {
         /// What is wrong with it.
         reason: String,
     },
+    /// A state that the format cannot hold, or that could not be loaded afterwards.
+    #[error("the state cannot be saved: {reason}")]
+    Unsavable {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What a file holds, or should hold, is wrong.
+    #[error("{}: {error}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: Box<Error>,
+    },
+    /// A module inside another one failed.
+    #[error("layer `{path}`: {error}")]
+    InModule {
+        /// The module's name, as in the names of its parameters: `2.conv1`.
+        path: String,
+        /// What has failed.
+        error: Box<Error>,
+    },
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// The system's answer.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// An argument that makes no sense.
     #[error("{op}: {reason}")]
@@ -198,5 +223,51 @@ impl Error {
     /// and returns it.
     pub fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         Error::Other(error.into())
+    }
+
+    /// The same error with the name of the module that failed, where one module calls another:
+    /// `self.conv1.forward(tape, x).map_err(|error| error.in_module("conv1"))?`.
+    /// [`Sequential`](crate::nn::Sequential) does so for its layers. Names join to a path: an error of
+    /// the module `conv1` in the layer `2` is in `2.conv1`.
+    #[must_use]
+    pub fn in_module(self, name: &str) -> Error {
+        match self {
+            Error::InModule { path, error } => Error::InModule {
+                path: format!("{name}.{path}"),
+                error,
+            },
+            other => Error::InModule {
+                path: name.into(),
+                error: Box::new(other),
+            },
+        }
+    }
+
+    /// The same error from the operation `op`, which has called the one that failed: users know only
+    /// the name that they wrote.
+    pub(crate) fn of(mut self, op: &'static str) -> Error {
+        match &mut self {
+            Error::Tensor(error) => *error = error.clone().of(op),
+            Error::TapeMismatch { op: name }
+            | Error::Consumed { op: name }
+            | Error::InvalidArgument { op: name, .. } => *name = op,
+            _ => {}
+        }
+        self
+    }
+
+    /// The same error with the file that it is about.
+    pub(crate) fn in_file(self, path: &Path) -> Error {
+        Error::InFile {
+            path: path.into(),
+            error: Box::new(self),
+        }
+    }
+}
+
+/// A `main` that returns an error prints its `Debug`: a derived one would hide the sentence.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }

@@ -3,14 +3,14 @@
 use crate::error::{Error, Result};
 use crate::nn::Module;
 use crate::nn::module::{Count, Item, aliases, walk};
+use crate::whole_file;
 use phalanx_tensor::{DType, Device, Shape, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 
 /// Tensors by dotted name: a module's parameters, buffers and counts, an optimizer's momenta, or both under
 /// prefixes. The file format is safetensors, with PyTorch's names.
@@ -45,7 +45,8 @@ impl State {
     /// Costs no copy: the state holds the values as they are now.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] where two parts of the module have one name.
+    /// [`Error::InvalidArgument`] where two parts of the module have one name;
+    /// [`Error::Unsavable`] for a count of 2⁵³ or more.
     pub fn of<M: Module + ?Sized>(module: &M) -> Result<State> {
         let mut state = State::new();
         for (name, param) in module.named_parameters() {
@@ -55,7 +56,7 @@ impl State {
             state.insert_new(name, buffer.value())?;
         }
         for (name, count) in counts(module) {
-            let count = Tensor::from_slice(&[count as i64], (), Device::cpu(0))?;
+            let count = saved_count(&name, count)?;
             state.insert_new(name, count)?;
         }
         Ok(state)
@@ -81,7 +82,7 @@ impl State {
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`], [`Error::SavedMismatch`];
-    /// [`Error::Format`] for a count below 0.
+    /// [`Error::Format`] for a count below 0, or of 2⁵³ or more.
     pub fn load_into<M: Module + ?Sized>(&self, module: &M) -> Result<()> {
         let aliases = aliases(module);
         let find = |name: &str| {
@@ -139,11 +140,7 @@ impl State {
             return Ok(None);
         };
         expect_like(name, saved, &Shape::from(()), DType::I64)?;
-        let count = saved.to_vec::<i64>()?[0];
-        let count = u64::try_from(count).map_err(|_| Error::Format {
-            reason: format!("`{name}` counts {count} times"),
-        })?;
-        Ok(Some(count))
+        loaded_count(name, saved).map(Some)
     }
 
     /// Adds a tensor, in place of one of the same name.
@@ -201,8 +198,16 @@ impl State {
     /// The state as the bytes of a safetensors file. Equal states have equal bytes.
     ///
     /// # Errors
-    /// [`Error::Format`]; as [`Tensor::to_device`].
+    /// [`Error::Unsavable`] for what [`from_bytes`](State::from_bytes) would refuse; as
+    /// [`Tensor::to_device`].
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        if self.tensors.contains_key(RESERVED) {
+            return Err(Error::Unsavable {
+                reason: format!(
+                    "a tensor is named `{RESERVED}`, which the format keeps for itself"
+                ),
+            });
+        }
         let mut on_host = Vec::with_capacity(self.tensors.len());
         for (name, t) in &self.tensors {
             // Where the host can address the tensor, no copy is made.
@@ -215,9 +220,12 @@ impl State {
         let mut views = Vec::with_capacity(on_host.len());
         for (name, t) in &on_host {
             let view = TensorView::new(saved_dtype(t.dtype()), t.dims().to_vec(), t.as_bytes()?);
-            views.push((name, view.map_err(format)?));
+            views.push((name, view.map_err(unsavable)?));
         }
-        safetensors::serialize(views, None).map_err(format)
+        let bytes = safetensors::serialize(views, None).map_err(unsavable)?;
+        // Whatever loading refuses is refused here. Only the header is read.
+        SafeTensors::read_metadata(&bytes).map_err(unsavable)?;
+        Ok(bytes)
     }
 
     /// Reads the bytes of a safetensors file; the tensors lie on `device`.
@@ -249,48 +257,82 @@ impl State {
         Ok(state)
     }
 
-    /// Writes a safetensors file. The file is complete or not there, even where the power fails: it
-    /// is written beside, as `<path>.partial`, brought to the disk and renamed. Where that fails,
+    /// Writes a safetensors file. The file is complete or not there, even where the power fails, and
+    /// also where several ranks save to one path at once (the last one stays): it is written beside,
+    /// as `phalanx-<process>-<number>.partial`, brought to the disk and renamed. Where that fails,
     /// nothing is left over, and a file that was there before stays.
     ///
     /// # Errors
-    /// [`Error::File`]; as [`to_bytes`](State::to_bytes).
+    /// [`Error::File`]; as [`to_bytes`](State::to_bytes), inside [`Error::InFile`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let path = path.as_ref();
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let partial = PathBuf::from(partial);
-        let bytes = self.to_bytes()?;
-        let written = write_to_disk(&partial, &bytes).and_then(|()| fs::rename(&partial, path));
-        written.map_err(|source| {
-            // Why the save failed matters more than why its remains cannot be removed.
-            _ = fs::remove_file(&partial);
-            Error::File {
-                path: path.into(),
-                source,
-            }
+        let bytes = self.to_bytes().map_err(|error| error.in_file(path))?;
+        whole_file::write(path, &bytes).map_err(|error| Error::File {
+            path: path.into(),
+            error,
         })
     }
 
     /// Reads a safetensors file; the tensors lie on `device`.
     ///
     /// # Errors
-    /// [`Error::File`]; as [`from_bytes`](State::from_bytes).
+    /// [`Error::File`]; as [`from_bytes`](State::from_bytes), inside [`Error::InFile`].
     pub fn load(path: impl AsRef<Path>, device: Device) -> Result<State> {
         let path = path.as_ref();
-        let bytes = fs::read(path).map_err(|source| Error::File {
+        let bytes = fs::read(path).map_err(|error| Error::File {
             path: path.into(),
-            source,
+            error,
         })?;
-        State::from_bytes(&bytes, device)
+        State::from_bytes(&bytes, device).map_err(|error| error.in_file(path))
     }
 }
 
-/// Writes a file and waits until it is on the disk.
-fn write_to_disk(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+/// The name under which the format keeps remarks about the whole file.
+const RESERVED: &str = "__metadata__";
+
+/// Where counts and steps end: below it `f64` knows every one of them, and nothing trains so long.
+const TOO_MANY: u64 = 1 << 53;
+
+/// A count as a tensor to save, an `i64` on the host.
+///
+/// # Errors
+/// [`Error::Unsavable`] where it could not be loaded again.
+pub(crate) fn saved_count(name: &str, count: u64) -> Result<Tensor> {
+    if count >= TOO_MANY {
+        return Err(Error::Unsavable {
+            reason: format!("`{name}` is {count}; a count should be less than 2^53"),
+        });
+    }
+    Ok(Tensor::from_slice(&[count as i64], (), Device::cpu(0))?)
+}
+
+/// The inverse of [`saved_count`]; a tensor of one element, of any type, since PyTorch saves steps as
+/// `f32`.
+///
+/// # Errors
+/// [`Error::SavedMismatch`] for more elements; [`Error::Format`] where it is no count.
+pub(crate) fn loaded_count(name: &str, saved: &Tensor) -> Result<u64> {
+    let count = loaded_number(name, saved)?;
+    // What an i64 of 2⁵³ or more loses on the way leaves it too large.
+    if count >= 0.0 && count < TOO_MANY as f64 && count.fract() == 0.0 {
+        return Ok(count as u64);
+    }
+    Err(Error::Format {
+        reason: format!(
+            "`{name}` is {count}; it should be a whole number, at least 0 and less than 2^53"
+        ),
+    })
+}
+
+/// The number in a tensor of one element.
+///
+/// # Errors
+/// [`Error::SavedMismatch`] for more elements, or none.
+pub(crate) fn loaded_number(name: &str, saved: &Tensor) -> Result<f64> {
+    if saved.numel() != 1 {
+        expect_like(name, saved, &Shape::from(()), saved.dtype())?;
+    }
+    Ok(saved.item::<f64>()?)
 }
 
 fn expect_like(name: &str, saved: &Tensor, shape: &Shape, dtype: DType) -> Result<()> {
@@ -324,6 +366,12 @@ fn counts<M: Module + ?Sized>(module: &M) -> Vec<(String, u64)> {
         }
     });
     out
+}
+
+fn unsavable(error: safetensors::SafeTensorError) -> Error {
+    Error::Unsavable {
+        reason: error.to_string(),
+    }
 }
 
 fn format(error: safetensors::SafeTensorError) -> Error {

@@ -73,7 +73,12 @@ impl Var {
         let mut ids: SmallVec<[NodeId; 2]> = SmallVec::new();
         let mut needs: SmallVec<[bool; 8]> = SmallVec::new();
         for input in inputs {
-            input.check(tape, "from_vjp")?;
+            if let Err(error) = input.check(tape, "from_vjp") {
+                // Only what would be recorded knows the operation's name.
+                let needs = inputs.iter().map(|input| input.requires_grad());
+                let vjp = vjp(&needs.collect::<Vec<_>>());
+                return Err(error.of(vjp.name()));
+            }
             ids.push(input.id);
             needs.push(input.requires_grad());
         }

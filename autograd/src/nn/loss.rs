@@ -33,11 +33,14 @@ pub fn nll(log_probabilities: &Var, targets: &Tensor) -> Result<Var> {
             "nll",
             log_probabilities.value(),
             targets,
-            "log-probabilities [batch, classes] have targets [batch]",
+            "log-probabilities [batch, classes] must have targets [batch]",
         ));
     }
-    let chosen = log_probabilities.gather(1, &targets.unsqueeze(1)?)?;
-    wide(&chosen)?.mean_all()?.neg()
+    let loss = || {
+        let chosen = log_probabilities.gather(1, &targets.unsqueeze(1)?)?;
+        wide(&chosen)?.mean_all()?.neg()
+    };
+    loss().map_err(|error| error.of("nll"))
 }
 
 /// The mean squared difference between predictions and targets of one shape (PyTorch:
@@ -46,7 +49,8 @@ pub fn nll(log_probabilities: &Var, targets: &Tensor) -> Result<Var> {
 /// # Errors
 /// A shape mismatch; as [`Tensor::sub`].
 pub fn mse(prediction: &Var, target: &Var) -> Result<Var> {
-    difference("mse", prediction, target)?.square()?.mean_all()
+    let loss = || difference("mse", prediction, target)?.square()?.mean_all();
+    loss().map_err(|error| error.of("mse"))
 }
 
 /// The mean absolute difference between predictions and targets of one shape (PyTorch:
@@ -55,7 +59,8 @@ pub fn mse(prediction: &Var, target: &Var) -> Result<Var> {
 /// # Errors
 /// A shape mismatch; as [`Tensor::sub`].
 pub fn l1(prediction: &Var, target: &Var) -> Result<Var> {
-    difference("l1", prediction, target)?.abs()?.mean_all()
+    let loss = || difference("l1", prediction, target)?.abs()?.mean_all();
+    loss().map_err(|error| error.of("l1"))
 }
 
 /// The mean binary cross-entropy between logits and probabilities of one shape (PyTorch:
@@ -67,7 +72,8 @@ pub fn binary_cross_entropy(logits: &Var, target: &Var) -> Result<Var> {
     same_shape("binary_cross_entropy", logits, target)?;
     let (logits, target) = (wide(logits)?, wide(target)?);
     // ln(1 + eˣ) − x y: no logarithm of a small difference.
-    logits.softplus()?.sub(&logits.mul(&target)?)?.mean_all()
+    let loss = || logits.softplus()?.sub(&logits.mul(&target)?)?.mean_all();
+    loss().map_err(|error| error.of("binary_cross_entropy"))
 }
 
 fn difference(op: &'static str, prediction: &Var, target: &Var) -> Result<Var> {
@@ -79,7 +85,7 @@ fn same_shape(op: &'static str, prediction: &Var, target: &Var) -> Result<()> {
     if prediction.shape() == target.shape() {
         return Ok(());
     }
-    let reason = "predictions and targets of a loss have one shape";
+    let reason = "predictions and targets of a loss must have one shape";
     Err(mismatch(op, prediction.value(), target.value(), reason))
 }
 

@@ -41,7 +41,8 @@ pub trait Module: Send + Sync {
     /// Computes the output for `x`. The same on every tape: one that records and one that does not.
     ///
     /// # Errors
-    /// Those of the operations inside.
+    /// Those of the operations inside; those of modules inside with their names, where
+    /// [`Error::in_module`](crate::Error::in_module) gives them.
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var>;
 
     /// Shows `v` the module's own parameters, buffers, counts and training flag, then its children, each by

@@ -45,11 +45,15 @@ impl FromIterator<Box<dyn Module>> for Sequential {
 
 impl Module for Sequential {
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
-        let mut layers = self.layers.iter();
+        let forward = |(i, layer): (usize, &Box<dyn Module>), x: &Var| {
+            let y = layer.forward(tape, x);
+            y.map_err(|error| error.in_module(&i.to_string()))
+        };
+        let mut layers = self.layers.iter().enumerate();
         let Some(first) = layers.next() else {
             return Ok(x.clone());
         };
-        layers.try_fold(first.forward(tape, x)?, |x, layer| layer.forward(tape, &x))
+        layers.try_fold(forward(first, x)?, |x, layer| forward(layer, &x))
     }
 
     fn visit(&self, v: &mut Visitor<'_>) {

@@ -179,7 +179,8 @@ impl Var {
     ) -> Result<BatchNormVar> {
         let (w, b) = (weight.map(Var::value), bias.map(Var::value));
         let x = self.value();
-        let stats = x.batch_norm_act(w, b, eps, residual.map(Var::value), relu)?;
+        let stats = x.batch_norm_act(w, b, eps, residual.map(Var::value), relu);
+        let stats = stats.map_err(|error| error.of("batch_norm"))?;
         let (mean, var) = (stats.mean.clone(), stats.var);
         let statistics = Statistics::Batch {
             mean: stats.mean,

@@ -172,9 +172,10 @@ impl Var {
     /// As the tensor's method.
     pub fn sum_all(&self) -> Result<Var> {
         let out = self.value().sum_all()?;
-        Var::from_vjp(self.tape(), &[self], out, |_| Sum {
+        let sum = Var::from_vjp(self.tape(), &[self], out, |_| Sum {
             axes: Reduced::all(self.shape()),
-        })
+        });
+        sum.map_err(|error| error.of("sum_all"))
     }
 
     /// The mean over `axes`. As [`Tensor::mean`].
@@ -194,9 +195,10 @@ impl Var {
     /// As the tensor's method.
     pub fn mean_all(&self) -> Result<Var> {
         let out = self.value().mean_all()?;
-        Var::from_vjp(self.tape(), &[self], out, |_| Mean {
+        let mean = Var::from_vjp(self.tape(), &[self], out, |_| Mean {
             axes: Reduced::all(self.shape()),
-        })
+        });
+        mean.map_err(|error| error.of("mean_all"))
     }
 
     /// The largest element over `axes`. As [`Tensor::max`].

@@ -89,7 +89,7 @@ impl Var {
     /// # Errors
     /// As the tensor's method.
     pub fn reshape(&self, shape: impl Into<Shape>) -> Result<Var> {
-        self.reshaped(self.value().reshape(shape)?)
+        self.reshaped("reshape", self.value().reshape(shape)?)
     }
 
     /// Joins the axes from `first` to `last`. As [`Tensor::flatten`].
@@ -97,7 +97,7 @@ impl Var {
     /// # Errors
     /// As the tensor's method.
     pub fn flatten(&self, first: isize, last: isize) -> Result<Var> {
-        self.reshaped(self.value().flatten(first, last)?)
+        self.reshaped("flatten", self.value().flatten(first, last)?)
     }
 
     /// Drops an axis of extent 1. As [`Tensor::squeeze`].
@@ -105,7 +105,7 @@ impl Var {
     /// # Errors
     /// As the tensor's method.
     pub fn squeeze(&self, axis: isize) -> Result<Var> {
-        self.reshaped(self.value().squeeze(axis)?)
+        self.reshaped("squeeze", self.value().squeeze(axis)?)
     }
 
     /// Inserts an axis of extent 1. As [`Tensor::unsqueeze`].
@@ -113,13 +113,14 @@ impl Var {
     /// # Errors
     /// As the tensor's method.
     pub fn unsqueeze(&self, axis: isize) -> Result<Var> {
-        self.reshaped(self.value().unsqueeze(axis)?)
+        self.reshaped("unsqueeze", self.value().unsqueeze(axis)?)
     }
 
-    fn reshaped(&self, out: Tensor) -> Result<Var> {
-        Var::from_vjp(self.tape(), &[self], out, |_| Reshape {
+    fn reshaped(&self, op: &'static str, out: Tensor) -> Result<Var> {
+        let reshaped = Var::from_vjp(self.tape(), &[self], out, |_| Reshape {
             from: self.shape().clone(),
-        })
+        });
+        reshaped.map_err(|error| error.of(op))
     }
 
     /// Exchanges two axes. As [`Tensor::transpose`].
@@ -136,7 +137,7 @@ impl Var {
     /// # Errors
     /// As the tensor's method.
     pub fn t(&self) -> Result<Var> {
-        self.transpose(-2, -1)
+        self.transpose(-2, -1).map_err(|error| error.of("t"))
     }
 
     /// Reorders the axes. As [`Tensor::permute`].
@@ -174,7 +175,9 @@ impl Var {
     /// # Errors
     /// As the tensor's method.
     pub fn select(&self, axis: isize, index: usize) -> Result<Var> {
-        self.narrow(axis, index, 1)?.squeeze(axis)
+        let narrowed = self.narrow(axis, index, 1);
+        let selected = narrowed.and_then(|one| one.squeeze(axis));
+        selected.map_err(|error| error.of("select"))
     }
 
     /// Cuts `axis` into pieces. As [`Tensor::split`].
@@ -183,7 +186,7 @@ impl Var {
     /// As the tensor's method.
     pub fn split(&self, sizes: &[usize], axis: isize) -> Result<Vec<Var>> {
         let pieces = self.value().split(sizes, axis)?;
-        self.pieces(pieces, axis)
+        self.pieces("split", pieces, axis)
     }
 
     /// Cuts `axis` into `count` pieces. As [`Tensor::chunk`].
@@ -192,10 +195,10 @@ impl Var {
     /// As the tensor's method.
     pub fn chunk(&self, count: usize, axis: isize) -> Result<Vec<Var>> {
         let pieces = self.value().chunk(count, axis)?;
-        self.pieces(pieces, axis)
+        self.pieces("chunk", pieces, axis)
     }
 
-    fn pieces(&self, pieces: Vec<Tensor>, axis: isize) -> Result<Vec<Var>> {
+    fn pieces(&self, op: &'static str, pieces: Vec<Tensor>, axis: isize) -> Result<Vec<Var>> {
         let mut start = 0;
         let at = axis.rem_euclid(self.rank() as isize) as usize;
         let mut piece = |piece: Tensor| {
@@ -203,7 +206,8 @@ impl Var {
             start += len;
             self.narrow(axis, start - len, len)
         };
-        pieces.into_iter().map(&mut piece).collect()
+        let pieces: Result<Vec<Var>> = pieces.into_iter().map(&mut piece).collect();
+        pieces.map_err(|error| error.of(op))
     }
 
     /// Joins variables along `axis`. As [`Tensor::cat`].
@@ -227,11 +231,9 @@ impl Var {
     pub fn stack(tape: &Tape, vars: &[&Var], axis: isize) -> Result<Var> {
         let rank = vars.first().map_or(0, |v| v.rank()) as isize;
         let at = if axis < 0 { axis + rank + 1 } else { axis };
-        let rows = vars
-            .iter()
-            .map(|v| v.unsqueeze(at))
-            .collect::<Result<Vec<_>>>()?;
-        Var::cat(tape, &rows.iter().collect::<Vec<_>>(), at)
+        let rows: Result<Vec<Var>> = vars.iter().map(|v| v.unsqueeze(at)).collect();
+        let stacked = rows.and_then(|rows| Var::cat(tape, &rows.iter().collect::<Vec<_>>(), at));
+        stacked.map_err(|error| error.of("stack"))
     }
 
     /// Adds a frame of `value`. As [`Tensor::pad`].

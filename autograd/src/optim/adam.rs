@@ -2,14 +2,13 @@
 
 use super::Optimizer;
 use super::check::{checked, expect_rate};
-use super::groups::{Group, Groups, take_like, take_number};
+use super::groups::{Group, Groups, take_count, take_like};
 use crate::error::{Error, Result};
 use crate::grads::Gradients;
 use crate::param::Param;
-use crate::state::State;
+use crate::state::{State, saved_count};
 pub use phalanx_tensor::ops::optim::{AdamConfig, DecayMode};
 use phalanx_tensor::ops::optim::{AdamState, adam_steps};
-use phalanx_tensor::{Device, Tensor};
 
 /// Adam and AdamW, as `torch.optim.Adam` and `torch.optim.AdamW`: [`AdamConfig::adam`] and
 /// [`AdamConfig::adamw`] are their defaults.
@@ -82,8 +81,9 @@ impl Optimizer for Adam {
         self.groups.save(self.config.lr, |state, i, adam| {
             state.insert(format!("{i}.exp_avg"), adam.exp_avg.clone());
             state.insert(format!("{i}.exp_avg_sq"), adam.exp_avg_sq.clone());
-            let step = Tensor::scalar(adam.step as i64, Device::cpu(0))?;
-            state.insert(format!("{i}.step"), step);
+            let name = format!("{i}.step");
+            let step = saved_count(&name, adam.step)?;
+            state.insert(name, step);
             Ok(())
         })
     }
@@ -98,7 +98,7 @@ impl Optimizer for Adam {
                 (Some(exp_avg), Some(exp_avg_sq)) => Ok(Some(AdamState {
                     exp_avg,
                     exp_avg_sq,
-                    step: take_number(state, &format!("{i}.step"))? as u64,
+                    step: take_count(state, &format!("{i}.step"))?,
                 })),
                 _ => Err(Error::MissingTensor { name }),
             }

@@ -9,7 +9,8 @@ use phalanx_tensor::ops::optim::{global_norm, scale};
 /// # Errors
 /// As [`global_norm`].
 pub fn grad_norm(gradients: &Gradients) -> Result<f64> {
-    Ok(global_norm(gradients.iter().map(|(_, grad)| grad))?)
+    let norm = global_norm(gradients.iter().map(|(_, grad)| grad));
+    Ok(norm.map_err(|error| error.of("grad_norm"))?)
 }
 
 /// Scales all gradients by one factor so that their common norm is at most `max_norm`; returns the
@@ -23,16 +24,18 @@ pub fn grad_norm(gradients: &Gradients) -> Result<f64> {
 /// [`Error::InvalidArgument`] for a `max_norm` that is negative or no number, which would turn the
 /// gradients round or spoil them. As [`global_norm`] and [`scale`]. No gradient is changed then.
 pub fn clip_grad_norm(gradients: &mut Gradients, max_norm: f64) -> Result<f64> {
+    const OP: &str = "clip_grad_norm";
     if max_norm.is_nan() || max_norm < 0.0 {
         return Err(Error::InvalidArgument {
-            op: "clip_grad_norm",
+            op: OP,
             reason: format!("{max_norm} is no norm to clip at"),
         });
     }
-    let norm = grad_norm(gradients)?;
+    let norm = grad_norm(gradients).map_err(|error| error.of(OP))?;
     let factor = max_norm / (norm + 1e-6);
     if factor < 1.0 || factor.is_nan() {
-        scale(gradients.iter_mut().map(|(_, grad)| grad), factor)?;
+        let scaled = scale(gradients.iter_mut().map(|(_, grad)| grad), factor);
+        scaled.map_err(|error| error.of(OP))?;
     }
     Ok(norm)
 }

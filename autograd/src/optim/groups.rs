@@ -5,7 +5,7 @@ use super::check::expect_rate;
 use crate::error::{Error, Result};
 use crate::grads::Gradients;
 use crate::param::{Param, update_all};
-use crate::state::State;
+use crate::state::{State, loaded_count, loaded_number};
 use phalanx_tensor::ops::optim::Part;
 use phalanx_tensor::{Device, Tensor};
 use smallvec::SmallVec;
@@ -135,8 +135,10 @@ impl<S> Groups<S> {
         mut state: State,
         mut load: impl FnMut(&mut State, usize, &Param) -> Result<Option<S>>,
     ) -> Result<f64> {
-        let lr = take_number(&mut state, "lr")?;
-        expect_rate("load_state", "lr", lr)?;
+        let lr = take(&mut state, "lr", loaded_number)?;
+        expect_rate("load_state", "lr", lr).map_err(|e| Error::Format {
+            reason: e.to_string(),
+        })?;
         let new = (self.iter().enumerate())
             .map(|(i, (param, _))| load(&mut state, i, param))
             .collect::<Result<Vec<_>>>()?;
@@ -156,12 +158,16 @@ impl<S> Groups<S> {
     }
 }
 
-/// Takes a number out of a state.
-pub(super) fn take_number(state: &mut State, name: &str) -> Result<f64> {
+/// Takes a count of steps out of a state.
+pub(super) fn take_count(state: &mut State, name: &str) -> Result<u64> {
+    take(state, name, loaded_count)
+}
+
+fn take<T>(state: &mut State, name: &str, read: fn(&str, &Tensor) -> Result<T>) -> Result<T> {
     let tensor = state
         .take(name)
         .ok_or_else(|| Error::MissingTensor { name: name.into() })?;
-    Ok(tensor.item::<f64>()?)
+    read(name, &tensor)
 }
 
 /// Takes the state tensor of a parameter out: of the parameter's shape, on its device, of the type

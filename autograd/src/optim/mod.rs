@@ -46,7 +46,8 @@ pub trait Optimizer {
     /// parameters count in the order in which they were given: `3.momentum_buffer`.
     ///
     /// # Errors
-    /// As [`Tensor::scalar`](phalanx_tensor::Tensor::scalar).
+    /// [`Error::Unsavable`](crate::Error::Unsavable) for a learning rate that is negative or not
+    /// finite; as [`Tensor::scalar`](phalanx_tensor::Tensor::scalar).
     fn state(&self) -> Result<State>;
 
     /// Continues from a saved state: training goes on bit for bit as it would have without the
@@ -56,7 +57,6 @@ pub trait Optimizer {
     /// [`Error::SavedMismatch`](crate::Error::SavedMismatch),
     /// [`Error::MissingTensor`](crate::Error::MissingTensor),
     /// [`Error::UnexpectedTensor`](crate::Error::UnexpectedTensor);
-    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for a saved rate that
-    /// [`set_lr`](Optimizer::set_lr) would refuse.
+    /// [`Error::Format`](crate::Error::Format) for steps or a learning rate that cannot be.
     fn load_state(&mut self, state: State) -> Result<()>;
 }

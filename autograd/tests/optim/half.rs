@@ -69,7 +69,7 @@ fn half_parameters_step_by_gradients_in_f32() {
             .unwrap()
             .get("0.momentum_buffer")
             .unwrap()
-            .item()
+            .item::<f64>()
             .unwrap();
         assert_eq!(momentum, fine);
     }
