@@ -1,6 +1,7 @@
 //! Draws how a training went: loss by step, accuracy by epoch, as one SVG picture.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -10,8 +11,10 @@ use plotters::prelude::{
     BLACK, Cartesian2d, Circle, Color, DrawingArea, DrawingAreaErrorKind, EmptyElement,
     IntoDrawingArea, LineSeries, PathElement, RGBColor, SVGBackend, Text, WHITE,
 };
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{IntoFont, TextStyle};
 
+use crate::cli::writable;
 use crate::report::Curves;
 
 const BLUE: RGBColor = RGBColor(31, 102, 173);
@@ -19,6 +22,8 @@ const PALE: RGBColor = RGBColor(173, 203, 232);
 const ORANGE: RGBColor = RGBColor(196, 88, 12);
 const GRID: RGBColor = RGBColor(228, 228, 228);
 const SIZE: (u32, u32) = (960, 400);
+/// Room for the last accuracy beside its point.
+const LABEL: u32 = 68;
 
 type Panel<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 type Drawing<T> = std::result::Result<T, DrawingAreaErrorKind<std::io::Error>>;
@@ -34,9 +39,7 @@ pub fn prepare(path: &Path) -> Result<()> {
             path.display()
         );
     }
-    let file = fs::OpenOptions::new().create(true).append(true).open(path);
-    file.map(drop)
-        .with_context(|| format!("cannot write {}", path.display()))
+    writable(path)
 }
 
 /// Draws `curves` into the file at `path`, under `title`.
@@ -73,7 +76,8 @@ fn paint(
         .iter()
         .map(|point| point.1)
         .fold(f64::MIN_POSITIVE, f64::max);
-    let mut panel = self::panel(&left, "training loss", epochs, 0.0, highest * 1.05, &|y| {
+    let range = 0.0..highest * 1.05;
+    let mut panel = self::panel(&left, 12, "training loss", epochs, range, &|y| {
         format!("{y:.1}")
     })?;
     line(&mut panel, losses, PALE, 1, "each step")?;
@@ -88,7 +92,8 @@ fn paint(
         .collect();
     let lowest = points.iter().map(|point| point.1).fold(100.0, f64::min);
     let floor = ((lowest - 2.0) / 10.0).floor().max(0.0) * 10.0;
-    let mut panel = self::panel(&right, "test accuracy, %", epochs, floor, 100.0, &|y| {
+    let range = floor..100.0;
+    let mut panel = self::panel(&right, LABEL, "test accuracy, %", epochs, range, &|y| {
         format!("{y:.0}")
     })?;
     let dots = points
@@ -96,9 +101,11 @@ fn paint(
         .map(|&point| Circle::new(point, 3, ORANGE.filled()));
     panel.draw_series(dots)?;
     if let Some(&last) = points.last() {
+        // Beside its point, in the margin: above it, it would hang over the epoch before.
         let style = TextStyle::from(font(15)).color(&BLACK);
+        let style = style.pos(Pos::new(HPos::Left, VPos::Center));
         let label = format!("{:.1} %", last.1);
-        let text = EmptyElement::at(last) + Text::new(label, (-54, -24), style);
+        let text = EmptyElement::at(last) + Text::new(label, (8, 0), style);
         panel.draw_series(std::iter::once(text))?;
     }
     line(&mut panel, points, ORANGE, 2, "after each epoch")?;
@@ -108,17 +115,18 @@ fn paint(
 
 fn panel<'a, 'b>(
     area: &'a DrawingArea<SVGBackend<'b>, plotters::coord::Shift>,
+    margin_right: u32,
     what: &str,
     epochs: f64,
-    low: f64,
-    high: f64,
+    range: Range<f64>,
     label: &dyn Fn(&f64) -> String,
 ) -> Drawing<Panel<'a, 'b>> {
     let mut panel = ChartBuilder::on(area)
         .margin(12)
+        .margin_right(margin_right)
         .x_label_area_size(42)
         .y_label_area_size(58)
-        .build_cartesian_2d(0.0..epochs, low..high)?;
+        .build_cartesian_2d(0.0..epochs, range)?;
     panel
         .configure_mesh()
         .x_desc("epoch")
@@ -214,6 +222,39 @@ mod tests {
         }
         let error = prepare(Path::new("x.png")).unwrap_err();
         assert!(error.to_string().contains("x.png should end in .svg"));
+    }
+
+    #[test]
+    fn the_last_accuracy_stands_beside_its_point() {
+        for accuracies in [vec![0.61, 0.7, 0.999], vec![0.9, 0.8, 0.1], vec![0.5]] {
+            let mut picture = String::new();
+            let area = SVGBackend::with_string(&mut picture, SIZE).into_drawing_area();
+            let losses = vec![1.0; 30];
+            let label = format!("{:.1} %", 100.0 * accuracies.last().unwrap());
+            paint(&area, "", &Curves { losses, accuracies }).unwrap();
+            drop(area);
+            let of = |element: &str, name: &str| -> f64 {
+                let start = element.find(&format!(" {name}=\"")).unwrap() + name.len() + 3;
+                element[start..].split('"').next().unwrap().parse().unwrap()
+            };
+            let point = picture.rsplit("<circle").next().unwrap();
+            let text = picture
+                .split("<text")
+                .find(|text| text.contains(&label))
+                .unwrap();
+            let (x, y) = (of(text, "x"), of(text, "y"));
+            let (cx, cy) = (of(point, "cx"), of(point, "cy"));
+            assert!(
+                x > cx && x < cx + 20.0,
+                "{label} begins at {x}, its point is at {cx}"
+            );
+            assert!(text.contains("text-anchor=\"start\""), "{text}");
+            assert!(x + 60.0 <= f64::from(SIZE.0), "{label} is cut off");
+            assert!(
+                (y - cy).abs() < 12.0,
+                "{label} is at {y}, its point at {cy}"
+            );
+        }
     }
 
     #[test]

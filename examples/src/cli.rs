@@ -1,7 +1,9 @@
 //! The options that every example takes, and how its ranks are started.
 
 use std::fmt;
+use std::fs::OpenOptions;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -145,6 +147,17 @@ pub fn remark(line: impl fmt::Display) {
     phalanx_comm::report(line);
 }
 
+/// Finds out, before the work is done, whether a file can be written to `path`. Creates it where it is
+/// not there, and leaves it as it is where it is.
+///
+/// # Errors
+/// It cannot; the error names it.
+pub fn writable(path: &Path) -> Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.map(drop)
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Ends a program: what went wrong as a sentence on stderr, and a code that says so.
 pub fn exit(outcome: Result<()>) -> ExitCode {
     match outcome {
@@ -166,6 +179,27 @@ pub fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(count @ 1..=0xffff_ffff) => Ok(count as usize),
         _ => Err("it should be a whole number, at least 1 and less than 2^32".to_owned()),
     }
+}
+
+/// Parses a number of ranks that one process runs.
+///
+/// # Errors
+/// The text is no such number; the error says what it should be.
+pub fn ranks(text: &str) -> Result<usize, String> {
+    count_up_to(MOST_RANKS, text)
+}
+
+/// Parses a number of compute threads.
+///
+/// # Errors
+/// The text is no such number; the error says what it should be.
+pub fn threads(text: &str) -> Result<usize, String> {
+    count_up_to(MOST_THREADS, text)
+}
+
+fn count_up_to(most: usize, text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=most).contains(count));
+    count.ok_or_else(|| format!("it should be a whole number, at least 1 and at most {most}"))
 }
 
 /// Parses a finite number that is not negative.

@@ -10,8 +10,6 @@ use std::fmt;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong in a parallel wrapper.
-///
-/// `Debug` prints the sentence that `Display` prints: it is what a `main` that returns the error shows.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -135,6 +133,7 @@ pub enum Error {
     Comm(#[from] phalanx_comm::Error),
 }
 
+/// A `main` that returns an error prints its `Debug`: a derived one would hide the sentence.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)

@@ -13,6 +13,8 @@
 //! the plan has in flight there; a plan of 1F1B has more in flight on the first device than on the
 //! last, so the first gets less to do if memory is short.
 
+use std::fmt;
+
 use crate::pipeline::{
     Costs, PlanError, Rules, Schedule, StageCosts, Transfers, simulate, validate,
 };
@@ -71,7 +73,7 @@ pub struct Partition {
 }
 
 /// Why layers cannot be cut.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PartitionError {
     /// Not enough layers for a stage on every device, or none at all.
@@ -127,6 +129,13 @@ pub enum PartitionError {
     /// The plan itself is wrong.
     #[error(transparent)]
     Invalid(#[from] PlanError),
+}
+
+/// A `main` that returns an error prints its `Debug`: a derived one would hide the sentence.
+impl fmt::Debug for PartitionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// More ways to cut than this are not tried one by one.
@@ -254,7 +263,10 @@ impl<'a> Problem<'a> {
                 ("weight", layer.weight),
             ] {
                 if !(value.is_finite() && value >= 0.0) {
-                    let wanted = "a time";
+                    let wanted = match value {
+                        f64::INFINITY => "finite",
+                        _ => "a time",
+                    };
                     return Err(PartitionError::NotANumber {
                         what,
                         which: "layer",
@@ -272,7 +284,10 @@ impl<'a> Problem<'a> {
                 ("bandwidth", device.bandwidth, device.bandwidth > 0.0),
             ] {
                 if !fine {
-                    let wanted = "more than 0";
+                    let wanted = match value {
+                        f64::INFINITY => "finite",
+                        _ => "more than 0",
+                    };
                     return Err(PartitionError::NotANumber {
                         what,
                         which: "device",
@@ -286,13 +301,25 @@ impl<'a> Problem<'a> {
         let proof = validate(plan, &Rules::default()).map_err(PlanError::from)?;
         let mut prefix = vec![Prefix::default()];
         let mut sum = Prefix::default();
-        for layer in layers {
+        let speeds = devices.iter().map(|device| device.speed);
+        let slowest = speeds.fold(f64::INFINITY, f64::min);
+        for (index, layer) in layers.iter().enumerate() {
             sum.forward += layer.forward;
             sum.input += layer.input;
             sum.weight += layer.weight;
             sum.parameters = sum.parameters.saturating_add(layer.parameters);
             sum.activation = sum.activation.saturating_add(layer.activation);
             prefix.push(sum);
+            let value = (sum.forward + sum.input + sum.weight) / slowest;
+            if !value.is_finite() {
+                return Err(PartitionError::NotANumber {
+                    what: "time up to the end",
+                    which: "layer",
+                    index,
+                    value,
+                    wanted: "finite on the slowest device",
+                });
+            }
         }
         let in_flight = proof.peak_live.iter().map(|&live| live as u64).collect();
         Ok(Self {

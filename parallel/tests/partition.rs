@@ -235,6 +235,37 @@ fn what_makes_no_sense_is_said() {
         &plan,
         "the forward of layer 1 is NaN, which is not a time",
     );
+    let endless = Layer {
+        forward: f64::INFINITY,
+        ..layer
+    };
+    says(
+        &[layer, endless],
+        &[device; 2],
+        &plan,
+        "the forward of layer 1 is inf, which is not finite",
+    );
+    let infinite = Device {
+        speed: f64::INFINITY,
+        ..device
+    };
+    says(
+        &[layer; 2],
+        &[device, infinite],
+        &plan,
+        "the speed of device 1 is inf, which is not finite",
+    );
+    // Each is finite, and their sum is not.
+    let long = Layer {
+        forward: f64::MAX,
+        ..layer
+    };
+    says(
+        &[long; 2],
+        &[device; 2],
+        &plan,
+        "the time up to the end of layer 1 is inf, which is not finite on the slowest device",
+    );
     let small = Device {
         memory: 10,
         ..device

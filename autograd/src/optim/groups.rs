@@ -136,7 +136,7 @@ impl<S> Groups<S> {
         mut load: impl FnMut(&mut State, usize, &Param) -> Result<Option<S>>,
     ) -> Result<f64> {
         let lr = take(&mut state, "lr", loaded_number)?;
-        expect_rate("load_state", "lr", lr).map_err(|e| Error::Format {
+        expect_rate("load_state", "`lr`", lr).map_err(|e| Error::Format {
             reason: e.to_string(),
         })?;
         let new = (self.iter().enumerate())

@@ -1,9 +1,11 @@
 //! What can be wrong with a plan before anything runs.
 
+use std::fmt;
+
 use super::validate::Invalid;
 
 /// A plan that cannot be made, read, or trusted.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
     /// A named schedule that does not exist for these numbers.
@@ -79,4 +81,11 @@ pub enum PlanError {
         /// What the most frugal schedule needs.
         needed: u64,
     },
+}
+
+/// A `main` that returns an error prints its `Debug`: a derived one would hide the sentence.
+impl fmt::Debug for PlanError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }

@@ -57,7 +57,7 @@ pub struct Proof {
 }
 
 /// Why a plan is refused: where, the grid around it with the place marked, and a sentence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Invalid {
     /// The rank of the offending action.
@@ -77,6 +77,13 @@ impl fmt::Display for Invalid {
             "rank {}, place {}: {}\n{}",
             self.rank, self.index, self.fault, self.excerpt
         )
+    }
+}
+
+/// A `main` that returns an error prints its `Debug`: a derived one would hide the sentence.
+impl fmt::Debug for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
