@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use phalanx_comm::{ProcessGroup, ReduceOp};
-use phalanx_examples::cli::at_least_one;
+use phalanx_examples::cli::ranks;
 use phalanx_tensor::{DType, Shape, Tensor};
 use serde::Serialize;
 
@@ -29,7 +29,7 @@ pub struct CollectivesArgs {
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = Op::value_variants().to_vec())]
     pub op: Vec<Op>,
     /// Ranks
-    #[arg(long, value_delimiter = ',', default_value = "2", value_parser = at_least_one)]
+    #[arg(long, value_delimiter = ',', default_value = "2", value_parser = ranks)]
     pub ranks: Vec<usize>,
     /// Sizes of the message
     #[arg(

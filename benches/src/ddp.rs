@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use phalanx_comm::ProcessGroup;
-use phalanx_examples::cli::at_least_one;
+use phalanx_examples::cli::ranks;
 use serde::Serialize;
 
 use crate::options::Common;
@@ -30,7 +30,7 @@ pub struct DdpArgs {
     )]
     pub work: Vec<Work>,
     /// Ranks, of one compute thread each
-    #[arg(long, value_delimiter = ',', default_value = "2", value_parser = at_least_one)]
+    #[arg(long, value_delimiter = ',', default_value = "2", value_parser = ranks)]
     pub ranks: Vec<usize>,
     /// Whether the batch is shared out, or each rank has a whole one
     #[arg(long, value_enum, default_value = "strong")]

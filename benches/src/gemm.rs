@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::Args;
-use phalanx_examples::cli::at_least_one;
+use phalanx_examples::cli::{at_least_one, threads};
 use phalanx_tensor::cpu::gemm::{Epilogue, MatMut, MatRef, Scalar, gemm_at};
 use phalanx_tensor::{DType, Device, Element, Rng, Tensor, bf16, cpu, f16};
 use serde::Serialize;
@@ -19,7 +19,7 @@ pub struct GemmArgs {
     #[arg(long, value_delimiter = ',', default_value = "256,512,1024,2048", value_parser = at_least_one)]
     pub size: Vec<usize>,
     /// Compute threads
-    #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = at_least_one)]
+    #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = threads)]
     pub threads: Vec<usize>,
     /// Type of the elements: f32, f64, bf16, f16
     #[arg(long, default_value = "f32")]

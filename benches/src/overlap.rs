@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 use phalanx_comm::{ProcessGroup, ReduceOp};
-use phalanx_examples::cli::at_least_one;
+use phalanx_examples::cli::ranks;
 use phalanx_tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +31,7 @@ use crate::table::{Table, figure, ratio};
 #[derive(Args, Clone, Debug)]
 pub struct OverlapArgs {
     /// Ranks
-    #[arg(long, default_value_t = 2, value_parser = at_least_one)]
+    #[arg(long, default_value_t = 2, value_parser = ranks)]
     ranks: usize,
     /// Sizes of the message
     #[arg(

@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use phalanx_examples::cli::at_least_one;
+use phalanx_examples::cli::ranks;
 use serde::Serialize;
 
 use crate::ddp;
@@ -21,7 +21,7 @@ pub struct StartupArgs {
     #[arg(long, value_delimiter = ',', value_enum, default_value = "mlp")]
     pub work: Vec<Work>,
     /// Ranks
-    #[arg(long, default_value = "2", value_parser = at_least_one)]
+    #[arg(long, default_value = "2", value_parser = ranks)]
     pub ranks: usize,
     /// Number of starts; the median counts
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -40,7 +40,7 @@ pub struct FirstStepArgs {
     #[arg(long, value_enum)]
     pub work: Work,
     /// Ranks
-    #[arg(long, value_parser = at_least_one)]
+    #[arg(long, value_parser = ranks)]
     pub ranks: usize,
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use phalanx_examples::cli::at_least_one;
+use phalanx_examples::cli::threads;
 use phalanx_tensor::{DType, Device, cpu};
 use serde::Serialize;
 
@@ -25,7 +25,7 @@ pub struct TrainArgs {
     )]
     pub work: Vec<Work>,
     /// Compute threads
-    #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = at_least_one)]
+    #[arg(long, value_delimiter = ',', default_value = "1,2", value_parser = threads)]
     pub threads: Vec<usize>,
     #[command(flatten)]
     common: Common,

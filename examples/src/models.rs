@@ -96,9 +96,10 @@ impl ResNet14 {
 
 impl Module for ResNet14 {
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
-        let x = self.norm.forward(tape, &self.stem.forward(tape, x)?)?;
-        let x = self.body.forward(tape, &x)?.mean(&[2, 3], false)?;
-        self.head.forward(tape, &x)
+        let x = within("stem", self.stem.forward(tape, x))?;
+        let x = within("norm", self.norm.forward(tape, &x))?;
+        let x = within("body", self.body.forward(tape, &x))?;
+        within("head", self.head.forward(tape, &x.mean(&[2, 3], false)?))
     }
 
     fn visit(&self, v: &mut Visitor<'_>) {
@@ -137,10 +138,11 @@ impl Residual {
 
 impl Module for Residual {
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
-        let y = self.norm1.forward(tape, &self.conv1.forward(tape, x)?)?;
-        let y = self.conv2.forward(tape, &y)?;
-        self.norm2
-            .forward_residual(tape, &y, &self.shortcut.forward(tape, x)?)
+        let y = within("conv1", self.conv1.forward(tape, x))?;
+        let y = within("norm1", self.norm1.forward(tape, &y))?;
+        let y = within("conv2", self.conv2.forward(tape, &y))?;
+        let x = within("shortcut", self.shortcut.forward(tape, x))?;
+        within("norm2", self.norm2.forward_residual(tape, &y, &x))
     }
 
     fn visit(&self, v: &mut Visitor<'_>) {
@@ -150,6 +152,11 @@ impl Module for Residual {
         v.child("norm2", &self.norm2);
         v.child("shortcut", &self.shortcut);
     }
+}
+
+/// The output of the module `name`, or its error with that name.
+fn within(name: &str, output: Result<Var>) -> Result<Var> {
+    output.map_err(|error| error.in_module(name))
 }
 
 /// A square convolution without bias that keeps the size, but for the stride.

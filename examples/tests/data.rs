@@ -144,6 +144,74 @@ fn a_damaged_checksum_is_noticed() {
 }
 
 #[test]
+fn a_gzip_file_of_several_members_is_read_to_its_end() {
+    let data: Vec<u8> = (0..200).collect();
+    let file = idx(&[200], &data);
+    for cuts in [vec![1], vec![8], vec![3, 3, 100], vec![file.len()]] {
+        let (mut packed, mut start) = (Vec::new(), 0);
+        for end in cuts.into_iter().chain([file.len()]) {
+            packed.extend(gzip(&file[start..end]));
+            start = end;
+        }
+        assert_eq!(read(&packed, 1).unwrap().data, data);
+        // Cut inside the last member, it is no whole file.
+        let error = read(&packed[..packed.len() - 3], 1).unwrap_err();
+        assert!(error.to_string().contains(NAME), "{error}");
+    }
+    // More data in a further member than the header promises.
+    let more = [gzip(&file), gzip(&[7; 30])].concat();
+    let error = read(&more, 1).unwrap_err();
+    assert!(
+        matches!(error, DataError::Trailing { surplus: 30, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn junk_behind_the_data_is_an_error_that_counts_it() {
+    let file = idx(&[2], &[1, 2]);
+    for junk in [&b"junk"[..], &[0; 512], b"x"] {
+        let packed = [&gzip(&file), junk].concat();
+        let error = read(&packed, 1).unwrap_err();
+        let count = junk.len() as u64;
+        assert!(
+            matches!(error, DataError::AfterGzip { surplus, .. } if surplus == count),
+            "{error}"
+        );
+        let text = error.to_string();
+        assert!(
+            text.contains(NAME) && text.contains(&format!("{count} bytes")),
+            "{text}"
+        );
+
+        let plain = [&file, junk].concat();
+        let error = read(&plain, 1).unwrap_err();
+        assert!(
+            matches!(error, DataError::Trailing { surplus, .. } if surplus == count),
+            "{error}"
+        );
+        assert!(error.to_string().contains(NAME), "{error}");
+    }
+    // What looks like a member and is none.
+    let error = read(&[gzip(&file), vec![0x1f, 0x8b, 9]].concat(), 1).unwrap_err();
+    assert!(error.to_string().contains(NAME), "{error}");
+}
+
+#[test]
+fn a_sentence_says_a_cause_once() {
+    let error = read(&[gzip(&idx(&[2], &[1, 2])), vec![0x1f, 9]].concat(), 1).unwrap_err();
+    assert!(matches!(error, DataError::Read { .. }), "{error}");
+    // Programs print the whole chain of causes.
+    let cause = error.to_string();
+    let cause = cause.rsplit(": ").next().unwrap();
+    let printed = format!("{:#}", anyhow::Error::from(error));
+    assert_eq!(printed.matches(cause).count(), 1, "{printed}");
+    let error = phalanx_autograd::State::load("/no/such/file", Device::cpu(0)).unwrap_err();
+    let printed = format!("{:#}", anyhow::Error::from(error));
+    assert_eq!(printed.matches("No such file").count(), 1, "{printed}");
+}
+
+#[test]
 fn the_bundled_images_are_whole() {
     let train = Dataset::load(&data::bundled(), Split::Train).unwrap();
     let test = Dataset::load(&data::bundled(), Split::Test).unwrap();

@@ -81,6 +81,63 @@ fn what_is_wrong_has_a_reason_and_an_exit_code() {
 }
 
 #[test]
+fn numbers_that_cannot_be_are_refused_at_once_and_by_name() {
+    let cases: [(&[&str], &str); 8] = [
+        (&["--kind", "1f1b", "--ranks", "0"], "--ranks is 0"),
+        (
+            &["--kind", "1f1b", "--microbatches", "0"],
+            "--microbatches is 0",
+        ),
+        (
+            &["--kind", "1f1b", "--stages-per-rank", "0"],
+            "--stages-per-rank is 0",
+        ),
+        (
+            &["--kind", "1f1b", "--ranks", "1000000000000"],
+            "--ranks is 1000000000000",
+        ),
+        (
+            &[
+                "--kind",
+                "1f1b",
+                "--ranks",
+                "60000",
+                "--microbatches",
+                "60000",
+            ],
+            "--ranks, --microbatches and --stages-per-rank make 3600000000 pairs",
+        ),
+        (
+            &["--optimize", "--ranks", "5000", "--microbatches", "5000"],
+            "make 25000000 pairs",
+        ),
+        (&["--optimize", "--seconds", "nan"], "--seconds is NaN"),
+        (&["--optimize", "--seconds", "inf"], "--seconds is inf"),
+    ];
+    for (args, words) in cases {
+        let (output, json) = run(args);
+        assert!(!output.status.success(), "{args:?}");
+        let reason = json["reason"].as_str().unwrap();
+        assert!(reason.contains(words), "{args:?}: {reason}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_found_before_the_work() {
+    for option in ["--svg", "--trace"] {
+        let (output, json) = run(&["--kind", "gpipe", option, "/no/such/folder/file"]);
+        assert!(!output.status.success());
+        let reason = json["reason"].as_str().unwrap();
+        assert!(
+            reason.contains("cannot write /no/such/folder/file"),
+            "{reason}"
+        );
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(stdout.lines().count(), 1, "nothing was planned: {stdout}");
+    }
+}
+
+#[test]
 fn a_printed_plan_is_read_again() {
     let (_, named) = run(&["--kind", "zbv", "--ranks", "3", "--microbatches", "6"]);
     let lines = |grid: &Value| {

@@ -13,6 +13,9 @@ use crate::lines::{Line, report};
 use crate::machine;
 use crate::signals;
 
+/// The most processes that are started: each has threads, files and memory of its own.
+const MOST_RANKS: usize = 1024;
+
 /// What to start, and how often.
 #[derive(clap::Args)]
 pub struct Args {
@@ -30,7 +33,18 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    ensure!(args.ranks > 0, "a world of 0 ranks has nothing to run");
+    ensure!(
+        (1..=MOST_RANKS).contains(&args.ranks),
+        "-n is {}; it should be at least 1 and at most {MOST_RANKS} processes on one machine",
+        args.ranks
+    );
+    if let Some(hosts) = args.hosts {
+        ensure!(
+            (1..=args.ranks).contains(&hosts),
+            "--hosts is {hosts}; it should be at least 1 and at most the number of ranks, {}",
+            args.ranks
+        );
+    }
     if let Some(obstacle) = machine::obstacle() {
         anyhow::bail!("{obstacle}");
     }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use phalanx_examples::cli::{exit, say};
+use phalanx_examples::cli::{exit, say, writable};
 use phalanx_parallel::pipeline::{
     Budget, Cost, Costs, Found, Lowering, Named, Rules, Schedule, StageCosts, Timeline, Transfers,
     lower, optimize, render, simulate, validate,
@@ -171,6 +171,39 @@ struct Subject {
     found: Option<Found>,
 }
 
+/// Pairs of a stage and a microbatch in a plan that is made, and in one that is searched for: some 400
+/// bytes each, and each is looked at often.
+const MOST_PAIRS: usize = 1 << 24;
+const MOST_SEARCHED: usize = 1 << 18;
+
+/// Refuses what cannot be planned in memory and time that a person has.
+fn check_extent(args: &Args) -> Result<()> {
+    let counts = [
+        ("--ranks", args.ranks),
+        ("--microbatches", args.microbatches),
+        ("--stages-per-rank", args.stages_per_rank.unwrap_or(1)),
+    ];
+    for (name, count) in counts {
+        ensure!(
+            (1..=usize::from(u16::MAX)).contains(&count),
+            "{name} is {count}; it should be at least 1 and at most {}",
+            u16::MAX
+        );
+    }
+    let pairs: usize = counts.iter().map(|(_, count)| count).product();
+    let most = if args.optimize {
+        MOST_SEARCHED
+    } else {
+        MOST_PAIRS
+    };
+    ensure!(
+        pairs <= most,
+        "--ranks, --microbatches and --stages-per-rank make {pairs} pairs of a stage and a microbatch; \
+         this takes at most {most}"
+    );
+    Ok(())
+}
+
 fn subject(args: &Args, summary: &mut Summary) -> Result<Subject> {
     let costs = args.costs.as_deref().map(read_costs).transpose()?;
     if let Some(path) = &args.file {
@@ -194,6 +227,7 @@ fn subject(args: &Args, summary: &mut Summary) -> Result<Subject> {
     }
     summary.ranks = args.ranks;
     summary.microbatches = args.microbatches;
+    check_extent(args)?;
     if args.optimize {
         summary.kind = "optimize".into();
         let per_rank = args.stages_per_rank.unwrap_or(1);
@@ -207,7 +241,13 @@ fn subject(args: &Args, summary: &mut Summary) -> Result<Subject> {
             None => Costs::unit(stages.context("there are more stages than a plan can hold")?),
         };
         summary.stages_per_rank = costs.stages.len().div_ceil(args.ranks.max(1));
-        let time = Duration::try_from_secs_f64(args.seconds).context("--seconds")?;
+        let time = Duration::try_from_secs_f64(args.seconds).ok();
+        let time = time.with_context(|| {
+            format!(
+                "--seconds is {}; it should be a number, 0 or more",
+                args.seconds
+            )
+        })?;
         let budget = Budget {
             time,
             ..Budget::default()
@@ -295,6 +335,10 @@ fn report(args: &Args, subject: &Subject, time: &Timeline) -> Result<()> {
 }
 
 fn run(args: &Args, summary: &mut Summary) -> Result<()> {
+    // Where nothing can be written, nothing needs to be searched for.
+    for path in [&args.svg, &args.trace].into_iter().flatten() {
+        writable(path)?;
+    }
     let begin = Instant::now();
     let subject = subject(args, summary)?;
     let planned = begin.elapsed();

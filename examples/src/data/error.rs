@@ -1,12 +1,12 @@
 //! What can be wrong with a data set's files.
 
-use std::io;
 use std::path::PathBuf;
+use std::{fmt, io};
 
 use thiserror::Error;
 
 /// Why a data set could not be read. Each names the file.
-#[derive(Debug, Error)]
+#[derive(Error)]
 #[non_exhaustive]
 pub enum DataError {
     /// The folder holds no such file.
@@ -18,12 +18,12 @@ pub enum DataError {
         wanted: String,
     },
     /// The operating system, or gzip, could not read the file.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}: {error}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The file does not begin as an IDX file of bytes does.
     #[error("{} is no IDX file of bytes with {rank} dimension(s): it begins with {found:#010x}, not {expected:#010x}", path.display())]
@@ -62,12 +62,22 @@ pub enum DataError {
         path: PathBuf,
     },
     /// More data follows than the header promises.
-    #[error("{} goes on after the {expected} bytes of data that its header promises", path.display())]
+    #[error("{} goes on for {surplus} bytes after the {expected} bytes of data that its header promises", path.display())]
     Trailing {
         /// The file.
         path: PathBuf,
         /// Bytes of data that the header promises.
         expected: usize,
+        /// Bytes that follow.
+        surplus: u64,
+    },
+    /// Something follows the gzip data that is no gzip.
+    #[error("{} goes on after its compressed data: the last {surplus} bytes are no gzip", path.display())]
+    AfterGzip {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that follow.
+        surplus: u64,
     },
     /// The images are not 28×28.
     #[error("{} holds images of {height}×{width} pixels; they should be 28×28", path.display())]
@@ -107,4 +117,11 @@ pub enum DataError {
         /// Its label.
         label: u8,
     },
+}
+
+/// A `main` that returns an error prints its `Debug`: a derived one would hide the sentence.
+impl fmt::Debug for DataError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }

@@ -4,9 +4,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-use flate2::bufread::GzDecoder;
-
 use super::DataError;
+use super::gzip::Members;
 
 /// Third byte of the magic number: elements are unsigned bytes.
 const UNSIGNED_BYTE: u32 = 0x08;
@@ -26,7 +25,7 @@ impl Idx {
     /// # Errors
     /// As [`Idx::read`]; or the file cannot be opened.
     pub fn open(path: &Path, rank: u8) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(|source| read_error(path, source))?;
+        let file = File::open(path).map_err(|error| read_error(path, error))?;
         Self::read(BufReader::new(file), path, rank)
     }
 
@@ -37,11 +36,19 @@ impl Idx {
     /// # Errors
     /// The magic number is another, the data is shorter or longer than the header says, or reading fails.
     pub fn read(mut source: impl BufRead, path: &Path, rank: u8) -> Result<Self, DataError> {
-        let start = source
-            .fill_buf()
-            .map_err(|source| read_error(path, source))?;
+        let start = source.fill_buf().map_err(|error| read_error(path, error))?;
         if start.starts_with(&[0x1f, 0x8b]) {
-            Self::parse(GzDecoder::new(source), path, rank)
+            let mut members = Members::new(source);
+            let idx = Self::parse(&mut members, path, rank);
+            // Junk explains data that is cut short, and is none of the data where that is whole.
+            match members.rest() {
+                Ok(0) => idx,
+                Ok(surplus) => Err(DataError::AfterGzip {
+                    path: path.into(),
+                    surplus,
+                }),
+                Err(error) => idx.and(Err(read_error(path, error))),
+            }
         } else {
             Self::parse(source, path, rank)
         }
@@ -73,7 +80,7 @@ impl Idx {
 
         let mut data = Vec::new();
         // One byte more than promised tells a file that goes on from one that ends.
-        match source.take(length as u64 + 1).read_to_end(&mut data) {
+        match (&mut source).take(length as u64 + 1).read_to_end(&mut data) {
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => {
                 Err(read_error(path, error))
             }
@@ -88,6 +95,8 @@ impl Idx {
             _ if data.len() > length => Err(DataError::Trailing {
                 path: path.into(),
                 expected: length,
+                // What cannot be read is not counted: that there is more is what is wrong.
+                surplus: 1 + io::copy(&mut source, &mut io::sink()).unwrap_or(0),
             }),
             // The array is whole, but the checksum behind it is not.
             Err(error) => Err(read_error(path, error)),
@@ -108,9 +117,9 @@ fn word(source: &mut impl Read, path: &Path) -> Result<u32, DataError> {
     Ok(u32::from_be_bytes(bytes))
 }
 
-fn read_error(path: &Path, source: io::Error) -> DataError {
+fn read_error(path: &Path, error: io::Error) -> DataError {
     DataError::Read {
         path: path.into(),
-        source,
+        error,
     }
 }

@@ -1,6 +1,7 @@
 //! Fashion-MNIST: finding its files, and turning images and labels into batches.
 
 mod error;
+mod gzip;
 pub mod idx;
 
 use std::path::{Path, PathBuf};

@@ -1,0 +1,103 @@
+//! What the README says about projects of one's own, done: its block is taken out of it, made a project outside
+//! this workspace, built and run.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const REMARK: &str = "phalanx: the kernels were built without optimisation";
+const PROFILE: &str = "[profile.dev.package.\"*\"]\nopt-level = 3\n";
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .unwrap()
+}
+
+/// The first block of code in the README's section that begins with this fence.
+fn block(fence: &str) -> String {
+    let readme = fs::read_to_string(root().join("README.md")).unwrap();
+    let section = readme.split("## Use it in your project\n").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let block = section
+        .split(fence)
+        .nth(1)
+        .unwrap_or_else(|| panic!("no {fence} in {section}"));
+    block.split("```").next().unwrap().to_owned()
+}
+
+/// A project in a folder of its own that is in no workspace, and goes when this does.
+struct Project(PathBuf);
+
+impl Project {
+    /// With `dependencies` as the end of its `Cargo.toml`, its paths pointing here.
+    fn new(name: &str, dependencies: &str, main: &str) -> Project {
+        let folder = std::env::temp_dir().join(format!("phalanx-{name}-{}", std::process::id()));
+        fs::create_dir_all(folder.join("src")).unwrap();
+        let here = root();
+        let dependencies = dependencies.replace("../phalanx", here.to_str().unwrap());
+        let manifest = format!(
+            "[package]\nname = \"{name}\"\nversion = \"0.1.0\"\nedition = \"2024\"\n{dependencies}"
+        );
+        fs::write(folder.join("Cargo.toml"), manifest).unwrap();
+        fs::write(folder.join("src/main.rs"), main).unwrap();
+        // The versions that are known to be there without a network.
+        fs::copy(here.join("Cargo.lock"), folder.join("Cargo.lock")).unwrap();
+        Project(folder)
+    }
+
+    /// Builds below this workspace's own folder for tests, so that only the first time is long.
+    fn run(&self) -> Output {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("outside");
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo
+            .args(["run", "--quiet", "--offline"])
+            .current_dir(&self.0);
+        cargo
+            .env("CARGO_TARGET_DIR", target)
+            .env_remove("RUSTFLAGS");
+        cargo.output().unwrap()
+    }
+}
+
+impl Drop for Project {
+    fn drop(&mut self) {
+        _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn the_readmes_block_makes_a_project_whose_main_prints_sentences() {
+    let (toml, main) = (block("```toml\n"), block("```rust,no_run\n"));
+    assert!(toml.ends_with(PROFILE), "{toml}");
+    let project = Project::new("outside", &toml, &main);
+    let output = project.run();
+    let (stdout, stderr) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert_eq!(stdout, "[3.0, 3.0, 3.0, 3.0]\n", "{stderr}");
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    // Nothing but the sentence: no remark, no structure of fields.
+    assert_eq!(
+        stderr,
+        "Error: matmul: shapes [2, 3] and [2, 3] do not fit: the last axis of the first must be as long as the \
+         last but one of the second\n"
+    );
+}
+
+#[test]
+fn a_build_without_optimisation_says_so_once() {
+    let toml = "[dependencies]\nphalanx-tensor = { path = \"../phalanx/tensor\" }\n";
+    let main = block("```rust,no_run\n");
+    let project = Project::new("outside-slow", toml, &main);
+    let output = project.run();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(stderr.matches(REMARK).count(), 1, "{stderr}");
+    assert!(
+        stderr.contains("[profile.dev.package.\"*\"] opt-level = 3"),
+        "{stderr}"
+    );
+    assert!(stderr.contains("Error: matmul: shapes"), "{stderr}");
+}
