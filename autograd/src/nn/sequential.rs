@@ -45,15 +45,14 @@ impl FromIterator<Box<dyn Module>> for Sequential {
 
 impl Module for Sequential {
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
-        let forward = |(i, layer): (usize, &Box<dyn Module>), x: &Var| {
-            let y = layer.forward(tape, x);
+        let forward = |i: usize, x: &Var| {
+            let y = self.layers[i].forward(tape, x);
             y.map_err(|error| error.in_module(&i.to_string()))
         };
-        let mut layers = self.layers.iter().enumerate();
-        let Some(first) = layers.next() else {
+        if self.layers.is_empty() {
             return Ok(x.clone());
-        };
-        layers.try_fold(forward(first, x)?, |x, layer| forward(layer, &x))
+        }
+        (1..self.layers.len()).try_fold(forward(0, x)?, |x, i| forward(i, &x))
     }
 
     fn visit(&self, v: &mut Visitor<'_>) {

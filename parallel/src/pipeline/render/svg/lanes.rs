@@ -94,7 +94,7 @@ fn sampled(spans: &[Span], timeline: &Timeline, samples: usize) -> Vec<Span> {
             out.push(Span {
                 start: i as f64 * step,
                 end: (i + 1) as f64 * step,
-                ..(*span).clone()
+                ..**span
             });
         }
     }
