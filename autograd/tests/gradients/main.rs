@@ -2,13 +2,15 @@
 //! and broadcasts; `f32` and the half types against `f64`; and a check that none is missing here.
 
 mod arguments;
+mod row;
 mod table;
 #[path = "../../../tensor/tests/ops/util.rs"]
 mod util;
 
 use phalanx_autograd::{Backward, Result, Tape, Var};
 use phalanx_tensor::{DType, Device, Tensor};
-use table::{Case, ROWS, Row};
+use row::{Case, Row};
+use table::ROWS;
 use util::{TestRng, assert_gradient, assert_same, rounding, values};
 
 /// Random cases of each row.

@@ -1,58 +1,13 @@
 //! The operations, with random arguments for each.
 
 use crate::arguments::{any, axes, axis, distinct, extents, indices, some_axes};
-use crate::util::{TestRng, tensor_of};
+use crate::row::{Row, case, loss, row};
+use crate::util::tensor_of;
+use phalanx_autograd::Var;
 use phalanx_autograd::nn::{
     Activation, Conv2dConfig, CrossEntropyConfig, GeluKind, Pool2dConfig, Reduction,
 };
-use phalanx_autograd::{Result, Tape, Var};
-use phalanx_tensor::{DType, Device, Rng, Tensor};
-
-/// What a row computes.
-pub type Function = Box<dyn Fn(&Tape, &[Var]) -> Result<Var>>;
-
-/// A function of some inputs, and the inputs.
-pub struct Case {
-    pub inputs: Vec<Tensor>,
-    pub f: Function,
-}
-
-/// One or more operations.
-pub struct Row {
-    pub ops: &'static [&'static str],
-    pub make: fn(&mut TestRng) -> Case,
-    /// Allowed error against `f64`, in roundings of the type, relative to the largest element.
-    pub roundings: f64,
-    /// Where element types are part of the operation.
-    pub f64_only: bool,
-    /// Whether the result of half types is `f32`.
-    pub wide: bool,
-}
-
-const fn row(ops: &'static [&'static str], make: fn(&mut TestRng) -> Case) -> Row {
-    Row {
-        ops,
-        make,
-        roundings: 16.0,
-        f64_only: false,
-        wide: false,
-    }
-}
-
-/// A loss: of half types it is `f32`.
-const fn loss(ops: &'static [&'static str], make: fn(&mut TestRng) -> Case) -> Row {
-    Row {
-        wide: true,
-        ..row(ops, make)
-    }
-}
-
-fn case(inputs: Vec<Tensor>, f: impl Fn(&Tape, &[Var]) -> Result<Var> + 'static) -> Case {
-    Case {
-        inputs,
-        f: Box::new(f),
-    }
-}
+use phalanx_tensor::{DType, Device, Rng};
 
 macro_rules! unary {
     ($name:ident($($arg:expr),*) in $range:expr) => {

@@ -3,6 +3,7 @@
 mod checkpoint;
 mod empty;
 mod layers;
+mod losses;
 mod modules;
 
 use phalanx_autograd::nn::{
