@@ -173,6 +173,11 @@ fn claim(
             unclear(variable, &text, "is no number".into(), remedy)
         })
     };
+    // Several processes in torchrun's manner are of no use without MPI.
+    let complete = |missing, given| match launcher {
+        Launcher::Torchrun => format!("start the program by mpirun, or unset {given}"),
+        _ => format!("set {missing} too, or unset {given}"),
+    };
     let process = |rank, size| Process {
         rank,
         size,
@@ -195,13 +200,13 @@ fn claim(
             format!(
                 "speaks of {size} processes, but {rank_variable} does not say which this one is"
             ),
-            format!("set {rank_variable} too, or unset {size_variable}"),
+            complete(rank_variable, size_variable),
         )),
         (Some(rank), None) => Err(unclear(
             rank_variable,
             &rank,
             format!("speaks of several processes, but {size_variable} does not say how many"),
-            format!("set {size_variable} too, or unset {rank_variable}"),
+            complete(size_variable, rank_variable),
         )),
     }
 }
@@ -302,10 +307,14 @@ mod tests {
             (
                 "WORLD_SIZE=4",
                 "WORLD_SIZE",
-                "set RANK too, or unset WORLD_SIZE",
+                "start the program by mpirun, or unset WORLD_SIZE",
             ),
             ("WORLD_SIZE=0", "WORLD_SIZE", "unset WORLD_SIZE"),
-            ("RANK=1", "RANK", "set WORLD_SIZE too, or unset RANK"),
+            (
+                "RANK=1",
+                "RANK",
+                "start the program by mpirun, or unset RANK",
+            ),
             (
                 "RANK=1 WORLD_SIZE=4",
                 "WORLD_SIZE",

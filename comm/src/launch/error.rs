@@ -74,8 +74,8 @@ pub enum LaunchError<E: Display + Debug> {
     },
     /// The program cannot be a rank of what it was started in.
     #[error(
-        "the program was started by {launcher} as one of {size} ranks, but {reason}; if it was not, \
-         unset {}",
+        "the program was started by {launcher} as one of {size} ranks (so says {}; unset it if that is \
+         wrong), but {reason}",
         launcher.size_variable()
     )]
     Unsupported {

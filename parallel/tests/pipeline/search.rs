@@ -259,7 +259,15 @@ fn never_worse_than_any_named_schedule() {
         100.0 * mean(&gaps),
         100.0 * mean(&gains)
     );
-    assert!(mean(&gaps) < 0.06, "mean gap {}", mean(&gaps));
+    // Never worse is so by construction, since the search starts from the best of them. What it adds:
+    // 2.34 % in the mean, and a gap of 1.52 %, with 116 proved.
+    assert!(mean(&gains) > 0.02, "mean gain {}", mean(&gains));
+    assert!(
+        gains.iter().filter(|&&gain| gain > 0.01).count() > 50,
+        "{gains:?}"
+    );
+    assert!(mean(&gaps) < 0.02, "mean gap {}", mean(&gaps));
+    assert!(exact > 100, "{exact} proved best");
 }
 
 #[test]
