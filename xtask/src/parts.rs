@@ -74,6 +74,18 @@ pub const PARTS: &[Part] = &[
         ..PLAIN
     },
     Part {
+        name: "ignored",
+        what: "what cargo test ignores for its length: elementary functions over every f32, in release",
+        long: true,
+        command: || {
+            let package = ["test", "--release", "--package", "phalanx-tensor"];
+            let mut command = cargo(package);
+            command.args(["--tests", "--no-fail-fast", "--", "--ignored"]);
+            command
+        },
+        ..PLAIN
+    },
+    Part {
         name: "tsan",
         what: "the local backend under ThreadSanitizer",
         obstacle: sanitizer_obstacle,
@@ -102,24 +114,26 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "asan",
-        what: "phalanx-tensor's convolutions, products and pools under AddressSanitizer, without pooled buffers",
+        what: "phalanx-tensor's operations under AddressSanitizer, without pooled buffers",
         obstacle: sanitizer_obstacle,
-        command: || {
-            let mut command = address_sanitizer();
-            command.args([
-                "--", "conv", "pool", "product", "matmul", "linear", "blocked",
-            ]);
-            command
-        },
+        command: address_sanitizer,
         ..PLAIN
     },
     Part {
-        name: "asan-all",
-        what: "all operations of phalanx-tensor under AddressSanitizer, without pooled buffers",
+        name: "asan-base",
+        what: "the same, with the instructions that every processor has",
         long: true,
+        level: Some("baseline"),
         obstacle: sanitizer_obstacle,
-        command: || address_sanitizer(),
-        ..PLAIN
+        command: || held(address_sanitizer(), "baseline"),
+    },
+    Part {
+        name: "asan-avx2",
+        what: "the same, with AVX2 at most",
+        long: true,
+        level: Some("avx2"),
+        obstacle: sanitizer_obstacle,
+        command: || held(address_sanitizer(), "avx2"),
     },
     Part {
         name: "mpi",
@@ -137,10 +151,15 @@ pub const PARTS: &[Part] = &[
     },
 ];
 
-/// The tests of phalanx-tensor in release, held to a level of instructions (`tensor/tests/level`).
+/// The tests of phalanx-tensor in release, at a level of instructions.
 fn at_level(level: &str) -> Command {
     let mut command = cargo(["test", "--release", "--package", "phalanx-tensor"]);
     command.args(["--tests", "--no-fail-fast"]);
+    held(command, level)
+}
+
+/// The tests of phalanx-tensor, held to a level of instructions (`tensor/tests/level`).
+fn held(mut command: Command, level: &str) -> Command {
     command.env("PHALANX_TEST_LEVEL", level);
     command
 }
@@ -193,7 +212,7 @@ fn thread_sanitizer(package: &str, programs: &[&str]) -> Command {
 }
 
 fn address_sanitizer() -> Command {
-    let flags = "-Zsanitizer=address -Cunsafe-allow-abi-mismatch=sanitizer --cfg phalanx_asan";
+    let flags = "-Zsanitizer=address --cfg phalanx_asan";
     let mut command = sanitized("phalanx-tensor", "target/asan", flags);
     // The last one holds the pool of buffers to its word, and here there is none.
     command.args(&OPERATIONS[..OPERATIONS.len() - 1]);
