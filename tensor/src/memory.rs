@@ -63,6 +63,11 @@ impl DeviceMemory {
         self.live.fetch_sub(bytes, Relaxed);
     }
 
+    /// Books memory that goes back to the system.
+    pub(crate) fn shrunk(&self, bytes: usize) {
+        self.reserved.fetch_sub(bytes, Relaxed);
+    }
+
     /// Books memory that came from the system.
     pub(crate) fn grown(&self, bytes: usize) {
         self.reserved.fetch_add(bytes, Relaxed);

@@ -1,5 +1,6 @@
 //! [`Tensor`]: construction, and reading and writing of elements.
 
+use crate::cpu::scratch::room;
 use crate::cpu::strided;
 use crate::layout::Layout;
 use crate::storage::{CpuStorage, Storage};
@@ -223,11 +224,17 @@ impl Tensor {
     /// [`Error::DTypeMismatch`] where `T` is another type; as [`empty`](Tensor::empty).
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         self.expect_dtype::<T>("to_vec")?;
-        if self.is_contiguous() {
-            return Ok(self.as_slice::<T>()?.to_vec());
-        }
-        let copy = self.copy_to("to_vec", self.device())?;
-        Ok(copy.as_slice::<T>()?.to_vec())
+        let copy;
+        let elements = match self.is_contiguous() {
+            true => self.as_slice::<T>()?,
+            false => {
+                copy = self.copy_to("to_vec", self.device())?;
+                copy.as_slice::<T>()?
+            }
+        };
+        let mut vec = room(elements.len()).map_err(|e| e.on("to_vec", self.device()))?;
+        vec.extend_from_slice(elements);
+        Ok(vec)
     }
 
     /// The value of a tensor with a single element, as a `T` that holds it exactly, whatever the

@@ -83,9 +83,10 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         self.home.released(self.bytes);
         // SAFETY: the buffer is going away, nobody reads the field again.
-        self.home
-            .pool
-            .put(unsafe { ManuallyDrop::take(&mut self.block) });
+        let block = unsafe { ManuallyDrop::take(&mut self.block) };
+        if let Some(block) = self.home.pool.put(block) {
+            self.home.shrunk(block.bytes);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod pieces;
 pub(crate) mod pool;
 pub(crate) mod prefetch;
 pub(crate) mod rows;
+pub(crate) mod scratch;
 pub(crate) mod share;
 pub(crate) mod simd;
 mod slow_build;

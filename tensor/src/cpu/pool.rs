@@ -6,7 +6,7 @@
 //!
 //! Under `--cfg phalanx_asan` nothing is kept and no block is larger than what was asked for:
 //! AddressSanitizer, which marks what the system has not handed out, would see neither a read
-//! behind the end of a buffer nor one of a buffer that died. `reserved` then only grows.
+//! behind the end of a buffer nor one of a buffer that died.
 #![allow(unsafe_code)]
 
 use std::alloc;
@@ -119,19 +119,27 @@ impl Pool {
         })
     }
 
-    /// Keeps a block for the next request of its class.
-    pub(crate) fn put(&self, block: Block) {
-        if cfg!(phalanx_asan) {
-            return;
-        }
-        if let Some((class, _)) = class_of(block.bytes) {
-            self.with(|free| {
-                if free.len() <= class {
-                    free.resize_with(class + 1, Vec::new);
+    /// Keeps a block for the next request of its class; hands it back where there is no memory to
+    /// keep account of it.
+    pub(crate) fn put(&self, block: Block) -> Option<Block> {
+        let class = class_of(block.bytes).filter(|_| !cfg!(phalanx_asan));
+        let Some((class, _)) = class else {
+            return Some(block);
+        };
+        self.with(|free| {
+            if free.len() <= class {
+                let more = class + 1 - free.len();
+                if free.try_reserve(more).is_err() {
+                    return Some(block);
                 }
-                free[class].push(block);
-            });
-        }
+                free.resize_with(class + 1, Vec::new);
+            }
+            if free[class].try_reserve(1).is_err() {
+                return Some(block);
+            }
+            free[class].push(block);
+            None
+        })
     }
 
     /// Returns all free blocks to the system; `f` hears the size of each.

@@ -41,7 +41,11 @@ thread_local! {
     static TEAM: RefCell<Option<Team>> = const { RefCell::new(None) };
 }
 
-/// Lets the operations that this thread calls inside `f` use `threads` threads (at least 1).
+/// The most threads of one operation.
+const MOST: usize = 1024;
+
+/// Lets the operations that this thread calls inside `f` use `threads` threads (at least 1, at most
+/// 1,024).
 ///
 /// Helper threads are started once per call and stopped when `f` returns, so put it around the
 /// whole program or training loop.
@@ -57,7 +61,7 @@ pub fn with_threads<R>(threads: usize, f: impl FnOnce() -> R) -> R {
             TEAM.with(|t| *t.borrow_mut() = self.0.take());
         }
     }
-    let team = Team::new(threads.max(1));
+    let team = Team::new(threads.clamp(1, MOST));
     let _restore = Restore(TEAM.with(|t| t.borrow_mut().replace(team)));
     f()
 }

@@ -9,6 +9,7 @@ use super::scalar::Scalar;
 use super::scratch::{self, Scratch};
 use super::simd::Real;
 use super::{Bias, Epilogue, Map, MatMut, MatRef};
+use crate::cpu::scratch::{NoMemory, Outcome};
 use crate::cpu::{SimdLevel, parallel_for, threads};
 use std::ops::Range;
 
@@ -53,14 +54,15 @@ struct Piece<A> {
 // the tasks' ranges are disjoint.
 unsafe impl<T: Scalar> Sync for Product<'_, T> {}
 
-/// Runs a product whose shapes have been checked, with at least one element in `c`.
+/// Runs a product whose shapes have been checked, with at least one element in `c`. Where there is
+/// no scratch memory, `c` is left with arbitrary elements.
 pub(super) fn product<T: Scalar>(
     level: SimdLevel,
     c: MatMut<'_, T>,
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
-) {
+) -> Result<(), NoMemory> {
     let family = T::Acc::family(level);
     let tile = TileShape {
         rows: family.rows,
@@ -113,18 +115,25 @@ pub(super) fn product<T: Scalar>(
     }
     let (s_len, v_len) = (product.s_side.len, product.v_side.len);
     let split = plan::split(tile, s_len, v_len, k, threads());
+    let outcome = Outcome::default();
     parallel_for(split.s.count * split.v.count, 1, |tasks| {
         for task in tasks {
             let s = split.s.range(task % split.s.count, s_len);
             let v = split.v.range(task / split.s.count, v_len);
-            scratch::with(|scratch| product.task(s, v, scratch));
+            outcome.of(|| scratch::with(|scratch| product.task(s, v, scratch)));
         }
     });
+    outcome.result()
 }
 
 impl<T: Scalar> Product<'_, T> {
     /// Computes the stripes `s` of the columns `v`.
-    fn task(&self, s: Range<usize>, v: Range<usize>, scratch: &mut Scratch) {
+    fn task(
+        &self,
+        s: Range<usize>,
+        v: Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Result<(), NoMemory> {
         let (plan, passing) = (&self.plan, usize::MAX);
         let (s_block, v_block) = match plan.columns_pass {
             _ if !T::DIRECT => (HALF_STRIPES, plan.resident_columns),
@@ -134,24 +143,30 @@ impl<T: Scalar> Product<'_, T> {
         for s in blocks(s, s_block) {
             for v in blocks(v.clone(), v_block) {
                 if T::DIRECT {
-                    self.direct_block(s.clone(), v, scratch);
+                    self.direct_block(s.clone(), v, scratch)?;
                 } else {
-                    self.half_block(s.clone(), v, scratch);
+                    self.half_block(s.clone(), v, scratch)?;
                 }
             }
         }
+        Ok(())
     }
 
     /// A block whose sums are completed in the result.
-    fn direct_block(&self, s: Range<usize>, v: Range<usize>, scratch: &mut Scratch) {
+    fn direct_block(
+        &self,
+        s: Range<usize>,
+        v: Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Result<(), NoMemory> {
         let target = Target {
             c: self.c.wrapping_add(self.offset(s.start, v.start)).cast(),
             ld: self.ld,
             bias_s: at(self.bias_s, s.start).cast(),
             bias_v: at(self.bias_v, v.start).cast(),
         };
-        self.block(s.clone(), v.clone(), target, scratch);
-        let Some(map) = self.map else { return };
+        self.block(s.clone(), v.clone(), target, scratch)?;
+        let Some(map) = self.map else { return Ok(()) };
         let (rows, along) = self.rows(&s, &v);
         for row in rows {
             let p = self
@@ -162,6 +177,7 @@ impl<T: Scalar> Product<'_, T> {
             // it, and `T` is `Acc`.
             map(unsafe { std::slice::from_raw_parts_mut(p, along.len()) });
         }
+        Ok(())
     }
 
     /// Offset in `c` of an element by stripe and column.
@@ -183,14 +199,19 @@ impl<T: Scalar> Product<'_, T> {
     }
 
     /// A block of a half-type result: its sums are completed in `f32`, then rounded.
-    fn half_block(&self, s: Range<usize>, v: Range<usize>, scratch: &mut Scratch) {
+    fn half_block(
+        &self,
+        s: Range<usize>,
+        v: Range<usize>,
+        scratch: &mut Scratch,
+    ) -> Result<(), NoMemory> {
         let (rows, along) = self.rows(&s, &v);
         let (len, ld) = (rows.len() * along.len(), along.len());
         let bias_len =
             |bias: &[T], part: &Range<usize>| if bias.is_empty() { 0 } else { part.len() };
         let (bias_s, bias_v) = (bias_len(self.bias_s, &s), bias_len(self.bias_v, &v));
         let mut buffer = std::mem::take(&mut scratch.sums);
-        let room = buffer.room::<T::Acc>(len + bias_s + bias_v);
+        let room = buffer.room::<T::Acc>(len + bias_s + bias_v)?;
         // SAFETY: `room` has that many elements, and zero bits are a valid `Acc`.
         let sums = unsafe {
             room.write_bytes(0, len + bias_s + bias_v);
@@ -224,7 +245,7 @@ impl<T: Scalar> Product<'_, T> {
                 bias_v,
             },
             scratch,
-        );
+        )?;
         for (sums, row) in sums.chunks_exact_mut(ld).zip(rows) {
             if let Some(map) = self.map {
                 map(sums);
@@ -232,6 +253,7 @@ impl<T: Scalar> Product<'_, T> {
             T::narrow(sums, row_of_c(row));
         }
         scratch.sums = buffer;
+        Ok(())
     }
 
     /// Completes the sums of a block of stripes by columns.
@@ -241,7 +263,7 @@ impl<T: Scalar> Product<'_, T> {
         v: Range<usize>,
         target: Target<T::Acc>,
         scratch: &mut Scratch,
-    ) {
+    ) -> Result<(), NoMemory> {
         // Tiles of equal height, rather than full ones and a rest.
         let tiles = s.len().div_ceil(self.family.rows);
         let rows = s.len().div_ceil(tiles);
@@ -258,25 +280,26 @@ impl<T: Scalar> Product<'_, T> {
                 last: part + 1 == self.plan.k.count,
             };
             if self.plan.columns_pass {
-                self.columns_pass(&piece, scratch);
+                self.columns_pass(&piece, scratch)?;
             } else {
-                self.stripes_pass(&piece, scratch);
+                self.stripes_pass(&piece, scratch)?;
             }
         }
+        Ok(())
     }
 
     /// All stripes are packed, and the columns pass by them: one panel is multiplied while the
     /// next one is packed, a share after each tile.
-    fn columns_pass(&self, piece: &Piece<T::Acc>, scratch: &mut Scratch) {
+    fn columns_pass(&self, piece: &Piece<T::Acc>, scratch: &mut Scratch) -> Result<(), NoMemory> {
         let Piece { s, v, ks, rows, .. } = piece;
-        let stripes = self.stripes(s, ks, *rows, scratch);
+        let stripes = self.stripes(s, ks, *rows, scratch)?;
         let share = plan::share(ks.len(), s.len().div_ceil(*rows));
         let mut slots = [0, self.family.width()];
         let mut panels = self.panels(v).peekable();
         // Terms of the panel that are packed.
         let mut ready = 0;
         while let Some(columns) = panels.next() {
-            self.pack_panel(&columns, ks, ready..ks.len(), slots[0], scratch);
+            self.pack_panel(&columns, ks, ready..ks.len(), slots[0], scratch)?;
             let panel = self.panel(&columns, ks, slots[0], scratch);
             let next = panels.peek().filter(|_| piece.asks);
             ready = 0;
@@ -290,27 +313,29 @@ impl<T: Scalar> Product<'_, T> {
                 self.tile(piece, first, stripes, columns.start, &panel, &ahead);
                 if let Some(next) = next {
                     ready = terms.end;
-                    self.pack_panel(next, ks, terms, slots[1], scratch);
+                    self.pack_panel(next, ks, terms, slots[1], scratch)?;
                 }
             }
             slots.reverse();
         }
+        Ok(())
     }
 
     /// All columns are packed, and the stripes pass by them, packed tile by tile.
-    fn stripes_pass(&self, piece: &Piece<T::Acc>, scratch: &mut Scratch) {
+    fn stripes_pass(&self, piece: &Piece<T::Acc>, scratch: &mut Scratch) -> Result<(), NoMemory> {
         let Piece { s, v, ks, rows, .. } = piece;
         for columns in self.panels(v) {
-            self.pack_panel(&columns, ks, 0..ks.len(), columns.start - v.start, scratch);
+            self.pack_panel(&columns, ks, 0..ks.len(), columns.start - v.start, scratch)?;
         }
         for first in s.clone().step_by(*rows) {
             let end = s.end.min(first + rows);
-            let stripes = self.stripes(&(first..end), ks, *rows, scratch);
+            let stripes = self.stripes(&(first..end), ks, *rows, scratch)?;
             for columns in self.panels(v) {
                 let panel = self.panel(&columns, ks, columns.start - v.start, scratch);
                 self.tile(piece, first, stripes, columns.start, &panel, &Ahead::NONE);
             }
         }
+        Ok(())
     }
 
     /// Runs the kernel of the tile at the stripe `s` and the column `v`.

@@ -7,6 +7,7 @@ use super::parts::{Panel, blocks};
 use super::plan::Side;
 use super::scalar::Scalar;
 use super::scratch::Scratch;
+use crate::cpu::scratch::NoMemory;
 use std::ops::Range;
 
 impl<T: Scalar> Product<'_, T> {
@@ -31,12 +32,12 @@ impl<T: Scalar> Product<'_, T> {
         share: Range<usize>,
         at: usize,
         scratch: &mut Scratch,
-    ) {
+    ) -> Result<(), NoMemory> {
         if self.in_place(v) || share.is_empty() {
-            return;
+            return Ok(());
         }
         let terms = ks.start + share.start..ks.start + share.end;
-        let staged = self.stage(self.v, self.v_side, v, &terms, scratch);
+        let staged = self.stage(self.v, self.v_side, v, &terms, scratch)?;
         let family = self.family;
         // Room for all that will be packed at once: a buffer that grows forgets.
         let columns = if self.plan.columns_pass {
@@ -45,10 +46,11 @@ impl<T: Scalar> Product<'_, T> {
             self.plan.resident_columns
         };
         let room = packed_len(columns.max(at + v.len()), self.plan.k.size, family.lanes);
-        let packed = scratch.vectors.room::<T::Acc>(room);
+        let packed = scratch.vectors.room::<T::Acc>(room)?;
         let to = at * ks.len() + share.start * v.len().next_multiple_of(family.lanes);
         // SAFETY: the operand holds these columns and terms, the buffer has the room.
-        unsafe { (family.pack_vectors)(staged, family.width(), packed.add(to)) }
+        unsafe { (family.pack_vectors)(staged, family.width(), packed.add(to)) };
+        Ok(())
     }
 
     /// What [`pack_panel`](Self::pack_panel) will read, if there are any terms in the share.
@@ -71,7 +73,7 @@ impl<T: Scalar> Product<'_, T> {
         v: &Range<usize>,
         ks: &Range<usize>,
         at: usize,
-        scratch: &mut Scratch,
+        scratch: &Scratch,
     ) -> Panel<T::Acc> {
         let (width, lanes) = (v.len(), self.family.lanes);
         let vectors = width.div_ceil(lanes);
@@ -81,11 +83,8 @@ impl<T: Scalar> Product<'_, T> {
             let p = self.v.wrapping_add(v.start + ks.start * k_step);
             (p.cast(), k_step)
         } else {
-            let packed = scratch.vectors.room::<T::Acc>(0);
-            (
-                packed.wrapping_add(at * ks.len()).cast_const(),
-                vectors * lanes,
-            )
+            let packed = scratch.vectors.kept::<T::Acc>();
+            (packed.wrapping_add(at * ks.len()), vectors * lanes)
         };
         Panel {
             p,
@@ -107,12 +106,12 @@ impl<T: Scalar> Product<'_, T> {
         ks: &Range<usize>,
         rows: usize,
         scratch: &mut Scratch,
-    ) -> *const T::Acc {
-        let staged = self.stage(self.s, self.s_side, s, ks, scratch);
-        let packed = scratch.stripes.room(s.len() * ks.len() + OVERRUN);
+    ) -> Result<*const T::Acc, NoMemory> {
+        let staged = self.stage(self.s, self.s_side, s, ks, scratch)?;
+        let packed = scratch.stripes.room(s.len() * ks.len() + OVERRUN)?;
         // SAFETY: the operand holds these stripes and terms, the buffer has the room.
         unsafe { (self.family.pack_stripes)(staged, rows, packed) };
-        packed
+        Ok(packed)
     }
 
     /// A piece of an operand as `Acc`: where it stands, or widened into scratch memory that the
@@ -124,20 +123,20 @@ impl<T: Scalar> Product<'_, T> {
         part: &Range<usize>,
         ks: &Range<usize>,
         scratch: &mut Scratch,
-    ) -> Block<T::Acc> {
+    ) -> Result<Block<T::Acc>, NoMemory> {
         let Side { along, k_step, .. } = side;
         let first = part.start * along + ks.start * k_step;
         let (len, kc) = (part.len(), ks.len());
         if T::DIRECT {
-            return Block {
+            return Ok(Block {
                 p: p.wrapping_add(first).cast(),
                 len,
                 along,
                 kc,
                 k_step,
-            };
+            });
         }
-        let wide = scratch.wide.room::<T::Acc>(len * kc);
+        let wide = scratch.wide.room::<T::Acc>(len * kc)?;
         // SAFETY: `wide` has `len * kc` elements, zero bits are a valid `Acc`, and the operand
         // holds the part; runs of step one are contiguous in it.
         unsafe {
@@ -147,13 +146,13 @@ impl<T: Scalar> Product<'_, T> {
             let source = |i: usize, n: usize| std::slice::from_raw_parts(p.add(first + i), n);
             if along == 1 {
                 (0..kc).for_each(|k| T::widen(source(k * k_step, len), wide_row(k, len)));
-                return Block {
+                return Ok(Block {
                     p: wide,
                     len,
                     along: 1,
                     kc,
                     k_step: len,
-                };
+                });
             }
             for i in 0..len {
                 if k_step == 1 {
@@ -165,12 +164,12 @@ impl<T: Scalar> Product<'_, T> {
                 }
             }
         }
-        Block {
+        Ok(Block {
             p: wide,
             len,
             along: kc,
             kc,
             k_step: 1,
-        }
+        })
     }
 }

@@ -39,6 +39,7 @@ mod scalar;
 mod scratch;
 mod simd;
 
+use crate::cpu::scratch::NoMemory;
 use crate::cpu::{SimdLevel, simd_level};
 
 pub use scalar::Scalar;
@@ -74,12 +75,17 @@ impl<'a, T> MatRef<'a, T> {
                 data.len()
             );
         }
+        // One row or column has no neighbour, however far away.
+        let near = |count: usize, stride: usize| match count {
+            0 | 1 => stride.min(data.len().max(2)),
+            _ => stride,
+        };
         MatRef {
             data,
             rows,
             cols,
-            row_stride,
-            col_stride,
+            row_stride: near(rows, row_stride),
+            col_stride: near(cols, col_stride),
         }
     }
 
@@ -130,10 +136,10 @@ impl<'a, T> MatMut<'a, T> {
             data.len()
         );
         MatMut {
-            data,
             rows,
             cols,
-            row_stride,
+            row_stride: if rows > 1 { row_stride } else { cols },
+            data,
         }
     }
 
@@ -191,25 +197,48 @@ impl<T: Scalar> Default for Epilogue<'_, T> {
 
 /// `C = act(alpha * A B + beta * C + bias)`.
 ///
+/// The operations on tensors take [`OutOfMemory`](crate::Error::OutOfMemory) from the same kernels
+/// where the system has no scratch memory; here there is no device to name.
+///
 /// The error of an element, against exact arithmetic, is at most `(k + 4) u` times the same sum
 /// of absolute values, with `u` the unit roundoff of `T::Acc`, and half a unit in the last place
 /// of `T` if that is narrower.
 ///
 /// # Panics
-/// If the shapes disagree.
+/// If the shapes disagree, or there is no scratch memory.
 pub fn gemm<T: Scalar>(
     c: MatMut<'_, T>,
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
 ) {
-    run(Kernels::Best, c, a, b, epilogue);
+    had_memory(product(c, a, b, epilogue));
+}
+
+/// As [`gemm`], for the operations: where there is no scratch memory, `c` is left with arbitrary
+/// elements.
+pub(crate) fn product<T: Scalar>(
+    c: MatMut<'_, T>,
+    a: MatRef<'_, T>,
+    b: MatRef<'_, T>,
+    epilogue: &Epilogue<'_, T>,
+) -> Result<(), NoMemory> {
+    run(Kernels::Best, c, a, b, epilogue)
+}
+
+fn had_memory(result: Result<(), NoMemory>) {
+    if let Err(e) = result {
+        panic!(
+            "a matrix product found no {} bytes of scratch memory",
+            e.bytes
+        )
+    }
 }
 
 /// [`gemm`] with the vector kernels of `level`, or the best that the processor has below it.
 ///
 /// # Panics
-/// If the shapes disagree.
+/// If the shapes disagree, or there is no scratch memory.
 pub fn gemm_at<T: Scalar>(
     level: SimdLevel,
     c: MatMut<'_, T>,
@@ -217,7 +246,7 @@ pub fn gemm_at<T: Scalar>(
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
 ) {
-    run(Kernels::Vector(level), c, a, b, epilogue);
+    had_memory(run(Kernels::Vector(level), c, a, b, epilogue));
 }
 
 /// [`gemm`] on the matrix unit wherever it can compute the product, even where that is slower.
@@ -225,14 +254,14 @@ pub fn gemm_at<T: Scalar>(
 /// do.
 ///
 /// # Panics
-/// If the shapes disagree.
+/// If the shapes disagree, or there is no scratch memory.
 pub fn gemm_on_unit<T: Scalar>(
     c: MatMut<'_, T>,
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
 ) {
-    run(Kernels::Unit, c, a, b, epilogue);
+    had_memory(run(Kernels::Unit, c, a, b, epilogue));
 }
 
 /// Whether the processor has a matrix unit (Intel AMX with `bf16`) that this process may use.
@@ -257,7 +286,7 @@ fn run<T: Scalar>(
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
-) {
+) -> Result<(), NoMemory> {
     assert!(
         a.cols == b.rows && c.rows == a.rows && c.cols == b.cols,
         "a {}x{} by a {}x{} matrix into a {}x{} one",
@@ -274,17 +303,17 @@ fn run<T: Scalar>(
         Bias::PerCol(bias) => assert_eq!(bias.len(), c.cols, "one bias for each column"),
     }
     if c.rows == 0 || c.cols == 0 {
-        return;
+        return Ok(());
     }
     let level = match kernels {
         Kernels::Vector(level) => level,
         Kernels::Best | Kernels::Unit => {
             let forced = matches!(kernels, Kernels::Unit);
-            if T::on_unit(forced, &mut c, a, b, epilogue) {
-                return;
+            if let Some(result) = T::on_unit(forced, &mut c, a, b, epilogue) {
+                return result;
             }
             simd_level()
         }
     };
-    driver::product(level, c, a, b, epilogue);
+    driver::product(level, c, a, b, epilogue)
 }

@@ -5,6 +5,7 @@ use super::amx;
 use super::family::Kernels;
 use super::{Epilogue, MatMut, MatRef};
 use crate::cpu::convert;
+use crate::cpu::scratch::NoMemory;
 use half::{bf16, f16};
 
 mod sealed {
@@ -32,7 +33,7 @@ pub trait Scalar: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     /// Rounds to nearest, ties to even.
     #[doc(hidden)]
     fn narrow(from: &[Self::Acc], to: &mut [Self]);
-    /// Runs the product on the matrix unit, or returns `false` with nothing done; `forced`, even
+    /// Runs the product on the matrix unit, or returns `None` with nothing done; `forced`, even
     /// where the vector kernels would be faster.
     #[doc(hidden)]
     fn on_unit(
@@ -41,9 +42,9 @@ pub trait Scalar: sealed::Sealed + Copy + Default + Send + Sync + 'static {
         a: MatRef<'_, Self>,
         b: MatRef<'_, Self>,
         epilogue: &Epilogue<'_, Self>,
-    ) -> bool {
+    ) -> Option<Result<(), NoMemory>> {
         let _ = (forced, c, a, b, epilogue);
-        false
+        None
     }
 }
 
@@ -57,7 +58,7 @@ macro_rules! on_unit {
             a: MatRef<'_, Self>,
             b: MatRef<'_, Self>,
             epilogue: &Epilogue<'_, Self>,
-        ) -> bool {
+        ) -> Option<Result<(), NoMemory>> {
             amx::product(&$unit, forced, c, a, b, epilogue)
         }
     };

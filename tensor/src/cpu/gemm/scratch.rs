@@ -1,7 +1,8 @@
 //! Memory that a thread keeps between products, so that a product at steady state allocates
 //! nothing.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use crate::cpu::scratch::NoMemory;
+use std::alloc::{Layout, alloc, dealloc};
 use std::cell::Cell;
 use std::ptr::NonNull;
 
@@ -15,28 +16,33 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// Room for `len` elements of `T`, uninitialised, aligned to [`ALIGN`].
-    pub fn room<T>(&mut self, len: usize) -> *mut T {
+    /// Room for `len` elements of `T`, uninitialised, aligned to [`ALIGN`]; or what the system
+    /// refused.
+    pub fn room<T>(&mut self, len: usize) -> Result<*mut T, NoMemory> {
         const { assert!(align_of::<T>() <= ALIGN) };
-        let bytes = len * size_of::<T>();
+        let no_memory = || NoMemory::of::<T>(len);
+        let bytes = len.checked_mul(size_of::<T>()).ok_or_else(no_memory)?;
         // For AddressSanitizer the buffer ends where the room does.
         let exact = cfg!(phalanx_asan) && bytes > 0;
         if bytes > self.bytes || exact && bytes < self.bytes {
             self.free();
             let bytes = match exact {
                 true => bytes,
-                false => bytes.next_multiple_of(1 << 16),
+                false => bytes
+                    .checked_next_multiple_of(1 << 16)
+                    .ok_or_else(no_memory)?,
             };
-            let Ok(layout) = Layout::from_size_align(bytes, ALIGN) else {
-                panic!("a packing buffer of {bytes} bytes")
-            };
-            // SAFETY: the layout's size is not zero.
-            let Some(p) = NonNull::new(unsafe { alloc(layout) }) else {
-                handle_alloc_error(layout)
-            };
+            let layout = Layout::from_size_align(bytes, ALIGN).map_err(|_| no_memory())?;
+            // SAFETY: the layout's size is not zero: more than `self.bytes`, or `exact`.
+            let p = NonNull::new(unsafe { alloc(layout) }).ok_or_else(no_memory)?;
             (self.p, self.bytes) = (p, bytes);
         }
-        self.p.as_ptr().cast()
+        Ok(self.p.as_ptr().cast())
+    }
+
+    /// What the last [`room`](Self::room) gave.
+    pub fn kept<T>(&self) -> *const T {
+        self.p.as_ptr().cast_const().cast()
     }
 
     fn free(&mut self) {
@@ -107,7 +113,16 @@ mod tests {
     fn room_is_aligned_even_for_nothing() {
         let mut buffer = Buffer::default();
         for len in [0, 1, 100_000, 0] {
-            assert_eq!(buffer.room::<f32>(len).addr() % ALIGN, 0, "{len}");
+            assert_eq!(buffer.room::<f32>(len).unwrap().addr() % ALIGN, 0, "{len}");
         }
+    }
+
+    #[test]
+    fn room_that_nobody_has_is_an_error() {
+        let mut buffer = Buffer::default();
+        for len in [usize::MAX, isize::MAX as usize / 4, 1 << 60] {
+            assert_eq!(buffer.room::<f32>(len), Err(NoMemory::of::<f32>(len)));
+        }
+        assert!(buffer.room::<f32>(100).is_ok());
     }
 }

@@ -32,7 +32,8 @@ impl Tensor {
     /// ```
     ///
     /// # Errors
-    /// Operands of different types or devices, of shapes that do not fit, or no float type.
+    /// Operands of different types or devices, of shapes that do not fit, or no float type;
+    /// [`Error::OutOfMemory`], for scratch memory too.
     pub fn conv2d(
         &self,
         weight: &Tensor,
@@ -59,7 +60,8 @@ impl Tensor {
         match self.storage() {
             Storage::Cpu(_) => on_real!(x, T => {
                 let bias = bias.as_ref().map(|b| b.as_slice::<T>()).transpose()?;
-                cpu::forward(&g, x.as_slice::<T>()?, w.as_slice()?, bias, out.make_mut()?);
+                cpu::forward(&g, x.as_slice::<T>()?, w.as_slice()?, bias, out.make_mut()?)
+                    .map_err(|e| e.on(OP, self.device()))?;
             }),
         }
         rounded(OP, out, self.dtype())
@@ -85,7 +87,8 @@ impl Tensor {
         let mut dx = Tensor::allocate(OP, input_shape, dy.dtype(), dy.device())?;
         match grad.storage() {
             Storage::Cpu(_) => on_real!(dy, T => {
-                cpu::input_grad(&g, dy.as_slice::<T>()?, w.as_slice()?, dx.make_mut()?);
+                cpu::input_grad(&g, dy.as_slice::<T>()?, w.as_slice()?, dx.make_mut()?)
+                    .map_err(|e| e.on(OP, grad.device()))?;
             }),
         }
         rounded(OP, dx, grad.dtype())
@@ -112,7 +115,8 @@ impl Tensor {
         let mut dw = Tensor::allocate(OP, weight_shape, x.dtype(), x.device())?;
         match input.storage() {
             Storage::Cpu(_) => on_real!(x, T => {
-                cpu::weight_grad(&g, x.as_slice::<T>()?, dy.as_slice()?, dw.make_mut()?);
+                cpu::weight_grad(&g, x.as_slice::<T>()?, dy.as_slice()?, dw.make_mut()?)
+                    .map_err(|e| e.on(OP, input.device()))?;
             }),
         }
         rounded(OP, dw, input.dtype())

@@ -2,8 +2,9 @@
 
 use super::Activation;
 use crate::cpu::elementwise::{RealKernel, raw};
-use crate::cpu::gemm::{Bias, Epilogue, MatMut, MatRef, Scalar, gemm};
+use crate::cpu::gemm::{self, Bias, Epilogue, MatMut, MatRef, Scalar};
 use crate::cpu::math::Real;
+use crate::cpu::scratch::NoMemory;
 use crate::ops::unary::Unary;
 use crate::{Element, Tensor};
 
@@ -17,7 +18,8 @@ pub(super) fn forward<T>(
     bias: Option<&[T]>,
     activation: Activation,
     out: &mut [T],
-) where
+) -> Result<(), NoMemory>
+where
     T: Element + Scalar,
     T::Acc: Real,
 {
@@ -34,23 +36,27 @@ pub(super) fn forward<T>(
         ..Epilogue::default()
     };
     let (m, n) = (x.dims()[0], weight.dims()[0]);
-    gemm(
+    gemm::product(
         MatMut::row_major(out, m, n),
         matrix(x),
         matrix(weight).t(),
         &epilogue,
-    );
+    )
 }
 
 /// `out = a b` for matrices.
-pub(super) fn product<T: Element + Scalar>(a: &Tensor, b: &Tensor, out: &mut [T]) {
+pub(super) fn product<T: Element + Scalar>(
+    a: &Tensor,
+    b: &Tensor,
+    out: &mut [T],
+) -> Result<(), NoMemory> {
     let (m, n) = (a.dims()[0], b.dims()[1]);
-    gemm(
+    gemm::product(
         MatMut::row_major(out, m, n),
         matrix(a),
         matrix(b),
         &Epilogue::default(),
-    );
+    )
 }
 
 fn matrix<T: Element>(t: &Tensor) -> MatRef<'_, T> {

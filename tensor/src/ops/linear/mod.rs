@@ -93,7 +93,8 @@ impl Tensor {
         match self.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 let bias = bias.as_ref().map(Tensor::as_slice::<T>).transpose()?;
-                cpu::forward::<T>(&x, weight, bias, activation, out.make_mut()?);
+                cpu::forward::<T>(&x, weight, bias, activation, out.make_mut()?)
+                    .map_err(|e| e.on(OP, self.device()))?;
             }),
         }
         Ok(out)
@@ -119,7 +120,8 @@ impl Tensor {
         let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
         match self.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
-                cpu::product::<T>(&grad, weight, out.make_mut()?);
+                cpu::product::<T>(&grad, weight, out.make_mut()?)
+                    .map_err(|e| e.on(OP, self.device()))?;
             }),
         }
         Ok(out)
@@ -159,7 +161,8 @@ impl Tensor {
         )?;
         match self.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
-                cpu::product::<T>(&grad.transpose(0, 1)?, &x, out.make_mut()?);
+                cpu::product::<T>(&grad.transpose(0, 1)?, &x, out.make_mut()?)
+                    .map_err(|e| e.on(OP, self.device()))?;
             }),
         }
         Ok(out)

@@ -1,7 +1,8 @@
 //! CPU kernel: one product for each matrix of the stack, over [`cpu::gemm`](crate::cpu::gemm).
 
 use crate::cpu::elementwise::raw;
-use crate::cpu::gemm::{Epilogue, MatMut, MatRef, Scalar, gemm};
+use crate::cpu::gemm::{Epilogue, MatMut, MatRef, Scalar, product};
+use crate::cpu::scratch::{NoMemory, Outcome};
 use crate::cpu::{parallel_chunks, threads};
 use crate::layout::Layout;
 use crate::{Element, Shape, Tensor};
@@ -15,9 +16,9 @@ pub(super) fn matmul<T: Element + Scalar>(
     (a, a_layout): (&Tensor, &Layout),
     (b, b_layout): (&Tensor, &Layout),
     out: &mut [T],
-) {
+) -> Result<(), NoMemory> {
     if out.is_empty() {
-        return;
+        return Ok(());
     }
     let (a, b) = (raw::<T>(a), raw::<T>(b));
     let (a_stack, b_stack) = (Stack::new(a_layout), Stack::new(b_layout));
@@ -29,24 +30,26 @@ pub(super) fn matmul<T: Element + Scalar>(
         let a = Stack::new(&rows).matrix(a, 0);
         let m = out.len() / n;
         let c = MatMut::row_major(out, m, n);
-        return gemm(c, a, b_stack.matrix(b, 0), &Epilogue::default());
+        return product(c, a, b_stack.matrix(b, 0), &Epilogue::default());
     }
-    let product = |i: usize, c: &mut [T]| {
+    let outcome = Outcome::default();
+    let one = |i: usize, c: &mut [T]| {
         let (a, b) = (a_stack.matrix(a, i), b_stack.matrix(b, i));
-        gemm(MatMut::row_major(c, m, n), a, b, &Epilogue::default());
+        outcome.of(|| product(MatMut::row_major(c, m, n), a, b, &Epilogue::default()));
     };
     let count = out.len() / (m * n);
     if count >= threads() && (m * n).saturating_mul(k) < LARGE || count.is_multiple_of(threads()) {
         parallel_chunks(out, m * n, |start, piece| {
             for (i, c) in piece.chunks_exact_mut(m * n).enumerate() {
-                product(start / (m * n) + i, c);
+                one(start / (m * n) + i, c);
             }
         });
     } else {
         out.chunks_exact_mut(m * n)
             .enumerate()
-            .for_each(|(i, c)| product(i, c));
+            .for_each(|(i, c)| one(i, c));
     }
+    outcome.result()
 }
 
 /// The last two axes of a layout, and the way from matrix to matrix along the others.

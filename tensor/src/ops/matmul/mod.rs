@@ -85,7 +85,8 @@ impl Tensor {
         let (a_layout, b_layout) = (stretched(&a, m, k)?, stretched(&b, k, n)?);
         match self.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
-                cpu::matmul::<T>((&a, &a_layout), (&b, &b_layout), out.make_mut()?);
+                cpu::matmul::<T>((&a, &a_layout), (&b, &b_layout), out.make_mut()?)
+                    .map_err(|e| e.on(OP, self.device()))?;
             }),
         }
         if rhs.rank() == 1 {

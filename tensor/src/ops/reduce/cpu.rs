@@ -4,6 +4,7 @@
 
 use super::Reduction;
 use crate::cpu::elementwise::{GRAIN, raw};
+use crate::cpu::scratch::NoMemory;
 use crate::cpu::{parallel_chunks, vectorize};
 use crate::{DType, Element, Result, Tensor};
 use smallvec::SmallVec;
@@ -129,7 +130,7 @@ fn run<T: Element, F: Fold<T>>(x: &Tensor, mask: &[bool], out: &mut [T]) -> Resu
     }
     let data = &raw::<T>(x)[x.layout().offset()..];
     if let Some(len) = reduced.pop_contiguous() {
-        rows::<T, F>(data, &kept, &reduced, len, out);
+        rows::<T, F>(data, &kept, &reduced, len, out).map_err(|e| e.on("reduce", x.device()))?;
     } else if let Some(len) = kept.pop_contiguous() {
         columns::<T, F>(data, &kept, &reduced, len, out);
     } else if x.numel() == 1 {
@@ -216,7 +217,13 @@ fn fold_run<T: Element, F: Fold<T>>(x: &[T]) -> T {
 }
 
 /// Each output is the fold of `reduced.count()` rows of `len` neighbouring elements.
-fn rows<T: Element, F: Fold<T>>(x: &[T], kept: &Axes, reduced: &Axes, len: usize, out: &mut [T]) {
+fn rows<T: Element, F: Fold<T>>(
+    x: &[T],
+    kept: &Axes,
+    reduced: &Axes,
+    len: usize,
+    out: &mut [T],
+) -> Result<(), NoMemory> {
     let count = reduced.count();
     let fold = |at: usize| {
         vectorize(
@@ -239,7 +246,11 @@ fn rows<T: Element, F: Fold<T>>(x: &[T], kept: &Axes, reduced: &Axes, len: usize
     if let ([out], 1) = (&mut *out, count)
         && len > PIECE
     {
-        let mut partial: SmallVec<[T; 64]> = SmallVec::from_elem(F::INIT, len.div_ceil(PIECE));
+        let (mut partial, pieces) = (SmallVec::<[T; 64]>::new(), len.div_ceil(PIECE));
+        partial
+            .try_reserve_exact(pieces)
+            .map_err(|_| NoMemory::of::<T>(pieces))?;
+        partial.resize(pieces, F::INIT);
         parallel_chunks(&mut partial, 1, |first, partial| {
             for (i, p) in partial.iter_mut().enumerate() {
                 let row = &x[(first + i) * PIECE..len.min((first + i + 1) * PIECE)];
@@ -258,13 +269,14 @@ fn rows<T: Element, F: Fold<T>>(x: &[T], kept: &Axes, reduced: &Axes, len: usize
         let mut tree = Pairwise::<T, F>::new();
         partial.into_iter().for_each(|p| tree.push(p));
         *out = tree.finish();
-        return;
+        return Ok(());
     }
     parallel_chunks(out, (GRAIN / (count * len)).max(1), |first, out| {
         out.iter_mut()
             .enumerate()
             .for_each(|(i, o)| *o = fold(kept.offset(first + i)));
     });
+    Ok(())
 }
 
 // ---- over columns ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 mod cpu;
 
+use crate::cpu::scratch::room;
 use crate::layout::resolve_axis;
 use crate::storage::Storage;
 use crate::{Error, Layout, Number, Result, Shape, Tensor};
@@ -103,12 +104,13 @@ impl Tensor {
                 ),
             });
         }
+        let mut pieces = room(sizes.len()).map_err(|e| e.on(OP, self.device()))?;
         let mut start = 0;
-        let piece = |&size: &usize| {
+        for &size in sizes {
+            pieces.push(self.narrow(axis, start, size)?);
             start += size;
-            self.narrow(axis, start - size, size)
-        };
-        sizes.iter().map(piece).collect()
+        }
+        Ok(pieces)
     }
 
     /// Cuts `axis` into `count` pieces of equal extent, the last one smaller where it does not
@@ -127,7 +129,7 @@ impl Tensor {
             });
         }
         let size = extent.div_ceil(count).max(1);
-        let sizes: Vec<usize> = match extent {
+        let pieces = match extent {
             0 if count > MOST_OF_NOTHING => {
                 return Err(Error::InvalidArgument {
                     op: OP,
@@ -136,12 +138,11 @@ impl Tensor {
                     ),
                 });
             }
-            0 => vec![0; count],
-            _ => (0..extent)
-                .step_by(size)
-                .map(|i| size.min(extent - i))
-                .collect(),
+            0 => count,
+            _ => extent.div_ceil(size),
         };
+        let mut sizes = room(pieces).map_err(|e| e.on(OP, self.device()))?;
+        sizes.extend((0..pieces).map(|i| size.min(extent - (i * size).min(extent))));
         self.split(&sizes, axis)
     }
 

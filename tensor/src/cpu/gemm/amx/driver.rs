@@ -16,6 +16,7 @@ use super::plan::{self, Plan};
 use super::refused::{Area, gather};
 use super::tile::{EDGE, Strips, TILE, Tiles};
 use super::{Unit, family};
+use crate::cpu::scratch::{NoMemory, Outcome, reserve};
 use crate::cpu::{SimdLevel, parallel_for, threads};
 use std::cell::Cell;
 use std::ops::Range;
@@ -59,7 +60,8 @@ thread_local! {
     static SPARE: Cell<Option<Box<Room>>> = const { Cell::new(None) };
 }
 
-/// Runs a product that has a plan.
+/// Runs a product that has a plan. Where there is no scratch memory, `c` is left with arbitrary
+/// elements.
 pub(super) fn product<T: Scalar<Acc = f32>>(
     unit: &'static Unit<T>,
     plan: Plan,
@@ -67,7 +69,7 @@ pub(super) fn product<T: Scalar<Acc = f32>>(
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
-) {
+) -> Result<(), NoMemory> {
     let (bias_rows, bias_columns): (&[T], &[T]) = match epilogue.bias {
         Bias::None => (&[], &[]),
         Bias::PerRow(bias) => (bias, &[]),
@@ -107,15 +109,17 @@ pub(super) fn product<T: Scalar<Acc = f32>>(
     }
     let (rows, columns) = (product.rows.side.len, product.columns.side.len);
     let split = shared::split(plan::SHAPE, rows, columns, product.k, threads());
+    let outcome = Outcome::default();
     parallel_for(split.s.count * split.v.count, 1, |tasks| {
         for task in tasks {
             let rows = split.s.range(task % split.s.count, rows);
             let columns = split.v.range(task / split.s.count, columns);
             let mut room = SPARE.take().unwrap_or_default();
-            product.task(rows, columns, &mut room);
+            outcome.of(|| product.task(rows, columns, &mut room));
             SPARE.set(Some(room));
         }
     });
+    outcome.result()?;
     let refused = match product.refused.into_inner() {
         Ok(refused) => refused,
         Err(poisoned) => poisoned.into_inner(),
@@ -138,8 +142,9 @@ pub(super) fn product<T: Scalar<Acc = f32>>(
             part(a, rows.start * a.row_stride, rows.len(), a.cols),
             part(b, cols.start * b.col_stride, b.rows, cols.len()),
             &Epilogue { bias, ..*epilogue },
-        );
+        )?;
     }
+    Ok(())
 }
 
 /// The matrix of the given shape that begins at element `from` of `m`'s slice.
@@ -160,18 +165,29 @@ fn power(exponent: i32) -> f32 {
 
 impl<T: Scalar<Acc = f32>> Product<'_, T> {
     /// Computes a piece of the result whose bounds lie on the grid of tiles.
-    fn task(&self, rows: Range<usize>, columns: Range<usize>, room: &mut Room) {
+    fn task(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        room: &mut Room,
+    ) -> Result<(), NoMemory> {
         let (height, width) = (self.plan).block(self.unit.costs, rows.len(), columns.len());
         for rows in blocks(rows, height) {
             for columns in blocks(columns.clone(), width) {
-                self.block(rows.clone(), columns, room);
+                self.block(rows.clone(), columns, room)?;
             }
         }
+        Ok(())
     }
 
     /// Computes a block: one side is packed and stays, the other one passes in strips, each of
     /// which is packed while the one before it is multiplied, if it is whole and need not be turned.
-    fn block(&self, rows: Range<usize>, columns: Range<usize>, room: &mut Room) {
+    fn block(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        room: &mut Room,
+    ) -> Result<(), NoMemory> {
         let rows_stay = self.plan.rows_stay;
         let (staying, passing) = if rows_stay {
             (&rows, &columns)
@@ -184,18 +200,21 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         let one_block = k.count == 1;
         let step_bytes = 2 * self.unit.costs.parts * TILE;
         let strip_bytes = k.size.div_ceil(32) * step_bytes;
-        let resident = room.resident.room::<u8>(stay_count * strip_bytes);
-        let passing_room = room.passing.room::<u8>(2 * strip_bytes);
+        let resident = room.resident.room::<u8>(stay_count * strip_bytes)?;
+        let passing_room = room.passing.room::<u8>(2 * strip_bytes)?;
         let kept = if one_block {
             0
         } else {
             stay_count * pass_count
         };
-        let mut fresh = Fresh::new(room.sums.room::<f32>((2 + kept) * EDGE * EDGE));
+        let mut fresh = Fresh::new(room.sums.room::<f32>((2 + kept) * EDGE * EDGE)?);
         let kept = fresh.behind();
         let mut waiting: Option<Sums> = None;
         room.refused.clear();
+        reserve(&mut room.refused, stay_count * pass_count)?;
         room.refused.resize(stay_count * pass_count, false);
+        room.extents.clear();
+        reserve(&mut room.extents, stay_count)?;
         let limits = self.unit.limits;
         let tiles = Tiles::configure();
         for part in 0..k.count {
@@ -267,7 +286,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
                             });
                         }
                     } else if part + 1 == k.count {
-                        self.refuse(rows, columns);
+                        self.refuse(rows, columns)?;
                     }
                 }
                 if block.is_some() && shares == stay_count {
@@ -285,6 +304,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
         if let Some(sums) = waiting {
             self.complete(sums, &tiles);
         }
+        Ok(())
     }
 
     fn operand(&self, is_rows: bool) -> Operand<T> {
@@ -328,13 +348,15 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
     }
 
     /// Notes a tile for the vector kernels.
-    fn refuse(&self, rows: Range<usize>, columns: Range<usize>) {
+    fn refuse(&self, rows: Range<usize>, columns: Range<usize>) -> Result<(), NoMemory> {
         let (rows, cols) = self.turned(rows, columns);
         let mut refused = match self.refused.lock() {
             Ok(refused) => refused,
             Err(poisoned) => poisoned.into_inner(),
         };
+        reserve(&mut refused, 1)?;
         refused.push(Area { rows, cols });
+        Ok(())
     }
 
     /// Rows and columns of the unit as rows and columns of the result, and back.

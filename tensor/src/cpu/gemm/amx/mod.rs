@@ -33,6 +33,7 @@ use super::family::{Family, Kernels};
 use super::plan::Side;
 use super::{Epilogue, MatMut, MatRef, Scalar};
 use crate::cpu::SimdLevel;
+use crate::cpu::scratch::NoMemory;
 use extent::Limits;
 use half::bf16;
 use plan::Costs;
@@ -79,7 +80,7 @@ pub(super) static BF16: Unit<bf16> = Unit {
     aside: false,
 };
 
-/// Runs the product on the unit, or returns `false` with nothing done. `forced`: even where the
+/// Runs the product on the unit, or returns `None` with nothing done. `forced`: even where the
 /// vector kernels would be faster.
 pub(super) fn product<T: Scalar<Acc = f32>>(
     unit: &'static Unit<T>,
@@ -88,22 +89,19 @@ pub(super) fn product<T: Scalar<Acc = f32>>(
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
-) -> bool {
+) -> Option<Result<(), NoMemory>> {
     // The inverse of the scale is multiplied into it, and must not make it subnormal.
     let alpha = epilogue.alpha.abs();
     if !available() || alpha != 0.0 && !(1e-18..=1e18).contains(&alpha) {
-        return false;
+        return None;
     }
     let [a_side, b_side] = sides(a, b);
-    let Some(plan) = plan::plan(unit.costs, a_side, b_side, a.cols, forced) else {
-        return false;
-    };
+    let plan = plan::plan(unit.costs, a_side, b_side, a.cols, forced)?;
     let c = MatMut {
         data: &mut *c.data,
         ..*c
     };
-    driver::product(unit, plan, c, a, b, epilogue);
-    true
+    Some(driver::product(unit, plan, c, a, b, epilogue))
 }
 
 /// The vector kernels that write tiles and take what the unit cannot.

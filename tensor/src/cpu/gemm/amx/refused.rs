@@ -10,29 +10,25 @@ pub(super) struct Area {
 }
 
 /// Joins areas of a grid that touch: along rows, then those of the same columns. The result does
-/// not depend on the order.
+/// not depend on the order. In place, for there may be no memory.
 pub(super) fn gather(mut areas: Vec<Area>) -> Vec<Area> {
-    areas.sort_by_key(|a| (a.rows.start, a.cols.start));
-    let mut runs: Vec<Area> = Vec::new();
-    for area in areas {
-        match runs.last_mut() {
-            Some(last) if last.rows == area.rows && last.cols.end == area.cols.start => {
-                last.cols.end = area.cols.end;
-            }
-            _ => runs.push(area),
+    areas.sort_unstable_by_key(|a| (a.rows.start, a.cols.start));
+    areas.dedup_by(|area, last| {
+        let joins = last.rows == area.rows && last.cols.end == area.cols.start;
+        if joins {
+            last.cols.end = area.cols.end;
         }
-    }
-    runs.sort_by_key(|a| (a.cols.start, a.cols.end, a.rows.start));
-    let mut joined: Vec<Area> = Vec::new();
-    for run in runs {
-        match joined.last_mut() {
-            Some(last) if last.cols == run.cols && last.rows.end == run.rows.start => {
-                last.rows.end = run.rows.end;
-            }
-            _ => joined.push(run),
+        joins
+    });
+    areas.sort_unstable_by_key(|a| (a.cols.start, a.cols.end, a.rows.start));
+    areas.dedup_by(|run, last| {
+        let joins = last.cols == run.cols && last.rows.end == run.rows.start;
+        if joins {
+            last.rows.end = run.rows.end;
         }
-    }
-    joined
+        joins
+    });
+    areas
 }
 
 #[cfg(test)]

@@ -6,13 +6,20 @@ mod planar;
 
 use super::geometry::Geometry;
 use crate::cpu::math::Real;
+use crate::cpu::scratch::NoMemory;
 #[cfg(target_arch = "x86_64")]
 use blocked::{f32s, f32s_mut};
 
 /// `out = x ⋆ w + bias`.
-pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]>, out: &mut [T]) {
+pub(super) fn forward<T: Real>(
+    g: &Geometry,
+    x: &[T],
+    w: &[T],
+    bias: Option<&[T]>,
+    out: &mut [T],
+) -> Result<(), NoMemory> {
     if out.is_empty() {
-        return;
+        return Ok(());
     }
     #[cfg(target_arch = "x86_64")]
     if let (Some(x), Some(w), true) = (f32s(x), f32s(w), blocked::forward_pays(g))
@@ -21,12 +28,18 @@ pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]
         return blocked::forward(g, x, w, bias.and_then(f32s), out);
     }
     planar::forward(g, x, w, bias, out);
+    Ok(())
 }
 
 /// The gradient with respect to `x`.
-pub(super) fn input_grad<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T]) {
+pub(super) fn input_grad<T: Real>(
+    g: &Geometry,
+    dy: &[T],
+    w: &[T],
+    dx: &mut [T],
+) -> Result<(), NoMemory> {
     if dx.is_empty() {
-        return;
+        return Ok(());
     }
     #[cfg(target_arch = "x86_64")]
     if let (Some(dy), Some(w), true) = (f32s(dy), f32s(w), blocked::input_grad_pays(g))
@@ -35,12 +48,19 @@ pub(super) fn input_grad<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T])
         return blocked::input_grad(g, dy, w, dx);
     }
     planar::input_grad(g, dy, w, dx);
+    Ok(())
 }
 
 /// The gradient with respect to `w`.
-pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]) {
+pub(super) fn weight_grad<T: Real>(
+    g: &Geometry,
+    x: &[T],
+    dy: &[T],
+    dw: &mut [T],
+) -> Result<(), NoMemory> {
     if g.n == 0 || dw.is_empty() {
-        return dw.fill(T::default());
+        dw.fill(T::default());
+        return Ok(());
     }
     #[cfg(target_arch = "x86_64")]
     if let (Some(x), Some(dy), true) = (f32s(x), f32s(dy), blocked::weight_grad_pays(g))
@@ -49,4 +69,5 @@ pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]
         return blocked::weight_grad(g, x, dy, dw);
     }
     planar::weight_grad(g, x, dy, dw);
+    Ok(())
 }

@@ -16,6 +16,9 @@ use std::ops::Range;
 /// three tensors of a pass stay in a cache of 2 MiB.
 const BLOCK: usize = 1 << 17;
 
+/// Channels of a block at most: their sums stand on the stack.
+const CHANNELS: usize = 512;
+
 /// Scale and shift of each channel; 1 and 0 where missing.
 pub(crate) type Affine<'a, T> = (Option<&'a [T]>, Option<&'a [T]>);
 
@@ -80,7 +83,7 @@ impl<T: Real> Map<T> {
 /// Runs `f` for blocks of channels, in parallel.
 fn for_blocks(d: &Dims, f: impl Fn(Range<usize>) + Sync) {
     let per_channel = (d.n * d.plane).max(1);
-    let block = (BLOCK / per_channel).clamp(1, d.c.max(1));
+    let block = (BLOCK / per_channel).clamp(1, CHANNELS);
     // Below 16 Ki elements a thread is not worth its start.
     parallel_for(d.c, ((1 << 14) / per_channel).max(1), |channels| {
         for c in channels.clone().step_by(block) {
@@ -134,7 +137,8 @@ pub(crate) fn forward<T: Real>(
         #[inline(always)]
         |channels| {
             let first = channels.start;
-            let mut sums = vec![0.0f64; channels.len()];
+            let (mut sums, mut means) = ([0.0f64; CHANNELS], [0.0f64; CHANNELS]);
+            let (sums, means) = (&mut sums[..channels.len()], &mut means[..channels.len()]);
             for_planes::<T, 1>(
                 d,
                 channels.clone(),
@@ -144,7 +148,7 @@ pub(crate) fn forward<T: Real>(
                     sums[c - first] += sum1(&x[plane], |v| v).to_f64();
                 },
             );
-            let means: Vec<f64> = sums.iter().map(|s| s / count).collect();
+            (means.iter_mut().zip(&*sums)).for_each(|(m, s)| *m = s / count);
             sums.fill(0.0);
             for_planes::<T, 0>(
                 d,
@@ -292,7 +296,8 @@ pub(crate) fn backward<T: Real>(
         |channels| {
             let first = channels.start;
             let map = |c: usize| Map::new(mean[c], invstd[c], affine, c);
-            let mut sums = vec![[0.0f64; 2]; channels.len()];
+            let mut sums = [[0.0f64; 2]; CHANNELS];
+            let sums = &mut sums[..channels.len()];
             for_planes::<T, 2>(
                 d,
                 channels.clone(),

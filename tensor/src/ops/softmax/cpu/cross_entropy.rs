@@ -4,6 +4,7 @@
 use crate::cpu::math::Real;
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::rows::{C, LANES, exp_sum, load, max_of, rows_per_grain, store};
+use crate::cpu::scratch::room;
 use crate::cpu::simd::multiversion;
 use crate::ops::softmax::cross_entropy::{CrossEntropyConfig, Problem, Reduction};
 use crate::{Element, Float, Result, Tensor, dispatch_float};
@@ -24,7 +25,12 @@ impl<C: Real> Terms<C> {
     fn new<T: Float<Compute = C>>(problem: &Problem, config: &CrossEntropyConfig) -> Result<Self> {
         let (classes, smoothing) = (problem.classes, config.label_smoothing);
         let weights: Option<Vec<C>> = match &problem.weight {
-            Some(weight) => Some(weight.as_slice::<T>()?.iter().map(|w| w.widen()).collect()),
+            Some(weight) => {
+                let device = weight.device();
+                let mut wide = room(classes).map_err(|e| e.on(problem.op, device))?;
+                wide.extend(weight.as_slice::<T>()?.iter().map(|w| w.widen()));
+                Some(wide)
+            }
             None => None,
         };
         let total = match &weights {

@@ -22,6 +22,7 @@ use super::plan::{Class, Plan};
 use super::tile::{tile, tile_of_runs};
 use crate::cpu::parallel_for;
 use crate::cpu::prefetch::Ahead;
+use crate::cpu::scratch::{NoMemory, Outcome};
 use crate::cpu::share::Shared;
 
 /// `out = x ⋆ w + bias`.
@@ -34,32 +35,43 @@ pub(super) unsafe fn forward<V: Lanes>(
     w: &[f32],
     bias: Option<&[f32]>,
     out: &mut [f32],
-) {
+) -> Result<(), NoMemory> {
     // SAFETY: the caller's promise.
-    unsafe { run::<V>(&Plan::forward(g), x, w, bias, out) }
+    unsafe { run::<V>(&Plan::forward(g)?, x, w, bias, out) }
 }
 
 /// The gradient with respect to `x`.
 ///
 /// # Safety
 /// The processor has the features of `V`.
-pub(super) unsafe fn input_grad<V: Lanes>(g: &Geometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
+pub(super) unsafe fn input_grad<V: Lanes>(
+    g: &Geometry,
+    dy: &[f32],
+    w: &[f32],
+    dx: &mut [f32],
+) -> Result<(), NoMemory> {
     // SAFETY: the caller's promise.
-    unsafe { run::<V>(&Plan::input_grad(g), dy, w, None, dx) }
+    unsafe { run::<V>(&Plan::input_grad(g)?, dy, w, None, dx) }
 }
 
 /// Elements of finished rows that wait for their way to the planes: 8 KiB.
 const WAITING: usize = 1 << 11;
 
-unsafe fn run<V: Lanes>(plan: &Plan, x: &[f32], w: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+unsafe fn run<V: Lanes>(
+    plan: &Plan,
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) -> Result<(), NoMemory> {
     let width = plan.to.next_multiple_of(V::LEN);
     let taps: usize = plan.classes.iter().map(|c| c.source.len()).sum();
     let pixels = plan.size[0] * plan.size[1];
     let macs = (plan.to * pixels).saturating_mul(taps) / plan.classes.len().max(1);
     let out = Shared::new(out);
     with_scratch(|[packed, biases]: &mut [Scratch; 2]| {
-        let packed = packed.get(plan.groups * taps * width);
-        let biases = biases.get(plan.groups * width);
+        let packed = packed.get(plan.groups * taps * width)?;
+        let biases = biases.get(plan.groups * width)?;
         // SAFETY: the caller's promise.
         unsafe { V::run(|| pack_weights::<V>(plan, w, packed)) };
         biases.fill(0.0);
@@ -79,11 +91,12 @@ unsafe fn run<V: Lanes>(plan: &Plan, x: &[f32], w: &[f32], bias: Option<&[f32]>,
         // Batches never straddle groups of channels: groups are outermost.
         let batches = plan.n.div_ceil(batch);
         let grain = ((1 << 18) / macs.saturating_mul(batch).max(1)).max(1);
+        let outcome = Outcome::default();
         parallel_for(batches * plan.groups, grain, |range| {
-            with_scratch(|[padded, result]: &mut [Scratch; 2]| {
+            let part = |[padded, result]: &mut [Scratch; 2]| {
                 let lens = (plan.from * plan.source.plane(), pixels * width);
-                let source = padded.get(batch * lens.0);
-                let result = result.get(batch * lens.1);
+                let source = padded.get(batch * lens.0)?;
+                let result = result.get(batch * lens.1)?;
                 source.fill(0.0);
                 for at in range {
                     let (group, first) = (at / batches, at % batches * batch);
@@ -111,9 +124,12 @@ unsafe fn run<V: Lanes>(plan: &Plan, x: &[f32], w: &[f32], bias: Option<&[f32]>,
                         );
                     }
                 }
-            });
+                Ok(())
+            };
+            outcome.of(|| with_scratch(part));
         });
-    });
+        outcome.result()
+    })
 }
 
 /// The weights in the order of use: for each group, class and tile of channel blocks, for each tap

@@ -12,6 +12,7 @@ mod weight;
 use super::super::geometry::Geometry;
 use crate::DType;
 use crate::cpu::math::Real;
+use crate::cpu::scratch::NoMemory;
 use crate::cpu::{SimdLevel, simd_level};
 use lanes::{Avx2, Avx512};
 use pack::Padded;
@@ -49,7 +50,13 @@ pub(super) fn weight_grad_pays(g: &Geometry) -> bool {
 }
 
 /// `out = x ⋆ w + bias`, where [`forward_pays`].
-pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+pub(super) fn forward(
+    g: &Geometry,
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) -> Result<(), NoMemory> {
     assert!(simd_level() >= SimdLevel::Avx2);
     // SAFETY: `simd_level` says what the processor has.
     unsafe {
@@ -61,7 +68,12 @@ pub(super) fn forward(g: &Geometry, x: &[f32], w: &[f32], bias: Option<&[f32]>, 
 }
 
 /// The gradient with respect to `x`, where [`input_grad_pays`].
-pub(super) fn input_grad(g: &Geometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
+pub(super) fn input_grad(
+    g: &Geometry,
+    dy: &[f32],
+    w: &[f32],
+    dx: &mut [f32],
+) -> Result<(), NoMemory> {
     assert!(simd_level() >= SimdLevel::Avx2);
     // SAFETY: `simd_level` says what the processor has.
     unsafe {
@@ -73,7 +85,12 @@ pub(super) fn input_grad(g: &Geometry, dy: &[f32], w: &[f32], dx: &mut [f32]) {
 }
 
 /// The gradient with respect to `w`, where [`weight_grad_pays`].
-pub(super) fn weight_grad(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+pub(super) fn weight_grad(
+    g: &Geometry,
+    x: &[f32],
+    dy: &[f32],
+    dw: &mut [f32],
+) -> Result<(), NoMemory> {
     assert!(simd_level() >= SimdLevel::Avx2);
     // SAFETY: `simd_level` says what the processor has.
     unsafe {
@@ -138,13 +155,13 @@ mod tests {
                 // SAFETY: the machine has this level.
                 unsafe {
                     if level == SimdLevel::Avx2 {
-                        gather::forward::<Avx2>(&g, &x, &w, Some(&bias), &mut y2);
-                        gather::input_grad::<Avx2>(&g, &dy, &w, &mut dx2);
-                        weight::weight_grad::<Avx2>(&g, &x, &dy, &mut dw2);
+                        gather::forward::<Avx2>(&g, &x, &w, Some(&bias), &mut y2).unwrap();
+                        gather::input_grad::<Avx2>(&g, &dy, &w, &mut dx2).unwrap();
+                        weight::weight_grad::<Avx2>(&g, &x, &dy, &mut dw2).unwrap();
                     } else {
-                        gather::forward::<Avx512>(&g, &x, &w, Some(&bias), &mut y2);
-                        gather::input_grad::<Avx512>(&g, &dy, &w, &mut dx2);
-                        weight::weight_grad::<Avx512>(&g, &x, &dy, &mut dw2);
+                        gather::forward::<Avx512>(&g, &x, &w, Some(&bias), &mut y2).unwrap();
+                        gather::input_grad::<Avx512>(&g, &dy, &w, &mut dx2).unwrap();
+                        weight::weight_grad::<Avx512>(&g, &x, &dy, &mut dw2).unwrap();
                     }
                 }
                 for (a, b) in [(&y, &y2), (&dx, &dx2), (&dw, &dw2)] {

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::lanes::Lanes;
+use crate::cpu::scratch::{NoMemory, room};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -17,14 +18,17 @@ struct Line([f32; 16]);
 pub(super) struct Scratch(Vec<Line>);
 
 impl Scratch {
-    /// The first `len` elements, with arbitrary contents.
-    pub(super) fn get(&mut self, len: usize) -> &mut [f32] {
+    /// The first `len` elements, with arbitrary contents; or what the system refused.
+    pub(super) fn get(&mut self, len: usize) -> Result<&mut [f32], NoMemory> {
         let lines = len.div_ceil(16);
         if self.0.len() < lines {
+            // What was there is of no use: it need not be held, nor copied, while it grows.
+            self.0 = Vec::new();
+            self.0 = room(lines)?;
             self.0.resize(lines, Line::default());
         }
         // SAFETY: a line is sixteen `f32` without padding.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
+        Ok(unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) })
     }
 }
 

@@ -3,6 +3,7 @@
 
 use super::super::super::geometry::Geometry;
 use super::pack::Padded;
+use crate::cpu::scratch::{NoMemory, room};
 
 /// One gathering pass: who reads what.
 pub(super) struct Plan {
@@ -127,9 +128,10 @@ impl Padded {
 
 impl Plan {
     /// The pass of the forward convolution.
-    pub(super) fn forward(g: &Geometry) -> Plan {
+    pub(super) fn forward(g: &Geometry) -> Result<Plan, NoMemory> {
         let source = Padded::input(g, g.stride[1]);
-        let (mut from, mut weight) = (Vec::new(), Vec::new());
+        let taps = g.cig() * g.taps();
+        let (mut from, mut weight) = (room(taps)?, room(taps)?);
         for c in 0..g.cig() {
             for u in 0..g.ker[0] {
                 for v in 0..g.ker[1] {
@@ -147,7 +149,7 @@ impl Plan {
             first: [0, 0],
             step: [1, 1],
         };
-        Plan {
+        Ok(Plan {
             n: g.n,
             groups: g.groups,
             from: g.cig(),
@@ -157,17 +159,18 @@ impl Plan {
             lane: g.cig() * g.taps(),
             weights: g.cog() * g.cig() * g.taps(),
             classes: vec![all],
-        }
+        })
     }
 
     /// The pass of the input gradient.
-    pub(super) fn input_grad(g: &Geometry) -> Plan {
+    pub(super) fn input_grad(g: &Geometry) -> Result<Plan, NoMemory> {
         let source = Padded::output_grad(g);
         let before = source.before;
-        let mut classes = Vec::new();
+        let mut classes = room(g.stride[0].min(g.inp[0]) * g.stride[1].min(g.inp[1]))?;
         for first_row in 0..g.stride[0].min(g.inp[0]) {
             for first_col in 0..g.stride[1].min(g.inp[1]) {
-                let (mut from, mut weight) = (Vec::new(), Vec::new());
+                let met = taps(g, 0, first_row).count() * taps(g, 1, first_col).count() * g.cog();
+                let (mut from, mut weight) = (room(met)?, room(met)?);
                 for c in 0..g.cog() {
                     for (u, down) in taps(g, 0, first_row) {
                         for (v, right) in taps(g, 1, first_col) {
@@ -189,7 +192,7 @@ impl Plan {
                 });
             }
         }
-        Plan {
+        Ok(Plan {
             n: g.n,
             groups: g.groups,
             from: g.cog(),
@@ -199,6 +202,6 @@ impl Plan {
             lane: g.taps(),
             weights: g.cog() * g.cig() * g.taps(),
             classes,
-        }
+        })
     }
 }

@@ -13,6 +13,7 @@ use super::lanes::Lanes;
 use super::pack::{Padded, Scratch, channels_last, end_of, with_scratch};
 use crate::cpu::parallel_for;
 use crate::cpu::prefetch::Ahead;
+use crate::cpu::scratch::{NoMemory, Outcome, room};
 use crate::cpu::share::Shared;
 
 /// Images of a chunk, at least: enough work to be worth its own sums.
@@ -41,10 +42,11 @@ struct Plan {
 const ROWS: usize = 8;
 
 impl Plan {
-    fn new(g: &Geometry, lanes: usize) -> Plan {
+    fn new(g: &Geometry, lanes: usize) -> Result<Plan, NoMemory> {
         let source = Padded::input(g, 1);
         let run = if g.ker[1] == 3 && g.dil[1] == 1 { 3 } else { 1 };
-        let mut rows = Vec::new();
+        let count = g.cig() * g.ker[0] * g.ker[1].div_ceil(run);
+        let mut rows = room(count.next_multiple_of(ROWS))?;
         for c in 0..g.cig() {
             for u in 0..g.ker[0] {
                 for v in (0..g.ker[1]).step_by(run) {
@@ -53,14 +55,14 @@ impl Plan {
             }
         }
         rows.resize(rows.len().next_multiple_of(ROWS), 0);
-        Plan {
+        Ok(Plan {
             source,
             rows,
             run,
             steps: [g.stride[0] * source.pitch(), g.stride[1]],
             out: g.out,
             width: g.cog().next_multiple_of(lanes),
-        }
+        })
     }
 
     /// How often a batch visits an image with a tile: at least this.
@@ -78,8 +80,13 @@ impl Plan {
 ///
 /// # Safety
 /// The processor has the features of `V`.
-pub(super) unsafe fn weight_grad<V: Lanes>(g: &Geometry, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-    let plan = Plan::new(g, V::LEN);
+pub(super) unsafe fn weight_grad<V: Lanes>(
+    g: &Geometry,
+    x: &[f32],
+    dy: &[f32],
+    dw: &mut [f32],
+) -> Result<(), NoMemory> {
+    let plan = Plan::new(g, V::LEN)?;
     let (cig, cog) = (g.cig(), g.cog());
     let (x_all, dy_all) = (x, dy);
     let (in_group, out_group) = (cig * g.in_plane(), cog * g.out_plane());
@@ -88,14 +95,15 @@ pub(super) unsafe fn weight_grad<V: Lanes>(g: &Geometry, x: &[f32], dy: &[f32], 
     let chunk = g.n.div_ceil(most).max(CHUNK);
     let items = g.n.div_ceil(chunk) * g.groups;
     with_scratch(|[sums]: &mut [Scratch; 1]| {
-        let sums = sums.get(items * plan.sums());
+        let sums = sums.get(items * plan.sums())?;
         let shared = Shared::new(sums);
+        let outcome = Outcome::default();
         parallel_for(items, 1, |range| {
-            with_scratch(|[padded, last]: &mut [Scratch; 2]| {
+            let part = |[padded, last]: &mut [Scratch; 2]| {
                 let (x_len, dy_len) = (cig * plan.source.plane(), g.out_plane() * plan.width);
                 let batch = (CACHED / (x_len + dy_len).max(1)).clamp(1, chunk);
-                let padded = padded.get(batch * x_len);
-                let last = last.get(batch * dy_len);
+                let padded = padded.get(batch * x_len)?;
+                let last = last.get(batch * dy_len)?;
                 padded.fill(0.0);
                 for item in range {
                     let (chunk_at, group) = (item / g.groups * chunk, item % g.groups);
@@ -144,8 +152,11 @@ pub(super) unsafe fn weight_grad<V: Lanes>(g: &Geometry, x: &[f32], dy: &[f32], 
                         }
                     }
                 }
-            });
+                Ok(())
+            };
+            outcome.of(|| with_scratch(part));
         });
+        outcome.result()?;
         let sums = &mut *sums;
         // SAFETY: the features are the caller's promise.
         unsafe {
@@ -163,7 +174,8 @@ pub(super) unsafe fn weight_grad<V: Lanes>(g: &Geometry, x: &[f32], dy: &[f32], 
                 },
             );
         }
-    });
+        Ok(())
+    })
 }
 
 /// Tiles of channel blocks: first channel, blocks (2 or 1).
