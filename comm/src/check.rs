@@ -288,10 +288,29 @@ fn part(me: &Membership, op: &'static str, shape: &Shape) -> Result<Shape> {
     })
 }
 
-fn stacked(me: &Membership, shape: &Shape) -> Shape {
-    let mut stacked = shape.clone();
+/// A tensor of `shape` can be: the rule of [`Shape::is_addressable`], before anything is allocated
+/// or sent.
+fn addressable(me: &Membership, op: &'static str, shape: Shape, dtype: DType) -> Result<Shape> {
+    if shape.is_addressable(dtype) {
+        return Ok(shape);
+    }
+    Err(Error::InvalidShape {
+        op,
+        rank: me.world_rank(),
+        shape,
+        reason: format!(
+            "its extents (empty ones taken as 1), times {} bytes of {dtype}, exceed {}",
+            dtype.size(),
+            isize::MAX
+        ),
+    })
+}
+
+/// The shape of one tensor like `t` from each rank.
+fn stacked(me: &Membership, op: &'static str, t: &Tensor) -> Result<Shape> {
+    let mut stacked = t.shape().clone();
     stacked.insert(0, me.size());
-    stacked
+    addressable(me, op, stacked, t.dtype())
 }
 
 pub(crate) fn all_reduce(me: &Membership, t: Tensor, op: ReduceOp) -> Result<Call> {
@@ -314,13 +333,15 @@ pub(crate) fn reduce(me: &Membership, t: Tensor, op: ReduceOp, root: usize) -> R
 }
 
 pub(crate) fn all_gather(me: &Membership, t: Tensor) -> Result<Call> {
-    let out = stacked(me, t.shape());
+    let out = stacked(me, "all_gather", &t)?;
     Ok(call(Op::AllGather, t, Some(out)))
 }
 
 pub(crate) fn gather(me: &Membership, t: Tensor, root: usize) -> Result<Call> {
     member(me, "gather", "root", root)?;
-    let out = (me.rank == root).then(|| stacked(me, t.shape()));
+    // Every rank checks what the root alone will hold: they agree on the shape.
+    let stacked = stacked(me, "gather", &t)?;
+    let out = (me.rank == root).then_some(stacked);
     Ok(call(Op::Gather { root }, t, out))
 }
 
@@ -332,6 +353,7 @@ pub(crate) fn scatter(
     root: usize,
 ) -> Result<Call> {
     member(me, "scatter", "root", root)?;
+    let shape = addressable(me, "scatter", shape, dtype)?;
     let wrong = |reason: String| Error::InvalidArgument {
         op: "scatter",
         rank: me.world_rank(),
@@ -428,6 +450,7 @@ pub(crate) fn all_to_all_v(
     }
     let mut out = t.shape().clone();
     out[0] = recv.iter().sum();
+    let out = addressable(me, "all_to_all_v", out, t.dtype())?;
     let splits = Splits {
         send: send.into(),
         recv: recv.into(),
@@ -460,6 +483,7 @@ pub(crate) fn recv(
     tag: u32,
 ) -> Result<Call> {
     other(me, "recv", "source", source)?;
+    let shape = addressable(me, "recv", shape, dtype)?;
     Ok(Call {
         signature: Signature {
             op: Op::Recv { source, tag },
@@ -494,6 +518,9 @@ pub(crate) fn split(me: &Membership, color: u32, key: i32) -> Result<Call> {
         });
     }
     let t = Tensor::from_slice(&[i64::from(color), i64::from(key)], [2], me.device)?;
-    let out = stacked(me, t.shape());
+    let out = stacked(me, "split", &t)?;
     Ok(call(Op::Split, t, Some(out)))
 }
+
+#[cfg(test)]
+mod tests;
