@@ -97,8 +97,11 @@ proptest! {
             idle_is(&h1, bubble)?;
             prop_assert!(h1.peak_live.iter().all(|&live| live <= p));
         }
-        if let Some(time) = run(Named::Zb1p, p, v, m, t) && m >= p {
-            idle_is(&time, bubble)?;
+        match run(Named::Zb1p, p, v, m, t) {
+            Some(time) if m >= p => idle_is(&time, bubble)?,
+            Some(_) => {}
+            // As interleaving, of which it is a kind.
+            None => prop_assert!(m % (m / p).max(1) != 0),
         }
     }
 
