@@ -57,6 +57,9 @@ impl Project {
         cargo
             .env("CARGO_TARGET_DIR", target)
             .env_remove("RUSTFLAGS");
+        // What nobody looks at here, and costs a good part of the time.
+        cargo.env("CARGO_PROFILE_DEV_DEBUG", "0");
+        cargo.env("CARGO_INCREMENTAL", "0");
         cargo.output().unwrap()
     }
 }
