@@ -3,8 +3,8 @@
 //! Where a group of ranks fails, every live rank gets the same value. Ranks are named by their
 //! number in the world, also in errors of a group that was split off.
 
-use crate::check::Difference;
 use crate::group::ReduceOp;
+use crate::op::Difference;
 use phalanx_tensor::{DType, Shape};
 use std::fmt;
 use std::sync::Arc;

@@ -1,8 +1,9 @@
 //! [`ProcessGroup`]: what ranks say to each other, on every backend.
 
 use crate::backends::Backend;
-use crate::check::{self, Call, Label};
+use crate::check::{self, Call};
 use crate::error::Result;
+use crate::op::Label;
 use crate::work::{Outcome, Work};
 use phalanx_tensor::{DType, Device, Shape, Tensor};
 use std::fmt;

@@ -76,15 +76,16 @@ mod error;
 mod group;
 mod launch;
 mod line;
+pub mod op;
 mod run;
 mod sync;
 mod work;
 
-pub use check::Label;
 pub use error::{Error, Result};
 pub use group::{ProcessGroup, ReduceOp};
 pub use launch::{FailureKind, LaunchConfig, LaunchError, OnFailure, RankFailure, launch};
 pub use line::report;
+pub use op::Label;
 pub use phalanx_tensor::{DType, Device, Shape, Tensor};
 pub use run::{Ranks, RunConfig, run};
 pub use work::{Outcome, Pending, Work};

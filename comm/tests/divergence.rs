@@ -1,7 +1,7 @@
 //! No silent hang: whatever one rank does wrong, every live rank gets the same typed error, soon,
 //! which names that rank. A watchdog makes a hang a failure.
 
-use phalanx_comm::check::Difference;
+use phalanx_comm::op::Difference;
 use phalanx_comm::{
     DType, Device, Error, FailureKind, Label, LaunchConfig, LaunchError, ProcessGroup, ReduceOp,
     Result, Tensor, launch,

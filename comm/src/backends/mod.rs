@@ -8,8 +8,9 @@ pub mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
 
-use crate::check::{Call, Label};
+use crate::check::Call;
 use crate::error::{Error, Result};
+use crate::op::Label;
 use crate::work::Pending;
 use phalanx_tensor::Device;
 use std::sync::Arc;
@@ -44,7 +45,7 @@ impl Membership {
 
 /// An engine that carries out checked calls between ranks.
 ///
-/// A backend compares the [`Signature`](crate::check::Signature)s of all ranks, keeps deadlines,
+/// A backend compares the [`Signature`](crate::op::Signature)s of all ranks, keeps deadlines,
 /// and gives every rank the same error when the world fails.
 pub trait Backend: Send + Sync + Sized + 'static {
     /// The backend's name.
@@ -60,7 +61,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>>;
 
     /// This rank's handle on a new group of these ranks of this group, in this order. Called by
-    /// every rank after all have told each other their colors ([`Op::Split`](crate::check::Op)),
+    /// every rank after all have told each other their colors ([`Op::Split`](crate::op::Op)),
     /// with its own color and the ranks of the same.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 use crate::model::{Mlp, on_ranks};
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Error as AutogradError, Grads, Tape, Var, Vjp};
-use phalanx_comm::check::Difference;
+use phalanx_comm::op::Difference;
 use phalanx_comm::{Error as CommError, ProcessGroup, ReduceOp};
 use phalanx_parallel::{Ddp, DdpConfig, Error, Result};
 use phalanx_tensor::{DType, Tensor};

@@ -2,8 +2,8 @@
 #![allow(unsafe_code)]
 
 use crate::backends::fold::fold;
-use crate::check::{Op, Signature};
 use crate::group::ReduceOp;
+use crate::op::{Op, Signature};
 use phalanx_tensor::DType;
 use smallvec::SmallVec;
 

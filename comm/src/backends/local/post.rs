@@ -2,8 +2,9 @@
 
 use super::plan::Ends;
 use crate::backends::Membership;
-use crate::check::{Call, Op, Signature};
+use crate::check::Call;
 use crate::error::Result;
+use crate::op::{Op, Signature};
 use phalanx_tensor::Tensor;
 use std::ptr;
 

@@ -4,7 +4,7 @@
 use super::plan::{Ends, Plan};
 use super::pool::{SlotPool, SlotRef, Spares};
 use super::post::Post;
-use crate::check::{Difference, Op, Signature};
+use crate::op::{Difference, Op, Signature};
 use phalanx_tensor::Tensor;
 use smallvec::SmallVec;
 use std::cell::UnsafeCell;

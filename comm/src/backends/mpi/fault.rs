@@ -1,7 +1,7 @@
 //! A world's failure in a form that travels between processes: JSON.
 
-use crate::check::Difference;
 use crate::error::Error;
+use crate::op::Difference;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 

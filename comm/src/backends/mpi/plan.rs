@@ -11,7 +11,7 @@
 //! by size and number of processes.) A short one is sent whole to everybody, who all reduce the
 //! same.
 
-use crate::check::{Op, Signature};
+use crate::op::{Op, Signature};
 use std::ops::Range;
 
 /// Messages of at most so many bytes travel with the header of the call.

@@ -1,0 +1,222 @@
+//! What is called: [`Op`] with its parameters, and the [`Signature`] that the ranks of a group must agree
+//! on, with the one place that says where two of them differ.
+
+use crate::group::ReduceOp;
+use phalanx_tensor::{DType, Shape};
+use std::fmt;
+use std::sync::Arc;
+
+/// An operation with its parameters. Ranks count within the group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+#[expect(
+    missing_docs,
+    reason = "named as the methods of ProcessGroup and their arguments"
+)]
+pub enum Op {
+    AllReduce(ReduceOp),
+    Broadcast { root: usize },
+    Reduce { op: ReduceOp, root: usize },
+    AllGather,
+    Gather { root: usize },
+    Scatter { root: usize },
+    ReduceScatter(ReduceOp),
+    AllToAll,
+    AllToAllV(Arc<Splits>),
+    Send { destination: usize, tag: u32 },
+    Recv { source: usize, tag: u32 },
+    Barrier,
+    Split,
+}
+
+/// How many rows go to and come from each rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Splits {
+    /// Rows for each rank.
+    pub send: Box<[usize]>,
+    /// Rows from each rank.
+    pub recv: Box<[usize]>,
+}
+
+impl Op {
+    /// The method's name.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Op::AllReduce(_) => "all_reduce",
+            Op::Broadcast { .. } => "broadcast",
+            Op::Reduce { .. } => "reduce",
+            Op::AllGather => "all_gather",
+            Op::Gather { .. } => "gather",
+            Op::Scatter { .. } => "scatter",
+            Op::ReduceScatter(_) => "reduce_scatter",
+            Op::AllToAll => "all_to_all",
+            Op::AllToAllV(_) => "all_to_all_v",
+            Op::Send { .. } => "send",
+            Op::Recv { .. } => "recv",
+            Op::Barrier => "barrier",
+            Op::Split => "split",
+        }
+    }
+
+    /// The reduction, where there is one.
+    pub const fn reduction(&self) -> Option<ReduceOp> {
+        match self {
+            Op::AllReduce(op) | Op::ReduceScatter(op) | Op::Reduce { op, .. } => Some(*op),
+            _ => None,
+        }
+    }
+
+    /// The root, where there is one.
+    pub const fn root(&self) -> Option<usize> {
+        match self {
+            Op::Broadcast { root }
+            | Op::Reduce { root, .. }
+            | Op::Gather { root }
+            | Op::Scatter { root } => Some(*root),
+            _ => None,
+        }
+    }
+
+    /// Whether this is one end of a message.
+    pub const fn is_message(&self) -> bool {
+        matches!(self, Op::Send { .. } | Op::Recv { .. })
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Op::AllReduce(op) | Op::ReduceScatter(op) => write!(f, "({op})"),
+            Op::Reduce { op, root } => write!(f, "({op}, root {root})"),
+            Op::Broadcast { root } | Op::Gather { root } | Op::Scatter { root } => {
+                write!(f, "(root {root})")
+            }
+            Op::AllToAllV(s) => write!(f, "(send {:?}, recv {:?})", s.send, s.recv),
+            Op::Send { destination, tag } => write!(f, "(to {destination}, tag {tag})"),
+            Op::Recv { source, tag } => write!(f, "(from {source}, tag {tag})"),
+            Op::AllGather | Op::AllToAll | Op::Barrier | Op::Split => Ok(()),
+        }
+    }
+}
+
+/// Where in a program a call stands: the step, and the part of the step (the bucket of gradients,
+/// say). Ranks compare it as they compare shapes, so one that is a step or a part behind the others
+/// is told so, where the shapes would have agreed. Given by
+/// [`ProcessGroup::labelled`](crate::ProcessGroup::labelled).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Label {
+    /// The step, as the caller counts.
+    pub step: u64,
+    /// The part of the step.
+    pub part: u64,
+}
+
+impl fmt::Display for Label {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {}, part {}", self.step, self.part)
+    }
+}
+
+/// What the ranks of a group must agree on when they call the same collective.
+///
+/// Prints as `all_reduce(sum) of f32 [2, 3]`, with its label behind it where it has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signature {
+    /// The operation.
+    pub op: Op,
+    /// Type and shape of what each rank gives; of what it gets in `scatter` and `recv`; `None`
+    /// where there is no tensor.
+    pub tensor: Option<(DType, Shape)>,
+    /// Where in the program the call stands, if the program says so.
+    pub label: Option<Label>,
+}
+
+/// In which respect two ranks' calls differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Difference {
+    /// They called different operations.
+    Operation,
+    /// They asked for different reductions.
+    Reduction,
+    /// They named different roots.
+    Root,
+    /// Their element types differ.
+    DType,
+    /// Their shapes differ.
+    Shape,
+    /// One sends another number of rows than the other expects.
+    Splits,
+    /// Their [`Label`]s differ: one is in another step, or in another part of it.
+    Label,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Difference::Operation => "operation",
+            Difference::Reduction => "reduction",
+            Difference::Root => "root",
+            Difference::DType => "element type",
+            Difference::Shape => "shape",
+            Difference::Splits => "splits",
+            Difference::Label => "label",
+        })
+    }
+}
+
+impl Signature {
+    /// What keeps rank `a`'s call and rank `b`'s from being the same collective, or the two ends
+    /// of one message.
+    pub fn difference(a: (usize, &Signature), b: (usize, &Signature)) -> Option<Difference> {
+        let ((a_rank, a), (b_rank, b)) = (a, b);
+        let ends = matches!(
+            (&a.op, &b.op),
+            (Op::Send { .. }, Op::Recv { .. }) | (Op::Recv { .. }, Op::Send { .. })
+        );
+        if !ends && std::mem::discriminant(&a.op) != std::mem::discriminant(&b.op) {
+            return Some(Difference::Operation);
+        }
+        if a.op.reduction() != b.op.reduction() {
+            return Some(Difference::Reduction);
+        }
+        if a.op.root() != b.op.root() {
+            return Some(Difference::Root);
+        }
+        let rows = usize::from(matches!(a.op, Op::AllToAllV(_))); // axis 0 may differ
+        if let (Some((a_type, a_shape)), Some((b_type, b_shape))) = (&a.tensor, &b.tensor) {
+            if a_type != b_type {
+                return Some(Difference::DType);
+            }
+            if a_shape.get(rows..) != b_shape.get(rows..) {
+                return Some(Difference::Shape);
+            }
+        }
+        if let (Op::AllToAllV(a), Op::AllToAllV(b)) = (&a.op, &b.op)
+            && (a.send[b_rank] != b.recv[a_rank] || b.send[a_rank] != a.recv[b_rank])
+        {
+            return Some(Difference::Splits);
+        }
+        (a.label != b.label).then_some(Difference::Label)
+    }
+
+    /// Whether agreement with one rank is agreement with all: not for `all_to_all_v`, where every
+    /// pair has its own number of rows.
+    pub fn agrees_transitively(&self) -> bool {
+        !matches!(self.op, Op::AllToAllV(_))
+    }
+}
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.op)?;
+        if let Some((dtype, shape)) = &self.tensor {
+            write!(f, " of {dtype} {shape}")?;
+        }
+        match &self.label {
+            Some(label) => write!(f, " ({label})"),
+            None => Ok(()),
+        }
+    }
+}
