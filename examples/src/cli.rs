@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use phalanx_comm::env::Start;
 use phalanx_comm::{LaunchConfig, ProcessGroup, Ranks, RunConfig};
 
-/// The most ranks that one process runs: their memory for messages grows with the square of their number.
+/// The most ranks that one process runs: each has a thread and a replica of the model.
 const MOST_RANKS: usize = 256;
 /// The most compute threads of one process.
 const MOST_THREADS: usize = 1024;

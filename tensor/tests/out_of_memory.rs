@@ -2,6 +2,8 @@
 //! copies, for scratch. It is always the typed error, never an abort or a panic, and the same call
 //! succeeds with the same bits once there is memory again.
 
+mod level;
+
 use phalanx_tensor::ops::conv::Conv2dConfig;
 use phalanx_tensor::ops::linear::Activation;
 use phalanx_tensor::ops::norm::{BatchNormMask, BatchNormSaved};

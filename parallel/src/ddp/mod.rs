@@ -305,9 +305,7 @@ fn backward_jointly(
 /// A rank that has returned while others go on has most often run out of data: says what to do.
 fn hint(error: Error) -> Error {
     match error {
-        Error::Comm(source @ phalanx_comm::Error::RankReturned { .. }) => {
-            Error::EndedEarly { source }
-        }
+        Error::Comm(source) if source.returned_early().is_some() => Error::EndedEarly { source },
         error => error,
     }
 }

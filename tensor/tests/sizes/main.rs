@@ -6,6 +6,8 @@ mod creation;
 mod draw;
 mod joining;
 mod known;
+#[path = "../level/mod.rs"]
+mod level;
 mod products;
 mod views;
 mod windows;

@@ -98,7 +98,7 @@ impl Header {
         dims.iter().for_each(|&d| put(out, d as u64));
         let label = self.signature.label;
         out.push(u8::from(label.is_some()));
-        for label in label {
+        if let Some(label) = label {
             put(out, label.step);
             put(out, label.part);
         }
