@@ -332,7 +332,8 @@ pub(crate) fn loaded_number(name: &str, saved: &Tensor) -> Result<f64> {
     if saved.numel() != 1 {
         expect_like(name, saved, &Shape::from(()), saved.dtype())?;
     }
-    Ok(saved.item::<f64>()?)
+    // Rounded where it must be: what is saved as an integer of 2⁵³ or more is no number that is wanted.
+    Ok(saved.cast(DType::F64)?.item()?)
 }
 
 fn expect_like(name: &str, saved: &Tensor, shape: &Shape, dtype: DType) -> Result<()> {

@@ -84,7 +84,7 @@ fn sizes_that_no_memory_has_are_refused() {
     let end = launch(2, |g| {
         let (me, device) = (g.rank(), g.device());
         let one = || Tensor::ones([1], DType::F64, device);
-        let wide = Tensor::ones([1, 1], DType::F64, device)?.broadcast_to([1, 1 << 60])?;
+        let wide = Tensor::ones([1, 1], DType::F64, device)?.broadcast_to([1, 1 << 59])?;
         let none = Tensor::zeros([2, 0], DType::F64, device)?;
         let half = usize::MAX / 2;
         let errors = [
@@ -111,8 +111,8 @@ fn sizes_that_no_memory_has_are_refused() {
                 .unwrap_or_else(|| panic!("call {i} went through"));
             assert!(!error.is_fatal(), "call {i}: {error}");
         }
-        // Counts of rows that have no elements are only numbers.
-        let rows = half - 1;
+        // Counts of rows that have no elements are only numbers, as long as the rule for shapes holds.
+        let rows = half / size_of::<f64>() - 1;
         let (send, recv) = match me {
             0 => ([1, 1], [1, rows]),
             _ => ([rows, 1], [1, 1]),
@@ -130,7 +130,8 @@ fn sizes_that_no_memory_has_are_refused() {
     assert_eq!(end.unwrap_or_else(|e| panic!("{e}")), [2.0; 2]);
 }
 
-/// Mailboxes are made by need: all that so many ranks have in so many groups would take 240 MB.
+/// Mailboxes are made by need: all that so many ranks have in so many groups would take
+/// 240 MB beside all else.
 #[test]
 fn a_thousand_ranks_talk() {
     const RANKS: usize = if cfg!(phalanx_tsan) { 50 } else { 1000 };
@@ -148,7 +149,7 @@ fn a_thousand_ranks_talk() {
     end.unwrap_or_else(|e| panic!("{e}"));
     let peak = peak_megabytes();
     // ThreadSanitizer has memory of its own.
-    let is_little = |peak| peak < 150 || cfg!(phalanx_tsan);
+    let is_little = |peak| peak < 200 || cfg!(phalanx_tsan);
     assert!(peak.is_none_or(is_little), "{peak:?} MB");
 }
 

@@ -75,7 +75,7 @@ impl DistributedSampler {
         }
         let positions = (0..self.samples_per_rank()).map(|i| i * self.world_size + self.rank);
         if self.shuffle {
-            let order = Rng::new(self.seed).fold_in(epoch).permutation(self.len);
+            let order = Rng::new(self.seed).fold_in(epoch).permutation(self.len)?;
             Ok(positions.map(|p| order[p % self.len]).collect())
         } else {
             Ok(positions.map(|p| p % self.len).collect())

@@ -199,7 +199,7 @@ proptest! {
     fn permutations_hold_every_number_once(seed: u64) {
         let mut rng = Rng::new(seed);
         let n = (seed % 500) as usize;
-        let mut order = rng.permutation(n);
+        let mut order = rng.permutation(n).unwrap();
         let drawn = Tensor::randperm(n, CPU, &mut Rng::new(seed)).unwrap();
         let same: Vec<usize> =
             drawn.to_vec::<i64>().unwrap().into_iter().map(|v| v as usize).collect();
@@ -210,11 +210,19 @@ proptest! {
 }
 
 #[test]
+fn a_permutation_beyond_all_memory_is_refused() {
+    for len in [usize::MAX, isize::MAX as usize / 4, 1 << 59] {
+        let e = Rng::new(0).permutation(len).unwrap_err();
+        assert!(e.to_string().contains(&format!("len is {len}")), "{e}");
+    }
+}
+
+#[test]
 fn permutations_are_equally_likely() {
     let mut rng = Rng::new(9);
     let mut counts = [0; 24];
     for _ in 0..24_000 {
-        let p = rng.permutation(4);
+        let p = rng.permutation(4).unwrap();
         // The rank of the permutation among the 24.
         let rank = (0..4).fold(0, |rank, i| {
             rank * (4 - i) + p[i + 1..].iter().filter(|v| **v < p[i]).count()

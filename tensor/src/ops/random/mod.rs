@@ -98,10 +98,20 @@ impl Rng {
     }
 
     /// The numbers `0 .. len` in random order: what a sampler reads.
-    pub fn permutation(&mut self, len: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..len).collect();
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] for more numbers than there is memory for.
+    pub fn permutation(&mut self, len: usize) -> Result<Vec<usize>> {
+        let mut order = Vec::new();
+        if order.try_reserve_exact(len).is_err() {
+            return Err(Error::InvalidArgument {
+                op: "permutation",
+                reason: format!("len is {len}: there is no memory for so many numbers"),
+            });
+        }
+        order.extend(0..len);
         self.shuffle(&mut order);
-        order
+        Ok(order)
     }
 
     /// Takes `blocks` blocks off the stream; the first one's number.
