@@ -57,8 +57,8 @@ fn what_an_integer_type_does_not_hold_is_refused_everywhere() {
         refused("add_scalar", shown, dtype, t.add_scalar(number));
         refused("sub_scalar", shown, dtype, t.sub_scalar(number));
         refused("mul_scalar", shown, dtype, t.mul_scalar(number));
-        refused("maximum_scalar", shown, dtype, t.clamp(number, 1.0));
-        refused("minimum_scalar", shown, dtype, t.clamp(1.0, number));
+        refused("clamp", shown, dtype, t.clamp(number, 1.0));
+        refused("clamp", shown, dtype, t.clamp(1.0, number));
         refused("pad", shown, dtype, t.pad(&[(1, 0)], number));
     }
     refused(
