@@ -100,12 +100,14 @@ impl fmt::Display for Op {
     }
 }
 
-/// Where in a program a call stands: the step, and the part of the step (the bucket of gradients,
-/// say). Ranks compare it as they compare shapes, so one that is a step or a part behind the others
-/// is told so, where the shapes would have agreed. Given by
+/// Where in a program a call stands: whose it is (a wrapper of a module, say), in which step, and which
+/// part of the step (a bucket of gradients). Ranks compare it as they compare shapes, so one that is a
+/// step or a part behind the others is told so, where the shapes would have agreed. Given by
 /// [`ProcessGroup::labelled`](crate::ProcessGroup::labelled).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Label {
+    /// The number of what calls, the same on all ranks.
+    pub owner: u64,
     /// The step, as the caller counts.
     pub step: u64,
     /// The part of the step.
@@ -114,7 +116,8 @@ pub struct Label {
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "step {}, part {}", self.step, self.part)
+        let Label { owner, step, part } = self;
+        write!(f, "owner {owner}, step {step}, part {part}")
     }
 }
 

@@ -232,6 +232,7 @@ impl Scene {
             }
             let behind = self.crime == Crime::Label && me == self.culprit && k == self.at;
             let label = Label {
+                owner: 7,
                 step: k as u64 - u64::from(behind && k > 0),
                 part: u64::from(behind),
             };

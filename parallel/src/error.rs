@@ -49,13 +49,13 @@ pub enum Error {
     },
     /// A rank has ended while others still train.
     #[error(
-        "{source}; where ranks may have different numbers of batches, set DdpConfig::uneven_inputs on \
+        "{error}; where ranks may have different numbers of batches, set DdpConfig::uneven_inputs on \
          every rank, and let a rank whose data has run out call Ddp::join"
     )]
     EndedEarly {
         /// What the communication says of it: a
         /// [`RankReturned`](phalanx_comm::Error::RankReturned).
-        source: phalanx_comm::Error,
+        error: phalanx_comm::Error,
     },
     /// A weight that no average can be made with. The same error on every rank.
     #[error("backward_weighted: {}", match rank {

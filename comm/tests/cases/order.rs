@@ -45,7 +45,13 @@ pub fn a_thousand_in_flight(g: &dyn ProcessGroup) -> Result<()> {
 /// A handle with a label is the same group: its calls and those without one are one sequence. A group
 /// that is split off a labelled one has no label.
 pub fn labelled_calls(g: &dyn ProcessGroup) -> Result<()> {
-    let labelled = |part| g.labelled(Label { step: 3, part });
+    let labelled = |part| {
+        g.labelled(Label {
+            owner: 7,
+            step: 3,
+            part,
+        })
+    };
     let first = labelled(0).all_reduce(number(g, 1), ReduceOp::Sum)?;
     let second = g.all_reduce(number(g, g.rank()), ReduceOp::Sum)?;
     let third = labelled(1).all_gather(number(g, g.rank()))?;

@@ -118,7 +118,9 @@ impl<M: Module> Ddp<M> {
     /// The bucket plan, once the first step has agreed on it. Slots index
     /// [`parameters`](Ddp::parameters).
     pub fn buckets(&self) -> Option<Arc<[Bucket]>> {
-        self.replica.state().plan.clone()
+        let state = self.replica.state();
+        let alone = state.plans.iter().find(|known| known.with.is_empty());
+        alone.map(|known| Arc::clone(&known.plan))
     }
 
     /// What happened when in the last backward, where [`DdpConfig::trace`] is set.
@@ -144,8 +146,7 @@ impl<M: Module> Ddp<M> {
     /// After an error in the middle of a step every further call is [`Error::Poisoned`]: this rank may
     /// be a bucket behind the others.
     pub fn backward(&self, tape: &Tape, loss: &Var) -> Result<Gradients> {
-        let turn = self.replica.config.uneven_inputs.then_some(Turn::Plain);
-        self.synchronised(tape, loss, turn)
+        self.synchronised(tape, loss, None)
     }
 
     /// As [`backward`](Ddp::backward), but an average with weights: the gradients of rank *r* count
@@ -159,13 +160,13 @@ impl<M: Module> Ddp<M> {
     /// As [`backward`](Ddp::backward); [`Error::InvalidWeight`] on every rank where one is
     /// negative or not finite, or all are zero.
     pub fn backward_weighted(&self, tape: &Tape, loss: &Var, weight: f64) -> Result<Gradients> {
-        self.synchronised(tape, loss, Some(Turn::Weighted(weight)))
+        self.synchronised(tape, loss, Some(weight))
     }
 
-    /// A step of this replica alone; `turn`, where the ranks tell each other how much each counts.
-    fn synchronised(&self, tape: &Tape, loss: &Var, turn: Option<Turn>) -> Result<Gradients> {
+    /// A step of this replica alone, with a weight where this rank has one of its own.
+    fn synchronised(&self, tape: &Tape, loss: &Var, weight: Option<f64>) -> Result<Gradients> {
         let replica = &self.replica;
-        backward_jointly(Joint::one(&replica), tape, loss, turn)
+        backward_jointly(Joint::one(&replica), tape, loss, weight)
     }
 
     /// Differentiates `loss` and keeps the gradients for the next [`backward`](Ddp::backward),
@@ -191,7 +192,8 @@ impl<M: Module> Ddp<M> {
     /// # Errors
     /// [`Error::InvalidUse`] without `uneven_inputs`, and where [`accumulate`](Ddp::accumulate) has
     /// left gradients that no [`backward`](Ddp::backward) has averaged: they would count for
-    /// nothing. Errors of the communication and of `step`; after these, [`Error::Poisoned`].
+    /// nothing. [`Error::InvalidWeight`], where a rank gives one that is no weight. Errors of the
+    /// communication and of `step`; after these, [`Error::Poisoned`].
     pub fn join(&self, mut step: impl FnMut(&Gradients) -> Result<()>) -> Result<usize> {
         let replica = &self.replica;
         if !replica.config.uneven_inputs {
@@ -236,9 +238,11 @@ impl<M: Module> Ddp<M> {
     /// Reads every value once, and sends eight bytes for each parameter.
     ///
     /// # Errors
-    /// [`Error::ReplicasDiffer`], the same on every rank; errors of the communication.
+    /// [`Error::ReplicasDiffer`], the same on every rank; errors of the communication;
+    /// [`Error::Poisoned`].
     pub fn check_replicas(&self) -> Result<()> {
-        verify::values_agree(&self.replica)
+        self.replica.expect_whole()?;
+        verify::values_agree(&self.replica).map_err(hint)
     }
 }
 
@@ -291,10 +295,12 @@ fn backward_jointly(
     joint: Joint<'_>,
     tape: &Tape,
     loss: &Var,
-    turn: Option<Turn>,
+    weight: Option<f64>,
 ) -> Result<Gradients> {
     joint.expect_whole()?;
     let sweep = joint.plan_sweep(tape, loss)?;
+    let plain = joint.lead().config.uneven_inputs.then_some(Turn::Plain);
+    let turn = weight.map(Turn::Weighted).or(plain);
     let share = match turn {
         Some(turn) => joint.share(turn).map_err(hint)?,
         None => Share::Equal,
@@ -305,7 +311,7 @@ fn backward_jointly(
 /// A rank that has returned while others go on has most often run out of data: says what to do.
 fn hint(error: Error) -> Error {
     match error {
-        Error::Comm(source) if source.returned_early().is_some() => Error::EndedEarly { source },
+        Error::Comm(error) if error.returned_early().is_some() => Error::EndedEarly { error },
         error => error,
     }
 }

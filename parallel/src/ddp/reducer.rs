@@ -203,8 +203,10 @@ impl<'a> Reducer<'a> {
                 Some(tensor) => tensor,
                 None => self.allocate(b)?, // nothing from this rank: zeros
             };
-            // A rank that is a bucket behind would else meet the others in a reduction of equal shape.
+            // A rank that is a bucket behind, or in another wrapper, would else meet the others in a
+            // reduction of equal shape.
             let group = self.joint.group().labelled(Label {
+                owner: self.joint.lead().number,
                 step: self.step,
                 part: b as u64,
             });

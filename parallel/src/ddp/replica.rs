@@ -9,6 +9,7 @@ use phalanx_comm::ProcessGroup;
 use phalanx_tensor::Tensor;
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What the errors of a claim say of a wrapper.
@@ -20,13 +21,18 @@ const HOLDER: Holder = Holder {
                 gradient is this rank's own",
 };
 
+/// The plan of the steps of a wrapper with the others of these numbers.
+pub(super) struct Known {
+    pub(super) with: Vec<u64>,
+    pub(super) plan: Arc<[Bucket]>,
+}
+
 /// What lasts from step to step.
 #[derive(Default)]
 pub(super) struct State {
-    /// The bucket plan, agreed with the other ranks in the first step.
-    pub(super) plan: Option<Arc<[Bucket]>>,
-    /// The plan of steps together with other wrappers, and the parameters of all of them.
-    pub(super) joint_plan: Option<(Vec<ParamId>, Arc<[Bucket]>)>,
+    /// The bucket plans of this wrapper alone and together with others, each agreed with the other
+    /// ranks in its first step.
+    pub(super) plans: Vec<Known>,
     /// Local gradients of [`Ddp::accumulate`](super::Ddp::accumulate).
     pub(super) accumulated: Gradients,
     /// How many steps have been done.
@@ -38,6 +44,8 @@ pub(super) struct State {
 
 /// One rank's replica of a module: its tensors, not its computation.
 pub struct Replica {
+    /// The wrapper's number, the same on all ranks of the group, and of no other wrapper there.
+    pub(super) number: u64,
     pub(super) group: Arc<dyn ProcessGroup>,
     pub(super) config: DdpConfig,
     pub(super) params: Vec<(String, Param)>,
@@ -61,6 +69,7 @@ impl Replica {
         // Before anything is sent: it concerns this rank alone.
         let claim = Claim::new(HOLDER, params.iter().map(|(_, p)| p))?;
         verify::replicas_agree(&config, &params, &buffers, &*group)?;
+        let number = agreed_number(&*group)?;
         take_parameters_of(0, &params, &*group)?;
         let (params, frozen): (Vec<_>, Vec<_>) =
             params.into_iter().partition(|(_, p)| p.requires_grad());
@@ -74,6 +83,7 @@ impl Replica {
         let buffer_plan = bucket::plan(&buffer_entries, &order, everything);
         let index = params.iter().enumerate().map(|(i, (_, p))| (p.id(), i));
         let replica = Replica {
+            number,
             index: index.collect(),
             group,
             config,
@@ -95,7 +105,7 @@ impl Replica {
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        // Each change of the state is one assignment: a panic leaves nothing half-done.
+        // What a panic has left half done, `broken` tells.
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
@@ -117,6 +127,15 @@ impl Replica {
             }),
         }
     }
+}
+
+/// The first rank's count of wrappers: as a part of what labels reductions, it keeps those of two
+/// wrappers of equal shape apart.
+fn agreed_number(group: &dyn ProcessGroup) -> Result<u64> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mine = NEXT.fetch_add(1, Relaxed) as i64;
+    let first = group.broadcast(Tensor::scalar(mine, group.device())?, 0)?;
+    Ok(first.wait()?.item::<i64>()? as u64)
 }
 
 fn take_parameters_of(

@@ -3,8 +3,9 @@
 
 use super::bucket::{self, Bucket, Entry, Limits};
 use super::reducer::Reducer;
-use super::replica::{Replica, entry};
+use super::replica::{Known, Replica, entry};
 use super::share::{self, Share, Turn};
+use super::verify;
 use crate::{Error, Result};
 use phalanx_autograd::{Backward, Claim, Claims, Gradients, OnReady, Param, ParamId, Tape, Var};
 use phalanx_comm::ProcessGroup;
@@ -199,7 +200,7 @@ impl<'a> Joint<'a> {
                 replica.state().broken.clone_from(&broken);
             }
         };
-        set(Some(Cow::Borrowed("it panicked")));
+        set(Some(Cow::Borrowed("a panic ended it, or it is under way")));
         let result = f();
         set(result.as_ref().err().map(|error| error.to_string().into()));
         result
@@ -297,21 +298,20 @@ impl<'a> Joint<'a> {
 
     /// The bucket plan; in the first step, `leader`'s order of readiness becomes everybody's.
     pub(super) fn agreed_plan(&self, order: &[usize], leader: usize) -> Result<Arc<[Bucket]>> {
-        let alone = self.0.len() == 1;
-        let ids = || self.params().map(|(_, p)| p.id()).collect::<Vec<_>>();
+        let others = self.0[1..].iter().map(|r| r.number);
         let state = self.lead().state();
-        let known = match alone {
-            true => state.plan.as_ref(),
-            false => {
-                let of_these = |(of, _): &&(Vec<ParamId>, _)| *of == ids();
-                let joint = state.joint_plan.as_ref().filter(of_these);
-                joint.map(|(_, plan)| plan)
-            }
-        };
-        if let Some(plan) = known {
-            return Ok(Arc::clone(plan));
+        let known = state.plans.iter();
+        let known = known.filter(|known| known.with.iter().copied().eq(others.clone()));
+        if let Some(known) = known.last() {
+            return Ok(Arc::clone(&known.plan));
         }
         drop(state);
+        let with: Vec<u64> = others.collect();
+        if !with.is_empty() {
+            // Of equal shape, say, wrappers in another order would meet in silence.
+            let text = format!("{} with {with:?}", self.lead().number);
+            verify::agree(self.group(), "wrappers in one backward", &text)?;
+        }
         let n = self.len();
         let mut seen = vec![false; n];
         order.iter().for_each(|&i| seen[i] = true);
@@ -339,11 +339,10 @@ impl<'a> Joint<'a> {
             single: config.in_place_bytes,
         };
         let plan: Arc<[Bucket]> = bucket::plan(&entries, &order, limits).into();
-        let mut state = self.lead().state();
-        match alone {
-            true => state.plan = Some(Arc::clone(&plan)),
-            false => state.joint_plan = Some((ids(), Arc::clone(&plan))),
-        }
+        self.lead().state().plans.push(Known {
+            with,
+            plan: Arc::clone(&plan),
+        });
         Ok(plan)
     }
 }

@@ -281,6 +281,12 @@ fn wrappers_that_cannot_step_together_are_refused() {
             "uneven_inputs",
         );
         assert_eq!(backward_all(&[&first], &tape, &loss)?.len(), 2);
+        // One alone steps as by itself, beside a rank that has joined, too.
+        if group.rank() == 0 {
+            let loss = uneven.forward(&tape, &x)?.mean_all()?;
+            assert_eq!(backward_all(&[&uneven], &tape, &loss)?.len(), 2);
+        }
+        assert_eq!(uneven.join(|_| Ok(()))?, group.rank());
         Ok(())
     });
 }

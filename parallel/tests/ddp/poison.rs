@@ -6,6 +6,7 @@ use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Error as AutogradError, Grads, Tape, Var, Vjp};
 use phalanx_comm::op::Difference;
 use phalanx_comm::{Error as CommError, ProcessGroup, ReduceOp};
+use phalanx_parallel::ddp::{Wrapper, accumulate_all, backward_all};
 use phalanx_parallel::{Ddp, DdpConfig, Error, Result};
 use phalanx_tensor::{DType, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -64,6 +65,9 @@ fn assert_poisoned(ddp: &Ddp<Mlp>, words: &str) {
         ddp.backward_weighted(&tape, &loss(), 1.0).map(drop),
         ddp.accumulate(&tape, &loss()),
         ddp.join(|_| Ok(())).map(drop),
+        ddp.check_replicas(),
+        backward_all(&[ddp], &tape, &loss()).map(drop),
+        accumulate_all(&[ddp], &tape, &loss()),
     ] {
         match refused {
             Err(Error::Poisoned {
@@ -103,7 +107,7 @@ fn a_step_that_panics_half_way_poisons_the_wrapper() {
         let broken = loss(&ddp, &tape, Some(Broken::Panics))?;
         let caught = catch_unwind(AssertUnwindSafe(|| ddp.backward(&tape, &broken).map(drop)));
         assert!(caught.is_err());
-        assert_poisoned(&ddp, "it panicked");
+        assert_poisoned(&ddp, "a panic ended it");
         Ok(())
     });
 }
@@ -189,4 +193,60 @@ fn a_bucket_meets_no_reduction_of_equal_shape() {
     ));
     let text = errors[0].to_string();
     assert!(text.contains("step 1, part 0"), "{text}");
+}
+
+#[test]
+fn buckets_of_two_wrappers_of_equal_shape_do_not_meet() {
+    let errors = on_ranks(2, |group| {
+        let wrap = |seed| {
+            let model = Mlp::new(&[3, 4], DType::F32, group.device(), seed);
+            Ddp::new(model, Arc::clone(&group), DdpConfig::default())
+        };
+        let (a, b) = (wrap(1)?, wrap(2)?);
+        let tape = Tape::new();
+        let x = || -> Result<Var> {
+            Ok(tape.constant(Tensor::ones([2, 3], DType::F32, group.device())?))
+        };
+        // The first step of each, in another order on rank 1.
+        let first = if group.rank() == 0 { &a } else { &b };
+        let loss = first.forward(&tape, &x()?)?.mean_all()?;
+        match first.backward(&tape, &loss).map(drop) {
+            Err(Error::Comm(error @ CommError::Divergence { .. })) => Ok(error),
+            other => panic!("{other:?}"),
+        }
+    });
+    let of_label = |e: &CommError| {
+        matches!(
+            e,
+            CommError::Divergence {
+                difference: Difference::Label,
+                ..
+            }
+        )
+    };
+    assert!(errors.iter().all(of_label), "{errors:?}");
+}
+
+#[test]
+fn wrappers_in_another_order_are_one_error_on_every_rank() {
+    on_ranks(2, |group| {
+        let wrap = |seed| {
+            let model = Mlp::new(&[3, 3], DType::F32, group.device(), seed);
+            Ddp::new(model, Arc::clone(&group), DdpConfig::default())
+        };
+        let (a, b) = (wrap(1)?, wrap(2)?);
+        let tape = Tape::new();
+        let x = tape.constant(Tensor::ones([2, 3], DType::F32, group.device())?);
+        let loss = b.forward(&tape, &a.forward(&tape, &x)?)?.mean_all()?;
+        let order: [&dyn Wrapper; 2] = match group.rank() {
+            0 => [&a, &b],
+            _ => [&b, &a],
+        };
+        let error = backward_all(&order, &tape, &loss).map(drop).unwrap_err();
+        assert!(
+            matches!(error, Error::RanksDiffer { rank: 1, .. }),
+            "{error}"
+        );
+        Ok(())
+    });
 }

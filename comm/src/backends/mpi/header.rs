@@ -99,8 +99,9 @@ impl Header {
         let label = self.signature.label;
         out.push(u8::from(label.is_some()));
         if let Some(label) = label {
-            put(out, label.step);
-            put(out, label.part);
+            [label.owner, label.step, label.part]
+                .into_iter()
+                .for_each(|number| put(out, number));
         }
         if let Op::AllToAllV(splits) = op {
             let rows = splits.send.iter().chain(&splits.recv);
@@ -120,8 +121,8 @@ impl Header {
         let label = match bytes.split_off_first()? {
             0 => None,
             1 => {
-                let [step, part] = numbers(bytes)?;
-                Some(Label { step, part })
+                let [owner, step, part] = numbers(bytes)?;
+                Some(Label { owner, step, part })
             }
             _ => return None,
         };
@@ -237,6 +238,7 @@ mod tests {
         let labels = [
             None,
             Some(Label {
+                owner: 7,
                 step: u64::MAX,
                 part: 3,
             }),
