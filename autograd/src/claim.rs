@@ -10,6 +10,7 @@ use crate::param::Param;
 use crate::sweep::Backward;
 use crate::tape::{Kind, NodeId, Tape};
 use phalanx_tensor::Shape;
+use smallvec::SmallVec;
 use std::fmt;
 use std::sync::{Arc, Weak};
 
@@ -114,17 +115,24 @@ impl Tape {
     /// Whether a sweep may reach what it would: the check that [`sweep`](Tape::sweep) begins with, for
     /// whoever has to know before it does something else. Reads the recording, changes nothing.
     ///
-    /// A sweep to chosen inputs ([`Backward::inputs`]) makes no gradients of parameters, but of those
-    /// that it names, and so may pass.
+    /// A sweep to chosen inputs ([`Backward::inputs`]) makes no gradients of parameters but of those
+    /// that it names or starts at, and may pass through others.
     ///
     /// # Errors
     /// [`Error::Claimed`], [`Error::Unclaimed`] for the parameter that was used first;
     /// [`Error::NothingToDifferentiate`], [`Error::TapeMismatch`], [`Error::Consumed`].
     pub fn check_claims(&self, how: &Backward<'_>) -> Result<()> {
-        if how.inputs.is_some() || self.is_replaying() {
-            return Ok(()); // what is replayed was checked where it was recorded
+        if self.is_replaying() {
+            return Ok(()); // it was checked where it was recorded
         }
         let claims = how.claims;
+        let named = how.inputs.map(|inputs| {
+            let roots = how.roots.iter().map(|(root, _)| *root);
+            let all = inputs.iter().copied().chain(roots);
+            let all = all.filter_map(|var| Some(var.node()?.id.index()));
+            all.collect::<SmallVec<[usize; 4]>>()
+        });
+        let makes = |index: usize| named.as_ref().is_none_or(|named| named.contains(&index));
         // Almost always nothing on the tape is another's, and what the roots reach need not be known.
         let suspects = self.with_nodes(|nodes| {
             nodes.iter().any(
@@ -139,6 +147,7 @@ impl Tape {
             let reached = nodes.iter().enumerate().zip(&reached);
             let mut reached = reached.filter_map(|(node, &reached)| reached.then_some(node));
             reached.find_map(|(index, node)| match &node.kind {
+                _ if !makes(index) => None,
                 Kind::Param(param) => Some((
                     claims.trespass(param)?,
                     param.clone(),

@@ -103,7 +103,8 @@ impl Gradients {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where two gradients of a parameter differ in shape, or one is not
-    /// of a type that [`insert`](Gradients::insert) allows. As [`Tensor::add_into`]. Gradients before the failing one have been added.
+    /// of a type that [`insert`](Gradients::insert) allows. As [`Tensor::add_into`]. Gradients before
+    /// the failing one have been added; the failing one and those behind it are as they were.
     pub fn accumulate(&mut self, other: Gradients) -> Result<()> {
         for (param, grad) in other.params {
             let Some(grad) = grad else { continue };
@@ -150,16 +151,29 @@ pub(crate) fn add_to(
     if !fits(&grad) || !slot.as_ref().is_none_or(alike) {
         return Err(differ(slot.as_ref(), &grad));
     }
-    let sum = match slot.take() {
-        None => grad,
-        Some(sum) => match (sum.dtype() == wide, grad.dtype() == wide) {
-            (false, false) => sum.add_widened(&grad)?,
-            // Floating-point addition commutes: into whichever is free.
-            (true, true) if grad.is_unique() && !sum.is_unique() => grad.add_into(&sum)?,
-            (false, true) => grad.add_into(&sum)?,
-            (true, _) => sum.add_into(&grad)?,
-        },
+    let Some(sum) = slot.take() else {
+        *slot = Some(grad);
+        return Ok(());
     };
-    *slot = Some(sum);
+    // Where there is no memory for a new sum, the old one stays.
+    let (added, old) = match (sum.dtype() == wide, grad.dtype() == wide) {
+        (false, false) => (sum.add_widened(&grad), Some(sum)),
+        // Floating-point addition commutes: into whichever is free.
+        (true, true) if grad.is_unique() && !sum.is_unique() => (grad.add_into(&sum), Some(sum)),
+        (false, true) => (grad.add_into(&sum), Some(sum)),
+        (true, _) => {
+            // What belongs to nobody else is added to in place, which needs no memory.
+            let in_place = sum.is_unique() && sum.is_contiguous();
+            let old = (!in_place).then(|| sum.clone());
+            (sum.add_into(&grad), old)
+        }
+    };
+    match added {
+        Ok(added) => *slot = Some(added),
+        Err(error) => {
+            *slot = old;
+            return Err(error.into());
+        }
+    }
     Ok(())
 }

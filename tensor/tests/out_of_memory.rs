@@ -115,7 +115,12 @@ fn refuse_everywhere(case: &Case, threads: usize) {
         let thread = || cpu::with_threads(threads, run);
         let refused = std::thread::scope(|scope| scope.spawn(thread).join()).unwrap();
         if !refused {
-            assert!(granted >= case.asks, "{name} asked only {granted} times");
+            // The plainest kernels need less scratch.
+            let asks = match cpu::simd_level() {
+                cpu::SimdLevel::Baseline => 1,
+                _ => case.asks,
+            };
+            assert!(granted >= asks, "{name} asked only {granted} times");
             return;
         }
         assert!(granted < 200, "{name} asks without end");

@@ -9,7 +9,7 @@
 use crate::error::Result;
 use crate::var::Var;
 pub use phalanx_tensor::ops::softmax::{CrossEntropyConfig, Reduction};
-use phalanx_tensor::{DType, Error, Tensor};
+use phalanx_tensor::{Error, Tensor};
 
 /// The mean cross-entropy between logits `[batch, classes]` and class indices `[batch]` of type
 /// `i64` (PyTorch: `nn.functional.cross_entropy`). For label smoothing, weights or sums see
@@ -70,9 +70,11 @@ pub fn l1(prediction: &Var, target: &Var) -> Result<Var> {
 /// A shape mismatch; as [`Tensor::sub`].
 pub fn binary_cross_entropy(logits: &Var, target: &Var) -> Result<Var> {
     same_shape("binary_cross_entropy", logits, target)?;
-    let (logits, target) = (wide(logits)?, wide(target)?);
-    // ln(1 + eˣ) − x y: no logarithm of a small difference.
-    let loss = || logits.softplus()?.sub(&logits.mul(&target)?)?.mean_all();
+    let loss = || {
+        let (logits, target) = (wide(logits)?, wide(target)?);
+        // ln(1 + eˣ) − x y: no logarithm of a small difference.
+        logits.softplus()?.sub(&logits.mul(&target)?)?.mean_all()
+    };
     loss().map_err(|error| error.of("binary_cross_entropy"))
 }
 
@@ -101,8 +103,8 @@ fn mismatch(op: &'static str, a: &Tensor, b: &Tensor, reason: &'static str) -> c
 
 /// The variable in the type that losses are computed in.
 fn wide(x: &Var) -> Result<Var> {
-    match x.dtype() {
-        DType::BF16 | DType::F16 => x.cast(DType::F32),
-        _ => Ok(x.clone()),
+    match x.dtype().compute() {
+        dtype if dtype == x.dtype() => Ok(x.clone()),
+        dtype => x.cast(dtype),
     }
 }

@@ -45,10 +45,7 @@ impl BatchNorm2d {
     /// As [`Factory::tensor`].
     pub fn new(channels: usize, f: &mut Factory) -> Result<BatchNorm2d> {
         // Running statistics of a half-precision model are kept in `f32`.
-        let dtype = match f.dtype {
-            DType::F64 => DType::F64,
-            _ => DType::F32,
-        };
+        let dtype = f.dtype.compute();
         let buffer =
             |value| Ok::<_, Error>(Buffer::new(Tensor::full(channels, value, dtype, f.device)?));
         let (running_mean, running_var) = (buffer(0.0)?, buffer(1.0)?);
@@ -109,33 +106,28 @@ impl BatchNorm2d {
 
     /// Moves the running statistics towards those of a batch with `n` elements per channel.
     fn track(&self, mean: Tensor, var: Tensor, n: usize) -> Result<()> {
-        let mut count = 0.0;
-        self.num_batches_tracked.update(|t| {
-            *t = t.add_scalar(1.0)?;
-            if self.momentum.is_none() {
-                count = t.item::<f64>()?;
-            }
-            Ok(())
-        })?;
-        let momentum = self.momentum.unwrap_or_else(|| 1.0 / count);
-        let towards = |buffer: &Buffer, stat: Tensor, factor: f64| {
-            buffer.update(|running| {
-                let stat = stat.cast(running.dtype())?.mul_scalar(momentum * factor)?;
-                *running = running.mul_scalar(1.0 - momentum)?.add_into(&stat)?;
-                Ok(())
-            })
+        let count = self.num_batches_tracked.value().add_scalar(1.0)?;
+        let momentum = match self.momentum {
+            Some(momentum) => momentum,
+            None => 1.0 / count.item::<f64>()?,
         };
-        towards(&self.running_mean, mean, 1.0)?;
-        towards(&self.running_var, var, n as f64 / (n as f64 - 1.0))
+        let towards = |buffer: &Buffer, stat: Tensor, factor: f64| -> Result<Tensor> {
+            let running = buffer.value();
+            let stat = stat.cast(running.dtype())?.mul_scalar(momentum * factor)?;
+            Ok(running.mul_scalar(1.0 - momentum)?.add_into(&stat)?)
+        };
+        // All three or, where there is no memory, none.
+        let mean = towards(&self.running_mean, mean, 1.0)?;
+        let var = towards(&self.running_var, var, n as f64 / (n as f64 - 1.0))?;
+        self.num_batches_tracked.set(count)?;
+        self.running_mean.set(mean)?;
+        self.running_var.set(var)
     }
 
     /// By the running statistics, which are constants.
     fn evaluate(&self, x: &Var, weight: &Var, bias: &Var, residual: Option<&Var>) -> Result<Var> {
         // Half types compute in `f32`: there, statistics lose no digits.
-        let dtype = match x.dtype() {
-            DType::F64 => DType::F64,
-            _ => DType::F32,
-        };
+        let dtype = x.dtype().compute();
         x.batch_norm_inference(
             &self.running_mean.value().cast(dtype)?,
             &self.running_var.value().cast(dtype)?,

@@ -61,6 +61,7 @@ fn contract(x: &Tensor, y: &Tensor, lead: &[usize], own: &Shape) -> Result<Tenso
             Some(_) => 0,
             None => t.numel(),
         };
+        // The forward pass has stretched the operand to this size: it does not overflow.
         let products = summed.iter().map(|&i| lead[i]).product::<usize>() * own.numel();
         if copied(&x, &tall_x) + copied(&y, &tall_y) <= products {
             let (x, y) = (x.reshape(tall_x)?, y.reshape(tall_y)?);

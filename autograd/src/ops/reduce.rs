@@ -4,7 +4,7 @@ use super::one;
 use crate::error::Result;
 use crate::var::Var;
 use crate::vjp::{Grads, Vjp, tensor_bytes};
-use phalanx_tensor::{DType, Shape, Tensor};
+use phalanx_tensor::{Shape, Tensor};
 
 /// The axes of a reduction, as the backward pass sees them.
 #[derive(Debug, Clone)]
@@ -47,15 +47,6 @@ impl Reduced {
     /// Each element of the result where its operands were: a view.
     fn spread(&self, grad: &Tensor) -> phalanx_tensor::Result<Tensor> {
         grad.reshape(&self.kept)?.broadcast_to(&self.input)
-    }
-}
-
-/// The type in which a gradient of several steps is computed: half types would round each of them,
-/// and cannot count beyond 256 (`bf16`) or 2048 (`f16`).
-fn wide(dtype: DType) -> DType {
-    match dtype {
-        DType::BF16 | DType::F16 => DType::F32,
-        other => other,
     }
 }
 
@@ -112,7 +103,7 @@ impl Vjp for Extremum {
         self.name
     }
     fn backward(&self, grad: Tensor, _needs: &[bool]) -> Result<Grads> {
-        let (dtype, wide) = (grad.dtype(), wide(grad.dtype()));
+        let (dtype, wide) = (grad.dtype(), grad.dtype().compute());
         let hit = self.x.eq(&self.out.reshape(&self.axes.kept)?)?.cast(wide)?;
         let share = grad
             .cast(wide)?
@@ -140,7 +131,7 @@ impl Vjp for Variance {
     }
     fn backward(&self, grad: Tensor, _needs: &[bool]) -> Result<Grads> {
         let divisor = self.axes.count().saturating_sub(self.correction) as f64;
-        let (dtype, wide) = (grad.dtype(), wide(grad.dtype()));
+        let (dtype, wide) = (grad.dtype(), grad.dtype().compute());
         let x = self.x.cast(wide)?;
         let distance = x.sub(&x.mean(&self.axis_list, true)?)?;
         let factor = grad

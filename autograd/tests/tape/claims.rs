@@ -99,6 +99,21 @@ fn a_sweep_to_chosen_inputs_makes_no_gradients_of_parameters() {
         })
         .unwrap();
     assert_eq!(vals(gradients.wrt(&x).unwrap()), [2.0]);
+    // Unless it names one, or starts at one.
+    let (x, leaf) = (tape.input(tensor(&[3.0])).unwrap(), tape.leaf(&a));
+    let y = mul(&leaf, &leaf).unwrap();
+    for (root, input) in [(&y, &leaf), (&leaf, &x)] {
+        let refused = tape.sweep(Backward {
+            roots: &[(root, None)],
+            inputs: Some(&[input]),
+            ..Backward::default()
+        });
+        let e = refused.map(drop).unwrap_err();
+        assert!(
+            matches!(e, Error::Claimed { id, .. } if id == a.id()),
+            "{e}"
+        );
+    }
 }
 
 #[test]
