@@ -39,18 +39,19 @@ fn mpirun(words: &[&str]) -> Result<Bare> {
     let stderr = child.stderr.take();
     let reader = thread::spawn(move || read_all(stderr));
     let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
+        match child.try_wait() {
+            Ok(None) if start.elapsed() <= LIMIT => thread::sleep(Duration::from_millis(10)),
+            Ok(Some(status)) => break Ok(status),
+            // Too late, or lost sight of: nothing of it may stay.
+            Ok(None) | Err(_) => {
+                job::kill(|m| m == mark);
+                break child.kill().and_then(|()| child.wait());
+            }
         }
-        if start.elapsed() > LIMIT {
-            job::kill(|m| m == mark);
-            child.kill()?;
-            break child.wait()?;
-        }
-        thread::sleep(Duration::from_millis(10));
     };
     let time = start.elapsed();
     job::kill(|m| m == mark);
+    let status = status?;
     let stderr = reader.join().ok().context("its reader panicked")?;
     Ok(Bare {
         code: status.code(),
@@ -82,6 +83,21 @@ pub fn whole_lines(ddp: &Path) -> Result<Outcome> {
         ensure!(said.code == Some(1), "code {:?}\n{stderr}", said.code);
     }
     Ok(Outcome::Passed(format!("{RUNS} runs")))
+}
+
+/// Ranks that were started with other numbers would train their replicas apart: each says which rank, and in what it
+/// differs.
+pub fn other_arguments(ddp: &Path) -> Result<Outcome> {
+    let program = ddp.display().to_string();
+    let first = ["-n", "1", &program, "--lr", "0.05"];
+    let second = [":", "-n", "1", &program, "--lr", "0.01"];
+    let said = mpirun(&[&first[..], &second[..]].concat())?;
+    let stderr = &said.stderr;
+    let part = "the ranks have different arguments: rank 1 has learning rate 0.01, where rank 0 has learning rate 0.05";
+    let said_by = stderr.lines().filter(|line| line.contains(part)).count();
+    ensure!(said_by == 2, "{said_by} of 2 ranks say `{part}`\n{stderr}");
+    ensure!(said.code == Some(1), "code {:?}\n{stderr}", said.code);
+    Ok(Outcome::Passed(format!("code 1, {:.1?}", said.time)))
 }
 
 /// A process of the job has ended, and well, before it started MPI: the other would wait in `MPI_Init` for ever. `deadline`

@@ -181,6 +181,8 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Vec<Test<'a>> 
             );
             let test = move || bare::whole_lines(&programs.ddp);
             add("drill lines of four ranks".into(), Box::new(test));
+            let test = move || bare::other_arguments(&programs.ddp);
+            add("drill arguments that differ".into(), Box::new(test));
             let test = move || overlap(&programs.drill);
             add("overlap beside a short wait".to_owned(), Box::new(test));
             let test = move || large(&programs.drill);
