@@ -30,13 +30,13 @@ use crate::backends::{Backend, Membership};
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::op::{Label, Op};
-use crate::sync::{Mutex, Shared};
+use crate::sync::{Mutex, OnceLock, Shared};
 use crate::work::Pending;
 use phalanx_tensor::Device;
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// One rank's handle on a group of threads.
