@@ -99,7 +99,7 @@ where
                 Ok(thread) => threads.push(thread),
                 // The groups that are left are dropped: their ranks have departed, and the ranks
                 // that run already end with `RankReturned`.
-                Err(source) => return Err(LaunchError::Spawn { rank, source }),
+                Err(error) => return Err(LaunchError::Spawn { rank, error }),
             }
         }
         drop(sender);

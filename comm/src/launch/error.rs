@@ -34,12 +34,12 @@ pub enum LaunchError<E: Display + Debug> {
         limit: usize,
     },
     /// The system gave no thread.
-    #[error("no thread for rank {rank}: {source}")]
+    #[error("no thread for rank {rank}: {error}")]
     Spawn {
         /// The rank.
         rank: usize,
-        /// The system's reason.
-        source: std::io::Error,
+        /// What the system said.
+        error: std::io::Error,
     },
     /// The environment does not say clearly how this process was started.
     #[error(transparent)]
@@ -188,6 +188,17 @@ mod tests {
         ] {
             assert_eq!(ranks(1, text).to_string(), want);
         }
+    }
+
+    /// Who prints an error with its sources prints the system's reason once: it is in the sentence.
+    #[test]
+    fn the_reason_is_said_once() {
+        let spawn = LaunchError::<String>::Spawn {
+            rank: 1,
+            error: std::io::Error::other("no memory"),
+        };
+        assert_eq!(spawn.to_string(), "no thread for rank 1: no memory");
+        assert!(std::error::Error::source(&spawn).is_none());
     }
 
     /// What `main` shows that returns it.

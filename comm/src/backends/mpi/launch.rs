@@ -41,7 +41,7 @@ where
         let end = thread.join();
         Ok(end.unwrap_or_else(|panic| Err((0, FailureKind::Panic(message(&*panic))))))
     });
-    match end.map_err(|source| LaunchError::Spawn { rank, source })? {
+    match end.map_err(|error| LaunchError::Spawn { rank, error })? {
         Ok(result) => Ok(vec![(rank, result)]),
         Err((_, kind)) => Err(LaunchError::Ranks {
             first: RankFailure { rank, kind },
