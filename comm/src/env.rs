@@ -6,6 +6,7 @@
 //! takes itself for alone would train beside the others, and overwrite what they save. What says that
 //! there is one process may be incomplete.
 
+use std::ffi::OsString;
 use std::fmt;
 
 /// How this process was started.
@@ -116,12 +117,13 @@ impl Start {
     /// [`Unclear`], if it says that there are several processes, but not which of them this one is,
     /// and nothing else does.
     pub fn detect() -> Result<Start, Unclear> {
-        Start::from_variables(|name| std::env::var(name).ok())
+        Start::from_variables(|name| std::env::var_os(name))
     }
 
-    /// As these variables tell. An empty one is none.
-    fn from_variables(get: impl Fn(&str) -> Option<String>) -> Result<Start, Unclear> {
-        let get = |name: &str| get(name).filter(|value| !value.trim().is_empty());
+    /// As these variables tell. An empty one is none; one that is no Unicode is there, and is no number.
+    fn from_variables(get: impl Fn(&str) -> Option<OsString>) -> Result<Start, Unclear> {
+        let text = |name: &str| get(name).map(|value| value.to_string_lossy().into_owned());
+        let get = |name: &str| text(name).filter(|value| !value.trim().is_empty());
         let claims = Launcher::ALL.map(|launcher| claim(launcher, &get));
         let many =
             |claim: &&Result<Option<Process>, Unclear>| matches!(claim, Ok(Some(p)) if p.size > 1);
@@ -235,7 +237,7 @@ mod tests {
         Start::from_variables(|name| {
             let mut pairs = variables.split(' ').filter_map(|pair| pair.split_once('='));
             let found = pairs.find(|(n, _)| *n == name);
-            found.map(|(_, value)| value.to_owned())
+            found.map(|(_, value)| value.into())
         })
     }
 
@@ -351,6 +353,20 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    /// Who says something that nobody can read has said something.
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_unicode_is_no_number() {
+        use std::os::unix::ffi::OsStringExt;
+
+        let start = Start::from_variables(|name| {
+            (name == "WORLD_SIZE").then(|| OsString::from_vec(b"\xff".to_vec()))
+        });
+        let text = start.unwrap_err().to_string();
+        let want = "WORLD_SIZE=\u{fffd} in the environment is no number; unset it";
+        assert!(text.starts_with(want), "{text}");
     }
 
     /// Two launchers, one within the other or one that has left its variables behind.
