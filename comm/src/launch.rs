@@ -8,7 +8,7 @@ pub use self::config::{LaunchConfig, OnFailure};
 pub use self::error::{FailureKind, LaunchError, RankFailure};
 
 use crate::backends::Backend;
-use crate::backends::local;
+use crate::backends::local::{self, Watcher};
 use crate::error::Error;
 use crate::group::ProcessGroup;
 use crate::line::report;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, Scope, ScopedJoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The most ranks that one process runs.
 const MOST_RANKS: usize = 4096;
@@ -79,6 +79,7 @@ where
     check_threads(config.threads_per_rank)?;
     let devices: Vec<Device> = (0..size).map(Device::cpu).collect();
     let groups = local::world(&devices, config.threads_per_rank, config.deadline);
+    let world = groups[0].watcher();
     let failures = AtomicUsize::new(0);
     let ends = thread::scope(|scope| {
         let (sender, news) = channel();
@@ -87,12 +88,8 @@ where
             let (sender, program, failures) = (sender.clone(), &program, &failures);
             let run = move || {
                 let end = run_rank(group, config.threads_per_rank, program, failures);
-                let failure = end.as_ref().err().map(|(_, kind)| match kind {
-                    FailureKind::Error(e) => format!("rank {rank} failed: {e:#}"),
-                    FailureKind::Panic(message) => format!("rank {rank} panicked: {message}"),
-                });
                 // It fails only where no thread could be had for another rank: then nobody listens.
-                let _ = sender.send((rank, failure));
+                let _ = sender.send(rank);
                 end
             };
             match spawn(scope, rank, config.stack_size, run) {
@@ -103,7 +100,7 @@ where
             }
         }
         drop(sender);
-        watch(&news, size, &config);
+        watch(&news, &world, &config);
         Ok(threads.into_iter().map(|t| t.join()).collect::<Vec<_>>())
     })?;
     let mut results = Vec::with_capacity(ends.len());
@@ -150,34 +147,32 @@ pub(crate) fn spawn<'scope, T: Send + 'scope>(
         .spawn_scoped(scope, run)
 }
 
-/// Waits until all ranks have ended, and says which has not where that takes long after a failure;
-/// ends the process, where the policy is such.
-fn watch(news: &Receiver<(usize, Option<String>)>, size: usize, config: &LaunchConfig) {
-    let mut runs = vec![true; size];
-    let mut end = |rank: usize| runs[rank] = false;
-    // All senders are gone when all ranks have ended.
-    let first = loop {
-        match news.recv() {
-            Ok((rank, failure)) => {
-                end(rank);
-                if failure.is_some() {
-                    break failure;
-                }
-            }
-            Err(_) => return,
-        }
-    };
+/// How often it is looked whether the world has failed, while ranks run.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Waits until all ranks have ended, and says which has not where that takes long after the world has
+/// failed; ends the process, where the policy is such. It looks at the world itself: a rank that was
+/// told of the failure may end well, and others say nothing at all.
+fn watch(ends: &Receiver<usize>, world: &Watcher, config: &LaunchConfig) {
+    let mut runs = vec![true; config.world_size];
     let patience = config.patience();
-    let (limit, start) = (patience.untold.max(patience.told), Instant::now());
-    loop {
-        match news.recv_timeout(limit.saturating_sub(start.elapsed())) {
-            Ok((rank, _)) => end(rank),
-            Err(RecvTimeoutError::Disconnected) => return,
-            Err(RecvTimeoutError::Timeout) => break,
+    let limit = patience.untold.max(patience.told);
+    let mut fault = None;
+    let failure = loop {
+        let wait = match &fault {
+            None => LOOK,
+            Some((_, since)) => limit.saturating_sub(Instant::elapsed(since)),
+        };
+        match (ends.recv_timeout(wait), &fault) {
+            (Ok(rank), _) => runs[rank] = false,
+            // All senders are gone when all ranks have ended.
+            (Err(RecvTimeoutError::Disconnected), _) => return,
+            (Err(RecvTimeoutError::Timeout), None) => {}
+            (Err(RecvTimeoutError::Timeout), Some((failure, _))) => break failure,
         }
-    }
+        fault = fault.or_else(|| Some((world.fault()?, Instant::now())));
+    };
     let rank = runs.iter().position(|&runs| runs).unwrap_or_default();
-    let failure = first.unwrap_or_default();
     let still = format!("rank {rank} has not ended {limit:?} after the world has failed");
     if let OnFailure::EndAfter(_) = config.on_failure {
         report(format_args!("{still}, so this process is ended: {failure}"));

@@ -145,7 +145,21 @@ impl Group {
     }
 }
 
+/// Looks at a world from outside: it is no rank, and keeps none there.
+pub(crate) struct Watcher(Shared<World>);
+
+impl Watcher {
+    /// The failure of the world, if it has failed.
+    pub(crate) fn fault(&self) -> Option<Error> {
+        self.0.fault()
+    }
+}
+
 impl LocalGroup {
+    pub(crate) fn watcher(&self) -> Watcher {
+        Watcher(self.endpoint.seat.world.clone())
+    }
+
     fn new(membership: Membership, group: Shared<Group>, seat: Arc<Seat>) -> Self {
         let issue = Issue {
             next: group.first,
