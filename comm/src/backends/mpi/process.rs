@@ -79,11 +79,13 @@ struct Alarm {
 impl Alarm {
     fn set(deadline: Duration) -> io::Result<Alarm> {
         let (bell, silence) = channel();
+        // Not when it goes off: MPI sets variables while it starts, and nobody may read them meanwhile.
+        let start = Start::detect().ok();
         thread::Builder::new()
             .name("mpi-start".into())
             .spawn(move || {
                 if silence.recv_timeout(deadline) == Err(RecvTimeoutError::Timeout) {
-                    report(late(Start::detect().ok(), deadline));
+                    report(late(start, deadline));
                     // SAFETY: it has no condition. (`exit` would run what MPI has registered, with its
                     // locks held.)
                     unsafe { libc::_exit(1) };
