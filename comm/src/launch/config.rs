@@ -44,7 +44,8 @@ pub enum OnFailure {
     Tell,
     /// It is ended after so long, told or not; and all other ranks with it. For jobs that are started
     /// again at once, from a checkpoint. Where ranks are threads, this ends their process, with code
-    /// 1.
+    /// 1, so long after the failure. Where they are processes, the time starts anew when the rank is
+    /// told: so a rank that is told late may go on for up to twice as long.
     EndAfter(Duration),
 }
 
