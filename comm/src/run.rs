@@ -77,8 +77,11 @@ impl From<Ranks> for RunConfig {
 /// them only when a rank hangs: see [`OnFailure`](crate::OnFailure). So a rank that computes when
 /// another fails gets the error at its next call, and may save what it has. Return the error from
 /// `main`, or `exit` with a code: what you print before is not lost, and the job's code is that of the
-/// first rank to fail. A process that is killed is another matter: most MPI launchers end the job then,
-/// at once.
+/// first rank to fail. A process whose program returned well, and that does something else before it
+/// ends (it evaluates, say), is not ended for the failure of another; but those that failed wait for it
+/// in their `exit` no longer than the policy's limit, and most MPI launchers end the job when they leave
+/// with their code. A process that is killed is another matter: most launchers end the job then, at
+/// once.
 ///
 /// ```
 /// use phalanx_comm::{DType, Error, Ranks, ReduceOp, Tensor, run};

@@ -28,7 +28,9 @@ pub struct LaunchConfig {
 /// error or panicked, because the ranks disagree, or because one was late.
 ///
 /// In either case its next call, and all that it waits for, return the [error](enum@crate::Error) at
-/// once. The policy is about ranks that make no call.
+/// once. The policy is about ranks that make no call, and about those that do not end when they have
+/// been told. A process whose program returned well, without having been told, is not ended: what it does
+/// after [`run`](crate::run()) has nothing to do with the failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum OnFailure {
@@ -122,7 +124,7 @@ impl From<usize> for LaunchConfig {
 pub(crate) struct Patience {
     /// Without a call.
     pub(crate) untold: Duration,
-    /// From when it has been told, or has ended its program.
+    /// From when it has been told, or has failed itself.
     pub(crate) told: Duration,
 }
 

@@ -131,6 +131,15 @@ struct Arrival {
     data: usize,
 }
 
+/// How a rank's program ended.
+#[derive(Clone, Copy)]
+pub(super) enum Ended {
+    /// It returned well; what the process does then is its affair.
+    Well,
+    /// By a failure of its own, then.
+    Failed(Instant),
+}
+
 /// The engine's state.
 pub(super) struct Core {
     pub(super) wire: Wire,
@@ -160,8 +169,8 @@ pub(super) struct Core {
     pub(super) patience: Patience,
     /// When this rank's program was given the world's failure.
     pub(super) told: Option<Instant>,
-    /// When it ended, well or with a failure of its own; what the process does then is its affair.
-    pub(super) ended: Option<Instant>,
+    /// How its program ended, if it has.
+    pub(super) ended: Option<Ended>,
 }
 
 impl Core {

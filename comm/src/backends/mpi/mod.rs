@@ -23,8 +23,8 @@
 //!
 //! Failure: what a rank finds wrong it tells rank 0, which tells all; if that one does not answer, the
 //! rank tells all itself. So all get the same error. A rank that takes no notice of it for as long as
-//! the launch's `OnFailure` allows is ended by its background thread, with a line on stderr. Processes
-//! end together: see `process.rs`.
+//! the launch's `OnFailure` allows is ended by its background thread, with a line on stderr; one whose
+//! program has ended well is not. Processes end together: see `process.rs`.
 
 mod engine;
 mod exchange;
@@ -38,7 +38,7 @@ mod wire;
 
 pub(crate) use self::launch::launch;
 
-use self::engine::Engine;
+use self::engine::{Ended, Engine};
 use self::wait::MpiWork;
 use crate::backends::{Backend, Membership};
 use crate::check::Call;
@@ -178,7 +178,7 @@ impl Backend for MpiGroup {
 
     fn fail(&self, error: Error) {
         let mut core = self.engine.lock();
-        core.ended = Some(Instant::now());
+        core.ended = Some(Ended::Failed(Instant::now()));
         core.fail(error);
     }
 }

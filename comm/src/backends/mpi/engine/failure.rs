@@ -4,25 +4,45 @@
 use super::*;
 use crate::line::report;
 
+/// How long a rank may have gone on in a world that has `failed` then, if by `now` it has gone on for
+/// longer: without a call since the failure; or since it was told, or failed itself. One whose program
+/// ended well without having been told, whenever that was, has no part in the failure: its process may
+/// go on with what it does after.
+fn overdue(
+    failed: Instant,
+    told: Option<Instant>,
+    ended: Option<Ended>,
+    patience: Patience,
+    now: Instant,
+) -> Option<Duration> {
+    let (since, limit) = match (told, ended) {
+        (Some(knows), _) | (None, Some(Ended::Failed(knows))) => (knows.max(failed), patience.told),
+        (None, Some(Ended::Well)) => return None,
+        (None, None) => (failed, patience.untold),
+    };
+    (now.saturating_duration_since(since) > limit).then_some(limit)
+}
+
 impl Core {
     /// The failure of the world, if it has failed.
     pub(in crate::backends::mpi) fn fault(&self) -> Option<&(Error, Instant)> {
         self.fault.as_ref()
     }
 
-    /// How long this rank may have gone on in a failed world, if it has gone on for longer: without a
-    /// call since the failure, or since it was told or its program ended. What it does after its
-    /// farewell is of no concern.
+    /// How long this rank may have gone on in a failed world, if it has gone on for longer: see
+    /// [`overdue`]. What it does after its farewell is of no concern.
     pub(in crate::backends::mpi) fn is_overdue(&self) -> Option<Duration> {
-        let (_, since) = self.fault.as_ref()?;
-        if self.farewells[self.me()] {
-            return None;
+        let (_, failed) = self.fault.as_ref()?;
+        match self.farewells[self.me()] {
+            true => None,
+            false => overdue(
+                *failed,
+                self.told,
+                self.ended,
+                self.patience,
+                Instant::now(),
+            ),
         }
-        let (since, limit) = match self.told.or(self.ended) {
-            None => (*since, self.patience.untold),
-            Some(told) => (told.max(*since), self.patience.told),
-        };
-        (since.elapsed() > limit).then_some(limit)
     }
 
     /// Says, here and to all others, that this rank's process is about to be ended, after so long.
@@ -271,5 +291,39 @@ impl Core {
             true => format!("rank {rank} has issued no {what} that waits for its other end"),
             false => format!("rank {rank} has issued a {what} with other tags: {tags:?}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_a_limit_when_the_world_has_failed() {
+        let start = Instant::now();
+        let seconds = Duration::from_secs;
+        let at = |s: u64| start + seconds(s);
+        let patience = Patience {
+            untold: seconds(3),
+            told: seconds(60),
+        };
+        let overdue =
+            |told: Option<u64>, ended, now| overdue(at(10), told.map(at), ended, patience, at(now));
+        let failed = |then| Some(Ended::Failed(at(then)));
+        // It makes no call.
+        assert_eq!(overdue(None, None, 13), None);
+        assert_eq!(overdue(None, None, 14), Some(seconds(3)));
+        // It is told, and counts anew; what it returns then makes no difference.
+        for ended in [None, Some(Ended::Well), failed(13)] {
+            assert_eq!(overdue(Some(12), ended, 72), None);
+            assert_eq!(overdue(Some(12), ended, 73), Some(seconds(60)));
+        }
+        // It has failed itself: before the verdict, or after.
+        for (then, limit) in [(9, 70), (11, 71)] {
+            assert_eq!(overdue(None, failed(then), limit), None);
+            assert_eq!(overdue(None, failed(then), limit + 1), Some(seconds(60)));
+        }
+        // It has done its part, and the process does something else.
+        assert_eq!(overdue(None, Some(Ended::Well), 100_000), None);
     }
 }

@@ -3,10 +3,10 @@
 use super::*;
 
 impl Core {
-    /// This rank's program has ended.
+    /// This rank's program has ended well; unless it has failed the world itself before.
     pub(in crate::backends::mpi) fn depart(&mut self) {
         let me = self.me();
-        self.ended = Some(Instant::now());
+        self.ended.get_or_insert(Ended::Well);
         self.departed[me] += 1;
         self.tell_all(Kind::Departed);
     }
