@@ -49,7 +49,7 @@ pub(crate) fn parallel_planes<T: Send>(
     f: impl Fn(usize, &mut [T]) + Sync,
 ) {
     let plane = plane.max(1);
-    parallel_chunks(out, plane * grain.max(1), |start, piece| {
+    parallel_chunks(out, plane.saturating_mul(grain.max(1)), |start, piece| {
         for (i, chunk) in piece.chunks_mut(plane).enumerate() {
             f(start / plane + i, chunk);
         }

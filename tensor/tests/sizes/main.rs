@@ -8,6 +8,7 @@ mod joining;
 mod known;
 #[path = "../level/mod.rs"]
 mod level;
+mod nothing;
 mod products;
 mod views;
 mod windows;

@@ -112,12 +112,11 @@ impl Tensor {
             None => None,
         };
         let (width, rows) = (normalized.numel(), lead.numel());
-        let partial = if params.is_some() {
-            cpu::blocks(rows)
-        } else {
-            0
+        let partial = match params {
+            Some(_) => Shape::from([cpu::blocks(rows), 2, width]),
+            None => Shape::from(0),
         };
-        let mut partial = like(&[partial, 2, width].into())?;
+        let mut partial = like(&partial)?;
         match self.storage() {
             Storage::Cpu(_) => on_real!(x, T => {
                 let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;

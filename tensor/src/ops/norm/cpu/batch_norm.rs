@@ -105,6 +105,9 @@ fn for_planes<T, const N: usize>(
     cold: [&[T]; N],
     mut f: impl FnMut(usize, Range<usize>),
 ) {
+    if d.plane == 0 {
+        return; // the images may be without number then
+    }
     for n in 0..d.n {
         for c in channels.clone() {
             let start = (n * d.c + c) * d.plane;

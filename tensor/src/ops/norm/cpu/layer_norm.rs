@@ -95,6 +95,9 @@ pub(crate) fn backward<R: Real>(
     dx: &mut [R],
     partial: &mut [R],
 ) {
+    if mean.is_empty() {
+        return; // a block of rows that nobody has may be beyond all counting
+    }
     let block = block_rows(mean.len());
     let width_of_block = block * width;
     let (dy, x) = (blocks_of(dy, width_of_block), blocks_of(x, width_of_block));
