@@ -108,6 +108,9 @@ pub trait Element:
     const DTYPE: DType;
     /// The nearest value of this type: floats round to nearest, integers truncate and saturate.
     fn from_f64(value: f64) -> Self;
+    /// The nearest value of this type, rounded once: floats to nearest, ties to even; integers
+    /// saturate.
+    fn from_i64(value: i64) -> Self;
     /// The value as `f64` (exact but for `i64` beyond 2⁵³).
     fn to_f64(self) -> f64;
     /// The value of this type that is this number exactly, if there is one. NaN is a number of every
@@ -128,13 +131,18 @@ pub trait Float: Element {
 }
 
 macro_rules! element {
-    ($t:ty, $tag:ident, $kind:ident, |$v:ident| $from:expr, |$s:ident| $to:expr) => {
+    ($t:ty, $tag:ident, $kind:ident, |$v:ident| $from:expr, |$i:ident| $from_i64:expr,
+        |$s:ident| $to:expr) => {
         impl sealed::Sealed for $t {}
         impl Element for $t {
             const DTYPE: DType = DType::$tag;
             #[inline(always)]
             fn from_f64($v: f64) -> Self {
                 $from
+            }
+            #[inline(always)]
+            fn from_i64($i: i64) -> Self {
+                $from_i64
             }
             #[inline(always)]
             fn to_f64(self) -> f64 {
@@ -161,14 +169,35 @@ macro_rules! element {
         }
     };
 }
-element!(f32, F32, float, |v| v as f32, |s| f64::from(s));
-element!(f64, F64, float, |v| v, |s| s);
-element!(bf16, BF16, float, |v| Float::narrow(round_to_odd(v)), |s| s
-    .to_f64());
-element!(f16, F16, float, |v| Float::narrow(round_to_odd(v)), |s| s
-    .to_f64());
-element!(i64, I64, integer, |v| v as i64, |s| s as f64);
-element!(u8, U8, integer, |v| v as u8, |s| f64::from(s));
+element!(f32, F32, float, |v| v as f32, |i| i as f32, |s| f64::from(
+    s
+));
+element!(f64, F64, float, |v| v, |i| i as f64, |s| s);
+element!(
+    bf16,
+    BF16,
+    float,
+    |v| Float::narrow(round_to_odd(v)),
+    |i| Float::narrow(integer_to_odd(i)),
+    |s| s.to_f64()
+);
+element!(
+    f16,
+    F16,
+    float,
+    |v| Float::narrow(round_to_odd(v)),
+    |i| Float::narrow(integer_to_odd(i)),
+    |s| s.to_f64()
+);
+element!(i64, I64, integer, |v| v as i64, |i| i, |s| s as f64);
+element!(
+    u8,
+    U8,
+    integer,
+    |v| v as u8,
+    |i| i.clamp(0, 255) as u8,
+    |s| f64::from(s)
+);
 
 /// The neighbour in `f32` with an odd last bit, where `v` is not exact: rounding that to a shorter
 /// type is as good as rounding `v` itself. (`half`'s own conversion drops the low 32 bits first,
@@ -183,6 +212,19 @@ fn round_to_odd(v: f64) -> f32 {
     } else {
         f32::from_bits(bits - 1)
     }
+}
+
+/// The same for an integer, which `f64` may not hold: its first 24 bits, the last of them set where
+/// any bit was cut off.
+#[inline(always)]
+fn integer_to_odd(v: i64) -> f32 {
+    let size = v.unsigned_abs();
+    let cut = 40u32.saturating_sub(size.leading_zeros());
+    let kept = size >> cut << cut;
+    let odd = kept | u64::from(kept != size) << cut;
+    // Exact: 24 bits are what `f32` has.
+    let odd = odd as f32;
+    if v < 0 { -odd } else { odd }
 }
 
 macro_rules! float {

@@ -7,6 +7,8 @@ use std::fmt;
 /// A number that comes in beside an element type: the value of [`Tensor::full`](crate::Tensor::full).
 ///
 /// Integers stay integers, so that an `i64` beyond 2⁵³, which `f64` does not hold, keeps its value.
+/// There is no conversion from `u64` or `usize`, which hold numbers that neither variant holds: write
+/// `i64::try_from(n)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Number {
     /// Any number that `f64` holds.
@@ -26,6 +28,7 @@ macro_rules! number {
         )*
     };
 }
+// Not u64 and usize: what lies above `i64::MAX` would have no exact place.
 number!(f64 => Float, f32 => Float, i64 => Int, i32 => Int, u32 => Int, u8 => Int);
 
 impl fmt::Display for Number {
@@ -61,10 +64,18 @@ impl Number {
     /// As an element: a float type rounds to the nearest, an integer type has to hold the number.
     pub(crate) fn element<T: Element>(self, op: &'static str) -> Result<T> {
         let element = match T::DTYPE.is_float() {
-            true => Some(T::from_f64(self.to_f64())),
+            true => Some(self.nearest()),
             false => T::exact(self),
         };
         element.ok_or_else(|| self.is_no::<T>(op))
+    }
+
+    /// The nearest element, rounded once.
+    fn nearest<T: Element>(self) -> T {
+        match self {
+            Number::Float(value) => T::from_f64(value),
+            Number::Int(value) => T::from_i64(value),
+        }
     }
 
     /// The error of a number that an element type does not hold.
@@ -78,7 +89,7 @@ impl Number {
 
 /// [`Element::exact`] of the float types.
 pub(crate) fn exact_float<T: Element>(number: Number) -> Option<T> {
-    let nearest = T::from_f64(number.to_f64());
+    let nearest: T = number.nearest();
     let same = match number {
         Number::Float(value) => nearest.to_f64() == value || value.is_nan(),
         // 2⁶³ is the nearest `f64` of some `i64`, and none itself.

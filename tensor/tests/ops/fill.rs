@@ -1,7 +1,7 @@
 //! Numbers that a program gives: filled in exactly, or refused by every operation that takes one.
 
 use crate::util::{FLOATS, values};
-use phalanx_tensor::{DType, Device, Element, Error, Number, Result, Tensor};
+use phalanx_tensor::{DType, Device, Element, Error, Number, Result, Rng, Tensor};
 
 const CPU: Device = Device::cpu(0);
 
@@ -129,4 +129,62 @@ fn a_type_holds_a_number_or_does_not() {
     assert_eq!(i64::exact(Number::Float(2f64.powi(63))), None);
     assert_eq!(u8::exact(Number::Float(-0.0)), Some(0));
     assert_eq!(u8::exact(Number::Int(256)), None);
+}
+
+/// The integer of `bits` binary digits that is nearest to `v`, the even one of two: exact arithmetic.
+fn nearest(v: i64, bits: u32) -> i128 {
+    let size = i128::from(v).abs();
+    let cut = (128 - size.leading_zeros()).saturating_sub(bits);
+    let (kept, rest, half) = (size >> cut, size & ((1 << cut) - 1), (1 << cut) >> 1);
+    let up = cut > 0 && (rest > half || rest == half && kept & 1 == 1);
+    ((kept + i128::from(up)) << cut) * i128::from(v.signum())
+}
+
+#[test]
+fn an_integer_is_rounded_once() {
+    let types = [
+        (DType::F32, 24),
+        (DType::F64, 53),
+        (DType::BF16, 8),
+        (DType::F16, 11),
+    ];
+    // In f64 a tie of f32 and of bf16, and a tie of bf16 in f32.
+    let mut integers = vec![
+        (1 << 60) + (1 << 36) + 1,
+        (1 << 60) + (1 << 52) + 1,
+        -(1 << 60) - (1 << 52) - 1,
+        (1 << 30) + (1 << 22) + 1,
+        65_519,
+        65_520,
+        -65_520,
+        0,
+        i64::MAX,
+        i64::MIN,
+    ];
+    let mut rng = Rng::new(31);
+    for _ in 0..20_000 {
+        let v = rng.next_u64() as i64 >> rng.below(64);
+        // As it is, and close to a tie of one of the types.
+        let bits = 64 - v.unsigned_abs().leading_zeros();
+        let tie = |kept: u32| match bits.checked_sub(kept + 1) {
+            Some(cut) => (v >> cut | 1) << cut,
+            None => v,
+        };
+        let offset = rng.below(3) as i64 - 1;
+        let tie = tie([8, 11, 24, 53][rng.below(4) as usize]);
+        integers.extend([v, tie.saturating_add(offset)]);
+    }
+    let all = Tensor::from_slice(&integers, [integers.len()], CPU).unwrap();
+    for (dtype, bits) in types {
+        let cast = values(&all.cast(dtype).unwrap());
+        for (&v, cast) in integers.iter().zip(cast) {
+            let mut want = nearest(v, bits) as f64; // exact
+            if dtype == DType::F16 && want.abs() > 65_504.0 {
+                want = f64::INFINITY.copysign(want);
+            }
+            let full = values(&Tensor::full([1], v, dtype, CPU).unwrap())[0];
+            assert_eq!(full, want, "full of {v} as {dtype}");
+            assert_eq!(cast, want, "cast of {v} to {dtype}");
+        }
+    }
 }

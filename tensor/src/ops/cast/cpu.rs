@@ -21,6 +21,9 @@ pub(super) fn cast(x: &Tensor, out: &mut Tensor) -> Result<()> {
 trait Native: Element + As<f32> + As<f64> + As<i64> + As<u8> {}
 impl<T: Element + As<f32> + As<f64> + As<i64> + As<u8>> Native for T {}
 
+/// Integers up to here are exact in `f32`, whatever their sign.
+const EXACT: u64 = 1 << 24;
+
 /// The language's `as`.
 trait As<U> {
     fn as_(self) -> U;
@@ -86,6 +89,17 @@ fn to_half<T: Native, H: Float<Compute = f32>>(x: &Tensor, out: &mut [H]) {
         let mut wide = [0f32; BLOCK];
         for (out, x) in out.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
             let wide = &mut wide[..x.len()];
+            if T::DTYPE == DType::I64 {
+                let x = bytemuck::cast_slice::<T, i64>(x);
+                let beyond = |far, x: &i64| far | (x.unsigned_abs() > EXACT);
+                if x.iter().fold(false, beyond) {
+                    // Not through f32 either.
+                    out.iter_mut()
+                        .zip(x)
+                        .for_each(|(o, x)| *o = H::from_i64(*x));
+                    continue;
+                }
+            }
             run(x, wide);
             convert::narrow(wide, out);
         }

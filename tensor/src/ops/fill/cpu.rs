@@ -1,6 +1,6 @@
 //! CPU kernels.
 
-use crate::{Number, Result, Tensor, dispatch_any};
+use crate::{Element, Number, Result, Tensor, dispatch_any};
 
 pub(super) fn full(op: &'static str, value: Number, out: &mut Tensor) -> Result<()> {
     dispatch_any!(out.dtype(), T => out.make_mut::<T>()?.fill(value.element(op)?));
@@ -12,12 +12,11 @@ pub(super) fn zeros(out: &mut Tensor) -> Result<()> {
     Ok(())
 }
 
-/// The numbers `0, 1, …`.
-pub(super) fn arange(op: &'static str, out: &mut Tensor) -> Result<()> {
+/// The numbers `0, 1, …`, which the element type holds.
+pub(super) fn arange(out: &mut Tensor) -> Result<()> {
     dispatch_any!(out.dtype(), T => {
-        for (i, v) in out.make_mut::<T>()?.iter_mut().enumerate() {
-            *v = Number::Int(i as i64).element(op)?;
-        }
+        let numbers = out.make_mut::<T>()?.iter_mut().enumerate();
+        numbers.for_each(|(i, v)| *v = T::from_i64(i as i64));
     });
     Ok(())
 }

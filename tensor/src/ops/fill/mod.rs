@@ -3,7 +3,7 @@
 mod cpu;
 
 use crate::storage::Storage;
-use crate::{DType, Device, Error, Number, Result, Shape, Tensor};
+use crate::{DType, Device, Error, Number, Result, Shape, Tensor, dispatch_any};
 
 /// A number of elements that an argument gives fits the rule for shapes; the error names it.
 pub(super) fn expect_len(op: &'static str, argument: &str, len: usize, dtype: DType) -> Result<()> {
@@ -96,9 +96,13 @@ impl Tensor {
     pub fn arange(len: usize, dtype: DType, device: Device) -> Result<Tensor> {
         const OP: &str = "arange";
         expect_len(OP, "len", len, dtype)?;
+        if let Some(last) = len.checked_sub(1) {
+            // The others are smaller.
+            dispatch_any!(dtype, T => Number::Int(last as i64).element::<T>(OP).map(drop)?);
+        }
         let mut out = Tensor::allocate(OP, len.into(), dtype, device)?;
         match out.storage() {
-            Storage::Cpu(_) => cpu::arange(OP, &mut out)?,
+            Storage::Cpu(_) => cpu::arange(&mut out)?,
         }
         Ok(out)
     }
