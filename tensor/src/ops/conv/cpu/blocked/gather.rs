@@ -323,8 +323,8 @@ impl Job<'_> {
         let last = end_of(c.first[0], [(row, down)]).zip(end_of(c.first[1], [(col, across)]));
         let last = last.and_then(|(row, col)| end_of(col, [(row, cols)]));
         let tap_end = c.source.iter().max().map(|tap| {
-            let row = end_of(tap + c.size[1], [(row, c.source_row)]);
-            row.unwrap_or(usize::MAX)
+            let end = end_of(*tap, [(c.size[1], 1), (row, c.source_row)]);
+            end.unwrap_or(usize::MAX)
         });
         assert!(self.images.is_multiple_of(S) && last.is_some());
         let within = |end: Option<usize>, len: usize| end.is_some_and(|end| end <= len);

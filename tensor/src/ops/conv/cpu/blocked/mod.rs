@@ -35,18 +35,18 @@ fn pays(channels: usize) -> bool {
 
 /// Whether [`forward`] pays.
 pub(super) fn forward_pays(g: &Geometry) -> bool {
-    g.ci > 0 && pays(g.cog()) && Padded::input(g, g.stride[1]).is_modest(g)
+    g.ci > 0 && pays(g.cog()) && Padded::input(g, g.stride[1]).is_modest(g, g.cig())
 }
 
 /// Whether [`input_grad`] pays.
 pub(super) fn input_grad_pays(g: &Geometry) -> bool {
-    let modest = || plan::few_classes(g) && Padded::output_grad(g).is_modest(g);
+    let modest = || plan::few_classes(g) && Padded::output_grad(g).is_modest(g, g.cog());
     g.co > 0 && pays(g.cig()) && modest()
 }
 
 /// Whether [`weight_grad`] pays.
 pub(super) fn weight_grad_pays(g: &Geometry) -> bool {
-    pays(g.cog()) && Padded::input(g, 1).is_modest(g)
+    pays(g.cog()) && Padded::input(g, 1).is_modest(g, g.cig())
 }
 
 /// `out = x ⋆ w + bias`, where [`forward_pays`].
@@ -58,7 +58,7 @@ pub(super) fn forward(
     out: &mut [f32],
 ) -> Result<(), NoMemory> {
     assert!(simd_level() >= SimdLevel::Avx2);
-    // SAFETY: `simd_level` says what the processor has.
+    // SAFETY: `simd_level` says at most what the processor has.
     unsafe {
         match simd_level() {
             SimdLevel::Avx512 => gather::forward::<Avx512>(g, x, w, bias, out),
@@ -75,7 +75,7 @@ pub(super) fn input_grad(
     dx: &mut [f32],
 ) -> Result<(), NoMemory> {
     assert!(simd_level() >= SimdLevel::Avx2);
-    // SAFETY: `simd_level` says what the processor has.
+    // SAFETY: `simd_level` says at most what the processor has.
     unsafe {
         match simd_level() {
             SimdLevel::Avx512 => gather::input_grad::<Avx512>(g, dy, w, dx),
@@ -92,7 +92,7 @@ pub(super) fn weight_grad(
     dw: &mut [f32],
 ) -> Result<(), NoMemory> {
     assert!(simd_level() >= SimdLevel::Avx2);
-    // SAFETY: `simd_level` says what the processor has.
+    // SAFETY: `simd_level` says at most what the processor has.
     unsafe {
         match simd_level() {
             SimdLevel::Avx512 => weight::weight_grad::<Avx512>(g, x, dy, dw),
@@ -113,6 +113,22 @@ mod tests {
         (0..len)
             .map(|i| hash(i) as f32 / 2f32.powi(31) - 1.0)
             .collect()
+    }
+
+    /// Channels times padded planes are counted before anything asks for memory or points into it.
+    #[test]
+    fn planes_that_cannot_be_addressed_together_are_not_gathered() {
+        let cfg = Conv2dConfig::default().with_padding(32);
+        for many in [1 << 50, 1 << 52, 1 << 54] {
+            // Input planes of 64 × 64 zeros, and no pixel that would be in memory.
+            let g = Geometry::new(&[1, many, 0, 0], &[4, many, 1, 1], &cfg).unwrap();
+            assert!(!forward_pays(&g) && !weight_grad_pays(&g), "{many}");
+            let g = Geometry::new(&[1, 4, 1, 1], &[many, 4, 1, 1], &cfg).unwrap();
+            assert!(!input_grad_pays(&g), "{many}");
+        }
+        let g = Geometry::new(&[1, 8, 0, 0], &[8, 8, 1, 1], &cfg).unwrap();
+        let vectors = simd_level() >= SimdLevel::Avx2;
+        assert_eq!((forward_pays(&g), weight_grad_pays(&g)), (vectors, vectors));
     }
 
     /// A machine runs one level: here each that it has meets the planar kernels, whatever is best.

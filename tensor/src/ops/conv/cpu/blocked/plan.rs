@@ -119,10 +119,15 @@ impl Padded {
 
     /// Whether a padded plane takes no more than some 16 times what the convolution's planes do
     /// themselves: with far more zeros than pixels it costs memory that the arguments do not show,
-    /// and the planar kernels skip them.
-    pub(super) fn is_modest(&self, g: &Geometry) -> bool {
+    /// and the planar kernels skip them. And whether the planes of `channels` channels, of the few
+    /// images that a tile takes together, can be addressed: where planes have no pixels, no tensor
+    /// shows that they can. (All other scratch is a few times the weights or the result, which are
+    /// in memory.)
+    pub(super) fn is_modest(&self, g: &Geometry, channels: usize) -> bool {
         let pixels = g.in_plane().saturating_add(g.out_plane());
+        let image = channels.checked_mul(self.plane());
         self.plane() <= pixels.saturating_mul(16).saturating_add(1 << 12)
+            && image.is_some_and(|len| len <= isize::MAX as usize / size_of::<[f32; 64]>())
     }
 }
 
