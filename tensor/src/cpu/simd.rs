@@ -25,7 +25,7 @@ static LEVEL: AtomicU8 = AtomicU8::new(UNASKED);
 /// Whether products may go to the matrix unit, if there is one.
 static MATRIX_UNIT: AtomicBool = AtomicBool::new(true);
 
-/// The level of this machine, read once.
+/// The level that kernels use: at most what the processor has, which is asked once.
 #[inline]
 pub fn simd_level() -> SimdLevel {
     const BASELINE: u8 = SimdLevel::Baseline as u8;

@@ -16,6 +16,9 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
+    /// Aligned too: room for nothing is no null and no crooked pointer.
+    const NOTHING: NonNull<u8> = NonNull::<Line>::dangling().cast();
+
     /// Room for `len` elements of `T`, uninitialised, aligned to [`ALIGN`]; or what the system
     /// refused.
     pub fn room<T>(&mut self, len: usize) -> Result<*mut T, NoMemory> {
@@ -54,7 +57,7 @@ impl Buffer {
                     Layout::from_size_align_unchecked(self.bytes, ALIGN),
                 );
             }
-            self.bytes = 0;
+            (self.p, self.bytes) = (Buffer::NOTHING, 0);
         }
     }
 }
@@ -67,8 +70,7 @@ impl Default for Buffer {
     fn default() -> Self {
         const { assert!(align_of::<Line>() == ALIGN) };
         Buffer {
-            // Aligned too: room for nothing is no null and no crooked pointer.
-            p: NonNull::<Line>::dangling().cast(),
+            p: Buffer::NOTHING,
             bytes: 0,
         }
     }
