@@ -204,6 +204,12 @@ impl Tensor {
         Ok(&mut storage.as_raw_mut::<u8>()[offset * size..][..len * size])
     }
 
+    /// Makes the tensor contiguous and the only holder of its storage on behalf of the operation
+    /// `op`, so that writing to it cannot fail any more.
+    pub(crate) fn own(&mut self, op: &'static str) -> Result<()> {
+        self.unique(op, 0).map(drop)
+    }
+
     /// Makes the tensor contiguous and the only holder of its storage; returns the storage and
     /// the offset of the first element in it.
     fn unique(&mut self, op: &'static str, offset: usize) -> Result<(&mut CpuStorage, usize)> {
@@ -272,10 +278,15 @@ impl Tensor {
     /// # Errors
     /// As [`empty`](Tensor::empty).
     pub fn contiguous(&self) -> Result<Tensor> {
+        self.contiguous_for("contiguous")
+    }
+
+    /// As [`contiguous`](Tensor::contiguous), on behalf of the operation `op`.
+    pub(crate) fn contiguous_for(&self, op: &'static str) -> Result<Tensor> {
         if self.is_contiguous() {
             Ok(self.clone())
         } else {
-            self.copy_to("contiguous", self.device())
+            self.copy_to(op, self.device())
         }
     }
 

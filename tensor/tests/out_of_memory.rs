@@ -7,6 +7,7 @@ mod level;
 use phalanx_tensor::ops::conv::Conv2dConfig;
 use phalanx_tensor::ops::linear::Activation;
 use phalanx_tensor::ops::norm::{BatchNormMask, BatchNormSaved};
+use phalanx_tensor::ops::optim::{self, AdamConfig, SgdConfig};
 use phalanx_tensor::ops::pool::Pool2dConfig;
 use phalanx_tensor::ops::softmax::CrossEntropyConfig;
 use phalanx_tensor::{DType, Device, Error, GeluKind, Result, Rng, Tensor, cpu};
@@ -62,6 +63,8 @@ type Op = fn(&[Tensor]) -> Result<Vec<Tensor>>;
 /// An operation with the shapes of its operands, and how often it asks for memory at least.
 struct Case {
     name: &'static str,
+    /// The operations that it calls: the only names that an error may have.
+    calls: &'static [&'static str],
     dtype: DType,
     shapes: &'static [&'static [usize]],
     asks: usize,
@@ -102,7 +105,10 @@ fn refuse_everywhere(case: &Case, threads: usize) {
             ARMED.store(false, SeqCst);
             let refused = match &got {
                 Ok(_) => false,
-                Err(Error::OutOfMemory { .. }) => true,
+                Err(Error::OutOfMemory { op, .. }) => {
+                    assert!(case.calls.contains(op), "{name}: the error names {op}");
+                    true
+                }
                 Err(e) => panic!("{name}: {e}"),
             };
             let again = if refused { (case.op)(&operands) } else { got };
@@ -146,6 +152,7 @@ fn targets(device: Device) -> Result<Tensor> {
 const CASES: &[Case] = &[
     Case {
         name: "conv2d",
+        calls: &["conv2d"],
         dtype: DType::F32,
         shapes: CONV,
         asks: 4,
@@ -153,6 +160,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "conv2d of half precision",
+        calls: &["conv2d"],
         dtype: DType::BF16,
         shapes: CONV,
         asks: 7,
@@ -160,6 +168,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "conv2d of double precision",
+        calls: &["conv2d"],
         dtype: DType::F64,
         shapes: CONV,
         asks: 1,
@@ -167,6 +176,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "conv2d_input_grad",
+        calls: &["conv2d_input_grad"],
         dtype: DType::F32,
         shapes: CONV,
         asks: 4,
@@ -182,6 +192,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "conv2d_input_grad with strides",
+        calls: &["conv2d_input_grad"],
         dtype: DType::F32,
         shapes: CONV,
         asks: 4,
@@ -194,6 +205,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "conv2d_weight_grad",
+        calls: &["conv2d_weight_grad"],
         dtype: DType::F32,
         shapes: CONV,
         asks: 4,
@@ -209,6 +221,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "matmul",
+        calls: &["matmul"],
         dtype: DType::F32,
         shapes: &[&[130, 300], &[300, 90]],
         asks: 2,
@@ -216,6 +229,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "matmul of half precision",
+        calls: &["matmul"],
         dtype: DType::F16,
         shapes: &[&[130, 300], &[300, 90]],
         asks: 4,
@@ -223,6 +237,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "matmul of stacks",
+        calls: &["matmul"],
         dtype: DType::F64,
         shapes: &[&[4, 40, 60], &[4, 50, 60]],
         asks: 2,
@@ -230,6 +245,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "linear and its gradients",
+        calls: &["linear", "linear_input_grad", "linear_weight_grad"],
         dtype: DType::F32,
         shapes: &[&[65, 200], &[120, 200], &[65, 120]],
         asks: 4,
@@ -244,6 +260,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "batch_norm and its gradients",
+        calls: &["batch_norm", "batch_norm_backward"],
         dtype: DType::F32,
         shapes: &[&[2, 2000, 2], &[2, 2000, 2]],
         asks: 7,
@@ -269,6 +286,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "layer_norm and its gradients",
+        calls: &["layer_norm", "layer_norm_backward"],
         dtype: DType::F32,
         shapes: &[&[40, 1200], &[1200]],
         asks: 5,
@@ -281,6 +299,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "softmax",
+        calls: &["softmax"],
         dtype: DType::F32,
         shapes: &[&[40, 60]],
         asks: 2,
@@ -288,6 +307,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "cross_entropy with weights",
+        calls: &["cross_entropy", "cross_entropy_backward"],
         dtype: DType::BF16,
         shapes: &[&[3, 2000], &[2000]],
         asks: 2,
@@ -306,6 +326,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "reductions",
+        calls: &["sum", "var", "argmax"],
         dtype: DType::BF16,
         shapes: &[&[60, 3000]],
         asks: 4,
@@ -319,6 +340,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "poolings",
+        calls: &["max_pool2d", "avg_pool2d"],
         dtype: DType::F32,
         shapes: &[&[2, 8, 20, 20]],
         asks: 3,
@@ -330,6 +352,7 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "pieces and elements",
+        calls: &["chunk", "split", "to_vec", "cat", "from_slice"],
         dtype: DType::F32,
         shapes: &[&[5000]],
         asks: 4,
@@ -341,6 +364,188 @@ const CASES: &[Case] = &[
                 joined,
                 Tensor::from_slice(&elements, [5000], t[0].device())?,
             ])
+        },
+    },
+    Case {
+        name: "operations on views",
+        calls: &[
+            "add",
+            "exp",
+            "gelu",
+            "add_scalar",
+            "lt",
+            "where_cond",
+            "cast",
+            "add_widened",
+        ],
+        dtype: DType::F32,
+        shapes: &[&[40, 60], &[40, 60]],
+        asks: 9,
+        op: |t| {
+            let (a, b) = (t[0].t()?, t[1].t()?);
+            let mask = a.lt(&b)?;
+            let half = b.cast(DType::BF16)?;
+            Ok(vec![
+                a.add(&b)?,
+                a.exp()?,
+                a.gelu(GeluKind::Tanh)?,
+                a.add_scalar(1.0)?,
+                Tensor::where_cond(&mask.t()?, &t[0], &t[1])?,
+                half.t()?.add_widened(&half.t()?)?,
+                mask,
+            ])
+        },
+    },
+    Case {
+        name: "add_into",
+        calls: &["add_into"],
+        dtype: DType::F32,
+        shapes: &[&[40, 60], &[60, 40]],
+        asks: 2,
+        op: |t| {
+            // Of a shared sum, and of a widened term that is a view.
+            let sum = t[0].clone().add_into(&t[1].t()?)?;
+            Ok(vec![sum])
+        },
+    },
+    Case {
+        name: "add_into of a half type",
+        calls: &["add_into", "cast"],
+        dtype: DType::BF16,
+        shapes: &[&[40, 60]],
+        asks: 2,
+        op: |t| {
+            let sum = t[0].cast(DType::F32)?;
+            Ok(vec![sum.clone().add_into(&t[0])?, sum])
+        },
+    },
+    Case {
+        name: "reductions of views",
+        calls: &[
+            "sum",
+            "mean",
+            "max",
+            "var",
+            "argmin",
+            "sum_to_shape",
+            "mean_all",
+        ],
+        dtype: DType::F32,
+        shapes: &[&[30, 50, 90]],
+        asks: 2,
+        op: |t| {
+            let x = t[0].slice(2, 0..90, 2)?;
+            Ok(vec![
+                x.sum(&[1], false)?,
+                x.mean(&[0], false)?,
+                x.max(&[1], true)?,
+                x.var(&[1], 1, false)?,
+                x.argmin(1)?,
+                x.sum_to_shape([50, 45])?,
+                x.mean_all()?,
+            ])
+        },
+    },
+    Case {
+        name: "linear of views",
+        calls: &[
+            "linear",
+            "linear_input_grad",
+            "linear_weight_grad",
+            "linear_bias_grad",
+        ],
+        dtype: DType::F32,
+        shapes: &[&[60, 8, 9], &[1100, 60], &[1100, 2], &[1100, 8, 9]],
+        asks: 2,
+        op: |t| {
+            let (x, grad) = (t[0].permute(&[2, 1, 0])?, t[3].permute(&[2, 1, 0])?);
+            let bias = t[2].select(1, 0)?;
+            Ok(vec![
+                x.linear(&t[1], Some(&bias), Activation::None)?,
+                grad.linear_input_grad(&t[1])?,
+                grad.linear_weight_grad(&x)?,
+                grad.linear_bias_grad()?,
+            ])
+        },
+    },
+    Case {
+        name: "norms of views",
+        calls: &[
+            "square",
+            "stack",
+            "batch_norm_inference",
+            "layer_norm",
+            "layer_norm_backward",
+        ],
+        dtype: DType::F32,
+        shapes: &[&[2, 1200], &[1200, 2], &[1200]],
+        asks: 2,
+        op: |t| {
+            let (x, mean) = (t[1].t()?, t[1].select(1, 0)?);
+            let var = t[2].square()?;
+            let y = x.batch_norm_inference(&mean, &var, None, None, 1e-5, None, true)?;
+            let n = t[1].layer_norm([2], None, None, 1e-5)?;
+            let (mean, rstd) = (&n.mean, &n.rstd);
+            let twice = Tensor::stack(&[mean, rstd], 1)?;
+            let (mean, rstd) = (twice.select(1, 0)?, twice.select(1, 1)?);
+            let grads = t[1].layer_norm_backward(&t[1], [2], None, &mean, &rstd)?;
+            Ok(vec![y, grads.input])
+        },
+    },
+    Case {
+        name: "indices of views",
+        calls: &[
+            "randint",
+            "index_select",
+            "index_add",
+            "gather",
+            "scatter_add",
+            "embedding",
+            "embedding_backward",
+        ],
+        dtype: DType::F32,
+        shapes: &[&[60, 40]],
+        asks: 2,
+        op: |t| {
+            let mut rng = Rng::new(7);
+            let x = t[0].t()?;
+            let at = Tensor::randint(0, 40, [60, 40], x.device(), &mut rng)?;
+            let list = at.select(1, 0)?;
+            let rows = x.embedding(&list)?;
+            let back = rows.embedding_backward(&list, 40)?;
+            Ok(vec![
+                x.index_select(0, &list)?,
+                t[0].index_add(0, &list, &Tensor::index_select(&t[0], 0, &list)?)?,
+                x.gather(0, &at.t()?)?,
+                t[0].scatter_add(1, &at, &t[0])?,
+                back,
+            ])
+        },
+    },
+    Case {
+        name: "optimizers of shared parameters",
+        calls: &["sgd_step", "adam_step", "scale", "global_norm"],
+        dtype: DType::F32,
+        shapes: &[&[40, 60], &[60, 40]],
+        asks: 2,
+        op: |t| {
+            let (mut params, grads) = (vec![t[0].clone()], [t[1].t()?]);
+            let sgd = SgdConfig {
+                momentum: 0.9,
+                ..SgdConfig::default()
+            };
+            let (mut moments, mut states) = ([None], [None]);
+            optim::sgd_step(&mut params, &grads, &mut moments, &sgd)?;
+            let kept = (params[0].clone(), moments.clone());
+            optim::sgd_step(&mut params, &grads, &mut moments, &sgd)?;
+            optim::adam_step(&mut params, &grads, &mut states, &AdamConfig::adam())?;
+            let shared = (params[0].clone(), states.clone());
+            optim::adam_step(&mut params, &grads, &mut states, &AdamConfig::adam())?;
+            let mut scaled = vec![params[0].clone()];
+            optim::scale(&mut scaled, 0.5)?;
+            let norm = Tensor::scalar(optim::global_norm(&grads)?, t[0].device())?;
+            drop((kept, shared));
+            Ok(vec![params.remove(0), scaled.remove(0), norm])
         },
     },
 ];

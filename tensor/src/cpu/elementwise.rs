@@ -42,7 +42,7 @@ pub(crate) fn raw<T: Element>(t: &Tensor) -> &[T] {
 
 /// Brings an operand into a form that the loop reads well: rows of neighbouring (or equal)
 /// elements. Other views are gathered, in tiles.
-pub(crate) fn readable(t: &Tensor) -> Result<Tensor> {
+pub(crate) fn readable(op: &'static str, t: &Tensor) -> Result<Tensor> {
     let layout = t.layout();
     let innermost = layout
         .shape()
@@ -50,14 +50,14 @@ pub(crate) fn readable(t: &Tensor) -> Result<Tensor> {
         .zip(layout.strides().iter())
         .rfind(|(d, _)| **d != 1);
     match innermost {
-        Some((_, &stride)) if stride > 1 => t.contiguous(),
+        Some((_, &stride)) if stride > 1 => t.contiguous_for(op),
         _ => Ok(t.clone()),
     }
 }
 
 /// The operand [`readable`], and then stretched to `shape`, to which it broadcasts.
-pub(crate) fn stretched(t: &Tensor, shape: &Shape) -> Result<Tensor> {
-    let t = readable(t)?;
+pub(crate) fn stretched(op: &'static str, t: &Tensor, shape: &Shape) -> Result<Tensor> {
+    let t = readable(op, t)?;
     if t.shape() == shape {
         Ok(t)
     } else {

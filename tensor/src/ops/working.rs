@@ -21,7 +21,7 @@ pub(crate) use on_real;
 pub(crate) fn working(op: &'static str, t: &Tensor) -> Result<Tensor> {
     match t.dtype() {
         DType::BF16 | DType::F16 => t.cast_for(op, DType::F32),
-        _ => t.contiguous(),
+        _ => t.contiguous_for(op),
     }
 }
 

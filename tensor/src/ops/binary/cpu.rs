@@ -14,7 +14,10 @@ pub(super) fn binary(
     b: &Tensor,
     out: &mut Tensor,
 ) -> Result<()> {
-    let x = [&stretched(a, out.shape())?, &stretched(b, out.shape())?];
+    let x = [
+        &stretched(op, a, out.shape())?,
+        &stretched(op, b, out.shape())?,
+    ];
     match out.dtype() {
         DType::I64 => integer::<i64>(op, kind, x, out),
         DType::U8 => integer::<u8>(op, kind, x, out),
@@ -30,7 +33,7 @@ pub(super) fn with_scalar(
     scalar: f64,
     out: &mut Tensor,
 ) -> Result<()> {
-    map_real(op, [&readable(x)?], out, &WithScalar { kind, scalar })
+    map_real(op, [&readable(op, x)?], out, &WithScalar { kind, scalar })
 }
 
 /// A function with one side fixed to a number.
@@ -156,7 +159,7 @@ fn integer<T: Integer>(
 /// `out += rhs`, where `rhs` broadcasts to the shape of `out`, and may be of a half type where
 /// `out` is `f32`.
 pub(super) fn add_into(out: &mut Tensor, rhs: &Tensor) -> Result<()> {
-    let rhs = &stretched(rhs, out.shape())?;
+    let rhs = &stretched("add_into", rhs, out.shape())?;
     match out.dtype() {
         DType::F32 if rhs.dtype() == DType::BF16 => accumulate_widened::<bf16>(out, rhs)?,
         DType::F32 if rhs.dtype() == DType::F16 => accumulate_widened::<f16>(out, rhs)?,
@@ -193,13 +196,21 @@ fn accumulate_widened<T: Float<Compute = f32>>(out: &mut Tensor, rhs: &Tensor) -
 }
 
 /// `out = a + b` of a half type, in `f32`; both broadcast to the shape of `out`.
-pub(super) fn add_widened(a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
+pub(super) fn add_widened(
+    op: &'static str,
+    a: &Tensor,
+    b: &Tensor,
+    out: &mut Tensor,
+) -> Result<()> {
     fn run<T: Float<Compute = f32>>(x: [&Tensor; 2], out: &mut [f32]) {
         map(x, out, &|_, x: [&[T]; 2], out| {
             for_widened(x, |range, x| each(x, &mut out[range], |a, b| a + b));
         });
     }
-    let x = [&stretched(a, out.shape())?, &stretched(b, out.shape())?];
+    let x = [
+        &stretched(op, a, out.shape())?,
+        &stretched(op, b, out.shape())?,
+    ];
     match a.dtype() {
         DType::F16 => run::<f16>(x, out.make_mut()?),
         _ => run::<bf16>(x, out.make_mut()?),

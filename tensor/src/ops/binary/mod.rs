@@ -68,6 +68,9 @@ macro_rules! with_scalar {
             $(
                 $(#[$doc])*
                 ///
+                /// `rhs` is an `f64`: an `i64` beyond 2⁵³ that no `f64` holds cannot be given here,
+                /// but as a tensor of [`full`](Tensor::full).
+                ///
                 /// # Errors
                 /// [`Error::InvalidArgument`] for integers and a number that their type does not
                 /// hold; [`Error::UnsupportedDType`] where the element type has no such function;
@@ -99,6 +102,9 @@ with_scalar! {
 
 impl Tensor {
     /// Each element limited to `low ..= high`; NaN stays NaN.
+    ///
+    /// Both are `f64`: an `i64` beyond 2⁵³ that no `f64` holds cannot be given here, but as a tensor
+    /// of [`full`](Tensor::full) to [`maximum`](Tensor::maximum) and [`minimum`](Tensor::minimum).
     ///
     /// # Errors
     /// As [`maximum_scalar`](Tensor::maximum_scalar).
@@ -148,7 +154,10 @@ impl Tensor {
             return self.binary("add_into", rhs, Binary::Add);
         }
         match rhs.storage() {
-            Storage::Cpu(_) => cpu::add_into(&mut self, rhs)?,
+            Storage::Cpu(_) => {
+                self.own("add_into")?;
+                cpu::add_into(&mut self, rhs)?
+            }
         }
         Ok(self)
     }
@@ -179,7 +188,7 @@ impl Tensor {
         let shape = common_shape(OP, self, rhs)?;
         let mut out = Tensor::allocate(OP, shape, dtype, self.device())?;
         match self.storage() {
-            Storage::Cpu(_) => cpu::add_widened(self, rhs, &mut out)?,
+            Storage::Cpu(_) => cpu::add_widened(OP, self, rhs, &mut out)?,
         }
         Ok(out)
     }

@@ -33,7 +33,7 @@ impl Tensor {
         }
         let mut out = Tensor::allocate(op, self.shape().clone(), dtype, self.device())?;
         match self.storage() {
-            Storage::Cpu(_) => cpu::cast(self, &mut out)?,
+            Storage::Cpu(_) => cpu::cast(op, self, &mut out)?,
         }
         Ok(out)
     }

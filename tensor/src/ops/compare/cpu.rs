@@ -6,8 +6,17 @@ use crate::cpu::vectorize;
 use crate::{DType, Element, Float, Result, Tensor, bf16, dispatch_any, f16};
 
 /// `out = kind(a, b)`, as 0 or 1; both broadcast to the shape of `out`.
-pub(super) fn compare(kind: Comparison, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
-    let operands = [&stretched(a, out.shape())?, &stretched(b, out.shape())?];
+pub(super) fn compare(
+    op: &'static str,
+    kind: Comparison,
+    a: &Tensor,
+    b: &Tensor,
+    out: &mut Tensor,
+) -> Result<()> {
+    let operands = [
+        &stretched(op, a, out.shape())?,
+        &stretched(op, b, out.shape())?,
+    ];
     let out = out.make_mut::<u8>()?;
     match operands[0].dtype() {
         DType::F32 => map(operands, out, &|_, x, y| run::<f32>(kind, x, y)),
@@ -48,11 +57,20 @@ fn run_half<T: Float<Compute = f32>>(kind: Comparison, x: [&[T]; 2], out: &mut [
 }
 
 /// `out = cond ? a : b`; all three broadcast to the shape of `out`.
-pub(super) fn choose(cond: &Tensor, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
+pub(super) fn choose(
+    op: &'static str,
+    cond: &Tensor,
+    a: &Tensor,
+    b: &Tensor,
+    out: &mut Tensor,
+) -> Result<()> {
     // The mask is a byte an element: stretched in full, so that the kernel reads it plainly.
-    let cond = cond.broadcast_to(out.shape())?.contiguous()?;
+    let cond = cond.broadcast_to(out.shape())?.contiguous_for(op)?;
     let cond = cond.as_slice::<u8>()?;
-    let operands = [&stretched(a, out.shape())?, &stretched(b, out.shape())?];
+    let operands = [
+        &stretched(op, a, out.shape())?,
+        &stretched(op, b, out.shape())?,
+    ];
     dispatch_any!(out.dtype(), T => {
         map(operands, out.make_mut::<T>()?, &|start, [a, b]: [&[T]; 2], out| {
             let cond = &cond[start..];

@@ -83,7 +83,7 @@ impl Tensor {
             })?;
         let mut out = Tensor::allocate(op, shape, a.dtype(), a.device())?;
         match a.storage() {
-            Storage::Cpu(_) => cpu::choose(cond, a, b, &mut out)?,
+            Storage::Cpu(_) => cpu::choose(op, cond, a, b, &mut out)?,
         }
         Ok(out)
     }
@@ -93,7 +93,7 @@ impl Tensor {
         let shape = common_shape(op, self, rhs)?;
         let mut out = Tensor::allocate(op, shape, DType::U8, self.device())?;
         match self.storage() {
-            Storage::Cpu(_) => cpu::compare(kind, self, rhs, &mut out)?,
+            Storage::Cpu(_) => cpu::compare(op, kind, self, rhs, &mut out)?,
         }
         Ok(out)
     }

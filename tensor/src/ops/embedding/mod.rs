@@ -29,7 +29,7 @@ impl Tensor {
                 reason: "a table must have two axes".into(),
             });
         };
-        let (table, ids) = (self.contiguous()?, checked(OP, self, ids, entries)?);
+        let (table, ids) = (self.contiguous_for(OP)?, checked(OP, self, ids, entries)?);
         let mut shape = ids.shape().clone();
         shape.push(width);
         let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
@@ -77,7 +77,7 @@ impl Tensor {
                 ),
             });
         }
-        let (grad, ids) = (self.contiguous()?, checked(OP, self, ids, entries)?);
+        let (grad, ids) = (self.contiguous_for(OP)?, checked(OP, self, ids, entries)?);
         let mut sum = Tensor::zeros_for(OP, shape, dtype, self.device())?;
         match self.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {

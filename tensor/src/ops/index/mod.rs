@@ -36,7 +36,7 @@ impl Tensor {
         let inner = self.dims()[axis + 1..].iter().product::<usize>();
         match self.storage() {
             Storage::Cpu(_) => cpu::select(
-                self.contiguous()?.as_bytes()?,
+                self.contiguous_for(OP)?.as_bytes()?,
                 self.dims()[axis],
                 inner * self.dtype().size(),
                 indices.as_slice()?,
@@ -69,7 +69,8 @@ impl Tensor {
             });
         }
         let inner = self.dims()[axis + 1..].iter().product();
-        let (mut sum, source) = (working(OP, self)?, source.contiguous()?);
+        let (mut sum, source) = (working(OP, self)?, source.contiguous_for(OP)?);
+        sum.own(OP)?;
         match self.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 cpu::add::<T>(
@@ -160,8 +161,9 @@ impl Tensor {
         let indices = self.places(OP, axis, indices)?;
         indices.expect_same_shape(OP, source, "there must be an element for each index")?;
         let mut sum = working(OP, self)?;
+        sum.own(OP)?;
         if indices.numel() > 0 {
-            let source = source.contiguous()?;
+            let source = source.contiguous_for(OP)?;
             let layout = Layout::contiguous(OP, self.shape().clone())?;
             let lines = lines(OP, &layout, axis, indices.shape())?;
             let stride = layout.strides()[axis];
@@ -220,7 +222,7 @@ pub(super) fn checked(
 ) -> Result<Tensor> {
     x.expect_same_device(op, indices)?;
     indices.expect_operand(op, "indices", DType::I64)?;
-    let indices = indices.contiguous()?;
+    let indices = indices.contiguous_for(op)?;
     match first_outside(&indices, 0..extent as i64, None)? {
         None => Ok(indices),
         Some(index) => Err(Error::IndexOutOfRange { op, index, extent }),

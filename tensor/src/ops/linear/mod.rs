@@ -83,7 +83,7 @@ impl Tensor {
                         reason: "the bias must have one element for each row of the weight",
                     });
                 }
-                Some(bias.contiguous()?)
+                Some(bias.contiguous_for(OP)?)
             }
             None => None,
         };
@@ -151,8 +151,11 @@ impl Tensor {
             return Err(mismatch());
         }
         let batch = lead.iter().product::<usize>();
-        let grad = self.reshape([batch, out_features])?;
-        let x = x.reshape([batch, in_features])?;
+        let matrix = |t: &Tensor, features| {
+            let matrix = t.reshape([batch, features]);
+            matrix.map_err(|error| error.of(OP))
+        };
+        let (grad, x) = (matrix(self, out_features)?, matrix(x, in_features)?);
         let mut out = Tensor::allocate(
             OP,
             [out_features, in_features].into(),
@@ -223,8 +226,6 @@ fn rows(
             reason,
         });
     }
-    Ok((
-        t.reshape([lead.iter().product::<usize>(), features])?,
-        Shape::from(lead),
-    ))
+    let matrix = t.reshape([lead.iter().product::<usize>(), features]);
+    Ok((matrix.map_err(|error| error.of(op))?, Shape::from(lead)))
 }

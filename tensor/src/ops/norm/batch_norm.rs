@@ -146,7 +146,8 @@ impl Tensor {
         let affine = Affine { weight, bias }.check(OP, self, &dims)?;
         let residual = residual_of(OP, self, residual)?;
         let mean = channel(OP, self, mean, &dims)?;
-        let invstd = channel(OP, self, var, &dims)?.batch_norm_invstd(eps)?;
+        let invstd = channel(OP, self, var, &dims)?.batch_norm_invstd(eps);
+        let invstd = invstd.map_err(|error| error.of(OP))?;
         let mut out = Tensor::allocate(OP, x.shape().clone(), x.dtype(), x.device())?;
         match self.storage() {
             Storage::Cpu(_) => on_real!(x, T => {

@@ -104,7 +104,7 @@ impl Tensor {
                 });
             }
         }
-        let (mean, rstd) = (mean.contiguous()?, rstd.contiguous()?);
+        let (mean, rstd) = (mean.contiguous_for(OP)?, rstd.contiguous_for(OP)?);
         let like = |shape: &Shape| Tensor::allocate(OP, shape.clone(), x.dtype(), x.device());
         let mut dx = like(x.shape())?;
         let mut params = match w {

@@ -1,7 +1,7 @@
 //! Adam and AdamW: their numbers, their state and their step.
 
 use super::{
-    Part, check_pairs, check_state, cpu, expect_equal_lengths, make_ready, no_moment, own, ready,
+    Part, check_pairs, check_state, cpu, expect_equal_lengths, make_ready, no_moment, ready,
 };
 use crate::storage::Storage;
 use crate::{Element, Float, Result, Tensor, dispatch_float};
@@ -106,12 +106,12 @@ where
     }
     let (mut copies, mut fresh) = (Vec::new(), Vec::new());
     for part in &mut *parts {
-        make_ready(part.params, part.grads, &mut copies)?;
+        make_ready(OP, part.params, part.grads, &mut copies)?;
         for (param, state) in part.params.iter().zip(&mut *part.states) {
             match state.borrow_mut() {
                 Some(state) => {
-                    own(&mut state.exp_avg)?;
-                    own(&mut state.exp_avg_sq)?;
+                    state.exp_avg.own(OP)?;
+                    state.exp_avg_sq.own(OP)?;
                 }
                 None => fresh.push(AdamState {
                     exp_avg: no_moment(OP, param.borrow())?,

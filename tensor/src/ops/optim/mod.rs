@@ -69,7 +69,7 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
 
 fn square_sum(tensor: &Tensor) -> Result<f64> {
     const OP: &str = "global_norm";
-    let tensor = dense(tensor)?;
+    let tensor = dense(OP, tensor)?;
     match tensor.storage() {
         Storage::Cpu(_) => {
             dispatch_float!(OP, tensor.dtype(), T => cpu::square_sum::<T>(OP, &tensor))
@@ -86,7 +86,7 @@ pub fn scale<'a>(tensors: impl IntoIterator<Item = &'a mut Tensor>, factor: f64)
     let mut tensors: SmallVec<[&mut Tensor; 8]> = tensors.into_iter().collect();
     for tensor in &mut tensors {
         tensor.expect_float("scale")?;
-        own(tensor)?;
+        tensor.own("scale")?;
     }
     for tensor in tensors {
         dispatch_float!("scale", tensor.dtype(), T => {
@@ -99,24 +99,26 @@ pub fn scale<'a>(tensors: impl IntoIterator<Item = &'a mut Tensor>, factor: f64)
 }
 
 /// The tensor itself where it is contiguous, without even a clone.
-fn dense(tensor: &Tensor) -> Result<Cow<'_, Tensor>> {
+fn dense<'a>(op: &'static str, tensor: &'a Tensor) -> Result<Cow<'a, Tensor>> {
     Ok(if tensor.is_contiguous() {
         Cow::Borrowed(tensor)
     } else {
-        Cow::Owned(tensor.contiguous()?)
+        Cow::Owned(tensor.contiguous_for(op)?)
     })
 }
 
 /// Makes parameters ready to be written, and puts copies of the gradients that are not contiguous
 /// into `copies`, in order. Changes no value.
 fn make_ready<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
+    op: &'static str,
     params: &mut [P],
     grads: &[G],
     copies: &mut Vec<Tensor>,
 ) -> Result<()> {
     for (param, grad) in params.iter_mut().zip(grads) {
-        own(param.borrow_mut())?;
-        if let Cow::Owned(copy) = dense(grad.borrow())? {
+        let param: &mut Tensor = param.borrow_mut();
+        param.own(op)?;
+        if let Cow::Owned(copy) = dense(op, grad.borrow())? {
             copies.push(copy);
         }
     }
@@ -127,11 +129,6 @@ fn make_ready<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
 fn ready<'a>(grad: &'a Tensor, copies: &mut impl Iterator<Item = Tensor>) -> Cow<'a, Tensor> {
     let copy = (!grad.is_contiguous()).then(|| copies.next()).flatten();
     copy.map_or(Cow::Borrowed(grad), Cow::Owned)
-}
-
-/// Makes a tensor contiguous and the only holder of its elements, so that writing cannot fail.
-fn own(tensor: &mut Tensor) -> Result<()> {
-    tensor.bytes_mut().map(drop)
 }
 
 /// A state of a parameter, in the type in which it is computed, of any values.

@@ -1,8 +1,7 @@
 //! SGD: its numbers and its step.
 
 use super::{
-    Part, allocate_state, check_pairs, check_state, cpu, expect_equal_lengths, make_ready, own,
-    ready,
+    Part, allocate_state, check_pairs, check_state, cpu, expect_equal_lengths, make_ready, ready,
 };
 use crate::storage::Storage;
 use crate::{Element, Float, Result, Tensor, dispatch_float};
@@ -94,13 +93,13 @@ where
     }
     let (mut copies, mut fresh) = (Vec::new(), Vec::new());
     for part in &mut *parts {
-        make_ready(part.params, part.grads, &mut copies)?;
+        make_ready(OP, part.params, part.grads, &mut copies)?;
         if part.config.momentum == 0.0 {
             continue;
         }
         for (param, momentum) in part.params.iter().zip(&mut *part.states) {
             match momentum.borrow_mut() {
-                Some(momentum) => own(momentum)?,
+                Some(momentum) => momentum.own(OP)?,
                 // The first step writes it and does not read it.
                 None => fresh.push(allocate_state(OP, param.borrow())?),
             }

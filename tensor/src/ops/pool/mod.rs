@@ -117,7 +117,7 @@ impl Tensor {
             });
         }
         let plane = shape[2].saturating_mul(shape[3]);
-        let at = indices.contiguous()?;
+        let at = indices.contiguous_for(OP)?;
         if let Some(index) = first_outside(&at, -1..plane as i64, None)? {
             return Err(Error::IndexOutOfRange {
                 op: OP,

@@ -170,8 +170,14 @@ pub(super) fn bernoulli(p: f64, out: &mut Tensor, rng: &mut Rng) -> Result<()> {
 }
 
 /// `out = x · scale` where `mask` (contiguous) is not 0, else 0.
-pub(super) fn scale_kept(x: &Tensor, mask: &Tensor, scale: f64, out: &mut Tensor) -> Result<()> {
-    let (x, mask) = (&readable(x)?, mask.as_slice::<u8>()?);
+pub(super) fn scale_kept(
+    op: &'static str,
+    x: &Tensor,
+    mask: &Tensor,
+    scale: f64,
+    out: &mut Tensor,
+) -> Result<()> {
+    let (x, mask) = (&readable(op, x)?, mask.as_slice::<u8>()?);
     fn run<R: Real>(mask: &[u8], x: &[R], scale: f64, out: &mut [R]) {
         let scale = R::from_f64(scale);
         vectorize(

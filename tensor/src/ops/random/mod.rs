@@ -270,7 +270,7 @@ impl Tensor {
                 reason: "the gradient must have the shape of the mask",
             });
         }
-        self.scale_kept(op, &mask.contiguous()?, p)
+        self.scale_kept(op, &mask.contiguous_for(op)?, p)
     }
 
     /// `self / (1 - p)` where `mask` is not 0, else 0.
@@ -279,7 +279,7 @@ impl Tensor {
         let scale = if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 };
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
         match self.storage() {
-            Storage::Cpu(_) => cpu::scale_kept(self, mask, scale, &mut out)?,
+            Storage::Cpu(_) => cpu::scale_kept(op, self, mask, scale, &mut out)?,
         }
         Ok(out)
     }

@@ -96,28 +96,45 @@ impl Axes {
 }
 
 /// `out = reduce(x)` over the axes in `mask`.
-pub(super) fn reduce(kind: Reduction, x: &Tensor, mask: &[bool], out: &mut Tensor) -> Result<()> {
+pub(super) fn reduce(
+    op: &'static str,
+    kind: Reduction,
+    x: &Tensor,
+    mask: &[bool],
+    out: &mut Tensor,
+) -> Result<()> {
     match x.dtype() {
-        DType::F32 => by_kind::<f32>(kind, x, mask, out.make_mut()?),
-        DType::F64 => by_kind::<f64>(kind, x, mask, out.make_mut()?),
-        _ => by_kind::<i64>(kind, x, mask, out.make_mut()?),
+        DType::F32 => by_kind::<f32>(op, kind, x, mask, out.make_mut()?),
+        DType::F64 => by_kind::<f64>(op, kind, x, mask, out.make_mut()?),
+        _ => by_kind::<i64>(op, kind, x, mask, out.make_mut()?),
     }
 }
 
-fn by_kind<T: Element>(kind: Reduction, x: &Tensor, mask: &[bool], out: &mut [T]) -> Result<()>
+fn by_kind<T: Element>(
+    op: &'static str,
+    kind: Reduction,
+    x: &Tensor,
+    mask: &[bool],
+    out: &mut [T],
+) -> Result<()>
 where
     Sum: Fold<T>,
     Max: Fold<T>,
     Min: Fold<T>,
 {
     match kind {
-        Reduction::Sum => run::<T, Sum>(x, mask, out),
-        Reduction::Max => run::<T, Max>(x, mask, out),
-        Reduction::Min => run::<T, Min>(x, mask, out),
+        Reduction::Sum => run::<T, Sum>(op, x, mask, out),
+        Reduction::Max => run::<T, Max>(op, x, mask, out),
+        Reduction::Min => run::<T, Min>(op, x, mask, out),
     }
 }
 
-fn run<T: Element, F: Fold<T>>(x: &Tensor, mask: &[bool], out: &mut [T]) -> Result<()> {
+fn run<T: Element, F: Fold<T>>(
+    op: &'static str,
+    x: &Tensor,
+    mask: &[bool],
+    out: &mut [T],
+) -> Result<()> {
     if x.numel() == 0 {
         out.fill(F::INIT);
         return Ok(());
@@ -130,13 +147,13 @@ fn run<T: Element, F: Fold<T>>(x: &Tensor, mask: &[bool], out: &mut [T]) -> Resu
     }
     let data = &raw::<T>(x)[x.layout().offset()..];
     if let Some(len) = reduced.pop_contiguous() {
-        rows::<T, F>(data, &kept, &reduced, len, out).map_err(|e| e.on("reduce", x.device()))?;
+        rows::<T, F>(data, &kept, &reduced, len, out).map_err(|e| e.on(op, x.device()))?;
     } else if let Some(len) = kept.pop_contiguous() {
         columns::<T, F>(data, &kept, &reduced, len, out);
     } else if x.numel() == 1 {
         out[0] = data[0];
     } else {
-        return run::<T, F>(&x.copy_to("reduce", x.device())?, mask, out);
+        return run::<T, F>(op, &x.copy_to(op, x.device())?, mask, out);
     }
     Ok(())
 }

@@ -106,14 +106,18 @@ impl Tensor {
         let mask = mask(op, axes, self.rank())?;
         self.expect_float(op)?;
         if self.dtype().size() == 2 {
-            let wide = self.cast(DType::F32)?;
-            return wide.var(axes, correction, keepdim)?.cast(self.dtype());
+            let wide = self.cast_for(op, DType::F32)?;
+            return wide
+                .var(axes, correction, keepdim)?
+                .cast_for(op, self.dtype());
         }
-        let distance = self.sub(&self.mean_over(op, &mask, true)?)?;
-        let sum = distance
-            .square()?
-            .reduce(op, Reduction::Sum, &mask, keepdim)?;
-        sum.div_scalar(self.count(&mask).saturating_sub(correction) as f64)
+        let mean = self.mean_over(op, &mask, true)?;
+        let squares = self.sub(&mean).and_then(|distance| distance.square());
+        let squares = squares.map_err(|error| error.of(op))?;
+        let sum = squares.reduce(op, Reduction::Sum, &mask, keepdim)?;
+        let count = self.count(&mask).saturating_sub(correction);
+        let var = sum.div_scalar(count as f64);
+        var.map_err(|error| error.of(op))
     }
 
     /// The sum of all elements, of rank 0.
@@ -197,11 +201,14 @@ impl Tensor {
     fn mean_over(&self, op: &'static str, mask: &Mask, keepdim: bool) -> Result<Tensor> {
         self.expect_float(op)?;
         if self.dtype().size() == 2 {
-            let wide = self.cast(DType::F32)?;
-            return wide.mean_over(op, mask, keepdim)?.cast(self.dtype());
+            let wide = self.cast_for(op, DType::F32)?;
+            return wide
+                .mean_over(op, mask, keepdim)?
+                .cast_for(op, self.dtype());
         }
         let sum = self.reduce(op, Reduction::Sum, mask, keepdim)?;
-        sum.div_scalar(self.count(mask) as f64)
+        let mean = sum.div_scalar(self.count(mask) as f64);
+        mean.map_err(|error| error.of(op))
     }
 
     fn reduce(
@@ -214,15 +221,21 @@ impl Tensor {
         // The types without kernels of their own go through a wider one.
         match (self.dtype(), kind) {
             (DType::BF16 | DType::F16, _) => {
-                let wide = self.cast(DType::F32)?.reduce(op, kind, mask, keepdim)?;
-                return wide.cast(self.dtype());
+                let wide = self
+                    .cast_for(op, DType::F32)?
+                    .reduce(op, kind, mask, keepdim)?;
+                return wide.cast_for(op, self.dtype());
             }
             (DType::U8, Reduction::Sum) => {
-                return self.cast(DType::I64)?.reduce(op, kind, mask, keepdim);
+                return self
+                    .cast_for(op, DType::I64)?
+                    .reduce(op, kind, mask, keepdim);
             }
             (DType::U8, _) => {
-                let wide = self.cast(DType::I64)?.reduce(op, kind, mask, keepdim)?;
-                return wide.cast(DType::U8);
+                let wide = self
+                    .cast_for(op, DType::I64)?
+                    .reduce(op, kind, mask, keepdim)?;
+                return wide.cast_for(op, DType::U8);
             }
             _ => {}
         }
@@ -234,7 +247,7 @@ impl Tensor {
         self.expect_choice(op, kind, self.count(mask), &kept)?;
         let mut out = Tensor::allocate(op, kept, self.dtype(), self.device())?;
         match self.storage() {
-            Storage::Cpu(_) => cpu::reduce(kind, self, mask, &mut out)?,
+            Storage::Cpu(_) => cpu::reduce(op, kind, self, mask, &mut out)?,
         }
         Ok(out)
     }
@@ -260,8 +273,8 @@ impl Tensor {
     fn arg_reduce(&self, op: &'static str, kind: Reduction, axis: isize) -> Result<Tensor> {
         let axis = resolve_axis(op, axis, self.rank())?;
         let wide = match self.dtype() {
-            DType::BF16 | DType::F16 => self.cast(DType::F32)?,
-            DType::U8 => self.cast(DType::I64)?,
+            DType::BF16 | DType::F16 => self.cast_for(op, DType::F32)?,
+            DType::U8 => self.cast_for(op, DType::I64)?,
             _ => self.clone(),
         };
         let order: SmallVec<[isize; 6]> = (0..self.rank())
@@ -269,7 +282,7 @@ impl Tensor {
             .chain([axis])
             .map(|i| i as isize)
             .collect();
-        let rows = wide.permute(&order)?.contiguous()?;
+        let rows = wide.permute(&order)?.contiguous_for(op)?;
         let mut shape = self.shape().clone();
         let extent = shape.remove(axis);
         self.expect_choice(op, kind, extent, &shape)?;

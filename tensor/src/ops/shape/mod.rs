@@ -149,6 +149,9 @@ impl Tensor {
     /// Adds `widths[i] = (before, after)` elements of `value` around axis `i`: one pair for each
     /// axis, in order.
     ///
+    /// `value` is an `f64`: an `i64` beyond 2⁵³ that no `f64` holds cannot be given here, but as
+    /// tensors of [`full`](Tensor::full) to [`cat`](Tensor::cat).
+    ///
     /// ```
     /// # use phalanx_tensor::{DType, Device, Tensor};
     /// let x = Tensor::ones([1, 2], DType::F32, Device::cpu(0))?;

@@ -149,7 +149,7 @@ impl Tensor {
         }
         let (shape, dtype) = (problem.logits.shape().clone(), logits.dtype());
         let mut out = Tensor::allocate(OP, shape, dtype, logits.device())?;
-        let (grad, saved) = (self.contiguous()?, saved.contiguous()?);
+        let (grad, saved) = (self.contiguous_for(OP)?, saved.contiguous_for(OP)?);
         match logits.storage() {
             Storage::Cpu(_) => dispatch_float!(OP, dtype, T => {
                 cpu::cross_entropy_backward::<T>(&problem, config, &grad, &saved, &mut out)?;
@@ -225,7 +225,7 @@ impl Problem {
                 });
             }
         }
-        let targets = targets.contiguous()?;
+        let targets = targets.contiguous_for(op)?;
         let except = Some(config.ignore_index);
         if let Some(index) = first_outside(&targets, 0..classes as i64, except)? {
             return Err(Error::IndexOutOfRange {
@@ -235,13 +235,13 @@ impl Problem {
             });
         }
         let logits = match logits.rank() {
-            1 | 2 => logits.contiguous()?,
+            1 | 2 => logits.contiguous_for(op)?,
             rank => {
                 let axes: smallvec::SmallVec<[isize; 4]> = std::iter::once(0)
                     .chain(2..rank as isize)
                     .chain(std::iter::once(1))
                     .collect();
-                logits.permute(&axes)?.contiguous()?
+                logits.permute(&axes)?.contiguous_for(op)?
             }
         };
         Ok(Problem {
@@ -251,7 +251,7 @@ impl Problem {
             targets,
             classes,
             weight: match &config.weight {
-                Some(weight) => Some(weight.contiguous()?),
+                Some(weight) => Some(weight.contiguous_for(op)?),
                 None => None,
             },
         })

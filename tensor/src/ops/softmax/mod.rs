@@ -107,9 +107,9 @@ fn map_rows<const N: usize>(
     let last = axis + 1 == x.rank();
     let rows = |t: &Tensor| {
         if last {
-            t.contiguous()
+            t.contiguous_for(op)
         } else {
-            t.transpose(axis as isize, -1)?.contiguous()
+            t.transpose(axis as isize, -1)?.contiguous_for(op)
         }
     };
     let mut dense = [const { None }; N];

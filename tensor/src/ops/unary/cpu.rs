@@ -13,7 +13,7 @@ const GELU_CUBIC: f64 = 0.044715;
 
 /// `out = kind(x)`.
 pub(super) fn unary(op: &'static str, kind: Unary, x: &Tensor, out: &mut Tensor) -> Result<()> {
-    let x = readable(x)?;
+    let x = readable(op, x)?;
     match x.dtype() {
         DType::I64 => integer(op, kind, &x, out),
         _ => map_real(op, [&x], out, &kind),
@@ -28,7 +28,12 @@ pub(super) fn backward(
     saved: &Tensor,
     out: &mut Tensor,
 ) -> Result<()> {
-    map_real(op, [&readable(grad)?, &readable(saved)?], out, &kind)
+    map_real(
+        op,
+        [&readable(op, grad)?, &readable(op, saved)?],
+        out,
+        &kind,
+    )
 }
 
 // Functions are passed by name where they are large, since a closure is inlined only if marked so,
