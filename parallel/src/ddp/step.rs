@@ -300,9 +300,8 @@ impl<'a> Joint<'a> {
     pub(super) fn agreed_plan(&self, order: &[usize], leader: usize) -> Result<Arc<[Bucket]>> {
         let others = self.0[1..].iter().map(|r| r.number);
         let state = self.lead().state();
-        let known = state.plans.iter();
-        let known = known.filter(|known| known.with.iter().copied().eq(others.clone()));
-        if let Some(known) = known.last() {
+        let mut known = state.plans.iter();
+        if let Some(known) = known.find(|known| known.with.iter().copied().eq(others.clone())) {
             return Ok(Arc::clone(&known.plan));
         }
         drop(state);
