@@ -192,6 +192,9 @@ fn sanitized(package: &str, folder: &str, flags: &str) -> Command {
     command
 }
 
+/// Memory that no machine has is refused, as the system does it: some tests ask for it. A sanitizer would end the process.
+const REFUSE: &str = "allocator_may_return_null=1";
+
 /// The programs that test phalanx-tensor's operations.
 const OPERATIONS: &[&str] = &[
     "--lib",
@@ -206,7 +209,7 @@ fn thread_sanitizer(package: &str, programs: &[&str]) -> Command {
     let mut command = sanitized(package, "target/tsan", flags);
     command.args(programs);
     let suppressions = Path::new(root()).join("xtask/tsan.supp");
-    let options = format!("suppressions={}", suppressions.display());
+    let options = format!("suppressions={}:{REFUSE}", suppressions.display());
     command.env("TSAN_OPTIONS", options);
     command
 }
@@ -217,7 +220,7 @@ fn address_sanitizer() -> Command {
     // The last one holds the pool of buffers to its word, and here there is none.
     command.args(&OPERATIONS[..OPERATIONS.len() - 1]);
     // What statics own lives as long as the process.
-    command.env("ASAN_OPTIONS", "detect_leaks=0");
+    command.env("ASAN_OPTIONS", format!("detect_leaks=0:{REFUSE}"));
     command
 }
 
