@@ -195,7 +195,7 @@ pub trait ProcessGroup: Send + Sync {
 
 /// Hands a checked call to the engine, with the label that the caller's calls carry.
 fn issue<B: Backend, T: Outcome>(backend: &B, mut call: Call) -> Result<Work<T>> {
-    call.signature.label = backend.label();
+    call.signature.label = backend.label().cloned();
     backend.issue(call).map(Work::new)
 }
 

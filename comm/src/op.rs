@@ -132,7 +132,8 @@ pub struct Signature {
     /// where there is no tensor.
     pub tensor: Option<(DType, Shape)>,
     /// Where in the program the call stands, if the program says so.
-    pub label: Option<Label>,
+    /// Shared, so that a call without one is not longer for it.
+    pub label: Option<Arc<Label>>,
 }
 
 /// In which respect two ranks' calls differ.

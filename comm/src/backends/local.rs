@@ -42,7 +42,7 @@ use std::time::Duration;
 /// One rank's handle on a group of threads.
 pub struct LocalGroup {
     endpoint: Arc<Endpoint>,
-    label: Option<Label>,
+    label: Option<Arc<Label>>,
 }
 
 /// What all ranks of a group share.
@@ -292,12 +292,12 @@ impl Backend for LocalGroup {
     fn labelled(&self, label: Label) -> LocalGroup {
         LocalGroup {
             endpoint: Arc::clone(&self.endpoint),
-            label: Some(label),
+            label: Some(Arc::new(label)),
         }
     }
 
-    fn label(&self) -> Option<Label> {
-        self.label
+    fn label(&self) -> Option<&Arc<Label>> {
+        self.label.as_ref()
     }
 
     fn depart(&self) {

@@ -72,7 +72,7 @@ pub trait Backend: Send + Sync + Sized + 'static {
     fn labelled(&self, label: Label) -> Self;
 
     /// The label that this handle's calls carry.
-    fn label(&self) -> Option<Label>;
+    fn label(&self) -> Option<&Arc<Label>>;
 
     /// Declares that this rank will issue nothing more. Who waits for it is told at once.
     fn depart(&self);

@@ -96,7 +96,7 @@ impl Header {
             put(out, number);
         }
         dims.iter().for_each(|&d| put(out, d as u64));
-        let label = self.signature.label;
+        let label = &self.signature.label;
         out.push(u8::from(label.is_some()));
         if let Some(label) = label {
             [label.owner, label.step, label.part]
@@ -122,7 +122,7 @@ impl Header {
             0 => None,
             1 => {
                 let [owner, step, part] = numbers(bytes)?;
-                Some(Label { owner, step, part })
+                Some(Arc::new(Label { owner, step, part }))
             }
             _ => return None,
         };
@@ -254,7 +254,7 @@ mod tests {
                     signature: Signature {
                         op: op.clone(),
                         tensor,
-                        label,
+                        label: label.map(Arc::new),
                     },
                 };
                 let mut bytes = Vec::new();

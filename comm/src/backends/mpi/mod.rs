@@ -61,7 +61,7 @@ pub struct MpiGroup {
     run: u64,
     /// The number of the last collective that this rank has issued.
     last: Arc<Mutex<u64>>,
-    label: Option<Label>,
+    label: Option<Arc<Label>>,
 }
 
 /// This process's handle on the world of all processes that `mpirun` has started; starts MPI at the
@@ -164,12 +164,12 @@ impl Backend for MpiGroup {
             engine: Arc::clone(&self.engine),
             run: self.run,
             last: Arc::clone(&self.last),
-            label: Some(label),
+            label: Some(Arc::new(label)),
         }
     }
 
-    fn label(&self) -> Option<Label> {
-        self.label
+    fn label(&self) -> Option<&Arc<Label>> {
+        self.label.as_ref()
     }
 
     fn depart(&self) {
