@@ -161,7 +161,7 @@ fn talk() {
     end.unwrap_or_else(|e| panic!("{e}"));
     let peak = peak_megabytes();
     // ThreadSanitizer has memory of its own.
-    let is_little = |peak| peak < 200 || cfg!(phalanx_tsan);
+    let is_little = |peak| peak < 150 || cfg!(phalanx_tsan);
     assert!(peak.is_none_or(is_little), "{peak:?} MB");
 }
 
