@@ -30,6 +30,11 @@ impl Device {
         Device::Cuda(ordinal)
     }
 
+    /// Whether it is a virtual CPU device, so that its memory is the host's.
+    pub const fn is_cpu(self) -> bool {
+        matches!(self, Device::Cpu(_))
+    }
+
     /// Live, peak and reserved bytes of this device.
     ///
     /// # Errors
@@ -59,12 +64,17 @@ impl Device {
     pub(crate) fn account(self, op: &'static str) -> Result<&'static memory::DeviceMemory> {
         match self {
             Device::Cpu(index) => Ok(memory::cpu(index)),
-            Device::Cuda(_) => Err(Error::DeviceUnavailable {
-                op,
-                device: self,
-                reason: "this build has no CUDA backend".into(),
-            }),
+            Device::Cuda(_) => Err(unavailable(op, self)),
         }
+    }
+}
+
+/// The error of a CUDA device in a build without the feature.
+pub(crate) fn unavailable(op: &'static str, device: Device) -> Error {
+    Error::DeviceUnavailable {
+        op,
+        device,
+        reason: "this build is without CUDA; build with the feature `cuda`".into(),
     }
 }
 

@@ -114,6 +114,19 @@ pub enum Error {
         /// Its strides, in elements.
         strides: crate::Strides,
     },
+    /// The tensor's last write was declared lost by whoever issued it, so its contents are undefined
+    /// ([`WriteFault`](crate::WriteFault)).
+    #[error(
+        "{op}: an operand on {device} has no defined contents, its last write was lost: {reason}"
+    )]
+    LostWrite {
+        /// The operation that wanted to read it.
+        op: &'static str,
+        /// Where the operand is.
+        device: Device,
+        /// Why the write was lost.
+        reason: String,
+    },
     /// Any other argument that makes no sense.
     #[error("{op}: {reason}")]
     InvalidArgument {
@@ -159,6 +172,7 @@ impl Error {
             | Error::AxisOutOfRange { op: name, .. }
             | Error::IndexOutOfRange { op: name, .. }
             | Error::NotContiguous { op: name, .. }
+            | Error::LostWrite { op: name, .. }
             | Error::InvalidArgument { op: name, .. }
             | Error::OutOfMemory { op: name, .. } => *name = op,
         }

@@ -104,4 +104,5 @@ pub use number::Number;
 pub use ops::random::Rng;
 pub use ops::unary::GeluKind;
 pub use shape::{Shape, Strides};
+pub use storage::WriteFault;
 pub use tensor::Tensor;

@@ -1,9 +1,8 @@
 //! [`Tensor`]: construction, and reading and writing of elements.
 
 use crate::cpu::scratch::room;
-use crate::cpu::strided;
 use crate::layout::Layout;
-use crate::storage::{CpuStorage, Storage};
+use crate::storage::{Source, Storage, Target, across};
 use crate::{DType, Device, Element, Error, Result, Shape, dispatch_any};
 use std::fmt;
 use std::sync::Arc;
@@ -80,7 +79,8 @@ impl Tensor {
             });
         }
         let mut out = Tensor::allocate("from_slice", shape, T::DTYPE, device)?;
-        out.make_mut::<T>()?.copy_from_slice(data);
+        let data = Source::Host(bytemuck::cast_slice(data));
+        across("from_slice", data, Target::Tensor(&mut out, 0))?;
         Ok(out)
     }
 
@@ -166,7 +166,7 @@ impl Tensor {
     pub fn as_slice<T: Element>(&self) -> Result<&[T]> {
         self.expect_dtype::<T>("as_slice")?;
         self.expect_contiguous("as_slice")?;
-        let Storage::Cpu(s) = self.storage();
+        let s = self.storage.on_host("as_slice")?;
         Ok(&s.as_slice()[self.layout.offset()..][..self.numel()])
     }
 
@@ -176,7 +176,7 @@ impl Tensor {
     /// As [`as_slice`](Tensor::as_slice).
     pub fn as_bytes(&self) -> Result<&[u8]> {
         self.expect_contiguous("as_bytes")?;
-        let Storage::Cpu(s) = self.storage();
+        let s = self.storage.on_host("as_bytes")?;
         let size = self.dtype().size();
         Ok(&s.as_raw::<u8>()[self.layout.offset() * size..][..self.numel() * size])
     }
@@ -185,43 +185,52 @@ impl Tensor {
     /// has gaps; afterwards the tensor is contiguous and unique.
     ///
     /// # Errors
-    /// [`Error::DTypeMismatch`] where `T` is another type; as [`empty`](Tensor::empty).
+    /// [`Error::DTypeMismatch`] where `T` is another type, [`Error::DeviceUnavailable`] for a tensor
+    /// that the host cannot address; as [`empty`](Tensor::empty).
     pub fn make_mut<T: Element>(&mut self) -> Result<&mut [T]> {
         self.expect_dtype::<T>("make_mut")?;
-        let (offset, len) = (self.layout.offset(), self.numel());
-        let (storage, offset) = self.unique("make_mut", offset)?;
-        Ok(&mut storage.as_mut_slice()[offset..][..len])
+        Ok(bytemuck::cast_slice_mut(self.host_bytes_mut("make_mut")?))
     }
 
     /// The elements' bytes for writing, as [`make_mut`](Tensor::make_mut).
     ///
     /// # Errors
-    /// As [`empty`](Tensor::empty).
+    /// As [`make_mut`](Tensor::make_mut).
     pub fn bytes_mut(&mut self) -> Result<&mut [u8]> {
+        self.host_bytes_mut("bytes_mut")
+    }
+
+    pub(crate) fn host_bytes_mut(&mut self, op: &'static str) -> Result<&mut [u8]> {
+        self.own(op)?;
         let size = self.dtype().size();
         let (offset, len) = (self.layout.offset(), self.numel());
-        let (storage, offset) = self.unique("bytes_mut", offset)?;
-        Ok(&mut storage.as_raw_mut::<u8>()[offset * size..][..len * size])
+        let Some(storage) = Arc::get_mut(&mut self.storage) else {
+            unreachable!("{op}: the tensor has just been made unique");
+        };
+        let bytes = storage.on_host_mut(op)?.as_raw_mut::<u8>();
+        Ok(&mut bytes[offset * size..][..len * size])
     }
 
     /// Makes the tensor contiguous and the only holder of its storage on behalf of the operation
     /// `op`, so that writing to it cannot fail any more.
     pub(crate) fn own(&mut self, op: &'static str) -> Result<()> {
-        self.unique(op, 0).map(drop)
-    }
-
-    /// Makes the tensor contiguous and the only holder of its storage; returns the storage and
-    /// the offset of the first element in it.
-    fn unique(&mut self, op: &'static str, offset: usize) -> Result<(&mut CpuStorage, usize)> {
-        let in_place = self.is_contiguous() && Arc::get_mut(&mut self.storage).is_some();
-        let offset = if in_place { offset } else { 0 };
-        if !in_place {
+        if !self.owns() {
             *self = self.copy_to(op, self.device())?;
         }
-        match Arc::get_mut(&mut self.storage) {
-            Some(Storage::Cpu(s)) => Ok((s, offset)),
-            None => unreachable!("{op}: a fresh copy has one holder"),
+        Ok(())
+    }
+
+    /// As [`own`](Tensor::own), where the contents do not matter any more.
+    pub(crate) fn renew(&mut self, op: &'static str) -> Result<()> {
+        if !self.owns() {
+            *self = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
         }
+        Ok(())
+    }
+
+    /// Whether the tensor is contiguous and nobody else holds its storage.
+    fn owns(&mut self) -> bool {
+        self.is_contiguous() && Arc::get_mut(&mut self.storage).is_some()
     }
 
     /// Copies the elements out, in row-major order.
@@ -229,17 +238,18 @@ impl Tensor {
     /// # Errors
     /// [`Error::DTypeMismatch`] where `T` is another type; as [`empty`](Tensor::empty).
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
-        self.expect_dtype::<T>("to_vec")?;
-        let copy;
-        let elements = match self.is_contiguous() {
-            true => self.as_slice::<T>()?,
-            false => {
-                copy = self.copy_to("to_vec", self.device())?;
-                copy.as_slice::<T>()?
-            }
-        };
-        let mut vec = room(elements.len()).map_err(|e| e.on("to_vec", self.device()))?;
-        vec.extend_from_slice(elements);
+        const OP: &str = "to_vec";
+        self.expect_dtype::<T>(OP)?;
+        let len = self.numel();
+        let mut vec = room(len).map_err(|e| e.on(OP, self.device()))?;
+        if self.device().is_cpu() && self.is_contiguous() {
+            // Without filling the vector first.
+            vec.extend_from_slice(self.as_slice::<T>().map_err(|error| error.of(OP))?);
+            return Ok(vec);
+        }
+        vec.resize(len, T::zeroed());
+        let target = Target::Host(bytemuck::cast_slice_mut(&mut vec));
+        across(OP, Source::Tensor(self), target)?;
         Ok(vec)
     }
 
@@ -266,9 +276,12 @@ impl Tensor {
                 reason: "needs exactly one element".into(),
             });
         }
-        let Storage::Cpu(s) = self.storage();
-        let at = self.layout.offset();
-        let value = dispatch_any!(self.dtype(), S => s.as_slice::<S>()[at].number());
+        let mut bytes = [0u8; 8];
+        let bytes = &mut bytes[..self.dtype().size()];
+        across("item", Source::Tensor(self), Target::Host(bytes))?;
+        let value = dispatch_any!(self.dtype(), S => {
+            bytemuck::pod_read_unaligned::<S>(bytes).number()
+        });
         T::exact(value).ok_or_else(|| value.is_no::<T>("item"))
     }
 
@@ -311,19 +324,12 @@ impl Tensor {
 
     /// A contiguous copy with a storage of its own.
     pub(crate) fn copy_to(&self, op: &'static str, device: Device) -> Result<Tensor> {
-        let mut storage = Storage::new(op, device, self.dtype(), self.numel())?;
-        match (self.storage(), &mut storage) {
-            (Storage::Cpu(from), Storage::Cpu(to)) => match self.dtype().size() {
-                1 => strided::gather::<u8>(from.as_raw(), &self.layout, to.as_raw_mut()),
-                2 => strided::gather::<u16>(from.as_raw(), &self.layout, to.as_raw_mut()),
-                4 => strided::gather::<u32>(from.as_raw(), &self.layout, to.as_raw_mut()),
-                _ => strided::gather::<u64>(from.as_raw(), &self.layout, to.as_raw_mut()),
-            },
-        }
-        Ok(Tensor {
-            storage: Arc::new(storage),
+        let mut copy = Tensor {
+            storage: Arc::new(Storage::new(op, device, self.dtype(), self.numel())?),
             layout: Layout::contiguous(op, self.shape().clone())?,
-        })
+        };
+        across(op, Source::Tensor(self), Target::Tensor(&mut copy, 0))?;
+        Ok(copy)
     }
 
     // ---- checks that operations share --------------------------------------------------------
@@ -430,7 +436,8 @@ impl Tensor {
 }
 
 impl fmt::Debug for Tensor {
-    /// Shape, type and device, and the elements of a small tensor.
+    /// Shape, type and device, and the elements of a small tensor in the host's memory. This never
+    /// waits for a card.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -440,6 +447,7 @@ impl fmt::Debug for Tensor {
             self.device()
         )?;
         if self.numel() <= 16
+            && self.device().is_cpu()
             && let Ok(t) = self.contiguous()
         {
             let values = dispatch_any!(t.dtype(), T => t.as_slice::<T>().map(|s| format!("{s:?}")));

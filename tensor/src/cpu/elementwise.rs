@@ -10,7 +10,6 @@ use super::convert;
 use super::math::Real;
 use super::strided::Walk;
 use super::threads::parallel_chunks;
-use crate::storage::Storage;
 use crate::{DType, Element, Error, Float, Layout, Result, Shape, Tensor, bf16, f16};
 use std::array::from_fn;
 use std::ops::Range;
@@ -36,8 +35,7 @@ pub(crate) trait RealKernel<const N: usize>: Sync {
 /// # Panics
 /// If `T` is not the tensor's element type: the dispatch above has chosen it.
 pub(crate) fn raw<T: Element>(t: &Tensor) -> &[T] {
-    let Storage::Cpu(s) = t.storage();
-    s.as_slice()
+    t.storage().cpu().as_slice()
 }
 
 /// Brings an operand into a form that the loop reads well: rows of neighbouring (or equal)

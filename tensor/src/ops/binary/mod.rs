@@ -2,7 +2,7 @@
 
 mod cpu;
 
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{Error, Number, Result, Shape, Tensor};
 
 /// The functions of this family, of two tensors or of a tensor and a number.
@@ -153,8 +153,8 @@ impl Tensor {
         if !widened && (!self.is_unique() || !self.is_contiguous()) {
             return self.binary("add_into", rhs, Binary::Add);
         }
-        match rhs.storage() {
-            Storage::Cpu(_) => {
+        match rhs.storage().memory() {
+            Memory::Cpu(_) => {
                 self.own("add_into")?;
                 cpu::add_into(&mut self, rhs)?
             }
@@ -187,8 +187,8 @@ impl Tensor {
         self.expect_same_kind(OP, rhs)?;
         let shape = common_shape(OP, self, rhs)?;
         let mut out = Tensor::allocate(OP, shape, dtype, self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => cpu::add_widened(OP, self, rhs, &mut out)?,
+        match self.storage().memory() {
+            Memory::Cpu(_) => cpu::add_widened(OP, self, rhs, &mut out)?,
         }
         Ok(out)
     }
@@ -197,8 +197,8 @@ impl Tensor {
         self.expect_same_kind(op, rhs)?;
         let shape = common_shape(op, self, rhs)?;
         let mut out = Tensor::allocate(op, shape, self.dtype(), self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => cpu::binary(op, kind, self, rhs, &mut out)?,
+        match self.storage().memory() {
+            Memory::Cpu(_) => cpu::binary(op, kind, self, rhs, &mut out)?,
         }
         Ok(out)
     }
@@ -211,8 +211,8 @@ impl Tensor {
             return self.binary(op, &rhs, kind);
         }
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => cpu::with_scalar(op, kind, self, scalar, &mut out)?,
+        match self.storage().memory() {
+            Memory::Cpu(_) => cpu::with_scalar(op, kind, self, scalar, &mut out)?,
         }
         Ok(out)
     }

@@ -2,7 +2,7 @@
 
 mod cpu;
 
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{DType, Result, Tensor};
 
 impl Tensor {
@@ -32,8 +32,8 @@ impl Tensor {
             return Ok(self.clone());
         }
         let mut out = Tensor::allocate(op, self.shape().clone(), dtype, self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => cpu::cast(op, self, &mut out)?,
+        match self.storage().memory() {
+            Memory::Cpu(_) => cpu::cast(op, self, &mut out)?,
         }
         Ok(out)
     }

@@ -3,7 +3,7 @@
 mod cpu;
 
 use super::binary::common_shape;
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{DType, Error, Result, Tensor};
 
 /// The comparisons.
@@ -82,8 +82,8 @@ impl Tensor {
                 reason: "the condition and the values do not broadcast",
             })?;
         let mut out = Tensor::allocate(op, shape, a.dtype(), a.device())?;
-        match a.storage() {
-            Storage::Cpu(_) => cpu::choose(op, cond, a, b, &mut out)?,
+        match a.storage().memory() {
+            Memory::Cpu(_) => cpu::choose(op, cond, a, b, &mut out)?,
         }
         Ok(out)
     }
@@ -92,8 +92,8 @@ impl Tensor {
         self.expect_same_kind(op, rhs)?;
         let shape = common_shape(op, self, rhs)?;
         let mut out = Tensor::allocate(op, shape, DType::U8, self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => cpu::compare(op, kind, self, rhs, &mut out)?,
+        match self.storage().memory() {
+            Memory::Cpu(_) => cpu::compare(op, kind, self, rhs, &mut out)?,
         }
         Ok(out)
     }

@@ -10,7 +10,7 @@ pub use geometry::Conv2dConfig;
 use geometry::Geometry;
 
 use super::working::{on_real, rounded, working};
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {
@@ -57,8 +57,8 @@ impl Tensor {
         let bias = bias.map(|b| working(OP, b)).transpose()?;
         let (x, w) = (working(OP, self)?, working(OP, weight)?);
         let mut out = Tensor::allocate(OP, output_shape(&g), x.dtype(), x.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => on_real!(x, T => {
+        match self.storage().memory() {
+            Memory::Cpu(_) => on_real!(x, T => {
                 let bias = bias.as_ref().map(|b| b.as_slice::<T>()).transpose()?;
                 cpu::forward(&g, x.as_slice::<T>()?, w.as_slice()?, bias, out.make_mut()?)
                     .map_err(|e| e.on(OP, self.device()))?;
@@ -85,8 +85,8 @@ impl Tensor {
         check_grad(OP, grad, &g)?;
         let (dy, w) = (working(OP, grad)?, working(OP, weight)?);
         let mut dx = Tensor::allocate(OP, input_shape, dy.dtype(), dy.device())?;
-        match grad.storage() {
-            Storage::Cpu(_) => on_real!(dy, T => {
+        match grad.storage().memory() {
+            Memory::Cpu(_) => on_real!(dy, T => {
                 cpu::input_grad(&g, dy.as_slice::<T>()?, w.as_slice()?, dx.make_mut()?)
                     .map_err(|e| e.on(OP, grad.device()))?;
             }),
@@ -113,8 +113,8 @@ impl Tensor {
         check_grad(OP, grad, &g)?;
         let (x, dy) = (working(OP, input)?, working(OP, grad)?);
         let mut dw = Tensor::allocate(OP, weight_shape, x.dtype(), x.device())?;
-        match input.storage() {
-            Storage::Cpu(_) => on_real!(x, T => {
+        match input.storage().memory() {
+            Memory::Cpu(_) => on_real!(x, T => {
                 cpu::weight_grad(&g, x.as_slice::<T>()?, dy.as_slice()?, dw.make_mut()?)
                     .map_err(|e| e.on(OP, input.device()))?;
             }),

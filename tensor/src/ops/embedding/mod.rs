@@ -2,7 +2,7 @@
 
 use super::index::{checked, cpu};
 use super::working::rounded;
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{Error, Result, Shape, Tensor, dispatch_float};
 
 impl Tensor {
@@ -33,8 +33,8 @@ impl Tensor {
         let mut shape = ids.shape().clone();
         shape.push(width);
         let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => cpu::select(
+        match self.storage().memory() {
+            Memory::Cpu(_) => cpu::select(
                 table.as_bytes()?,
                 entries,
                 width * self.dtype().size(),
@@ -79,8 +79,8 @@ impl Tensor {
         }
         let (grad, ids) = (self.contiguous_for(OP)?, checked(OP, self, ids, entries)?);
         let mut sum = Tensor::zeros_for(OP, shape, dtype, self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
+        match self.storage().memory() {
+            Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 let (grad, ids) = (grad.as_slice()?, ids.as_slice()?);
                 cpu::add::<T>(grad, ids, entries, width, sum.make_mut()?);
             }),

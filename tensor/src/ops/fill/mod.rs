@@ -2,7 +2,7 @@
 
 mod cpu;
 
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{DType, Device, Error, Number, Result, Shape, Tensor, dispatch_any};
 
 /// A number of elements that an argument gives fits the rule for shapes; the error names it.
@@ -52,8 +52,8 @@ impl Tensor {
         device: Device,
     ) -> Result<Tensor> {
         let mut out = Tensor::allocate(op, shape, dtype, device)?;
-        match out.storage() {
-            Storage::Cpu(_) => cpu::full(op, value, &mut out)?,
+        match out.storage().memory() {
+            Memory::Cpu(_) => cpu::full(op, value, &mut out)?,
         }
         Ok(out)
     }
@@ -74,8 +74,8 @@ impl Tensor {
         device: Device,
     ) -> Result<Tensor> {
         let mut out = Tensor::allocate(op, shape, dtype, device)?;
-        match out.storage() {
-            Storage::Cpu(_) => cpu::zeros(&mut out)?,
+        match out.storage().memory() {
+            Memory::Cpu(_) => cpu::zeros(&mut out)?,
         }
         Ok(out)
     }
@@ -101,8 +101,8 @@ impl Tensor {
             dispatch_any!(dtype, T => Number::Int(last as i64).element::<T>(OP).map(drop)?);
         }
         let mut out = Tensor::allocate(OP, len.into(), dtype, device)?;
-        match out.storage() {
-            Storage::Cpu(_) => cpu::arange(&mut out)?,
+        match out.storage().memory() {
+            Memory::Cpu(_) => cpu::arange(&mut out)?,
         }
         Ok(out)
     }

@@ -7,7 +7,7 @@ pub(super) mod cpu;
 
 use crate::layout::resolve_axis;
 use crate::ops::working::{rounded, working};
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{DType, Error, Layout, Result, Shape, Tensor, dispatch_float};
 use bytemuck::cast_slice_mut;
 use std::ops::Range;
@@ -34,8 +34,8 @@ impl Tensor {
         shape[axis] = indices.numel();
         let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
         let inner = self.dims()[axis + 1..].iter().product::<usize>();
-        match self.storage() {
-            Storage::Cpu(_) => cpu::select(
+        match self.storage().memory() {
+            Memory::Cpu(_) => cpu::select(
                 self.contiguous_for(OP)?.as_bytes()?,
                 self.dims()[axis],
                 inner * self.dtype().size(),
@@ -71,8 +71,8 @@ impl Tensor {
         let inner = self.dims()[axis + 1..].iter().product();
         let (mut sum, source) = (working(OP, self)?, source.contiguous_for(OP)?);
         sum.own(OP)?;
-        match self.storage() {
-            Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
+        match self.storage().memory() {
+            Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 cpu::add::<T>(
                     source.as_slice()?,
                     indices.as_slice()?,
@@ -104,8 +104,8 @@ impl Tensor {
         }
         let lines = lines(OP, self.layout(), axis, &shape)?;
         let stride = self.layout().strides()[axis];
-        match self.storage() {
-            Storage::Cpu(from) => {
+        match self.storage().memory() {
+            Memory::Cpu(from) => {
                 let index = (indices.as_slice()?, indices.layout());
                 let (size, out) = (self.dtype().size(), out.bytes_mut()?);
                 match size {
@@ -176,8 +176,8 @@ impl Tensor {
                     *layout = layout.narrow(0, 0, 1)?;
                 }
             }
-            match self.storage() {
-                Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
+            match self.storage().memory() {
+                Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                     let (index, source) = (indices.as_slice()?, source.as_slice()?);
                     cpu::scatter_add::<T>(index, source, &layouts, stride, parts, sum.make_mut()?);
                 }),
@@ -235,8 +235,8 @@ pub(super) fn first_outside(
     range: Range<i64>,
     except: Option<i64>,
 ) -> Result<Option<i64>> {
-    match indices.storage() {
-        Storage::Cpu(_) => cpu::first_outside(indices, range, except),
+    match indices.storage().memory() {
+        Memory::Cpu(_) => cpu::first_outside(indices, range, except),
     }
 }
 

@@ -6,18 +6,34 @@ use crate::cpu::gemm::{self, Bias, Epilogue, MatMut, MatRef, Scalar};
 use crate::cpu::math::Real;
 use crate::cpu::scratch::NoMemory;
 use crate::ops::unary::Unary;
-use crate::{Element, Tensor};
+use crate::{Element, Result, Tensor, dispatch_float};
 
 /// Elements of a piece of a row that pass through an activation together.
 const PIECE: usize = 256;
 
-/// `out = act(x weightᵀ + bias)` for matrices.
-pub(super) fn forward<T>(
+/// `y = act(x weightᵀ + bias)` for matrices; `y` may have more axes.
+pub(super) fn forward(
+    op: &'static str,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    y: &mut Tensor,
+) -> Result<()> {
+    let bias = bias.map(|bias| bias.contiguous_for(op)).transpose()?;
+    let device = y.device();
+    dispatch_float!(op, y.dtype(), T => {
+        let bias = bias.as_ref().map(Tensor::as_slice).transpose()?;
+        run::<T>(x, weight, bias, activation, y.make_mut()?).map_err(|e| e.on(op, device))
+    })
+}
+
+fn run<T>(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&[T]>,
     activation: Activation,
-    out: &mut [T],
+    y: &mut [T],
 ) -> Result<(), NoMemory>
 where
     T: Element + Scalar,
@@ -36,27 +52,18 @@ where
         ..Epilogue::default()
     };
     let (m, n) = (x.dims()[0], weight.dims()[0]);
-    gemm::product(
-        MatMut::row_major(out, m, n),
-        matrix(x),
-        matrix(weight).t(),
-        &epilogue,
-    )
+    let y = MatMut::row_major(y, m, n);
+    gemm::product(y, matrix(x), matrix(weight).t(), &epilogue)
 }
 
-/// `out = a b` for matrices.
-pub(super) fn product<T: Element + Scalar>(
-    a: &Tensor,
-    b: &Tensor,
-    out: &mut [T],
-) -> Result<(), NoMemory> {
-    let (m, n) = (a.dims()[0], b.dims()[1]);
-    gemm::product(
-        MatMut::row_major(out, m, n),
-        matrix(a),
-        matrix(b),
-        &Epilogue::default(),
-    )
+/// `c = a b` for matrices; `c` may have more axes.
+pub(super) fn product(op: &'static str, a: &Tensor, b: &Tensor, c: &mut Tensor) -> Result<()> {
+    let (m, n, device) = (a.dims()[0], b.dims()[1], c.device());
+    dispatch_float!(op, c.dtype(), T => {
+        let c = MatMut::row_major(c.make_mut::<T>()?, m, n);
+        let product = gemm::product(c, matrix(a), matrix(b), &Epilogue::default());
+        product.map_err(|e| e.on(op, device))
+    })
 }
 
 fn matrix<T: Element>(t: &Tensor) -> MatRef<'_, T> {

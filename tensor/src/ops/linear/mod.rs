@@ -1,10 +1,12 @@
 //! The affine layer `act(x Wᵀ + b)` in one pass, and its gradients.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use super::unary::{GeluKind, Unary};
-use crate::storage::Storage;
-use crate::{Error, Result, Shape, Tensor, dispatch_float};
+use crate::storage::{On, on, out};
+use crate::{Error, Result, Shape, Tensor};
 
 /// What [`Tensor::linear`] applies to its sums while they are at hand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -72,32 +74,28 @@ impl Tensor {
             weight,
             "the last axis must be as long as the weight's second",
         )?;
-        let bias = match bias {
-            Some(bias) => {
-                self.expect_same_kind(OP, bias)?;
-                if bias.dims() != [out_features] {
-                    return Err(Error::ShapeMismatch {
-                        op: OP,
-                        lhs: weight.shape().clone(),
-                        rhs: bias.shape().clone(),
-                        reason: "the bias must have one element for each row of the weight",
-                    });
-                }
-                Some(bias.contiguous_for(OP)?)
+        if let Some(bias) = bias {
+            self.expect_same_kind(OP, bias)?;
+            if bias.dims() != [out_features] {
+                return Err(Error::ShapeMismatch {
+                    op: OP,
+                    lhs: weight.shape().clone(),
+                    rhs: bias.shape().clone(),
+                    reason: "the bias must have one element for each row of the weight",
+                });
             }
-            None => None,
-        };
+        }
         let mut shape = lead;
         shape.push(out_features);
-        let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
-                let bias = bias.as_ref().map(Tensor::as_slice::<T>).transpose()?;
-                cpu::forward::<T>(&x, weight, bias, activation, out.make_mut()?)
-                    .map_err(|e| e.on(OP, self.device()))?;
-            }),
+        let mut y = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
+        match on(OP, (&x, weight, bias, out(&mut y)))? {
+            On::Cpu((x, weight, bias, y)) => cpu::forward(OP, x, weight, bias, activation, y)?,
+            #[cfg(feature = "cuda")]
+            On::Cuda(mut lane, (x, weight, bias, y)) => {
+                cuda::forward(&mut lane, x, weight, bias, activation, y)?
+            }
         }
-        Ok(out)
+        Ok(y)
     }
 
     /// The gradient of [`linear`](Tensor::linear)'s argument, where `self` is the gradient of the
@@ -117,14 +115,9 @@ impl Tensor {
         )?;
         let mut shape = lead;
         shape.push(in_features);
-        let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
-                cpu::product::<T>(&grad, weight, out.make_mut()?)
-                    .map_err(|e| e.on(OP, self.device()))?;
-            }),
-        }
-        Ok(out)
+        let mut dx = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
+        product(OP, &grad, weight, &mut dx)?;
+        Ok(dx)
     }
 
     /// The gradient of [`linear`](Tensor::linear)'s weight, where `self` is the gradient of the
@@ -156,19 +149,10 @@ impl Tensor {
             matrix.map_err(|error| error.of(OP))
         };
         let (grad, x) = (matrix(self, out_features)?, matrix(x, in_features)?);
-        let mut out = Tensor::allocate(
-            OP,
-            [out_features, in_features].into(),
-            self.dtype(),
-            self.device(),
-        )?;
-        match self.storage() {
-            Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
-                cpu::product::<T>(&grad.transpose(0, 1)?, &x, out.make_mut()?)
-                    .map_err(|e| e.on(OP, self.device()))?;
-            }),
-        }
-        Ok(out)
+        let shape = [out_features, in_features].into();
+        let mut dw = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
+        product(OP, &grad.transpose(0, 1)?, &x, &mut dw)?;
+        Ok(dw)
     }
 
     /// The gradient of [`linear`](Tensor::linear)'s bias, where `self` is the gradient of the
@@ -184,6 +168,15 @@ impl Tensor {
         let rows = self.reshape([lead.iter().product::<usize>(), features]);
         let sum = rows.and_then(|rows| rows.sum(&[0], false));
         sum.map_err(|error| error.of(OP))
+    }
+}
+
+/// `c = a b` for matrices.
+fn product(op: &'static str, a: &Tensor, b: &Tensor, c: &mut Tensor) -> Result<()> {
+    match on(op, (a, b, out(c)))? {
+        On::Cpu((a, b, c)) => cpu::product(op, a, b, c),
+        #[cfg(feature = "cuda")]
+        On::Cuda(mut lane, (a, b, c)) => cuda::product(&mut lane, a, b, c),
     }
 }
 

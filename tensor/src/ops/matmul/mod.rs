@@ -2,7 +2,7 @@
 
 mod cpu;
 
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{Error, Result, Shape, Tensor, dispatch_float};
 
 impl Tensor {
@@ -83,8 +83,8 @@ impl Tensor {
             t.layout().broadcast_to(OP, &shape)
         };
         let (a_layout, b_layout) = (stretched(&a, m, k)?, stretched(&b, k, n)?);
-        match self.storage() {
-            Storage::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
+        match self.storage().memory() {
+            Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 cpu::matmul::<T>((&a, &a_layout), (&b, &b_layout), out.make_mut()?)
                     .map_err(|e| e.on(OP, self.device()))?;
             }),

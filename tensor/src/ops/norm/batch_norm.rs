@@ -3,7 +3,7 @@
 
 use super::cpu::batch_norm as cpu;
 use crate::ops::working::{on_real, rounded, working};
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{Error, Result, Shape, Tensor};
 
 /// What [`Tensor::batch_norm`] computes. The statistics have one element per channel and are `f32`
@@ -149,8 +149,8 @@ impl Tensor {
         let invstd = channel(OP, self, var, &dims)?.batch_norm_invstd(eps);
         let invstd = invstd.map_err(|error| error.of(OP))?;
         let mut out = Tensor::allocate(OP, x.shape().clone(), x.dtype(), x.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => on_real!(x, T => {
+        match self.storage().memory() {
+            Memory::Cpu(_) => on_real!(x, T => {
                 let (w, b) = affine.slices::<T>()?;
                 let residual = residual.as_ref().map(|r| r.as_slice::<T>()).transpose()?;
                 let stats = (mean.as_slice::<T>()?, invstd.as_slice::<T>()?);
@@ -170,8 +170,8 @@ impl Tensor {
         self.expect_float(OP)?;
         let var = working(OP, self)?;
         let mut out = Tensor::allocate(OP, var.shape().clone(), var.dtype(), var.device())?;
-        match var.storage() {
-            Storage::Cpu(_) => on_real!(var, T => {
+        match var.storage().memory() {
+            Memory::Cpu(_) => on_real!(var, T => {
                 cpu::invstd::<T>(var.as_slice()?, eps, out.make_mut()?);
             }),
         }
@@ -321,8 +321,8 @@ fn forward(
         like(dims.c.into())?,
         like(dims.c.into())?,
     );
-    match input.storage() {
-        Storage::Cpu(_) => on_real!(x, T => {
+    match input.storage().memory() {
+        Memory::Cpu(_) => on_real!(x, T => {
             let (w, b) = affine.slices::<T>()?;
             let residual = residual.as_ref().map(|r| r.as_slice::<T>()).transpose()?;
             let stats = cpu::Stats {
@@ -369,8 +369,8 @@ fn backward(
     let mut dx = like(x.shape().clone())?;
     let mut residual = out.is_some().then(|| like(x.shape().clone())).transpose()?;
     let (mut dw, mut db) = (like(dims.c.into())?, like(dims.c.into())?);
-    match input.storage() {
-        Storage::Cpu(_) => on_real!(x, T => {
+    match input.storage().memory() {
+        Memory::Cpu(_) => on_real!(x, T => {
             let (w, b) = affine.slices::<T>()?;
             let mask = match (&out, &mut residual) {
                 (Some(out), Some(r)) => cpu::Mask::Output(out.as_slice()?, r.make_mut()?),

@@ -2,7 +2,7 @@
 
 use super::cpu::layer_norm as cpu;
 use crate::ops::working::{on_real, rounded, working};
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{Error, Result, Shape, Tensor};
 
 /// What [`Tensor::layer_norm`] returns. The statistics have the shape of the axes that are not
@@ -59,8 +59,8 @@ impl Tensor {
         let x = working(OP, self)?;
         let like = |shape: &Shape| Tensor::allocate(OP, shape.clone(), x.dtype(), x.device());
         let (mut out, mut mean, mut rstd) = (like(x.shape())?, like(&lead)?, like(&lead)?);
-        match self.storage() {
-            Storage::Cpu(_) => on_real!(x, T => {
+        match self.storage().memory() {
+            Memory::Cpu(_) => on_real!(x, T => {
                 let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;
                 let b = b.as_ref().map(Tensor::as_slice::<T>).transpose()?;
                 let stats = (mean.make_mut()?, rstd.make_mut()?);
@@ -117,8 +117,8 @@ impl Tensor {
             None => Shape::from(0),
         };
         let mut partial = like(&partial)?;
-        match self.storage() {
-            Storage::Cpu(_) => on_real!(x, T => {
+        match self.storage().memory() {
+            Memory::Cpu(_) => on_real!(x, T => {
                 let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;
                 let stats = (mean.as_slice::<T>()?, rstd.as_slice::<T>()?);
                 let (dy, x) = (dy.as_slice::<T>()?, x.as_slice::<T>()?);

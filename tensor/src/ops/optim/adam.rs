@@ -1,10 +1,11 @@
 //! Adam and AdamW: their numbers, their state and their step.
 
 use super::{
-    Part, check_pairs, check_state, cpu, expect_equal_lengths, make_ready, no_moment, ready,
+    Batches, Item, Part, check_pairs, check_state, cpu, expect_equal_lengths, make_ready,
+    no_moment, ready,
 };
-use crate::storage::Storage;
-use crate::{Element, Float, Result, Tensor, dispatch_float};
+use crate::storage::On;
+use crate::{Result, Tensor};
 use std::borrow::{Borrow, BorrowMut};
 
 /// How [`adam_step`] decays weights.
@@ -121,26 +122,44 @@ where
             }
         }
     }
-    // From here on, nothing can fail.
-    let (mut copies, mut fresh) = (copies.into_iter(), fresh.into_iter());
-    for part in parts {
+    let mut batches = Batches::new();
+    let (mut copies, mut unused) = (copies.iter(), fresh.iter_mut());
+    for part in &mut *parts {
+        let config = &part.config;
         let pairs = part.params.iter_mut().zip(part.grads);
         for ((param, grad), state) in pairs.zip(&mut *part.states) {
-            let (param, grad) = (param.borrow_mut(), ready(grad.borrow(), &mut copies));
+            let (param, grad) = (param.borrow_mut(), grad.borrow());
+            let batch = batches.of(param.device());
+            batch.params.push(param);
+            batch.grads.push(ready(grad, &mut copies));
+            let known = state.borrow_mut().as_mut();
+            let Some(state) = known.or_else(|| unused.next()) else {
+                continue; // there is one for each
+            };
+            let step = state.step + 1;
+            batch
+                .states
+                .extend([&mut state.exp_avg, &mut state.exp_avg_sq]);
+            batch.items.push(Item {
+                config,
+                states: 2,
+                step,
+            });
+        }
+    }
+    batches.run(OP, |on, items| match on {
+        On::Cpu(lists) => cpu::adam(OP, lists, items),
+        #[cfg(feature = "cuda")]
+        On::Cuda(lane, _) => Err(lane.unsupported()),
+    })?;
+    let mut fresh = fresh.into_iter();
+    for part in parts {
+        for state in &mut *part.states {
             let state = state.borrow_mut();
             *state = state.take().or_else(|| fresh.next());
-            let Some(state) = state else { continue }; // there is one for each
-            state.step += 1;
-            dispatch_pair!(OP, param, grad, T, G => match grad.storage() {
-                Storage::Cpu(_) => cpu::adam::<T, G>(
-                    param.make_mut()?,
-                    grad.as_slice()?,
-                    state.exp_avg.make_mut()?,
-                    state.exp_avg_sq.make_mut()?,
-                    state.step,
-                    &part.config,
-                ),
-            });
+            if let Some(state) = state {
+                state.step += 1;
+            }
         }
     }
     Ok(())

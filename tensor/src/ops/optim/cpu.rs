@@ -2,11 +2,11 @@
 //! each is compiled once for each type of parameter and gradient, and its switches are settled by
 //! the compiler outside the loop.
 
-use super::{AdamConfig, DecayMode, SgdConfig};
+use super::{AdamConfig, DecayMode, Item, SgdConfig};
 use crate::cpu::math::Real;
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::{parallel_chunks, vectorize};
-use crate::{DType, Element, Float, Result, Tensor};
+use crate::{DType, Element, Float, Result, Tensor, dispatch_float};
 
 /// Elements to a thread, at least: some 50 µs of work.
 const GRAIN: usize = 32 * 1024;
@@ -22,8 +22,63 @@ fn c<T: Float>(value: f64) -> C<T> {
     C::<T>::from_f64(value)
 }
 
+/// Runs the body with the Rust types of a parameter and of its gradient, which is the parameter's
+/// type or the one it is computed in.
+macro_rules! dispatch_pair {
+    ($op:expr, $param:expr, $grad:expr, $t:ident, $g:ident => $body:expr) => {
+        dispatch_float!($op, $param.dtype(), $t => {
+            if $grad.dtype() == $t::DTYPE {
+                type $g = $t;
+                $body
+            } else {
+                type $g = <$t as Float>::Compute;
+                $body
+            }
+        })
+    };
+}
+
+/// One step of SGD for each parameter of a batch.
+pub(super) fn sgd(
+    op: &'static str,
+    (params, grads, momenta): (&mut [&mut Tensor], &[&Tensor], &mut [&mut Tensor]),
+    items: &[Item<'_, SgdConfig>],
+) -> Result<()> {
+    let mut momenta = momenta.iter_mut();
+    for ((param, grad), item) in params.iter_mut().zip(grads).zip(items) {
+        let momentum = match item.states {
+            0 => None,
+            _ => momenta.next(),
+        };
+        dispatch_pair!(op, param, grad, T, G => {
+            let (p, g) = (param.make_mut::<T>()?, grad.as_slice::<G>()?);
+            match momentum {
+                None => sgd_plain(p, g, item.config),
+                Some(m) => sgd_momentum(p, g, m.make_mut()?, item.step == 1, item.config),
+            }
+        });
+    }
+    Ok(())
+}
+
+/// One step of Adam for each parameter of a batch.
+pub(super) fn adam(
+    op: &'static str,
+    (params, grads, moments): (&mut [&mut Tensor], &[&Tensor], &mut [&mut Tensor]),
+    items: &[Item<'_, AdamConfig>],
+) -> Result<()> {
+    let (moments, _) = moments.as_chunks_mut::<2>();
+    for (((param, grad), [m, v]), item) in params.iter_mut().zip(grads).zip(moments).zip(items) {
+        dispatch_pair!(op, param, grad, T, G => {
+            let (p, g) = (param.make_mut::<T>()?, grad.as_slice::<G>()?);
+            adam_one(p, g, m.make_mut()?, v.make_mut()?, item.step, item.config);
+        });
+    }
+    Ok(())
+}
+
 /// SGD without momentum.
-pub(super) fn sgd<T: Float, G: Float<Compute = C<T>>>(p: &mut [T], g: &[G], config: &SgdConfig) {
+fn sgd_plain<T: Float, G: Float<Compute = C<T>>>(p: &mut [T], g: &[G], config: &SgdConfig) {
     let (lr, decay) = (c::<T>(config.lr), c::<T>(config.weight_decay));
     parallel_pieces((p, g), GRAIN, |_, (p, g)| {
         vectorize(
@@ -39,7 +94,7 @@ pub(super) fn sgd<T: Float, G: Float<Compute = C<T>>>(p: &mut [T], g: &[G], conf
 }
 
 /// SGD with momentum; the `first` step sets the momentum and does not read it.
-pub(super) fn sgd_momentum<T: Float, G: Float<Compute = C<T>>>(
+fn sgd_momentum<T: Float, G: Float<Compute = C<T>>>(
     p: &mut [T],
     g: &[G],
     m: &mut [C<T>],
@@ -83,7 +138,7 @@ fn momentum<T: Float, G: Float<Compute = C<T>>, const FIRST: bool, const NESTERO
 }
 
 /// Adam or AdamW at the step `step`, counted from 1.
-pub(super) fn adam<T: Float, G: Float<Compute = C<T>>>(
+fn adam_one<T: Float, G: Float<Compute = C<T>>>(
     p: &mut [T],
     g: &[G],
     m: &mut [C<T>],

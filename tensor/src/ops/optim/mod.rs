@@ -9,30 +9,16 @@
 //! **A step takes place whole or not at all.** Everything that can fail (checks, copies, new
 //! states) comes before the first change, so a step that has failed can be repeated.
 
-use crate::storage::Storage;
-use crate::{Error, Result, Tensor, dispatch_float};
+use crate::storage::{Memory, On, inouts, on};
+use crate::{Device, Error, Result, Tensor, dispatch_float};
 use smallvec::SmallVec;
 use std::borrow::{Borrow, BorrowMut, Cow};
-
-/// Runs the body with the Rust types of a parameter and of its gradient, which is the parameter's
-/// type or the one it is computed in.
-macro_rules! dispatch_pair {
-    ($op:expr, $param:expr, $grad:expr, $t:ident, $g:ident => $body:expr) => {
-        dispatch_float!($op, $param.dtype(), $t => {
-            if $grad.dtype() == $t::DTYPE {
-                type $g = $t;
-                $body
-            } else {
-                type $g = <$t as Float>::Compute;
-                $body
-            }
-        })
-    };
-}
 
 mod adam;
 mod check;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod sgd;
 
 pub use adam::{AdamConfig, AdamState, DecayMode, adam_step, adam_steps};
@@ -70,8 +56,8 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
 fn square_sum(tensor: &Tensor) -> Result<f64> {
     const OP: &str = "global_norm";
     let tensor = dense(OP, tensor)?;
-    match tensor.storage() {
-        Storage::Cpu(_) => {
+    match tensor.storage().memory() {
+        Memory::Cpu(_) => {
             dispatch_float!(OP, tensor.dtype(), T => cpu::square_sum::<T>(OP, &tensor))
         }
     }
@@ -90,8 +76,8 @@ pub fn scale<'a>(tensors: impl IntoIterator<Item = &'a mut Tensor>, factor: f64)
     }
     for tensor in tensors {
         dispatch_float!("scale", tensor.dtype(), T => {
-            match tensor.storage() {
-                Storage::Cpu(_) => cpu::scale::<T>(tensor.make_mut()?, factor),
+            match tensor.storage().memory() {
+                Memory::Cpu(_) => cpu::scale::<T>(tensor.make_mut()?, factor),
             }
         });
     }
@@ -107,8 +93,84 @@ fn dense<'a>(op: &'static str, tensor: &'a Tensor) -> Result<Cow<'a, Tensor>> {
     })
 }
 
-/// Makes parameters ready to be written, and puts copies of the gradients that are not contiguous
-/// into `copies`, in order. Changes no value.
+/// The parameters of one device, with all that their step needs.
+struct Batch<'a, C> {
+    params: List<&'a mut Tensor>,
+    /// Contiguous.
+    grads: List<&'a Tensor>,
+    /// The states of each parameter that has some, one after another.
+    states: List<&'a mut Tensor>,
+    items: List<Item<'a, C>>,
+}
+
+/// What one parameter steps with, beside its tensors.
+struct Item<'a, C> {
+    config: &'a C,
+    /// How many tensors of the batch's states are this parameter's.
+    states: usize,
+    /// Counted from 1, or from where the states started.
+    step: u64,
+}
+
+type List<T> = SmallVec<[T; 8]>;
+
+/// The batches of a step, by device.
+struct Batches<'a, C>(SmallVec<[(Device, Batch<'a, C>); 1]>);
+
+impl<'a, C> Batches<'a, C> {
+    fn new() -> Batches<'a, C> {
+        Batches(SmallVec::new())
+    }
+
+    /// The batch of `device`. They are in the order of devices, so that threads which lock several
+    /// cards lock them in one order.
+    fn of(&mut self, device: Device) -> &mut Batch<'a, C> {
+        let at = self.0.partition_point(|(other, _)| *other < device);
+        if self.0.get(at).is_none_or(|(other, _)| *other != device) {
+            let batch = Batch {
+                params: List::new(),
+                grads: List::new(),
+                states: List::new(),
+                items: List::new(),
+            };
+            self.0.insert(at, (device, batch));
+        }
+        &mut self.0[at].1
+    }
+
+    /// Makes all batches ready, and then runs the kernels of each: where a device gives an error,
+    /// nothing has been changed on any.
+    fn run(
+        mut self,
+        op: &'static str,
+        mut kernel: impl FnMut(On<Lists<'_, 'a>>, &[Item<'a, C>]) -> Result<()>,
+    ) -> Result<()> {
+        let mut ready: SmallVec<[_; 1]> = SmallVec::new();
+        for (_, batch) in &mut self.0 {
+            let Batch {
+                params,
+                grads,
+                states,
+                items,
+            } = batch;
+            let operands = (inouts(params), &grads[..], inouts(states));
+            ready.push((on(op, operands)?, &items[..]));
+        }
+        ready
+            .into_iter()
+            .try_for_each(|(on, items)| kernel(on, items))
+    }
+}
+
+/// Parameters, gradients and states of a batch.
+type Lists<'b, 'a> = (
+    &'b mut [&'a mut Tensor],
+    &'b [&'a Tensor],
+    &'b mut [&'a mut Tensor],
+);
+
+/// Makes parameters ready to be written, and returns a contiguous copy of each gradient that has
+/// gaps. Changes no value.
 fn make_ready<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
     op: &'static str,
     params: &mut [P],
@@ -116,19 +178,21 @@ fn make_ready<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
     copies: &mut Vec<Tensor>,
 ) -> Result<()> {
     for (param, grad) in params.iter_mut().zip(grads) {
-        let param: &mut Tensor = param.borrow_mut();
+        let (param, grad): (&mut Tensor, &Tensor) = (param.borrow_mut(), grad.borrow());
         param.own(op)?;
-        if let Cow::Owned(copy) = dense(op, grad.borrow())? {
-            copies.push(copy);
+        if !grad.is_contiguous() {
+            copies.push(grad.contiguous_for(op)?);
         }
     }
     Ok(())
 }
 
 /// The gradient, or the copy that [`make_ready`] has made of it.
-fn ready<'a>(grad: &'a Tensor, copies: &mut impl Iterator<Item = Tensor>) -> Cow<'a, Tensor> {
-    let copy = (!grad.is_contiguous()).then(|| copies.next()).flatten();
-    copy.map_or(Cow::Borrowed(grad), Cow::Owned)
+fn ready<'a>(grad: &'a Tensor, copies: &mut std::slice::Iter<'a, Tensor>) -> &'a Tensor {
+    match grad.is_contiguous() {
+        true => grad,
+        false => copies.next().unwrap_or(grad), // there is a copy for each
+    }
 }
 
 /// A state of a parameter, in the type in which it is computed, of any values.

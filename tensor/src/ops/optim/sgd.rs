@@ -1,10 +1,13 @@
 //! SGD: its numbers and its step.
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{
-    Part, allocate_state, check_pairs, check_state, cpu, expect_equal_lengths, make_ready, ready,
+    Batches, Item, Part, allocate_state, check_pairs, check_state, cpu, expect_equal_lengths,
+    make_ready, ready,
 };
-use crate::storage::Storage;
-use crate::{Element, Float, Result, Tensor, dispatch_float};
+use crate::storage::On;
+use crate::{Result, Tensor};
 use std::borrow::{Borrow, BorrowMut};
 
 /// Stochastic gradient descent, as `torch.optim.SGD`.
@@ -105,35 +108,41 @@ where
             }
         }
     }
-    // From here on, nothing can fail.
-    let (mut copies, mut fresh) = (copies.into_iter(), fresh.into_iter());
-    for part in parts {
-        let c = &part.config;
-        let pairs = part.params.iter_mut().zip(part.grads);
-        if c.momentum == 0.0 {
-            for (param, grad) in pairs {
-                let (param, grad) = (param.borrow_mut(), ready(grad.borrow(), &mut copies));
-                dispatch_pair!(OP, param, grad, T, G => match grad.storage() {
-                    Storage::Cpu(_) => cpu::sgd::<T, G>(param.make_mut()?, grad.as_slice()?, c),
-                });
+    let mut batches = Batches::new();
+    let (mut copies, mut unused) = (copies.iter(), fresh.iter_mut());
+    for part in &mut *parts {
+        let config = &part.config;
+        let mut states = part.states.iter_mut();
+        for (param, grad) in part.params.iter_mut().zip(part.grads) {
+            let (param, grad) = (param.borrow_mut(), grad.borrow());
+            let batch = batches.of(param.device());
+            batch.params.push(param);
+            batch.grads.push(ready(grad, &mut copies));
+            let (mut step, held) = (2, batch.states.len());
+            if config.momentum != 0.0 {
+                // The first step writes the momentum and does not read it.
+                let known = states.next().and_then(|state| state.borrow_mut().as_mut());
+                step -= u64::from(known.is_none());
+                batch.states.extend(known.or_else(|| unused.next()));
             }
-            continue;
-        }
-        for ((param, grad), momentum) in pairs.zip(&mut *part.states) {
-            let (param, grad) = (param.borrow_mut(), ready(grad.borrow(), &mut copies));
-            let momentum = momentum.borrow_mut();
-            let first = momentum.is_none();
-            *momentum = momentum.take().or_else(|| fresh.next());
-            let Some(momentum) = momentum else { continue }; // there is one for each
-            dispatch_pair!(OP, param, grad, T, G => match grad.storage() {
-                Storage::Cpu(_) => cpu::sgd_momentum::<T, G>(
-                    param.make_mut()?,
-                    grad.as_slice()?,
-                    momentum.make_mut()?,
-                    first,
-                    c,
-                ),
+            let states = batch.states.len() - held;
+            batch.items.push(Item {
+                config,
+                states,
+                step,
             });
+        }
+    }
+    batches.run(OP, |on, items| match on {
+        On::Cpu(lists) => cpu::sgd(OP, lists, items),
+        #[cfg(feature = "cuda")]
+        On::Cuda(mut lane, lists) => cuda::sgd(&mut lane, lists, items),
+    })?;
+    let mut fresh = fresh.into_iter();
+    for part in parts.iter_mut().filter(|part| part.config.momentum != 0.0) {
+        for momentum in &mut *part.states {
+            let momentum = momentum.borrow_mut();
+            *momentum = momentum.take().or_else(|| fresh.next());
         }
     }
     Ok(())

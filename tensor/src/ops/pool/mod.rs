@@ -5,7 +5,7 @@ mod cpu;
 use super::index::first_outside;
 use super::window::Axis;
 use super::working::{on_real, rounded, working};
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{DType, Error, Result, Shape, Tensor};
 use cpu::Windows;
 
@@ -80,8 +80,8 @@ impl Tensor {
         let x = working(OP, self)?;
         let mut out = Tensor::allocate(OP, shape.clone(), x.dtype(), x.device())?;
         let mut at = Tensor::allocate(OP, shape, DType::I64, x.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => on_real!(x, T => {
+        match self.storage().memory() {
+            Memory::Cpu(_) => on_real!(x, T => {
                 cpu::max(&w, x.as_slice::<T>()?, out.make_mut()?, at.make_mut()?);
             }),
         }
@@ -128,8 +128,8 @@ impl Tensor {
         let dy = working(OP, grad)?;
         let outs = grad.dims()[2] * grad.dims()[3];
         let mut dx = Tensor::allocate(OP, shape, dy.dtype(), dy.device())?;
-        match grad.storage() {
-            Storage::Cpu(_) => on_real!(dy, T => {
+        match grad.storage().memory() {
+            Memory::Cpu(_) => on_real!(dy, T => {
                 cpu::max_backward(plane, outs, dy.as_slice::<T>()?, at.as_slice()?, dx.make_mut()?);
             }),
         }
@@ -197,8 +197,8 @@ fn average(op: &'static str, x: &Tensor, w: &Windows, shape: Shape) -> Result<Te
     x.expect_float(op)?;
     let wx = working(op, x)?;
     let mut out = Tensor::allocate(op, shape, wx.dtype(), wx.device())?;
-    match x.storage() {
-        Storage::Cpu(_) => on_real!(wx, T => {
+    match x.storage().memory() {
+        Memory::Cpu(_) => on_real!(wx, T => {
             cpu::average(w, wx.as_slice::<T>()?, out.make_mut()?);
         }),
     }
@@ -223,8 +223,8 @@ fn average_backward(
     }
     let dy = working(op, grad)?;
     let mut dx = Tensor::allocate(op, input_shape, dy.dtype(), dy.device())?;
-    match grad.storage() {
-        Storage::Cpu(_) => on_real!(dy, T => {
+    match grad.storage().memory() {
+        Memory::Cpu(_) => on_real!(dy, T => {
             cpu::average_backward(w, dy.as_slice::<T>()?, dx.make_mut()?);
         }),
     }

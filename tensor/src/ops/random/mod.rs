@@ -4,7 +4,7 @@ mod cpu;
 mod philox;
 
 use super::fill::expect_len;
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// A stream of random numbers (Philox4x32-10), and how far it has been read.
@@ -146,8 +146,8 @@ impl Tensor {
     ) -> Result<Tensor> {
         let mut out = Tensor::allocate("rand", shape.into(), dtype, device)?;
         out.expect_float("rand")?;
-        match out.storage() {
-            Storage::Cpu(_) => cpu::rand(&mut out, rng)?,
+        match out.storage().memory() {
+            Memory::Cpu(_) => cpu::rand(&mut out, rng)?,
         }
         Ok(out)
     }
@@ -165,8 +165,8 @@ impl Tensor {
     ) -> Result<Tensor> {
         let mut out = Tensor::allocate("randn", shape.into(), dtype, device)?;
         out.expect_float("randn")?;
-        match out.storage() {
-            Storage::Cpu(_) => cpu::randn(&mut out, rng)?,
+        match out.storage().memory() {
+            Memory::Cpu(_) => cpu::randn(&mut out, rng)?,
         }
         Ok(out)
     }
@@ -191,8 +191,8 @@ impl Tensor {
             });
         }
         let mut out = Tensor::allocate(op, shape.into(), DType::I64, device)?;
-        match out.storage() {
-            Storage::Cpu(_) => cpu::randint(low, high, &mut out, rng)?,
+        match out.storage().memory() {
+            Memory::Cpu(_) => cpu::randint(low, high, &mut out, rng)?,
         }
         Ok(out)
     }
@@ -211,8 +211,8 @@ impl Tensor {
     ) -> Result<Tensor> {
         expect_probability("bernoulli", p)?;
         let mut out = Tensor::allocate("bernoulli", shape.into(), DType::U8, device)?;
-        match out.storage() {
-            Storage::Cpu(_) => cpu::bernoulli(p, &mut out, rng)?,
+        match out.storage().memory() {
+            Memory::Cpu(_) => cpu::bernoulli(p, &mut out, rng)?,
         }
         out.cast_for("bernoulli", dtype)
     }
@@ -226,8 +226,8 @@ impl Tensor {
         expect_len("randperm", "len", len, DType::I64)?;
         let out = Tensor::arange(len, DType::I64, device);
         let mut out = out.map_err(|error| error.of("randperm"))?;
-        match out.storage() {
-            Storage::Cpu(_) => rng.shuffle(out.make_mut::<i64>()?),
+        match out.storage().memory() {
+            Memory::Cpu(_) => rng.shuffle(out.make_mut::<i64>()?),
         }
         Ok(out)
     }
@@ -244,8 +244,8 @@ impl Tensor {
         expect_probability(op, p)?;
         self.expect_float(op)?;
         let mut mask = Tensor::allocate(op, self.shape().clone(), DType::U8, self.device())?;
-        match mask.storage() {
-            Storage::Cpu(_) => cpu::bernoulli(1.0 - p, &mut mask, rng)?,
+        match mask.storage().memory() {
+            Memory::Cpu(_) => cpu::bernoulli(1.0 - p, &mut mask, rng)?,
         }
         Ok((self.scale_kept(op, &mask, p)?, mask))
     }
@@ -278,8 +278,8 @@ impl Tensor {
         // With p = 1 everything is dropped, and the scale is never used.
         let scale = if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 };
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => cpu::scale_kept(op, self, mask, scale, &mut out)?,
+        match self.storage().memory() {
+            Memory::Cpu(_) => cpu::scale_kept(op, self, mask, scale, &mut out)?,
         }
         Ok(out)
     }

@@ -8,7 +8,7 @@
 mod cpu;
 
 use crate::layout::resolve_axis;
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{DType, Error, Layout, Result, Shape, Tensor};
 use smallvec::{SmallVec, smallvec};
 
@@ -246,8 +246,8 @@ impl Tensor {
             .collect();
         self.expect_choice(op, kind, self.count(mask), &kept)?;
         let mut out = Tensor::allocate(op, kept, self.dtype(), self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => cpu::reduce(op, kind, self, mask, &mut out)?,
+        match self.storage().memory() {
+            Memory::Cpu(_) => cpu::reduce(op, kind, self, mask, &mut out)?,
         }
         Ok(out)
     }
@@ -287,8 +287,8 @@ impl Tensor {
         let extent = shape.remove(axis);
         self.expect_choice(op, kind, extent, &shape)?;
         let mut out = Tensor::allocate(op, shape, DType::I64, self.device())?;
-        match rows.storage() {
-            Storage::Cpu(_) => cpu::arg_reduce(kind, &rows, extent, &mut out)?,
+        match rows.storage().memory() {
+            Memory::Cpu(_) => cpu::arg_reduce(kind, &rows, extent, &mut out)?,
         }
         Ok(out)
     }

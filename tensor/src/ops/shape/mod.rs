@@ -5,7 +5,7 @@ mod cpu;
 
 use crate::cpu::scratch::room;
 use crate::layout::resolve_axis;
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{Error, Layout, Number, Result, Shape, Tensor};
 use bytemuck::cast_slice_mut;
 
@@ -235,8 +235,8 @@ fn first_of<'a>(op: &'static str, tensors: &[&'a Tensor]) -> Result<&'a Tensor> 
 /// Copies all elements of `from` to the places `place` of `out`.
 fn copy_into(from: &Tensor, out: &mut Tensor, place: &Layout) -> Result<()> {
     let (size, layout) = (from.dtype().size(), from.layout());
-    match from.storage() {
-        Storage::Cpu(s) => {
+    match from.storage().memory() {
+        Memory::Cpu(s) => {
             let out = out.bytes_mut()?;
             match size {
                 1 => cpu::copy::<u8>(s.as_raw(), layout, out, place),

@@ -3,7 +3,7 @@
 
 use super::cpu;
 use crate::ops::index::first_outside;
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{DType, Error, Result, Shape, Tensor, dispatch_float};
 
 /// How the losses of a batch become the result.
@@ -92,8 +92,8 @@ impl Tensor {
             Reduction::Mean | Reduction::Sum => Shape::default(),
         };
         let mut loss = Tensor::allocate(OP, shape, wide, device)?;
-        match self.storage() {
-            Storage::Cpu(_) => dispatch_float!(OP, dtype, T => {
+        match self.storage().memory() {
+            Memory::Cpu(_) => dispatch_float!(OP, dtype, T => {
                 cpu::cross_entropy::<T>(&problem, config, &mut saved, &mut loss)?;
             }),
         }
@@ -150,8 +150,8 @@ impl Tensor {
         let (shape, dtype) = (problem.logits.shape().clone(), logits.dtype());
         let mut out = Tensor::allocate(OP, shape, dtype, logits.device())?;
         let (grad, saved) = (self.contiguous_for(OP)?, saved.contiguous_for(OP)?);
-        match logits.storage() {
-            Storage::Cpu(_) => dispatch_float!(OP, dtype, T => {
+        match logits.storage().memory() {
+            Memory::Cpu(_) => dispatch_float!(OP, dtype, T => {
                 cpu::cross_entropy_backward::<T>(&problem, config, &grad, &saved, &mut out)?;
             }),
         }

@@ -9,7 +9,7 @@ mod cross_entropy;
 pub use cross_entropy::{CrossEntropyConfig, CrossEntropyOutput, Reduction};
 
 use crate::layout::resolve_axis;
-use crate::storage::Storage;
+use crate::storage::Memory;
 use crate::{Result, Tensor, dispatch_float};
 
 impl Tensor {
@@ -29,8 +29,8 @@ impl Tensor {
     pub fn softmax(&self, axis: isize) -> Result<Tensor> {
         const OP: &str = "softmax";
         map_rows(OP, axis, [self], |[x], out, width| {
-            match x.storage() {
-                Storage::Cpu(_) => dispatch_float!(OP, x.dtype(), T => {
+            match x.storage().memory() {
+                Memory::Cpu(_) => dispatch_float!(OP, x.dtype(), T => {
                     cpu::softmax::<T>(x.as_slice()?, out.make_mut()?, width);
                 }),
             }
@@ -45,8 +45,8 @@ impl Tensor {
     pub fn log_softmax(&self, axis: isize) -> Result<Tensor> {
         const OP: &str = "log_softmax";
         map_rows(OP, axis, [self], |[x], out, width| {
-            match x.storage() {
-                Storage::Cpu(_) => dispatch_float!(OP, x.dtype(), T => {
+            match x.storage().memory() {
+                Memory::Cpu(_) => dispatch_float!(OP, x.dtype(), T => {
                     cpu::log_softmax::<T>(x.as_slice()?, out.make_mut()?, width);
                 }),
             }
@@ -62,8 +62,8 @@ impl Tensor {
     pub fn softmax_backward(&self, out: &Tensor, axis: isize) -> Result<Tensor> {
         const OP: &str = "softmax_backward";
         map_rows(OP, axis, [self, out], |[g, y], dx, width| {
-            match g.storage() {
-                Storage::Cpu(_) => dispatch_float!(OP, g.dtype(), T => {
+            match g.storage().memory() {
+                Memory::Cpu(_) => dispatch_float!(OP, g.dtype(), T => {
                     cpu::softmax_backward::<T>(g.as_slice()?, y.as_slice()?, dx.make_mut()?, width);
                 }),
             }
@@ -79,8 +79,8 @@ impl Tensor {
     pub fn log_softmax_backward(&self, out: &Tensor, axis: isize) -> Result<Tensor> {
         const OP: &str = "log_softmax_backward";
         map_rows(OP, axis, [self, out], |[g, y], dx, width| {
-            match g.storage() {
-                Storage::Cpu(_) => dispatch_float!(OP, g.dtype(), T => {
+            match g.storage().memory() {
+                Memory::Cpu(_) => dispatch_float!(OP, g.dtype(), T => {
                     cpu::log_softmax_backward::<T>(g.as_slice()?, y.as_slice()?, dx.make_mut()?, width);
                 }),
             }

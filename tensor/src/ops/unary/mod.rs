@@ -4,8 +4,10 @@
 //! result where the derivative follows from it (as in PyTorch), else the forward argument.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
-use crate::storage::Storage;
+use crate::storage::{On, on, out};
 use crate::{Result, Tensor};
 
 /// Which formula of the Gaussian error linear unit.
@@ -178,20 +180,24 @@ backward! {
 
 impl Tensor {
     fn unary(&self, op: &'static str, kind: Unary) -> Result<Tensor> {
-        let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => cpu::unary(op, kind, self, &mut out)?,
+        let mut y = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
+        match on(op, (self, out(&mut y)))? {
+            On::Cpu((x, y)) => cpu::unary(op, kind, x, y)?,
+            #[cfg(feature = "cuda")]
+            On::Cuda(mut lane, (x, y)) => cuda::unary(&mut lane, kind, x, y)?,
         }
-        Ok(out)
+        Ok(y)
     }
 
     fn unary_backward(&self, op: &'static str, saved: &Tensor, kind: Backward) -> Result<Tensor> {
         self.expect_same_kind(op, saved)?;
         self.expect_same_shape(op, saved, "the gradient must have the shape of the result")?;
-        let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
-        match self.storage() {
-            Storage::Cpu(_) => cpu::backward(op, kind, self, saved, &mut out)?,
+        let mut dx = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
+        match on(op, (self, saved, out(&mut dx)))? {
+            On::Cpu((dy, saved, dx)) => cpu::backward(op, kind, dy, saved, dx)?,
+            #[cfg(feature = "cuda")]
+            On::Cuda(mut lane, (dy, saved, dx)) => cuda::backward(&mut lane, kind, dy, saved, dx)?,
         }
-        Ok(out)
+        Ok(dx)
     }
 }
