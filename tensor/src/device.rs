@@ -1,7 +1,8 @@
 //! [`Device`]: where a tensor lives.
 
+use crate::cpu::home::home;
 use crate::error::{Error, Result};
-use crate::memory::{self, MemoryStats};
+use crate::memory::{self, Account, MemoryStats};
 use std::fmt;
 use std::str::FromStr;
 
@@ -35,7 +36,7 @@ impl Device {
         matches!(self, Device::Cpu(_))
     }
 
-    /// Live, peak and reserved bytes of this device.
+    /// Live, peak and reserved bytes of this device, and its limit.
     ///
     /// # Errors
     /// [`Error::DeviceUnavailable`] for a device that this build or machine does not have.
@@ -52,29 +53,64 @@ impl Device {
         Ok(())
     }
 
+    /// Sets or lifts the limit of what may be live on this device, in bytes (PyTorch:
+    /// `set_per_process_memory_fraction`). `None`, which is where every device starts, is no limit.
+    ///
+    /// What would make [`live`](MemoryStats::live) larger than the limit is [`Error::OutOfMemory`]:
+    /// nothing is allocated then, and the same call works once tensors were dropped or the limit was
+    /// raised. The check is exact to the byte, on any number of threads. A limit below what is live
+    /// already frees nothing. Scratch memory inside a CPU kernel is no tensor, and is not counted.
+    ///
+    /// ```
+    /// use phalanx_tensor::{DType, Device, Error, Tensor};
+    ///
+    /// let device = Device::cpu(9);
+    /// device.set_memory_limit(Some(1 << 20))?;
+    /// let half = Tensor::zeros([1 << 17], DType::F32, device)?;
+    /// let e = Tensor::zeros([1 << 18], DType::F32, device).unwrap_err();
+    /// assert_eq!(
+    ///     e.to_string(),
+    ///     "zeros: out of memory on cpu:9: 1048576 bytes asked for, 524288 live; \
+    ///      the limit set for this device is 1048576 bytes"
+    /// );
+    /// device.set_memory_limit(None)?;
+    /// Tensor::zeros([1 << 18], DType::F32, device)?;
+    /// # Ok::<(), Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`memory`](Device::memory).
+    pub fn set_memory_limit(self, limit: Option<usize>) -> Result<()> {
+        self.account("set_memory_limit")?.set_limit(limit);
+        Ok(())
+    }
+
     /// Gives the pool's unused buffers back to the system (PyTorch: `empty_cache`).
     ///
     /// # Errors
     /// As [`memory`](Device::memory).
     pub fn empty_cache(self) -> Result<()> {
-        self.account("empty_cache")?.empty_cache();
+        match self {
+            Device::Cpu(index) => home(index).empty_cache(),
+            Device::Cuda(_) => return Err(self.unavailable("empty_cache")),
+        }
         Ok(())
     }
 
-    pub(crate) fn account(self, op: &'static str) -> Result<&'static memory::DeviceMemory> {
+    fn account(self, op: &'static str) -> Result<&'static Account> {
         match self {
-            Device::Cpu(index) => Ok(memory::cpu(index)),
-            Device::Cuda(_) => Err(unavailable(op, self)),
+            Device::Cpu(_) => Ok(memory::account(self)),
+            Device::Cuda(_) => Err(self.unavailable(op)),
         }
     }
-}
 
-/// The error of a CUDA device in a build without the feature.
-pub(crate) fn unavailable(op: &'static str, device: Device) -> Error {
-    Error::DeviceUnavailable {
-        op,
-        device,
-        reason: "this build is without CUDA; build with the feature `cuda`".into(),
+    /// The error of the operation `op` where this build or machine does not have the device.
+    pub(crate) fn unavailable(self, op: &'static str) -> Error {
+        Error::DeviceUnavailable {
+            op,
+            device: self,
+            reason: "this build is without CUDA; build with the feature `cuda`".into(),
+        }
     }
 }
 

@@ -135,8 +135,9 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// The system gave no memory.
-    #[error("{op}: out of memory on {device}: {bytes} bytes asked for, {live} live")]
+    /// The system gave no memory, or the device's limit
+    /// ([`set_memory_limit`](Device::set_memory_limit)) was in the way.
+    #[error("{op}: out of memory on {device}: {bytes} bytes asked for, {live} live{}", reason(*limit))]
     OutOfMemory {
         /// The operation.
         op: &'static str,
@@ -146,7 +147,16 @@ pub enum Error {
         bytes: usize,
         /// Bytes live on the device at that time.
         live: usize,
+        /// The device's limit for live bytes, where it was the reason.
+        limit: Option<usize>,
     },
+}
+
+/// Why memory was refused, where it was not the system.
+fn reason(limit: Option<usize>) -> String {
+    limit.map_or_else(String::new, |limit| {
+        format!("; the limit set for this device is {limit} bytes")
+    })
 }
 
 /// A `main` that returns an error prints its `Debug`: a derived one would hide the sentence.

@@ -1,9 +1,13 @@
-//! Memory accounts: what each device has live, its peak, and the buffer pool behind it.
+//! The memory account of a device: what is live, its peak and its limit, whatever kind of device it
+//! is. What hands the memory out, and books it here, stands with each kind of device.
 
-use crate::cpu::pool::Pool;
+use crate::{Device, Error};
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{LazyLock, RwLock};
+use std::thread::LocalKey;
 
 /// What a device's memory is doing, in bytes.
 ///
@@ -15,30 +19,97 @@ pub struct MemoryStats {
     pub live: usize,
     /// The largest `live` since the start or the last `reset_peak`.
     pub peak: usize,
+    /// The largest `live` that is allowed, where there is a limit.
+    pub limit: Option<usize>,
     /// Bytes held from the system.
     pub reserved: usize,
     /// How often the system was asked for memory. Constant in a training loop at steady state.
     pub system_allocations: u64,
+    /// How often a write in place had to copy first, because another tensor shared the storage.
+    /// Such a copy costs time and memory, and the tensor that is written moves to a new address.
+    pub copies: u64,
 }
 
-/// The account and the pool of one virtual CPU device.
-#[derive(Debug, Default)]
-pub(crate) struct DeviceMemory {
-    pub(crate) index: usize,
+/// No limit. Nothing can reach it, because `live` counts what can be addressed.
+const UNLIMITED: usize = usize::MAX;
+
+/// The account of one device.
+///
+/// Each figure is an atomic of its own, and none of them guards other memory: relaxed order is
+/// enough.
+#[derive(Debug)]
+pub(crate) struct Account {
+    device: Device,
     live: AtomicUsize,
     peak: AtomicUsize,
+    limit: AtomicUsize,
     reserved: AtomicUsize,
     system_allocations: AtomicU64,
-    pub(crate) pool: Pool,
+    copies: AtomicU64,
 }
 
-impl DeviceMemory {
+/// Bytes that are live before the memory itself is had. Dropped, they are live no more.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct Reservation {
+    account: &'static Account,
+    bytes: usize,
+    /// What was live with them.
+    live: usize,
+}
+
+impl Reservation {
+    /// The memory is had: what follows is a buffer that is alive, until
+    /// [`released`](Account::released).
+    pub(crate) fn fulfil(self) {
+        self.account.peak.fetch_max(self.live, Relaxed);
+        std::mem::forget(self);
+    }
+
+    /// The system has no memory for them.
+    pub(crate) fn refused(self, op: &'static str) -> Error {
+        Error::OutOfMemory {
+            op,
+            device: self.account.device,
+            bytes: self.bytes,
+            live: self.live - self.bytes,
+            limit: None,
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.account.released(self.bytes);
+    }
+}
+
+impl Account {
+    fn new(device: Device) -> Account {
+        Account {
+            device,
+            live: AtomicUsize::new(0),
+            peak: AtomicUsize::new(0),
+            limit: AtomicUsize::new(UNLIMITED),
+            reserved: AtomicUsize::new(0),
+            system_allocations: AtomicU64::new(0),
+            copies: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.device
+    }
+
     pub(crate) fn stats(&self) -> MemoryStats {
+        let limit = self.limit.load(Relaxed);
         MemoryStats {
             live: self.live.load(Relaxed),
             peak: self.peak.load(Relaxed),
+            limit: (limit != UNLIMITED).then_some(limit),
             reserved: self.reserved.load(Relaxed),
             system_allocations: self.system_allocations.load(Relaxed),
+            copies: self.copies.load(Relaxed),
         }
     }
 
@@ -46,16 +117,38 @@ impl DeviceMemory {
         self.peak.store(self.live.load(Relaxed), Relaxed);
     }
 
-    pub(crate) fn empty_cache(&self) {
-        self.pool.drain(|bytes| {
-            self.reserved.fetch_sub(bytes, Relaxed);
-        });
+    pub(crate) fn set_limit(&self, limit: Option<usize>) {
+        self.limit.store(limit.unwrap_or(UNLIMITED), Relaxed);
     }
 
-    /// Books a buffer that came alive.
-    pub(crate) fn acquired(&self, bytes: usize) {
-        let live = self.live.fetch_add(bytes, Relaxed) + bytes;
-        self.peak.fetch_max(live, Relaxed);
+    /// Books `bytes` that are about to be allocated, unless the limit is in the way.
+    ///
+    /// Compare and exchange, and not an addition that is taken back: what is refused was live at no
+    /// time, so that it cannot stand in the way of another thread's smaller request.
+    pub(crate) fn reserve(
+        &'static self,
+        op: &'static str,
+        bytes: usize,
+    ) -> Result<Reservation, Error> {
+        let limit = self.limit.load(Relaxed);
+        let with = |live: usize| {
+            let sum = live.checked_add(bytes)?;
+            (sum <= limit || bytes == 0).then_some(sum)
+        };
+        match self.live.fetch_update(Relaxed, Relaxed, with) {
+            Ok(live) => Ok(Reservation {
+                account: self,
+                bytes,
+                live: live + bytes,
+            }),
+            Err(live) => Err(Error::OutOfMemory {
+                op,
+                device: self.device,
+                bytes,
+                live,
+                limit: (limit != UNLIMITED).then_some(limit),
+            }),
+        }
     }
 
     /// Books a buffer that died.
@@ -73,36 +166,56 @@ impl DeviceMemory {
         self.reserved.fetch_add(bytes, Relaxed);
         self.system_allocations.fetch_add(1, Relaxed);
     }
+
+    /// Books a write in place that had to copy a shared storage first.
+    pub(crate) fn copied(&self) {
+        self.copies.fetch_add(1, Relaxed);
+    }
 }
 
-/// The account of virtual CPU device `index`; made at its first use, and kept for good.
-pub(crate) fn cpu(index: usize) -> &'static DeviceMemory {
-    static ACCOUNTS: LazyLock<RwLock<HashMap<usize, &'static DeviceMemory>>> =
-        LazyLock::new(Default::default);
+/// The account of `device`; made at its first use, and kept for good.
+pub(crate) fn account(device: Device) -> &'static Account {
+    static ACCOUNTS: Kept<Device, Account> = Kept::new();
     thread_local! {
-        // A rank works on one device: the map is read once per thread.
-        static LAST: std::cell::Cell<Option<&'static DeviceMemory>> = const { std::cell::Cell::new(None) };
+        static LAST: Last<Device, Account> = const { Cell::new(None) };
     }
-    if let Some(last) = LAST.get()
-        && last.index == index
-    {
-        return last;
+    ACCOUNTS.get(&LAST, device, Account::new)
+}
+
+/// The value that a thread has asked for last. A rank works on one device: the map is read once per
+/// thread.
+pub(crate) type Last<K, T> = Cell<Option<(K, &'static T)>>;
+
+/// One value per key (per device), made at its first use and kept for good.
+pub(crate) struct Kept<K, T: 'static>(LazyLock<RwLock<HashMap<K, &'static T>>>);
+
+impl<K: Copy + Eq + Hash, T> Kept<K, T> {
+    pub(crate) const fn new() -> Self {
+        Kept(LazyLock::new(Default::default))
     }
-    // A panic while the lock was held cannot leave the map half-changed.
-    let known = ACCOUNTS
-        .read()
-        .unwrap_or_else(|e| e.into_inner())
-        .get(&index)
-        .copied();
-    let account = known.unwrap_or_else(|| {
-        let mut accounts = ACCOUNTS.write().unwrap_or_else(|e| e.into_inner());
-        accounts.entry(index).or_insert_with(|| {
-            Box::leak(Box::new(DeviceMemory {
-                index,
-                ..Default::default()
-            }))
-        })
-    });
-    LAST.set(Some(account));
-    account
+
+    /// The value of `key`, which `make` makes if there is none yet.
+    pub(crate) fn get(
+        &self,
+        last: &'static LocalKey<Last<K, T>>,
+        key: K,
+        make: impl FnOnce(K) -> T,
+    ) -> &'static T {
+        if let Some((known, value)) = last.get()
+            && known == key
+        {
+            return value;
+        }
+        // A panic while the lock was held cannot leave the map half-changed.
+        let map = self.0.read().unwrap_or_else(|e| e.into_inner());
+        let known = map.get(&key).copied();
+        drop(map);
+        let value = known.unwrap_or_else(|| {
+            let mut map = self.0.write().unwrap_or_else(|e| e.into_inner());
+            map.entry(key)
+                .or_insert_with(|| Box::leak(Box::new(make(key))))
+        });
+        last.set(Some((key, value)));
+        value
+    }
 }

@@ -215,7 +215,11 @@ impl Tensor {
     /// `op`, so that writing to it cannot fail any more.
     pub(crate) fn own(&mut self, op: &'static str) -> Result<()> {
         if !self.owns() {
-            *self = self.copy_to(op, self.device())?;
+            let copy = self.copy_to(op, self.device())?;
+            if !self.is_unique() {
+                self.storage.account().copied();
+            }
+            *self = copy;
         }
         Ok(())
     }

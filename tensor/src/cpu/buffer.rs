@@ -1,11 +1,12 @@
 //! [`Buffer`]: the memory of one CPU tensor, from its device's pool and back to it.
 #![allow(unsafe_code)]
 
-use super::pool::{Block, Pool};
+use super::home::{Home, home};
+use super::pool::Block;
 use super::slow_build;
 use crate::device::Device;
-use crate::error::{Error, Result};
-use crate::memory::{self, DeviceMemory};
+use crate::error::Result;
+use crate::memory::Account;
 use bytemuck::Pod;
 use std::fmt;
 use std::mem::ManuallyDrop;
@@ -14,7 +15,7 @@ use std::mem::ManuallyDrop;
 pub(crate) struct Buffer {
     block: ManuallyDrop<Block>,
     bytes: usize,
-    home: &'static DeviceMemory,
+    home: &'static Home,
 }
 
 // SAFETY: a buffer owns its block; `&Buffer` gives out only `&[T]` of plain data.
@@ -24,27 +25,8 @@ impl Buffer {
     /// A buffer of `bytes` bytes on `cpu:index` with arbitrary (but initialised) contents.
     pub(crate) fn new(op: &'static str, index: usize, bytes: usize) -> Result<Buffer> {
         slow_build::remark_once();
-        let home = memory::cpu(index);
-        let from_system = || {
-            let size = Pool::block_bytes(bytes)?;
-            let block = Block::from_system(size).or_else(|| {
-                home.empty_cache();
-                Block::from_system(size)
-            })?;
-            home.grown(size);
-            Some(block)
-        };
-        let block =
-            home.pool
-                .take(bytes)
-                .or_else(from_system)
-                .ok_or_else(|| Error::OutOfMemory {
-                    op,
-                    device: Device::Cpu(index),
-                    bytes,
-                    live: home.stats().live,
-                })?;
-        home.acquired(bytes);
+        let home = home(index);
+        let block = home.take(op, bytes)?;
         Ok(Buffer {
             block: ManuallyDrop::new(block),
             bytes,
@@ -53,7 +35,12 @@ impl Buffer {
     }
 
     pub(crate) fn device(&self) -> Device {
-        Device::Cpu(self.home.index)
+        self.home.account().device()
+    }
+
+    /// The account of its device.
+    pub(crate) fn account(&self) -> &'static Account {
+        self.home.account()
     }
 
     /// All elements.
@@ -81,12 +68,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.home.released(self.bytes);
         // SAFETY: the buffer is going away, nobody reads the field again.
         let block = unsafe { ManuallyDrop::take(&mut self.block) };
-        if let Some(block) = self.home.pool.put(block) {
-            self.home.shrunk(block.bytes);
-        }
+        self.home.put(block, self.bytes);
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod elementwise;
 pub mod gemm;
 #[cfg_attr(phalanx_tsan, path = "helpers_tsan.rs")]
 mod helpers;
+pub(crate) mod home;
 pub mod math;
 pub(crate) mod pieces;
 pub(crate) mod pool;

@@ -25,6 +25,7 @@ impl NoMemory {
             device,
             bytes: self.bytes,
             live: device.memory().map_or(0, |memory| memory.live),
+            limit: None,
         }
     }
 }

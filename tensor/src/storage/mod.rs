@@ -14,7 +14,7 @@ pub(crate) use operand::{inout, inouts, out};
 use crate::cpu::buffer::Buffer;
 #[cfg(feature = "cuda")]
 use crate::cuda::CudaStorage;
-use crate::device::unavailable;
+use crate::memory::Account;
 use crate::{DType, Device, Element, Result};
 use fault::Attached;
 
@@ -88,7 +88,7 @@ impl Storage {
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => Memory::Cuda(CudaStorage::new(op, ordinal, dtype, len)?),
             #[cfg(not(feature = "cuda"))]
-            Device::Cuda(_) => return Err(unavailable(op, device)),
+            Device::Cuda(_) => return Err(device.unavailable(op)),
         };
         Ok(Storage {
             memory,
@@ -105,6 +105,15 @@ impl Storage {
             Memory::Cpu(s) => s.buffer.device(),
             #[cfg(feature = "cuda")]
             Memory::Cuda(s) => s.device(),
+        }
+    }
+
+    /// The account of its device.
+    pub(crate) fn account(&self) -> &'static Account {
+        match &self.memory {
+            Memory::Cpu(s) => s.buffer.account(),
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => s.account(),
         }
     }
 

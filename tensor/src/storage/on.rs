@@ -3,8 +3,6 @@
 use super::operand::{Operand, Use};
 #[cfg(feature = "cuda")]
 use crate::cuda::Issue;
-#[cfg(not(feature = "cuda"))]
-use crate::device::unavailable;
 use crate::{Device, Error, Result};
 
 /// Where an operation runs, and its operands, ready for the kernels of that place.
@@ -47,7 +45,7 @@ pub(crate) fn on<O: Operand>(op: &'static str, mut operands: O) -> Result<On<O::
             Ok(On::Cuda(issue, operands.ready()))
         }
         #[cfg(not(feature = "cuda"))]
-        Device::Cuda(_) => Err(unavailable(op, device)),
+        Device::Cuda(_) => Err(device.unavailable(op)),
     }
 }
 

@@ -1,0 +1,185 @@
+//! A device's memory limit: exact to the byte, on several threads too, a typed error that can be
+//! recovered from, and the count of writes that had to copy.
+
+use phalanx_tensor::{DType, Device, Error, Tensor, cpu};
+use std::sync::Barrier;
+
+fn bytes(n: usize, device: Device) -> Result<Tensor, Error> {
+    Tensor::zeros([n], DType::U8, device)
+}
+
+#[test]
+fn the_limit_is_exact_to_the_byte() {
+    let device = Device::cpu(301);
+    assert_eq!(device.memory().unwrap().limit, None);
+    device.set_memory_limit(Some(1000)).unwrap();
+    let a = bytes(999, device).unwrap();
+    let b = bytes(1, device).unwrap();
+    let full = device.memory().unwrap();
+    assert_eq!((full.live, full.limit), (1000, Some(1000)));
+    let e = bytes(1, device).unwrap_err();
+    assert_eq!(
+        e.to_string(),
+        "zeros: out of memory on cpu:301: 1 bytes asked for, 1000 live; \
+         the limit set for this device is 1000 bytes"
+    );
+    assert!(matches!(
+        e,
+        Error::OutOfMemory {
+            op: "zeros",
+            bytes: 1,
+            live: 1000,
+            limit: Some(1000),
+            ..
+        }
+    ));
+    assert_eq!(device.memory().unwrap(), full, "nothing was allocated");
+    bytes(0, device).unwrap(); // asks for nothing
+    drop(b);
+    bytes(1, device).unwrap();
+    drop(a);
+    assert_eq!(device.memory().unwrap().live, 0);
+}
+
+#[test]
+fn a_refused_call_works_once_there_is_room() {
+    let device = Device::cpu(302);
+    let mut x = Tensor::arange(100, DType::F32, device).unwrap();
+    let shared = x.clone();
+    let call = |x: &Tensor| x.add_scalar(1.0)?.mul(x);
+    let want = call(&x).unwrap().to_vec::<f32>().unwrap();
+    device.reset_peak().unwrap();
+    // The second result does not fit, and the first is gone with the call that failed.
+    device.set_memory_limit(Some(1199)).unwrap();
+    let e = call(&x).unwrap_err();
+    assert!(matches!(e, Error::OutOfMemory { op: "mul", .. }), "{e}");
+    let after = device.memory().unwrap();
+    assert_eq!(
+        (after.live, after.peak),
+        (400, 800),
+        "what was refused was never live"
+    );
+    device.set_memory_limit(Some(1200)).unwrap();
+    assert_eq!(call(&x).unwrap().to_vec::<f32>().unwrap(), want);
+    assert_eq!(device.memory().unwrap().peak, 1200);
+
+    // A limit below what is live frees nothing; a write in place needs nothing, a copy does.
+    device.set_memory_limit(Some(10)).unwrap();
+    let e = x.make_mut::<f32>().unwrap_err();
+    assert!(
+        matches!(e, Error::OutOfMemory { op: "make_mut", .. }),
+        "{e}"
+    );
+    assert_eq!(
+        x.to_vec::<f32>().unwrap()[99],
+        99.0,
+        "whole after a refusal"
+    );
+    drop(shared);
+    x.make_mut::<f32>().unwrap()[99] = 0.0;
+    device.set_memory_limit(None).unwrap();
+    assert_eq!(device.memory().unwrap().limit, None);
+    bytes(1 << 20, device).unwrap();
+}
+
+#[test]
+fn other_devices_are_not_limited() {
+    let (a, b) = (Device::cpu(303), Device::cpu(304));
+    a.set_memory_limit(Some(0)).unwrap();
+    let t = bytes(8, b).unwrap();
+    let e = t.to_device(a).unwrap_err();
+    assert!(
+        matches!(
+            e,
+            Error::OutOfMemory {
+                op: "to_device",
+                ..
+            }
+        ),
+        "{e}"
+    );
+    let e = Device::cuda(0).set_memory_limit(None).unwrap_err();
+    assert!(
+        matches!(
+            e,
+            Error::DeviceUnavailable {
+                op: "set_memory_limit",
+                ..
+            }
+        ),
+        "{e}"
+    );
+}
+
+/// Threads that take and give at random, near the limit. What is live is never above it, a request
+/// that fits is never refused, and the peak is what was had.
+#[test]
+fn the_limit_holds_on_several_threads() {
+    const THREADS: usize = 4;
+    const SMALL: usize = 100;
+    let device = Device::cpu(305);
+    // Room for one small buffer each, always; a large one fits at no time.
+    let limit = THREADS * SMALL;
+    device.set_memory_limit(Some(limit)).unwrap();
+    let start = Barrier::new(THREADS);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let start = &start;
+            scope.spawn(move || {
+                start.wait();
+                for round in 0..20_000 {
+                    if (round + thread) % 2 == 0 {
+                        let e = bytes(limit + 1, device).unwrap_err();
+                        assert!(matches!(e, Error::OutOfMemory { live, .. } if live <= limit));
+                    }
+                    // Another thread's refused request does not take this one's room.
+                    let small = bytes(SMALL, device).unwrap();
+                    assert!(device.memory().unwrap().live <= limit);
+                    drop(small);
+                }
+            });
+        }
+    });
+    let end = device.memory().unwrap();
+    assert_eq!(end.live, 0);
+    assert!(end.peak >= SMALL && end.peak <= limit, "{}", end.peak);
+
+    // All want half at once, and two can have it.
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                start.wait();
+                (0..50_000).for_each(|_| drop(bytes(limit / 2, device)));
+            });
+        }
+    });
+    let end = device.memory().unwrap();
+    assert_eq!((end.live, end.limit), (0, Some(limit)));
+    assert!(end.peak <= limit, "{} of {limit}", end.peak);
+}
+
+#[test]
+fn a_write_that_had_to_copy_is_counted() {
+    let device = Device::cpu(306);
+    cpu::with_threads(1, || {
+        let copies = || device.memory().unwrap().copies;
+        let mut a = Tensor::zeros([10], DType::F32, device).unwrap();
+        a.make_mut::<f32>().unwrap()[0] = 1.0;
+        let mut column = Tensor::zeros([4, 4], DType::F32, device)
+            .unwrap()
+            .select(1, 0)
+            .unwrap();
+        column.make_mut::<f32>().unwrap()[0] = 1.0;
+        assert_eq!(copies(), 0, "a view with gaps that nobody shares");
+        let b = a.clone();
+        a.make_mut::<f32>().unwrap()[0] = 2.0;
+        assert_eq!(copies(), 1);
+        a.make_mut::<f32>().unwrap()[0] = 3.0;
+        a.bytes_mut().unwrap()[0] = 0;
+        assert_eq!(copies(), 1, "it is alone now");
+        let c = a.clone();
+        a.bytes_mut().unwrap()[0] = 1;
+        assert_eq!(copies(), 2);
+        drop((b, c));
+    });
+}
