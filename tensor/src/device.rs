@@ -1,6 +1,8 @@
 //! [`Device`]: where a tensor lives.
 
 use crate::cpu::home::home;
+#[cfg(feature = "cuda")]
+use crate::cuda;
 use crate::error::{Error, Result};
 use crate::memory::{self, Account, MemoryStats};
 use std::fmt;
@@ -90,16 +92,75 @@ impl Device {
     /// # Errors
     /// As [`memory`](Device::memory).
     pub fn empty_cache(self) -> Result<()> {
+        const OP: &str = "empty_cache";
         match self {
             Device::Cpu(index) => home(index).empty_cache(),
-            Device::Cuda(_) => return Err(self.unavailable("empty_cache")),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => cuda::gpu(OP, ordinal)?.empty_cache(OP)?,
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => return Err(self.unavailable(OP)),
         }
         Ok(())
+    }
+
+    /// Holds the calling thread until the device has done everything that was asked of it (PyTorch:
+    /// `torch.cuda.synchronize`). Reading values does that by itself. CPU devices have always done
+    /// everything.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnavailable`], [`Error::DeviceFailed`]; [`Error::IndexOutOfRange`] where an
+    /// operation on a card has met such an index.
+    pub fn synchronize(self) -> Result<()> {
+        const OP: &str = "synchronize";
+        match self {
+            Device::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => cuda::gpu(OP, ordinal)?.synchronize(OP),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(self.unavailable(OP)),
+        }
+    }
+
+    /// Forgets that an operation on this card has met an index out of range, so that values can be
+    /// copied to the host again. What was computed on the card since is undefined. CPU devices have
+    /// nothing to forget: there the operation itself gives the error.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnavailable`], [`Error::DeviceFailed`].
+    pub fn clear_index_error(self) -> Result<()> {
+        const OP: &str = "clear_index_error";
+        match self {
+            Device::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => cuda::gpu(OP, ordinal)?.clear_index_error(OP),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(self.unavailable(OP)),
+        }
+    }
+
+    /// Compiles and loads every kernel that there is for this card, so that none is loaded while
+    /// others run: loading one may wait for the card, and so for a collective that waits for this
+    /// program. CPU devices have nothing to load.
+    ///
+    /// # Errors
+    /// [`Error::DeviceUnavailable`] where a kernel cannot be compiled or loaded.
+    pub fn load_kernels(self) -> Result<()> {
+        const OP: &str = "load_kernels";
+        match self {
+            Device::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => cuda::gpu(OP, ordinal)?.load_kernels(OP),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(self.unavailable(OP)),
+        }
     }
 
     fn account(self, op: &'static str) -> Result<&'static Account> {
         match self {
             Device::Cpu(_) => Ok(memory::account(self)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => Ok(cuda::gpu(op, ordinal)?.account()),
+            #[cfg(not(feature = "cuda"))]
             Device::Cuda(_) => Err(self.unavailable(op)),
         }
     }

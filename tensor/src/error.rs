@@ -84,6 +84,24 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// The operation has no kernels for this kind of device yet.
+    #[error("{op}: there is no kernel for {device} yet")]
+    UnsupportedDevice {
+        /// The operation.
+        op: &'static str,
+        /// The device.
+        device: Device,
+    },
+    /// The device failed. A card that has failed once fails from then on.
+    #[error("{op}: {device} failed: {reason}")]
+    DeviceFailed {
+        /// The operation.
+        op: &'static str,
+        /// The device.
+        device: Device,
+        /// What failed, in the words of the driver.
+        reason: String,
+    },
     /// An axis outside the tensor's rank.
     #[error("{op}: axis {axis} is out of range for a tensor of rank {rank}")]
     AxisOutOfRange {
@@ -95,7 +113,10 @@ pub enum Error {
         rank: usize,
     },
     /// An index (a label, a token id, a position) outside its extent.
-    #[error("{op}: index {index} is out of range for an extent of {extent}")]
+    ///
+    /// On a card the operation itself does not see it: what is copied to the host next, whatever it
+    /// is, gives this error, until [`Device::clear_index_error`] is called.
+    #[error("{op}: index {index} is out of range for an extent of {extent}{}", since(*.late))]
     IndexOutOfRange {
         /// The operation.
         op: &'static str,
@@ -103,6 +124,9 @@ pub enum Error {
         index: i64,
         /// The extent that it points into.
         extent: usize,
+        /// Whether the operation was over when this was seen, so that values that were computed since
+        /// are undefined.
+        late: bool,
     },
     /// A view of the elements as a slice needs a contiguous tensor.
     #[error("{op}: needs a contiguous tensor, got shape {shape} with strides {strides}")]
@@ -159,6 +183,14 @@ fn reason(limit: Option<usize>) -> String {
     })
 }
 
+/// What a late error adds.
+fn since(late: bool) -> &'static str {
+    match late {
+        true => " (seen after the operation; what was computed on the device since is undefined)",
+        false => "",
+    }
+}
+
 /// A `main` that returns an error prints its `Debug`: a derived one would hide the sentence.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -183,6 +215,8 @@ impl Error {
             | Error::IndexOutOfRange { op: name, .. }
             | Error::NotContiguous { op: name, .. }
             | Error::LostWrite { op: name, .. }
+            | Error::UnsupportedDevice { op: name, .. }
+            | Error::DeviceFailed { op: name, .. }
             | Error::InvalidArgument { op: name, .. }
             | Error::OutOfMemory { op: name, .. } => *name = op,
         }

@@ -79,9 +79,13 @@
 extern crate self as phalanx_tensor;
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 mod dtype;
 mod error;
+#[cfg(feature = "cuda")]
+pub mod kernels;
 mod layout;
 #[cfg(test)]
 #[path = "../tests/level/mod.rs"]

@@ -167,6 +167,14 @@ impl Account {
         self.system_allocations.fetch_add(1, Relaxed);
     }
 
+    /// Books what a pool that the system keeps says of itself.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn reserves(&self, bytes: usize) {
+        if self.reserved.swap(bytes, Relaxed) < bytes {
+            self.system_allocations.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Books a write in place that had to copy a shared storage first.
     pub(crate) fn copied(&self) {
         self.copies.fetch_add(1, Relaxed);

@@ -148,6 +148,11 @@ impl Tensor {
         &self.storage
     }
 
+    #[cfg(feature = "cuda")]
+    pub(crate) fn shared(&self) -> &Arc<Storage> {
+        &self.storage
+    }
+
     /// The same storage under another layout.
     pub(crate) fn with_layout(&self, layout: Layout) -> Tensor {
         Tensor {

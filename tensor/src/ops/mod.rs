@@ -21,3 +21,8 @@ pub mod softmax;
 pub mod unary;
 mod window;
 mod working;
+
+/// The kernels for cards, by family.
+#[cfg(feature = "cuda")]
+pub(crate) const KERNELS: &[&crate::cuda::Source] =
+    &[&linear::cuda::KERNELS, &optim::cuda::KERNELS];

@@ -9,11 +9,13 @@ mod operand;
 pub(crate) use across::{Source, Target, across};
 pub use fault::WriteFault;
 pub(crate) use on::{On, on};
+#[cfg(feature = "cuda")]
+pub(crate) use operand::{Operand, Use};
 pub(crate) use operand::{inout, inouts, out};
 
 use crate::cpu::buffer::Buffer;
 #[cfg(feature = "cuda")]
-use crate::cuda::CudaStorage;
+use crate::cuda::{CudaStorage, Lane};
 use crate::memory::Account;
 use crate::{DType, Device, Element, Result};
 use fault::Attached;
@@ -86,7 +88,9 @@ impl Storage {
         let memory = match device {
             Device::Cpu(index) => Memory::Cpu(CpuStorage::new(op, index, dtype, len)?),
             #[cfg(feature = "cuda")]
-            Device::Cuda(ordinal) => Memory::Cuda(CudaStorage::new(op, ordinal, dtype, len)?),
+            Device::Cuda(ordinal) => {
+                Memory::Cuda(CudaStorage::new(op, ordinal, dtype, len, Lane::Compute)?)
+            }
             #[cfg(not(feature = "cuda"))]
             Device::Cuda(_) => return Err(device.unavailable(op)),
         };

@@ -83,7 +83,8 @@ fn misuse_is_named() {
             Error::IndexOutOfRange {
                 op: "embedding",
                 index,
-                extent: 4
+                extent: 4,
+                late: false
             }
         );
     }

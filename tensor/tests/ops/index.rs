@@ -170,7 +170,8 @@ fn misuse_is_named() {
             Error::IndexOutOfRange {
                 op: "index_select",
                 index,
-                extent: 3
+                extent: 3,
+                late: false
             }
         );
         let place = list(&[index]).reshape([1, 1]).unwrap();
@@ -179,7 +180,8 @@ fn misuse_is_named() {
             Error::IndexOutOfRange {
                 op: "gather",
                 index,
-                extent: 3
+                extent: 3,
+                late: false
             }
         );
     }

@@ -352,7 +352,8 @@ fn misuse_is_named() {
             Error::IndexOutOfRange {
                 op: "cross_entropy",
                 index: wrong,
-                extent: 3
+                extent: 3,
+                late: false
             }
         );
     }

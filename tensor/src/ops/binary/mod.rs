@@ -154,6 +154,8 @@ impl Tensor {
             return self.binary("add_into", rhs, Binary::Add);
         }
         match rhs.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported("add_into")),
             Memory::Cpu(_) => {
                 self.own("add_into")?;
                 cpu::add_into(&mut self, rhs)?
@@ -188,6 +190,8 @@ impl Tensor {
         let shape = common_shape(OP, self, rhs)?;
         let mut out = Tensor::allocate(OP, shape, dtype, self.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => cpu::add_widened(OP, self, rhs, &mut out)?,
         }
         Ok(out)
@@ -198,6 +202,8 @@ impl Tensor {
         let shape = common_shape(op, self, rhs)?;
         let mut out = Tensor::allocate(op, shape, self.dtype(), self.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(op)),
             Memory::Cpu(_) => cpu::binary(op, kind, self, rhs, &mut out)?,
         }
         Ok(out)
@@ -212,6 +218,8 @@ impl Tensor {
         }
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(op)),
             Memory::Cpu(_) => cpu::with_scalar(op, kind, self, scalar, &mut out)?,
         }
         Ok(out)

@@ -33,6 +33,8 @@ impl Tensor {
         }
         let mut out = Tensor::allocate(op, self.shape().clone(), dtype, self.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(op)),
             Memory::Cpu(_) => cpu::cast(op, self, &mut out)?,
         }
         Ok(out)

@@ -83,6 +83,8 @@ impl Tensor {
             })?;
         let mut out = Tensor::allocate(op, shape, a.dtype(), a.device())?;
         match a.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported("where_cond")),
             Memory::Cpu(_) => cpu::choose(op, cond, a, b, &mut out)?,
         }
         Ok(out)
@@ -93,6 +95,8 @@ impl Tensor {
         let shape = common_shape(op, self, rhs)?;
         let mut out = Tensor::allocate(op, shape, DType::U8, self.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(op)),
             Memory::Cpu(_) => cpu::compare(op, kind, self, rhs, &mut out)?,
         }
         Ok(out)

@@ -58,6 +58,8 @@ impl Tensor {
         let (x, w) = (working(OP, self)?, working(OP, weight)?);
         let mut out = Tensor::allocate(OP, output_shape(&g), x.dtype(), x.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => on_real!(x, T => {
                 let bias = bias.as_ref().map(|b| b.as_slice::<T>()).transpose()?;
                 cpu::forward(&g, x.as_slice::<T>()?, w.as_slice()?, bias, out.make_mut()?)
@@ -86,6 +88,8 @@ impl Tensor {
         let (dy, w) = (working(OP, grad)?, working(OP, weight)?);
         let mut dx = Tensor::allocate(OP, input_shape, dy.dtype(), dy.device())?;
         match grad.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => on_real!(dy, T => {
                 cpu::input_grad(&g, dy.as_slice::<T>()?, w.as_slice()?, dx.make_mut()?)
                     .map_err(|e| e.on(OP, grad.device()))?;
@@ -114,6 +118,8 @@ impl Tensor {
         let (x, dy) = (working(OP, input)?, working(OP, grad)?);
         let mut dw = Tensor::allocate(OP, weight_shape, x.dtype(), x.device())?;
         match input.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => on_real!(x, T => {
                 cpu::weight_grad(&g, x.as_slice::<T>()?, dy.as_slice()?, dw.make_mut()?)
                     .map_err(|e| e.on(OP, input.device()))?;

@@ -34,6 +34,8 @@ impl Tensor {
         shape.push(width);
         let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => cpu::select(
                 table.as_bytes()?,
                 entries,
@@ -80,6 +82,8 @@ impl Tensor {
         let (grad, ids) = (self.contiguous_for(OP)?, checked(OP, self, ids, entries)?);
         let mut sum = Tensor::zeros_for(OP, shape, dtype, self.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 let (grad, ids) = (grad.as_slice()?, ids.as_slice()?);
                 cpu::add::<T>(grad, ids, entries, width, sum.make_mut()?);

@@ -53,6 +53,8 @@ impl Tensor {
     ) -> Result<Tensor> {
         let mut out = Tensor::allocate(op, shape, dtype, device)?;
         match out.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(op)),
             Memory::Cpu(_) => cpu::full(op, value, &mut out)?,
         }
         Ok(out)
@@ -75,6 +77,8 @@ impl Tensor {
     ) -> Result<Tensor> {
         let mut out = Tensor::allocate(op, shape, dtype, device)?;
         match out.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(op)),
             Memory::Cpu(_) => cpu::zeros(&mut out)?,
         }
         Ok(out)
@@ -102,6 +106,8 @@ impl Tensor {
         }
         let mut out = Tensor::allocate(OP, len.into(), dtype, device)?;
         match out.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => cpu::arange(&mut out)?,
         }
         Ok(out)

@@ -35,6 +35,8 @@ impl Tensor {
         let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
         let inner = self.dims()[axis + 1..].iter().product::<usize>();
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => cpu::select(
                 self.contiguous_for(OP)?.as_bytes()?,
                 self.dims()[axis],
@@ -72,6 +74,8 @@ impl Tensor {
         let (mut sum, source) = (working(OP, self)?, source.contiguous_for(OP)?);
         sum.own(OP)?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 cpu::add::<T>(
                     source.as_slice()?,
@@ -105,6 +109,8 @@ impl Tensor {
         let lines = lines(OP, self.layout(), axis, &shape)?;
         let stride = self.layout().strides()[axis];
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(from) => {
                 let index = (indices.as_slice()?, indices.layout());
                 let (size, out) = (self.dtype().size(), out.bytes_mut()?);
@@ -177,6 +183,8 @@ impl Tensor {
                 }
             }
             match self.storage().memory() {
+                #[cfg(feature = "cuda")]
+                Memory::Cuda(s) => return Err(s.unsupported(OP)),
                 Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                     let (index, source) = (indices.as_slice()?, source.as_slice()?);
                     cpu::scatter_add::<T>(index, source, &layouts, stride, parts, sum.make_mut()?);
@@ -225,7 +233,12 @@ pub(super) fn checked(
     let indices = indices.contiguous_for(op)?;
     match first_outside(&indices, 0..extent as i64, None)? {
         None => Ok(indices),
-        Some(index) => Err(Error::IndexOutOfRange { op, index, extent }),
+        Some(index) => Err(Error::IndexOutOfRange {
+            op,
+            index,
+            extent,
+            late: false,
+        }),
     }
 }
 
@@ -236,6 +249,8 @@ pub(super) fn first_outside(
     except: Option<i64>,
 ) -> Result<Option<i64>> {
     match indices.storage().memory() {
+        #[cfg(feature = "cuda")]
+        Memory::Cuda(s) => return Err(s.unsupported("first_outside")),
         Memory::Cpu(_) => cpu::first_outside(indices, range, except),
     }
 }

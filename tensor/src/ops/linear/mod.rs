@@ -2,7 +2,7 @@
 
 mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 
 use super::unary::{GeluKind, Unary};
 use crate::storage::{On, on, out};

@@ -84,6 +84,8 @@ impl Tensor {
         };
         let (a_layout, b_layout) = (stretched(&a, m, k)?, stretched(&b, k, n)?);
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
                 cpu::matmul::<T>((&a, &a_layout), (&b, &b_layout), out.make_mut()?)
                     .map_err(|e| e.on(OP, self.device()))?;

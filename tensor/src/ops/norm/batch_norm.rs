@@ -150,6 +150,8 @@ impl Tensor {
         let invstd = invstd.map_err(|error| error.of(OP))?;
         let mut out = Tensor::allocate(OP, x.shape().clone(), x.dtype(), x.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => on_real!(x, T => {
                 let (w, b) = affine.slices::<T>()?;
                 let residual = residual.as_ref().map(|r| r.as_slice::<T>()).transpose()?;
@@ -171,6 +173,8 @@ impl Tensor {
         let var = working(OP, self)?;
         let mut out = Tensor::allocate(OP, var.shape().clone(), var.dtype(), var.device())?;
         match var.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => on_real!(var, T => {
                 cpu::invstd::<T>(var.as_slice()?, eps, out.make_mut()?);
             }),
@@ -322,6 +326,8 @@ fn forward(
         like(dims.c.into())?,
     );
     match input.storage().memory() {
+        #[cfg(feature = "cuda")]
+        Memory::Cuda(s) => return Err(s.unsupported(op)),
         Memory::Cpu(_) => on_real!(x, T => {
             let (w, b) = affine.slices::<T>()?;
             let residual = residual.as_ref().map(|r| r.as_slice::<T>()).transpose()?;
@@ -370,6 +376,8 @@ fn backward(
     let mut residual = out.is_some().then(|| like(x.shape().clone())).transpose()?;
     let (mut dw, mut db) = (like(dims.c.into())?, like(dims.c.into())?);
     match input.storage().memory() {
+        #[cfg(feature = "cuda")]
+        Memory::Cuda(s) => return Err(s.unsupported(op)),
         Memory::Cpu(_) => on_real!(x, T => {
             let (w, b) = affine.slices::<T>()?;
             let mask = match (&out, &mut residual) {

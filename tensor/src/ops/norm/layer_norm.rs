@@ -60,6 +60,8 @@ impl Tensor {
         let like = |shape: &Shape| Tensor::allocate(OP, shape.clone(), x.dtype(), x.device());
         let (mut out, mut mean, mut rstd) = (like(x.shape())?, like(&lead)?, like(&lead)?);
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => on_real!(x, T => {
                 let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;
                 let b = b.as_ref().map(Tensor::as_slice::<T>).transpose()?;
@@ -118,6 +120,8 @@ impl Tensor {
         };
         let mut partial = like(&partial)?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => on_real!(x, T => {
                 let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;
                 let stats = (mean.as_slice::<T>()?, rstd.as_slice::<T>()?);

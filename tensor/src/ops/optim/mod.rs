@@ -18,7 +18,7 @@ mod adam;
 mod check;
 mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 mod sgd;
 
 pub use adam::{AdamConfig, AdamState, DecayMode, adam_step, adam_steps};
@@ -57,6 +57,8 @@ fn square_sum(tensor: &Tensor) -> Result<f64> {
     const OP: &str = "global_norm";
     let tensor = dense(OP, tensor)?;
     match tensor.storage().memory() {
+        #[cfg(feature = "cuda")]
+        Memory::Cuda(s) => return Err(s.unsupported(OP)),
         Memory::Cpu(_) => {
             dispatch_float!(OP, tensor.dtype(), T => cpu::square_sum::<T>(OP, &tensor))
         }
@@ -77,6 +79,8 @@ pub fn scale<'a>(tensors: impl IntoIterator<Item = &'a mut Tensor>, factor: f64)
     for tensor in tensors {
         dispatch_float!("scale", tensor.dtype(), T => {
             match tensor.storage().memory() {
+                #[cfg(feature = "cuda")]
+                Memory::Cuda(s) => return Err(s.unsupported("scale")),
                 Memory::Cpu(_) => cpu::scale::<T>(tensor.make_mut()?, factor),
             }
         });

@@ -81,6 +81,8 @@ impl Tensor {
         let mut out = Tensor::allocate(OP, shape.clone(), x.dtype(), x.device())?;
         let mut at = Tensor::allocate(OP, shape, DType::I64, x.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => on_real!(x, T => {
                 cpu::max(&w, x.as_slice::<T>()?, out.make_mut()?, at.make_mut()?);
             }),
@@ -123,12 +125,15 @@ impl Tensor {
                 op: OP,
                 index,
                 extent: plane,
+                late: false,
             });
         }
         let dy = working(OP, grad)?;
         let outs = grad.dims()[2] * grad.dims()[3];
         let mut dx = Tensor::allocate(OP, shape, dy.dtype(), dy.device())?;
         match grad.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => on_real!(dy, T => {
                 cpu::max_backward(plane, outs, dy.as_slice::<T>()?, at.as_slice()?, dx.make_mut()?);
             }),
@@ -198,6 +203,8 @@ fn average(op: &'static str, x: &Tensor, w: &Windows, shape: Shape) -> Result<Te
     let wx = working(op, x)?;
     let mut out = Tensor::allocate(op, shape, wx.dtype(), wx.device())?;
     match x.storage().memory() {
+        #[cfg(feature = "cuda")]
+        Memory::Cuda(s) => return Err(s.unsupported(op)),
         Memory::Cpu(_) => on_real!(wx, T => {
             cpu::average(w, wx.as_slice::<T>()?, out.make_mut()?);
         }),
@@ -224,6 +231,8 @@ fn average_backward(
     let dy = working(op, grad)?;
     let mut dx = Tensor::allocate(op, input_shape, dy.dtype(), dy.device())?;
     match grad.storage().memory() {
+        #[cfg(feature = "cuda")]
+        Memory::Cuda(s) => return Err(s.unsupported(op)),
         Memory::Cpu(_) => on_real!(dy, T => {
             cpu::average_backward(w, dy.as_slice::<T>()?, dx.make_mut()?);
         }),

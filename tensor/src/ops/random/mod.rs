@@ -147,6 +147,8 @@ impl Tensor {
         let mut out = Tensor::allocate("rand", shape.into(), dtype, device)?;
         out.expect_float("rand")?;
         match out.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported("rand")),
             Memory::Cpu(_) => cpu::rand(&mut out, rng)?,
         }
         Ok(out)
@@ -166,6 +168,8 @@ impl Tensor {
         let mut out = Tensor::allocate("randn", shape.into(), dtype, device)?;
         out.expect_float("randn")?;
         match out.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported("randn")),
             Memory::Cpu(_) => cpu::randn(&mut out, rng)?,
         }
         Ok(out)
@@ -192,6 +196,8 @@ impl Tensor {
         }
         let mut out = Tensor::allocate(op, shape.into(), DType::I64, device)?;
         match out.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported("randint")),
             Memory::Cpu(_) => cpu::randint(low, high, &mut out, rng)?,
         }
         Ok(out)
@@ -212,6 +218,8 @@ impl Tensor {
         expect_probability("bernoulli", p)?;
         let mut out = Tensor::allocate("bernoulli", shape.into(), DType::U8, device)?;
         match out.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported("bernoulli")),
             Memory::Cpu(_) => cpu::bernoulli(p, &mut out, rng)?,
         }
         out.cast_for("bernoulli", dtype)
@@ -227,6 +235,8 @@ impl Tensor {
         let out = Tensor::arange(len, DType::I64, device);
         let mut out = out.map_err(|error| error.of("randperm"))?;
         match out.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported("randperm")),
             Memory::Cpu(_) => rng.shuffle(out.make_mut::<i64>()?),
         }
         Ok(out)
@@ -245,6 +255,8 @@ impl Tensor {
         self.expect_float(op)?;
         let mut mask = Tensor::allocate(op, self.shape().clone(), DType::U8, self.device())?;
         match mask.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported("dropout")),
             Memory::Cpu(_) => cpu::bernoulli(1.0 - p, &mut mask, rng)?,
         }
         Ok((self.scale_kept(op, &mask, p)?, mask))
@@ -279,6 +291,8 @@ impl Tensor {
         let scale = if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 };
         let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(op)),
             Memory::Cpu(_) => cpu::scale_kept(op, self, mask, scale, &mut out)?,
         }
         Ok(out)

@@ -247,6 +247,8 @@ impl Tensor {
         self.expect_choice(op, kind, self.count(mask), &kept)?;
         let mut out = Tensor::allocate(op, kept, self.dtype(), self.device())?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(op)),
             Memory::Cpu(_) => cpu::reduce(op, kind, self, mask, &mut out)?,
         }
         Ok(out)
@@ -288,6 +290,8 @@ impl Tensor {
         self.expect_choice(op, kind, extent, &shape)?;
         let mut out = Tensor::allocate(op, shape, DType::I64, self.device())?;
         match rows.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(op)),
             Memory::Cpu(_) => cpu::arg_reduce(kind, &rows, extent, &mut out)?,
         }
         Ok(out)

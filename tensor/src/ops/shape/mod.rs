@@ -236,6 +236,8 @@ fn first_of<'a>(op: &'static str, tensors: &[&'a Tensor]) -> Result<&'a Tensor> 
 fn copy_into(from: &Tensor, out: &mut Tensor, place: &Layout) -> Result<()> {
     let (size, layout) = (from.dtype().size(), from.layout());
     match from.storage().memory() {
+        #[cfg(feature = "cuda")]
+        Memory::Cuda(s) => return Err(s.unsupported("copy_into")),
         Memory::Cpu(s) => {
             let out = out.bytes_mut()?;
             match size {

@@ -93,6 +93,8 @@ impl Tensor {
         };
         let mut loss = Tensor::allocate(OP, shape, wide, device)?;
         match self.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => dispatch_float!(OP, dtype, T => {
                 cpu::cross_entropy::<T>(&problem, config, &mut saved, &mut loss)?;
             }),
@@ -151,6 +153,8 @@ impl Tensor {
         let mut out = Tensor::allocate(OP, shape, dtype, logits.device())?;
         let (grad, saved) = (self.contiguous_for(OP)?, saved.contiguous_for(OP)?);
         match logits.storage().memory() {
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => return Err(s.unsupported(OP)),
             Memory::Cpu(_) => dispatch_float!(OP, dtype, T => {
                 cpu::cross_entropy_backward::<T>(&problem, config, &grad, &saved, &mut out)?;
             }),
@@ -232,6 +236,7 @@ impl Problem {
                 op,
                 index,
                 extent: classes,
+                late: false,
             });
         }
         let logits = match logits.rank() {

@@ -30,6 +30,8 @@ impl Tensor {
         const OP: &str = "softmax";
         map_rows(OP, axis, [self], |[x], out, width| {
             match x.storage().memory() {
+                #[cfg(feature = "cuda")]
+                Memory::Cuda(s) => return Err(s.unsupported(OP)),
                 Memory::Cpu(_) => dispatch_float!(OP, x.dtype(), T => {
                     cpu::softmax::<T>(x.as_slice()?, out.make_mut()?, width);
                 }),
@@ -46,6 +48,8 @@ impl Tensor {
         const OP: &str = "log_softmax";
         map_rows(OP, axis, [self], |[x], out, width| {
             match x.storage().memory() {
+                #[cfg(feature = "cuda")]
+                Memory::Cuda(s) => return Err(s.unsupported(OP)),
                 Memory::Cpu(_) => dispatch_float!(OP, x.dtype(), T => {
                     cpu::log_softmax::<T>(x.as_slice()?, out.make_mut()?, width);
                 }),
@@ -63,6 +67,8 @@ impl Tensor {
         const OP: &str = "softmax_backward";
         map_rows(OP, axis, [self, out], |[g, y], dx, width| {
             match g.storage().memory() {
+                #[cfg(feature = "cuda")]
+                Memory::Cuda(s) => return Err(s.unsupported(OP)),
                 Memory::Cpu(_) => dispatch_float!(OP, g.dtype(), T => {
                     cpu::softmax_backward::<T>(g.as_slice()?, y.as_slice()?, dx.make_mut()?, width);
                 }),
@@ -80,6 +86,8 @@ impl Tensor {
         const OP: &str = "log_softmax_backward";
         map_rows(OP, axis, [self, out], |[g, y], dx, width| {
             match g.storage().memory() {
+                #[cfg(feature = "cuda")]
+                Memory::Cuda(s) => return Err(s.unsupported(OP)),
                 Memory::Cpu(_) => dispatch_float!(OP, g.dtype(), T => {
                     cpu::log_softmax_backward::<T>(g.as_slice()?, y.as_slice()?, dx.make_mut()?, width);
                 }),

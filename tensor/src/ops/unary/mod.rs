@@ -5,7 +5,7 @@
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(crate) mod cuda;
 
 use crate::storage::{On, on, out};
 use crate::{Result, Tensor};

@@ -1,0 +1,119 @@
+//! Compiled kernels on disk, so that a program compiles each of them once on a machine. This is the
+//! one file of the crate that reads environment variables:
+//!
+//! - `PHALANX_KERNEL_CACHE`: the folder; empty for none.
+//! - else `XDG_CACHE_HOME`, or `HOME` with `.cache`: there `phalanx/kernels`.
+//!
+//! A file's name holds all that decides on its contents: the kernels' name and types, the
+//! architecture, a hash of source and options, NVRTC's version. It appears under that name only when
+//! it is complete, so any number of processes may start at once.
+
+use super::compile::{Image, Target};
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{env, fs, io, process};
+
+/// What decides on the contents of a file.
+#[derive(Debug)]
+pub(crate) struct Key {
+    /// The name but for NVRTC's version.
+    stem: String,
+    /// NVRTC's version; `None` for any.
+    version: Option<(i32, i32)>,
+    extension: &'static str,
+}
+
+impl Key {
+    pub(super) fn new(
+        name: String,
+        target: Target,
+        texts: &[&str],
+        version: Option<(i32, i32)>,
+    ) -> Key {
+        let mut hasher = Sha256::new();
+        for text in texts {
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        }
+        let mut stem = format!("{name}-{}-", target.architecture());
+        for byte in &hasher.finalize()[..16] {
+            // Writing to a string does not fail.
+            let _ = write!(stem, "{byte:02x}");
+        }
+        stem.push_str("-nvrtc");
+        Key {
+            stem,
+            version,
+            extension: target.extension(),
+        }
+    }
+
+    fn file(&self) -> Option<String> {
+        let (major, minor) = self.version?;
+        Some(format!("{}{major}.{minor}.{}", self.stem, self.extension))
+    }
+}
+
+/// A folder of compiled kernels.
+#[derive(Debug)]
+pub(crate) struct Cache(PathBuf);
+
+impl Cache {
+    /// The user's folder, if there is one.
+    pub(super) fn of_user() -> Option<Cache> {
+        let set = |name| env::var_os(name).filter(|value| !value.is_empty());
+        let folder = match env::var_os("PHALANX_KERNEL_CACHE") {
+            Some(folder) if folder.is_empty() => return None,
+            Some(folder) => folder.into(),
+            None => {
+                let caches = set("XDG_CACHE_HOME").map(PathBuf::from);
+                let home = || set("HOME").map(|home| Path::new(&home).join(".cache"));
+                caches.or_else(home)?.join("phalanx").join("kernels")
+            }
+        };
+        Some(Cache(folder))
+    }
+
+    /// The folder `folder`.
+    pub(crate) fn at(folder: &Path) -> Cache {
+        Cache(folder.into())
+    }
+
+    pub(super) fn load(&self, key: &Key) -> Option<Image> {
+        let bytes = fs::read(self.0.join(key.file()?)).ok()?;
+        Some(Image::new(bytes))
+    }
+
+    /// As [`load`](Cache::load), of any version of NVRTC.
+    pub(super) fn load_any(&self, key: &Key) -> Option<Image> {
+        let files = fs::read_dir(&self.0).ok()?;
+        let of_key = |file: io::Result<fs::DirEntry>| {
+            let file = file.ok()?;
+            let name = file.file_name().into_string().ok()?;
+            let version = name.strip_prefix(&key.stem)?.strip_suffix(key.extension)?;
+            version.ends_with('.').then(|| file.path())
+        };
+        let file = files.filter_map(of_key).max()?;
+        Some(Image::new(fs::read(file).ok()?))
+    }
+
+    /// Writes a file that appears when it is complete.
+    pub(crate) fn store(&self, key: &Key, image: &Image) -> io::Result<()> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let Some(name) = key.file() else {
+            return Ok(());
+        };
+        fs::create_dir_all(&self.0)?;
+        let count = COUNT.fetch_add(1, Relaxed);
+        let part = self.0.join(format!(".{name}.{}.{count}", process::id()));
+        let written =
+            fs::write(&part, image.bytes()).and_then(|()| fs::rename(&part, self.0.join(name)));
+        if written.is_err() {
+            // What is left of it takes room, and nothing else.
+            let _ = fs::remove_file(&part);
+        }
+        written
+    }
+}

@@ -1,0 +1,254 @@
+//! [`Gpu`]: one card, from its first use to the end of the process.
+#![allow(unsafe_code)]
+
+use super::driver::{driver, failed};
+use super::index::IndexFlag;
+use super::lanes::{Lane, Lanes};
+use super::memory::Dead;
+use super::modules::Modules;
+use super::staging::Staging;
+use crate::memory::{self, Account, Kept, Last};
+use crate::{Device, Error, Result};
+use cudarc::driver::result;
+use cudarc::driver::sys::{
+    self, CUdevice_attribute as Attribute, CUmemPool_attribute as PoolAttribute,
+};
+use std::cell::Cell;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+
+/// A handle of the driver. The driver's functions take handles from any thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Handle<T>(pub(super) T);
+
+// SAFETY: handles are names of objects that the driver keeps; its functions may be called with them
+// from any thread (CUDA driver API, "Driver API is thread-safe").
+unsafe impl<T> Send for Handle<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Handle<T> {}
+
+/// One card.
+#[derive(Debug)]
+pub(crate) struct Gpu {
+    ordinal: usize,
+    context: Handle<sys::CUcontext>,
+    /// Compute capability, as 90 for 9.0.
+    capability: u32,
+    pool: Handle<sys::CUmemoryPool>,
+    account: &'static Account,
+    /// The issue lock: who holds it may put work on the lanes.
+    lanes: Mutex<Lanes>,
+    /// Memory whose tensors died while somebody else held the issue lock.
+    dead: Mutex<Vec<Dead>>,
+    pub(super) modules: Modules,
+    pub(super) staging: Staging,
+    pub(super) index: IndexFlag,
+}
+
+/// The card `ordinal`, made ready at its first use. A failure is kept: a card that did not start
+/// once is not tried again.
+pub(crate) fn gpu(op: &'static str, ordinal: usize) -> Result<&'static Gpu> {
+    static GPUS: Kept<usize, OnceLock<Result<Gpu>>> = Kept::new();
+    thread_local! {
+        static LAST: Last<usize, OnceLock<Result<Gpu>>> = const { Cell::new(None) };
+    }
+    let slot = GPUS.get(&LAST, ordinal, |_| OnceLock::new());
+    match slot.get_or_init(|| Gpu::start(op, ordinal)) {
+        Ok(gpu) => gpu.enter(op).map(|()| gpu),
+        Err(e) => Err(e.clone().of(op)),
+    }
+}
+
+impl Gpu {
+    fn start(op: &'static str, ordinal: usize) -> Result<Gpu> {
+        let device = Device::Cuda(ordinal);
+        let unavailable = |reason: String| Error::DeviceUnavailable { op, device, reason };
+        let driver = driver().map_err(|reason| unavailable(reason.into()))?;
+        if ordinal >= driver.cards {
+            let reason = match driver.cards {
+                0 => "the CUDA driver found no card".into(),
+                1 => "there is one card, cuda:0".into(),
+                n => format!("there are {n} cards, cuda:0 to cuda:{}", n - 1),
+            };
+            return Err(unavailable(reason));
+        }
+        let failed = |what: &'static str| move |e| failed(op, device, what, e);
+        let number = i32::try_from(ordinal).map_err(|_| unavailable("no such card".into()))?;
+        let card = result::device::get(number).map_err(failed("finding the card"))?;
+        let attribute = |which| {
+            // SAFETY: `card` is a card's handle.
+            unsafe { result::device::get_attribute(card, which) }
+                .map_err(failed("asking the card for its properties"))
+        };
+        let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        if major < 8 {
+            return Err(unavailable(format!(
+                "its compute capability is {major}.{minor}, and 8.0 or later is needed"
+            )));
+        }
+        if attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
+            return Err(unavailable("it has no memory pools".into()));
+        }
+        // SAFETY: `card` is a card's handle. The context is kept for the life of the process.
+        let context =
+            unsafe { result::primary_ctx::retain(card) }.map_err(failed("making a context"))?;
+        // SAFETY: the context was just retained.
+        unsafe { result::ctx::set_current(context) }.map_err(failed("entering the context"))?;
+        // SAFETY: `card` is a card's handle.
+        let pool = unsafe { result::device::get_default_mem_pool(card) }
+            .map_err(failed("finding the memory pool"))?;
+        let mut threshold = u64::MAX;
+        // SAFETY: the attribute's value is a u64. At the maximum, the pool keeps what is freed.
+        unsafe {
+            sys::cuMemPoolSetAttribute(
+                pool,
+                PoolAttribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+                (&raw mut threshold).cast(),
+            )
+        }
+        .result()
+        .map_err(failed("setting up the memory pool"))?;
+        let lanes = Lanes::new().map_err(failed("making the lanes"))?;
+        let index = IndexFlag::new(lanes.stream(Lane::Compute))
+            .map_err(failed("making the flag for indices out of range"))?;
+        Ok(Gpu {
+            ordinal,
+            context: Handle(context),
+            capability: (major * 10 + minor).unsigned_abs(),
+            pool: Handle(pool),
+            account: memory::account(device),
+            lanes: Mutex::new(lanes),
+            dead: Mutex::default(),
+            modules: Modules::default(),
+            staging: Staging::default(),
+            index,
+        })
+    }
+
+    /// Makes the card's context the calling thread's.
+    pub(super) fn enter(&self, op: &'static str) -> Result<()> {
+        thread_local! {
+            static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
+        }
+        if CURRENT.get() == Some(self.ordinal) {
+            return Ok(());
+        }
+        // SAFETY: the context lives as long as the process.
+        unsafe { result::ctx::set_current(self.context.0) }
+            .map_err(|e| self.failed(op, "entering the context", e))?;
+        CURRENT.set(Some(self.ordinal));
+        Ok(())
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        Device::Cuda(self.ordinal)
+    }
+
+    pub(crate) fn account(&self) -> &'static Account {
+        self.account
+    }
+
+    pub(super) fn capability(&self) -> u32 {
+        self.capability
+    }
+
+    pub(super) fn pool(&self) -> sys::CUmemoryPool {
+        self.pool.0
+    }
+
+    pub(super) fn failed(
+        &self,
+        op: &'static str,
+        what: &str,
+        e: cudarc::driver::result::DriverError,
+    ) -> Error {
+        failed(op, self.device(), what, e)
+    }
+
+    /// The issue lock.
+    pub(super) fn lock(&'static self) -> Issuing {
+        // A panic while the lock was held leaves the lanes usable: each step of theirs is one call.
+        let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut issuing = Issuing {
+            gpu: self,
+            lanes: Some(lanes),
+        };
+        issuing.bury();
+        issuing
+    }
+
+    /// Frees the memory of a storage that died, now or when the issue lock is free.
+    pub(super) fn bury(&'static self, dead: Dead) {
+        self.dead
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(dead);
+        self.bury_all();
+    }
+
+    /// Frees what has died, unless somebody holds the issue lock, who then does it.
+    fn bury_all(&'static self) {
+        while !self
+            .dead
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+        {
+            match self.lanes.try_lock() {
+                Ok(lanes) => drop(Issuing {
+                    gpu: self,
+                    lanes: Some(lanes),
+                }),
+                Err(TryLockError::Poisoned(lanes)) => {
+                    drop(Issuing {
+                        gpu: self,
+                        lanes: Some(lanes.into_inner()),
+                    });
+                }
+                // Who holds the lock looks at the list after letting go of it.
+                Err(TryLockError::WouldBlock) => return,
+            }
+        }
+    }
+}
+
+/// The issue lock of a card, held.
+#[derive(Debug)]
+pub(crate) struct Issuing {
+    gpu: &'static Gpu,
+    /// There until the drop.
+    lanes: Option<MutexGuard<'static, Lanes>>,
+}
+
+impl Issuing {
+    pub(super) fn gpu(&self) -> &'static Gpu {
+        self.gpu
+    }
+
+    pub(super) fn lanes(&mut self) -> &mut Lanes {
+        match &mut self.lanes {
+            Some(lanes) => lanes,
+            None => unreachable!("the issue lock is held until the drop"),
+        }
+    }
+
+    /// Frees what has died.
+    fn bury(&mut self) {
+        let gpu = self.gpu;
+        let dead = std::mem::take(&mut *gpu.dead.lock().unwrap_or_else(PoisonError::into_inner));
+        if dead.is_empty() || gpu.enter("drop").is_err() {
+            return;
+        }
+        let lanes = self.lanes();
+        dead.into_iter().for_each(|dead| dead.free(lanes));
+    }
+}
+
+impl Drop for Issuing {
+    fn drop(&mut self) {
+        self.bury();
+        self.lanes = None;
+        // What another thread has put on the list while the lock was held.
+        self.gpu.bury_all();
+    }
+}

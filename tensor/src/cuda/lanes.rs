@@ -1,0 +1,168 @@
+//! The three lanes of a card, and the order between them.
+//!
+//! A lane is a stream. Operations on one lane run in the order in which they were issued. Each has a
+//! number, and a [`Stamp`] names one: a storage remembers the stamps of its last write and of the
+//! reads since, and who wants to read or write it on another lane first lets that lane wait.
+//!
+//! 1. An event that was recorded after operation `n` of a lane is passed only when all its operations
+//!    up to `n` are done.
+//! 2. `seen[a][b]` is the number of the last operation of lane `b` that lane `a` has waited for. It
+//!    only grows, so a wait for an earlier one needs no event.
+//! 3. Copy and comm lanes record an event after every operation, so that a wait for one does not wait
+//!    for those that came after it. The compute lane records one only when somebody asks.
+#![allow(unsafe_code)]
+
+use super::gpu::Handle;
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{self, CUevent_flags, CUresult};
+use std::collections::VecDeque;
+
+/// One of the streams of a card.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Kernels.
+    Compute,
+    /// Transfers between the host and the card.
+    Copy,
+    /// Collectives.
+    #[allow(dead_code)] // for the group's engine, which issues its writes here
+    Comm,
+}
+
+pub(crate) const LANES: usize = 3;
+
+/// An operation that was issued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    pub(crate) lane: Lane,
+    pub(crate) number: u64,
+}
+
+/// Events that a lane keeps, at most. A wait for an operation whose own event is no longer kept takes
+/// the next one, and so waits for a little more.
+const EVENTS: usize = 64;
+
+#[derive(Debug)]
+struct Stream {
+    stream: Handle<sys::CUstream>,
+    /// The number of the last operation.
+    issued: u64,
+    /// Recorded events, by the number of the operation that each one follows.
+    events: VecDeque<(u64, Handle<sys::CUevent>)>,
+}
+
+/// The lanes of one card. Its owner has the card's context current.
+#[derive(Debug)]
+pub(crate) struct Lanes {
+    streams: [Stream; LANES],
+    seen: [[u64; LANES]; LANES],
+}
+
+impl Lanes {
+    pub(super) fn new() -> Result<Lanes, DriverError> {
+        let (least, greatest) = result::stream::get_priority_range()?;
+        let make = |priority| {
+            let kind = result::stream::StreamKind::NonBlocking;
+            Ok(Stream {
+                stream: Handle(result::stream::create_with_priority(kind, priority)?),
+                issued: 0,
+                events: VecDeque::with_capacity(EVENTS),
+            })
+        };
+        // Transfers and collectives first: kernels wait for them, and they use few of the card's
+        // processors.
+        Ok(Lanes {
+            streams: [make(least)?, make(greatest)?, make(greatest)?],
+            seen: [[0; LANES]; LANES],
+        })
+    }
+
+    pub(super) fn stream(&self, lane: Lane) -> sys::CUstream {
+        self.streams[lane as usize].stream.0
+    }
+
+    /// The stamp of the operation that is issued next.
+    pub(super) fn next(&mut self, lane: Lane) -> Stamp {
+        let stream = &mut self.streams[lane as usize];
+        stream.issued += 1;
+        let number = stream.issued;
+        Stamp { lane, number }
+    }
+
+    /// The operation `stamp` has been issued.
+    pub(super) fn issued(&mut self, stamp: Stamp) -> Result<(), DriverError> {
+        match stamp.lane {
+            Lane::Compute => Ok(()),
+            Lane::Copy | Lane::Comm => self.record(stamp.lane).map(drop),
+        }
+    }
+
+    /// Lets what is issued next on `lane` run after the operation `stamp`.
+    pub(super) fn wait(&mut self, lane: Lane, stamp: Stamp) -> Result<(), DriverError> {
+        let (to, from) = (lane as usize, stamp.lane as usize);
+        if to == from || self.seen[to][from] >= stamp.number {
+            return Ok(());
+        }
+        let (number, event) = self.event(stamp)?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: stream and event belong to the card, whose context is current.
+        unsafe { result::stream::wait_event(self.stream(lane), event, flags) }?;
+        self.seen[to][from] = number;
+        Ok(())
+    }
+
+    /// An event that is passed when the operation `stamp` is done, for the host to wait for. It may
+    /// be recorded anew later, and then stands for a later operation of the same lane.
+    pub(super) fn passed(&mut self, stamp: Stamp) -> Result<Handle<sys::CUevent>, DriverError> {
+        self.event(stamp).map(|(_, event)| Handle(event))
+    }
+
+    /// The first kept event that follows `stamp`, or a new one.
+    fn event(&mut self, stamp: Stamp) -> Result<(u64, sys::CUevent), DriverError> {
+        let events = &self.streams[stamp.lane as usize].events;
+        let at = events.partition_point(|(number, _)| *number < stamp.number);
+        match events.get(at) {
+            Some((number, event)) => Ok((*number, event.0)),
+            None => self.record(stamp.lane),
+        }
+    }
+
+    /// Records an event after the last operation of a lane.
+    fn record(&mut self, lane: Lane) -> Result<(u64, sys::CUevent), DriverError> {
+        let stream = &mut self.streams[lane as usize];
+        let event = match stream.events.len() < EVENTS {
+            true => {
+                let event = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+                Handle(event)
+            }
+            // Waits that were issued for it are not touched by recording it anew.
+            false => match stream.events.pop_front() {
+                Some((_, event)) => event,
+                None => unreachable!("the list is full"),
+            },
+        };
+        // SAFETY: stream and event belong to the card, whose context is current.
+        unsafe { result::event::record(event.0, stream.stream.0) }?;
+        stream.events.push_back((stream.issued, event));
+        Ok((stream.issued, event.0))
+    }
+
+    /// Whether the operation `stamp` is done, without waiting.
+    pub(super) fn done(&mut self, stamp: Stamp) -> Result<bool, DriverError> {
+        let (_, event) = self.event(stamp)?;
+        // SAFETY: the event belongs to the card, whose context is current.
+        match unsafe { result::event::query(event) } {
+            Ok(()) => Ok(true),
+            Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Waits until everything that was issued is done.
+    pub(super) fn synchronize(&self) -> Result<(), DriverError> {
+        self.streams.iter().try_for_each(|stream| {
+            // SAFETY: the stream belongs to the card, whose context is current.
+            unsafe { result::stream::synchronize(stream.stream.0) }
+        })
+    }
+}

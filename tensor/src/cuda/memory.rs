@@ -1,0 +1,245 @@
+//! [`CudaStorage`]: the memory of a tensor on a card, allocated and freed in stream order, and the
+//! stamps of what last used it.
+#![allow(unsafe_code)]
+
+use super::gpu::{Gpu, Issuing, gpu};
+use super::lanes::{LANES, Lane, Lanes, Stamp};
+use crate::memory::Account;
+use crate::{DType, Device, Error, Result};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::{
+    CUdeviceptr, CUmemPool_attribute as PoolAttribute, CUresult, cuMemPoolGetAttribute,
+};
+use std::sync::{Mutex, PoisonError};
+
+/// Elements of one type in a card's memory.
+#[derive(Debug)]
+pub(crate) struct CudaStorage {
+    gpu: &'static Gpu,
+    dtype: DType,
+    /// 0 where there is no element.
+    address: CUdeviceptr,
+    bytes: usize,
+    uses: Mutex<Uses>,
+}
+
+/// What was last issued on a piece of memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Uses {
+    /// The last write; the allocation counts as one.
+    write: Stamp,
+    /// The last reads since, by lane; 0 for none.
+    reads: [u64; LANES],
+}
+
+const ALL: [Lane; LANES] = [Lane::Compute, Lane::Copy, Lane::Comm];
+
+impl Uses {
+    /// Of memory whose last write is the operation `write`.
+    pub(super) fn new(write: Stamp) -> Uses {
+        Uses {
+            write,
+            reads: [0; LANES],
+        }
+    }
+
+    /// Lets `lane` wait for the last write.
+    pub(super) fn before_read(&self, lanes: &mut Lanes, lane: Lane) -> Result<(), DriverError> {
+        lanes.wait(lane, self.write)
+    }
+
+    /// Lets `lane` wait for the last write and for all reads since.
+    pub(super) fn before_write(&self, lanes: &mut Lanes, lane: Lane) -> Result<(), DriverError> {
+        lanes.wait(lane, self.write)?;
+        let reads = ALL
+            .into_iter()
+            .zip(self.reads)
+            .filter(|(_, number)| *number > 0);
+        reads
+            .map(|(lane, number)| Stamp { lane, number })
+            .try_for_each(|read| lanes.wait(lane, read))
+    }
+
+    pub(super) fn written(&mut self, stamp: Stamp) {
+        *self = Uses::new(stamp);
+    }
+
+    pub(super) fn read(&mut self, stamp: Stamp) {
+        let last = &mut self.reads[stamp.lane as usize];
+        *last = stamp.number.max(*last);
+    }
+
+    /// The lane of the newest use that is not the compute lane's, else that one: memory that a
+    /// collective used is freed behind it, and the compute lane does not wait.
+    fn last_lane(&self) -> Lane {
+        let others = [Lane::Comm, Lane::Copy].into_iter();
+        let used = |lane: &Lane| self.write.lane == *lane || self.reads[*lane as usize] > 0;
+        others.into_iter().find(used).unwrap_or(Lane::Compute)
+    }
+}
+
+impl CudaStorage {
+    /// Room for `len` elements with arbitrary contents on `cuda:ordinal`, to be used first on `lane`.
+    pub(crate) fn new(
+        op: &'static str,
+        ordinal: usize,
+        dtype: DType,
+        len: usize,
+        lane: Lane,
+    ) -> Result<CudaStorage> {
+        let gpu = gpu(op, ordinal)?;
+        // Saturation fails in the allocation, as out of memory.
+        let bytes = len.saturating_mul(dtype.size());
+        let reservation = gpu.account().reserve(op, bytes)?;
+        let mut issuing = gpu.lock();
+        let address = match bytes {
+            0 => Ok(0),
+            _ => allocate(&mut issuing, lane, bytes),
+        };
+        let address = match address {
+            Ok(address) => address,
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+                return Err(reservation.refused(op));
+            }
+            Err(e) => return Err(gpu.failed(op, "allocating memory", e)),
+        };
+        reservation.fulfil();
+        let lanes = issuing.lanes();
+        let write = lanes.next(lane);
+        lanes
+            .issued(write)
+            .map_err(|e| gpu.failed(op, "allocating memory", e))?;
+        Ok(CudaStorage {
+            gpu,
+            dtype,
+            address,
+            bytes,
+            uses: Mutex::new(Uses::new(write)),
+        })
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.gpu.device()
+    }
+
+    pub(crate) fn account(&self) -> &'static Account {
+        self.gpu.account()
+    }
+
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The error of the operation `op`, which has no kernels for cards.
+    pub(crate) fn unsupported(&self, op: &'static str) -> Error {
+        Error::UnsupportedDevice {
+            op,
+            device: self.device(),
+        }
+    }
+
+    pub(super) fn gpu(&self) -> &'static Gpu {
+        self.gpu
+    }
+
+    /// The address of the first element.
+    pub(super) fn address(&self) -> CUdeviceptr {
+        self.address
+    }
+
+    pub(super) fn uses(&self) -> Uses {
+        *self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn written(&self, stamp: Stamp) {
+        self.uses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .written(stamp);
+    }
+
+    pub(super) fn read(&self, stamp: Stamp) {
+        self.uses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .read(stamp);
+    }
+}
+
+impl Drop for CudaStorage {
+    fn drop(&mut self) {
+        self.gpu.account().released(self.bytes);
+        if self.address != 0 {
+            self.gpu.bury(Dead {
+                address: self.address,
+                uses: self.uses(),
+            });
+        }
+    }
+}
+
+/// Memory that no tensor holds any more.
+#[derive(Debug)]
+pub(super) struct Dead {
+    address: CUdeviceptr,
+    uses: Uses,
+}
+
+impl Dead {
+    /// Frees it, in stream order behind everything that uses it.
+    pub(super) fn free(self, lanes: &mut Lanes) {
+        let lane = self.uses.last_lane();
+        // A card that fails here has failed for good, and its next operation says so. Memory whose
+        // users could not be waited for is not freed: better lost than handed out while in use.
+        if self.uses.before_write(lanes, lane).is_ok() {
+            // SAFETY: the memory was allocated on this card, no tensor holds it, and the lane waits
+            // for all operations that use it.
+            let _ = unsafe { result::free_async(self.address, lanes.stream(lane)) };
+        }
+    }
+}
+
+/// Memory of the card's pool; where it has none, what the pool keeps is given back first.
+fn allocate(issuing: &mut Issuing, lane: Lane, bytes: usize) -> Result<CUdeviceptr, DriverError> {
+    let gpu = issuing.gpu();
+    let lanes = issuing.lanes();
+    // SAFETY: the stream belongs to the card, whose context is current.
+    let take = || unsafe { result::malloc_async(lanes.stream(lane), bytes) };
+    let address = match take() {
+        Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
+            lanes.synchronize()?;
+            trim(gpu)?;
+            // SAFETY: as above.
+            unsafe { result::malloc_async(lanes.stream(lane), bytes) }?
+        }
+        other => other?,
+    };
+    gpu.account().reserves(reserved(gpu)?);
+    Ok(address)
+}
+
+/// The bytes that the card's pool holds from the system.
+fn reserved(gpu: &Gpu) -> Result<usize, DriverError> {
+    let mut bytes = 0u64;
+    let which = PoolAttribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT;
+    // SAFETY: the attribute's value is a u64.
+    unsafe { cuMemPoolGetAttribute(gpu.pool(), which, (&raw mut bytes).cast()) }.result()?;
+    Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+fn trim(gpu: &Gpu) -> Result<(), DriverError> {
+    // SAFETY: the pool is the card's default pool.
+    unsafe { result::mem_pool::trim_to(gpu.pool(), 0) }
+}
+
+impl Gpu {
+    /// Gives the memory that no tensor uses back to the system.
+    pub(crate) fn empty_cache(&'static self, op: &'static str) -> Result<()> {
+        let mut issuing = self.lock();
+        let failed = |e| self.failed(op, "giving memory back", e);
+        issuing.lanes().synchronize().map_err(failed)?;
+        trim(self).map_err(failed)?;
+        self.account().reserves(reserved(self).map_err(failed)?);
+        Ok(())
+    }
+}

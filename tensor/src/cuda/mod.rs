@@ -1,0 +1,25 @@
+//! CUDA devices: cards, their three lanes, memory in stream order, kernels that are compiled at run
+//! time. Everything is loaded when it is first used: a program with this feature starts on a machine
+//! without CUDA, and using a card there is a typed error that says what is missing.
+
+mod cache;
+mod compile;
+mod driver;
+mod gpu;
+mod index;
+mod issue;
+mod lanes;
+mod memory;
+mod modules;
+mod staging;
+mod transfer;
+mod view;
+
+pub(crate) use cache::Cache;
+pub(crate) use compile::{Target, compile, key as kernel_key, nvrtc};
+pub(crate) use gpu::gpu;
+pub(crate) use issue::{Arg, Grid, Issue};
+pub(crate) use lanes::Lane;
+pub(crate) use memory::CudaStorage;
+pub(crate) use modules::{FLOATS, Source, Variant};
+pub(crate) use transfer::{copy, download, upload};

@@ -1,0 +1,203 @@
+//! The kernels of a card: which sources there are, and the compiled functions that are loaded.
+#![allow(unsafe_code)]
+
+use super::compile::{self, Image};
+use super::driver::sentence;
+use super::gpu::{Gpu, Handle};
+use crate::ops::KERNELS;
+use crate::{DType, Error, Result};
+use cudarc::driver::result::DriverError;
+use cudarc::driver::sys::{self, CUresult};
+use smallvec::SmallVec;
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::{Mutex, PoisonError};
+
+/// The kernels of one family, in CUDA C: a `.cu` file that is compiled for each combination of
+/// element types. In it `T` is the first type, `U` the second.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// The family's name.
+    pub(crate) family: &'static str,
+    /// Where the text is, for the messages of the compiler.
+    pub(crate) path: &'static str,
+    /// Text that stands before it, which other families have too.
+    pub(crate) before: &'static str,
+    /// The text.
+    pub(crate) text: &'static str,
+    /// Text that stands behind it, which is made from a table.
+    pub(crate) after: &'static str,
+    /// All combinations of types that are asked for.
+    pub(crate) types: &'static [&'static [DType]],
+}
+
+/// A family of kernels.
+pub(crate) type Kernel = &'static Source;
+
+/// The four float types, one at a time.
+pub(crate) const FLOATS: &[&[DType]] =
+    &[&[DType::F32], &[DType::F64], &[DType::BF16], &[DType::F16]];
+
+/// Copies of strided views, by the size of an element.
+pub(crate) static COPY: Source = Source {
+    family: "copy",
+    path: "tensor/src/cuda/copy.cu",
+    before: "",
+    text: include_str!("copy.cu"),
+    after: "",
+    types: &[&[DType::U8], &[DType::BF16], &[DType::F32], &[DType::I64]],
+};
+
+/// A family, compiled for some types.
+#[derive(Debug, Clone)]
+pub(crate) struct Variant {
+    pub(crate) source: Kernel,
+    pub(crate) types: SmallVec<[DType; 2]>,
+}
+
+impl Variant {
+    pub(crate) fn new(source: Kernel, types: &[DType]) -> Variant {
+        Variant {
+            source,
+            types: types.into(),
+        }
+    }
+
+    /// All variants of all families.
+    pub(crate) fn all() -> impl Iterator<Item = Variant> {
+        let sources = [&COPY].into_iter().chain(KERNELS.iter().copied());
+        sources.flat_map(|source| source.types.iter().map(|types| Variant::new(source, types)))
+    }
+
+    /// `unary-f32`.
+    pub(crate) fn name(&self) -> String {
+        let mut name = self.source.family.to_owned();
+        for dtype in &self.types {
+            name.push('-');
+            name.push_str(dtype.name());
+        }
+        name
+    }
+}
+
+/// A function of a loaded module.
+#[derive(Debug)]
+pub(super) struct Function {
+    pub(super) handle: Handle<sys::CUfunction>,
+    /// The sizes of its parameters, in bytes.
+    pub(super) params: SmallVec<[usize; 12]>,
+}
+
+type Types = SmallVec<[DType; 2]>;
+
+/// What of the kernels is loaded on a card. Nothing is unloaded before the process ends.
+#[derive(Debug, Default)]
+pub(crate) struct Modules(Mutex<Loaded>);
+
+#[derive(Debug, Default)]
+struct Loaded {
+    modules: HashMap<(&'static str, Types), Handle<sys::CUmodule>>,
+    functions: HashMap<(&'static str, Types, &'static str), &'static Function>,
+}
+
+impl Modules {
+    /// The kernel `name` of a variant, which is compiled and loaded at its first use.
+    pub(super) fn function(
+        &self,
+        op: &'static str,
+        gpu: &Gpu,
+        variant: Variant,
+        name: &'static str,
+    ) -> Result<&'static Function> {
+        let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let family = variant.source.family;
+        let key = (family, variant.types, name);
+        if let Some(function) = loaded.functions.get(&key) {
+            return Ok(function);
+        }
+        let variant = Variant {
+            source: variant.source,
+            types: key.1.clone(),
+        };
+        let module = loaded.module(op, gpu, &variant)?;
+        let function = find(module, name).map_err(|e| gpu.failed(op, name, e))?;
+        let function: &'static Function = Box::leak(Box::new(function));
+        loaded.functions.insert(key, function);
+        Ok(function)
+    }
+
+    /// Loads every kernel that there is.
+    pub(crate) fn load_all(&self, op: &'static str, gpu: &Gpu) -> Result<()> {
+        let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Variant::all().try_for_each(|variant| loaded.module(op, gpu, &variant).map(drop))
+    }
+}
+
+impl Gpu {
+    /// Compiles and loads every kernel that there is.
+    pub(crate) fn load_kernels(&self, op: &'static str) -> Result<()> {
+        self.modules.load_all(op, self)
+    }
+}
+
+impl Loaded {
+    fn module(&mut self, op: &'static str, gpu: &Gpu, variant: &Variant) -> Result<sys::CUmodule> {
+        let key = (variant.source.family, variant.types.clone());
+        if let Some(module) = self.modules.get(&key) {
+            return Ok(module.0);
+        }
+        let unavailable = |reason: String| Error::DeviceUnavailable {
+            op,
+            device: gpu.device(),
+            reason,
+        };
+        let image = compile::image(variant, gpu.capability()).map_err(unavailable)?;
+        let module = load(&image).map_err(|e| unavailable(explain(variant, e)))?;
+        self.modules.insert(key, Handle(module));
+        Ok(module)
+    }
+}
+
+fn load(image: &Image) -> Result<sys::CUmodule, DriverError> {
+    let mut module = std::ptr::null_mut();
+    // PTX is a text that ends with a zero, and an ELF file knows its own size.
+    // SAFETY: the image is one of both, and the card's context is current.
+    unsafe { sys::cuModuleLoadData(&mut module, image.bytes().as_ptr().cast()) }.result()?;
+    Ok(module)
+}
+
+fn explain(variant: &Variant, e: DriverError) -> String {
+    let name = variant.name();
+    match e.0 {
+        CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => format!(
+            "the driver is older than the compiler of the kernels {name}: {}",
+            sentence(e)
+        ),
+        _ => format!("the kernels {name} do not load: {}", sentence(e)),
+    }
+}
+
+fn find(module: sys::CUmodule, name: &str) -> Result<Function, DriverError> {
+    let invalid = |_| DriverError(CUresult::CUDA_ERROR_INVALID_VALUE);
+    let text = CString::new(name).map_err(invalid)?;
+    let mut handle = std::ptr::null_mut();
+    // SAFETY: the module is loaded, and the name is a C string.
+    unsafe { sys::cuModuleGetFunction(&mut handle, module, text.as_ptr()) }.result()?;
+    let mut params = SmallVec::new();
+    loop {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: the function is a kernel of the module; both pointers are valid.
+        let asked =
+            unsafe { sys::cuFuncGetParamInfo(handle, params.len(), &mut offset, &mut size) };
+        match asked.result() {
+            Ok(()) => params.push(size),
+            // Behind the last parameter.
+            Err(DriverError(CUresult::CUDA_ERROR_INVALID_VALUE)) => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Function {
+        handle: Handle(handle),
+        params,
+    })
+}

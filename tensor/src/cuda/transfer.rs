@@ -1,0 +1,158 @@
+//! Transfers: between the host and a card through pinned buffers, and within a card.
+#![allow(unsafe_code)]
+
+use super::gpu::Gpu;
+use super::index::Note;
+use super::issue::{Arg, Grid, Issue, place, storage};
+use super::lanes::{Lane, Stamp};
+use super::modules::COPY;
+use super::staging::PIECE;
+use super::view::View;
+use crate::cpu::scratch::room;
+use crate::storage::{Source, Target, across, inout};
+use crate::{DType, Result, Tensor};
+use cudarc::driver::result;
+
+/// Copies bytes of the host to a tensor, from its element `start` on.
+pub(crate) fn upload(op: &'static str, from: &[u8], to: &mut Tensor, start: usize) -> Result<()> {
+    let gpu = storage(to).gpu();
+    gpu.enter(op)?;
+    let mut at = place_at(to, start);
+    for piece in from.chunks(PIECE) {
+        let mut pinned = gpu.staging.take(op, gpu, piece.len())?;
+        pinned.bytes()[..piece.len()].copy_from_slice(piece);
+        let mut issue = Issue::on(op, gpu, Lane::Copy, &inout(to))?;
+        let stream = issue.stream();
+        // SAFETY: the target has been checked to have room, and the guard's drop records the use of
+        // its memory; the pinned buffer is not handed out again before this copy is done.
+        unsafe { result::memcpy_htod_async(at, &pinned.bytes()[..piece.len()], stream) }
+            .map_err(|e| issue.failed("copying to the card", e))?;
+        let stamp = issue.stamp();
+        drop(issue);
+        gpu.staging.put(pinned, Some(stamp));
+        at += piece.len() as u64;
+    }
+    Ok(())
+}
+
+/// Copies the elements of a tensor to the host, in row-major order; waits for whoever writes them.
+pub(crate) fn download(op: &'static str, from: &Tensor, to: &mut [u8]) -> Result<()> {
+    let gpu = storage(from).gpu();
+    gpu.enter(op)?;
+    let from = from.contiguous_for(op)?;
+    let mut at = place(&from);
+    for piece in to.chunks_mut(PIECE - size_of::<Note>()) {
+        let mut pinned = gpu.staging.take(op, gpu, piece.len() + size_of::<Note>())?;
+        let (data, rest) = pinned.bytes().split_at_mut(piece.len());
+        let mut issue = Issue::on(op, gpu, Lane::Copy, &&from)?;
+        let (stream, stamp) = (issue.stream(), issue.stamp());
+        // SAFETY: the source has as many bytes; the pinned buffer outlives the copy, which is waited
+        // for below, and is kept from others where the wait fails.
+        unsafe { result::memcpy_dtoh_async(data, at, stream) }
+            .map_err(|e| issue.failed("copying to the host", e))?;
+        let note = &mut rest[..size_of::<Note>()];
+        // SAFETY: as above.
+        let flagged = unsafe { gpu.index.fetch(issue.issuing(), stamp, note) }
+            .map_err(|e| issue.failed("copying to the host", e))?;
+        drop(issue);
+        gpu.wait(op, stamp)?;
+        if flagged {
+            gpu.index.look(bytemuck::pod_read_unaligned(note))?;
+        }
+        piece.copy_from_slice(data);
+        at += piece.len() as u64;
+        gpu.staging.put(pinned, None);
+    }
+    Ok(())
+}
+
+/// Copies the elements of a tensor, in row-major order, to another one from its element `start` on.
+pub(crate) fn copy(op: &'static str, from: &Tensor, to: &mut Tensor, start: usize) -> Result<()> {
+    let gpu = storage(to).gpu();
+    if storage(from).gpu().device() != gpu.device() {
+        // Through the host. A direct copy between cards needs events of both.
+        let bytes = from.numel() * from.dtype().size();
+        let mut host = room::<u8>(bytes).map_err(|e| e.on(op, from.device()))?;
+        host.resize(bytes, 0);
+        across(op, Source::Tensor(from), Target::Host(&mut host))?;
+        return across(op, Source::Host(&host), Target::Tensor(to, start));
+    }
+    gpu.enter(op)?;
+    if from.numel() == 0 {
+        return Ok(());
+    }
+    let target = place_at(to, start);
+    let mut issue = Issue::on(op, gpu, Lane::Compute, &(from, inout(to)))?;
+    if from.is_contiguous() {
+        let bytes = from.numel() * from.dtype().size();
+        let stream = issue.stream();
+        // SAFETY: both tensors have as many bytes there, on one card, and the guard's drop records
+        // the use of both.
+        return unsafe { result::memcpy_dtod_async(target, place(from), bytes, stream) }
+            .map_err(|e| issue.failed("copying on the card", e));
+    }
+    let view = View::new(op, from.layout())?;
+    let args = [
+        issue.address(from),
+        Arg::Address(target),
+        Arg::Int(from.numel() as i64),
+        Arg::Struct(bytemuck::bytes_of(&view)),
+    ];
+    let word = word(from.dtype());
+    issue.launch(&COPY, &[word], "gather", Grid::over(from.numel()), &args)
+}
+
+/// The element type that stands for all of its size.
+fn word(dtype: DType) -> DType {
+    match dtype.size() {
+        1 => DType::U8,
+        2 => DType::BF16,
+        4 => DType::F32,
+        _ => DType::I64,
+    }
+}
+
+fn place_at(to: &Tensor, start: usize) -> u64 {
+    place(to) + (start * to.dtype().size()) as u64
+}
+
+impl Gpu {
+    /// Holds the calling thread until the operation `stamp` is done. Others may issue meanwhile.
+    pub(super) fn wait(&'static self, op: &'static str, stamp: Stamp) -> Result<()> {
+        let event = self.lock().lanes().passed(stamp);
+        let failed = |e| self.failed(op, "waiting for the card", e);
+        let event = event.map_err(failed)?;
+        // SAFETY: the card keeps the event; recorded anew meanwhile, it stands for a later operation
+        // of the same lane.
+        unsafe { result::event::synchronize(event.0) }.map_err(failed)
+    }
+
+    /// Holds the calling thread until everything that was issued is done, and gives the error of an
+    /// index out of range, if there was one.
+    pub(crate) fn synchronize(&'static self, op: &'static str) -> Result<()> {
+        let failed = |e| self.failed(op, "waiting for the card", e);
+        let mut pinned = self.staging.take(op, self, size_of::<Note>())?;
+        let note = &mut pinned.bytes()[..size_of::<Note>()];
+        let mut issuing = self.lock();
+        let stamp = issuing.lanes().next(Lane::Copy);
+        // SAFETY: the pinned buffer outlives the copy, which is waited for below.
+        let flagged = unsafe { self.index.fetch(&mut issuing, stamp, note) }.map_err(failed)?;
+        issuing.lanes().issued(stamp).map_err(failed)?;
+        issuing.lanes().synchronize().map_err(failed)?;
+        drop(issuing);
+        let note = bytemuck::pod_read_unaligned(note);
+        self.staging.put(pinned, None);
+        if flagged {
+            self.index.look(note)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes the flag of an index out of range down.
+    pub(crate) fn clear_index_error(&'static self, op: &'static str) -> Result<()> {
+        let mut issuing = self.lock();
+        let cleared = self.index.clear(&mut issuing);
+        cleared.map_err(|e| self.failed(op, "clearing the index flag", e))
+    }
+}

@@ -1,0 +1,59 @@
+//! CUDA kernels: one pass over all arrays of a parameter.
+
+use super::{Item, SgdConfig};
+use crate::cuda::{Arg, Grid, Issue, Source};
+use crate::{DType, Result, Tensor};
+
+/// A parameter's type and its gradient's.
+const PAIRS: &[&[DType]] = &[
+    &[DType::F32, DType::F32],
+    &[DType::F64, DType::F64],
+    &[DType::BF16, DType::BF16],
+    &[DType::BF16, DType::F32],
+    &[DType::F16, DType::F16],
+    &[DType::F16, DType::F32],
+];
+
+pub(crate) static KERNELS: Source = Source {
+    family: "optim",
+    path: "tensor/src/ops/optim/kernel.cu",
+    before: "",
+    text: include_str!("kernel.cu"),
+    after: "",
+    types: PAIRS,
+};
+
+/// One step of SGD for each parameter of a batch.
+pub(super) fn sgd(
+    lane: &mut Issue,
+    (params, grads, momenta): (&mut [&mut Tensor], &[&Tensor], &mut [&mut Tensor]),
+    items: &[Item<'_, SgdConfig>],
+) -> Result<()> {
+    let mut momenta = momenta.iter_mut();
+    for ((param, grad), item) in params.iter_mut().zip(grads).zip(items) {
+        let momentum = match item.states {
+            0 => None,
+            _ => momenta.next(),
+        };
+        let n = param.numel();
+        if n == 0 {
+            continue;
+        }
+        let config = item.config;
+        let args = [
+            lane.address(param),
+            lane.address(grad),
+            momentum.map_or(Arg::Address(0), |m| lane.address(m)),
+            Arg::Int(n as i64),
+            Arg::Small(i32::from(item.step == 1)),
+            Arg::Small(i32::from(config.nesterov)),
+            Arg::Real(config.lr),
+            Arg::Real(config.weight_decay),
+            Arg::Real(config.momentum),
+            Arg::Real(1.0 - config.dampening),
+        ];
+        let types = [param.dtype(), grad.dtype()];
+        lane.launch(&KERNELS, &types, "sgd", Grid::over(n), &args)?;
+    }
+    Ok(())
+}
