@@ -61,6 +61,10 @@
 //! - **Values are values.** The tape keeps the tensors that the forward pass saw; setting a
 //!   parameter between forward and backward changes nothing. A swept tape keeps none, so the
 //!   optimizer writes parameters in place.
+//! - **Addresses stay.** Parameters, buffers and the optimizer's state are written in place: by a step,
+//!   by [`Param::set`], by loading a [`State`]. [`Param::value`] and [`State::of`] copy, and only tapes
+//!   share. A write to what a living tape shares copies first, and
+//!   [`MemoryStats::copies`](phalanx_tensor::MemoryStats::copies) counts it.
 //! - **What is not reached has no gradient**: `None`, not zeros.
 //! - **Sums of gradients are not rounded to a half type.** Where something of a half type is used
 //!   several times, its gradients are added in `f32`. The gradient of a parameter stays `f32`, up to
@@ -77,6 +81,7 @@ mod claim;
 mod error;
 mod grads;
 mod param;
+mod slot;
 mod split;
 mod sweep;
 mod tape;

@@ -1,11 +1,13 @@
 //! [`Param`] and [`Buffer`]: the tensors that a model keeps between steps.
 
 use crate::claim::{ClaimRef, Holder};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::slot::{self, Slot};
 use phalanx_tensor::{DType, Device, Shape, Tensor};
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock};
 
 /// What identifies a [`Param`] within the process. Later parameters have larger ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,45 +19,6 @@ impl fmt::Display for ParamId {
     }
 }
 
-/// A cell of a tensor whose shape and element type never change.
-struct Slot {
-    shape: Shape,
-    dtype: DType,
-    value: RwLock<Tensor>,
-}
-
-impl Slot {
-    fn new(value: Tensor) -> Slot {
-        Slot {
-            shape: value.shape().clone(),
-            dtype: value.dtype(),
-            value: RwLock::new(value),
-        }
-    }
-
-    // A panic while the lock was held leaves a whole tensor behind: poison is of no interest.
-    fn read(&self) -> RwLockReadGuard<'_, Tensor> {
-        self.value.read().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Tensor> {
-        self.value.write().unwrap_or_else(|e| e.into_inner())
-    }
-
-    fn check(&self, id: ParamId, value: &Tensor) -> Result<()> {
-        if *value.shape() == self.shape && value.dtype() == self.dtype {
-            return Ok(());
-        }
-        Err(Error::ValueMismatch {
-            id,
-            shape: self.shape.clone(),
-            dtype: self.dtype,
-            new_shape: value.shape().clone(),
-            new_dtype: value.dtype(),
-        })
-    }
-}
-
 /// Parameters and buffers draw their ids from one counter.
 fn next_id() -> ParamId {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -64,49 +27,75 @@ fn next_id() -> ParamId {
 
 /// A trainable tensor with an identity: clones are handles to the same parameter.
 ///
-/// The value inside is replaced or updated, never changed behind a holder's back: whoever took a
-/// [`value`](Param::value), a tape above all, keeps what it took. A parameter is `Send` and `Sync`.
+/// **Its memory stays where it is.** [`set`](Param::set), loading a state and an optimizer's step write
+/// in place, and [`value`](Param::value) copies, so that what it gave keeps its values. Only tapes
+/// share the memory, until backward, `clear` or drop, and as long as a [`Var`](crate::Var) of the
+/// parameter lives. What is written meanwhile does not reach them: the parameter gets new memory
+/// then, which [`MemoryStats::copies`](phalanx_tensor::MemoryStats::copies) counts.
+///
+/// A parameter is `Send` and `Sync`.
 ///
 /// ```
 /// use phalanx_autograd::Param;
 /// use phalanx_tensor::{Device, Tensor};
 ///
 /// let w = Param::new(Tensor::from_slice(&[1.0f32, 2.0], [2], Device::cpu(0))?);
-/// let before = w.value();
+/// let before = w.value()?;
 /// w.set(Tensor::from_slice(&[3.0f32, 4.0], [2], Device::cpu(0))?)?;
 /// assert_eq!(before.to_vec::<f32>()?, [1.0, 2.0]);
-/// assert_eq!(w.value().to_vec::<f32>()?, [3.0, 4.0]);
+/// assert_eq!(w.read(|value| value.to_vec::<f32>())?, [3.0, 4.0]);
 /// # Ok::<(), phalanx_autograd::Error>(())
 /// ```
 #[derive(Clone)]
 pub struct Param(Arc<ParamInner>);
 
 struct ParamInner {
-    id: ParamId,
     requires_grad: AtomicBool,
     claim: RwLock<ClaimRef>,
     slot: Slot,
 }
 
 impl Param {
-    /// A new parameter that wants gradients.
+    /// A new parameter that wants gradients. It takes the tensor as it is; where another one shares
+    /// it, the first write copies.
     pub fn new(value: Tensor) -> Param {
         Param(Arc::new(ParamInner {
-            id: next_id(),
             requires_grad: AtomicBool::new(true),
             claim: RwLock::default(),
-            slot: Slot::new(value),
+            slot: Slot::new(next_id(), value),
         }))
     }
 
     /// What identifies it.
     pub fn id(&self) -> ParamId {
-        self.0.id
+        self.0.slot.id
     }
 
-    /// Its value now: shares the storage, costs no copy.
-    pub fn value(&self) -> Tensor {
+    /// A copy of its value now, for keeps: later steps do not change it. To look at the value without
+    /// a copy, use [`read`](Param::read).
+    ///
+    /// # Errors
+    /// As [`Tensor::copy`].
+    pub fn value(&self) -> Result<Tensor> {
+        Ok(self.0.slot.read().copy()?)
+    }
+
+    /// Calls `look` with the parameter's own tensor, without a copy, and returns what it returns.
+    ///
+    /// Writers wait meanwhile: a [`set`](Param::set) or [`update`](Param::update) of the same
+    /// parameter inside `look` would wait for itself for ever. A clone or a view that is kept makes
+    /// the next write copy.
+    pub fn read<T>(&self, look: impl FnOnce(&Tensor) -> T) -> T {
+        look(&self.0.slot.read())
+    }
+
+    /// Its own tensor, shared: for tapes.
+    pub(crate) fn share(&self) -> Tensor {
         self.0.slot.read().clone()
+    }
+
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.0.slot
     }
 
     /// Its shape.
@@ -130,14 +119,23 @@ impl Param {
         self.0.slot.read().device()
     }
 
-    /// Replaces the value. Tapes that recorded the old one are not touched.
+    /// Writes a value, a tensor or a reference to one, over the parameter's own, in place. Tapes that
+    /// recorded the old one are not touched. The parameter stays on its device, wherever `value` is.
     ///
     /// # Errors
-    /// [`Error::ValueMismatch`] where shape or element type differ. The device may differ.
-    pub fn set(&self, value: Tensor) -> Result<()> {
-        self.0.slot.check(self.0.id, &value)?;
-        *self.0.slot.write() = value;
-        Ok(())
+    /// [`ValueMismatch`](crate::Error::ValueMismatch) where shape or element type differ; as
+    /// [`Tensor::copy_from`]. The old value stays then.
+    pub fn set(&self, value: impl Borrow<Tensor>) -> Result<()> {
+        slot::set_all(&[self.slot()], &[value.borrow()])
+    }
+
+    /// Moves the value to `device`, unless it is there. Tapes that recorded the old one are not
+    /// touched.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_device`].
+    pub fn to_device(&self, device: Device) -> Result<()> {
+        self.0.slot.to_device(device)
     }
 
     /// Changes the value in place: `change` gets the parameter's own tensor, so that where nobody
@@ -148,10 +146,11 @@ impl Param {
     /// same parameter inside `change` would wait for itself for ever.
     ///
     /// # Errors
-    /// Those of `change`; [`Error::ValueMismatch`] where it leaves another shape or element type:
-    /// the value is then what `change` left, and the caller's to repair with `set`.
+    /// Those of `change`; [`ValueMismatch`](crate::Error::ValueMismatch) where it leaves another
+    /// shape or element type: the value is then what `change` left, and the caller's to repair with
+    /// another `update`.
     pub fn update(&self, change: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<()> {
-        update_all(&[self], |values| change(values[0]))
+        slot::update_all(&[self.slot()], |values| change(values[0]))
     }
 
     /// Whether tapes record it. A frozen parameter is a constant.
@@ -183,37 +182,18 @@ impl Param {
     }
 }
 
-/// Changes several parameters at once, as [`Param::update`]: the fused optimizers' way in.
-/// Locks are taken in the order of the ids, so that two optimizers that share parameters, on two
-/// threads, wait for each other and do not block each other.
+/// Changes several parameters at once, as [`Param::update`]: the fused optimizers' way in. Two of
+/// them that share parameters, on two threads, wait for each other and do not block each other.
 ///
 /// # Errors
-/// [`Error::DuplicateParameter`] where one occurs twice: its lock would wait for itself. As
-/// [`Param::update`].
+/// [`Error::DuplicateParameter`](crate::Error::DuplicateParameter) where one occurs twice: its lock
+/// would wait for itself. As [`Param::update`].
 pub(crate) fn update_all<T>(
     params: &[&Param],
     change: impl FnOnce(&mut [&mut Tensor]) -> Result<T>,
 ) -> Result<T> {
-    let mut order: Vec<usize> = (0..params.len()).collect();
-    order.sort_unstable_by_key(|&i| params[i].id());
-    if let Some(twice) = order
-        .windows(2)
-        .find(|w| params[w[0]].id() == params[w[1]].id())
-    {
-        let id = params[twice[0]].id();
-        return Err(Error::DuplicateParameter { id });
-    }
-    let mut guards: Vec<_> = order
-        .iter()
-        .map(|&i| (i, params[i].0.slot.write()))
-        .collect();
-    guards.sort_unstable_by_key(|&(i, _)| i);
-    let mut values: Vec<&mut Tensor> = guards.iter_mut().map(|(_, g)| &mut **g).collect();
-    let out = change(&mut values)?;
-    for (param, value) in params.iter().zip(&values) {
-        param.0.slot.check(param.id(), value)?;
-    }
-    Ok(out)
+    let slots: Vec<&Slot> = params.iter().map(|p| p.slot()).collect();
+    slot::update_all(&slots, change)
 }
 
 impl fmt::Debug for Param {
@@ -221,50 +201,75 @@ impl fmt::Debug for Param {
         write!(
             f,
             "Param({}, {}, {})",
-            self.0.id, self.0.slot.shape, self.0.slot.dtype
+            self.id(),
+            self.shape(),
+            self.dtype()
         )
     }
 }
 
 /// A tensor that a module keeps and that has no gradient, such as batch norm's running mean.
-/// Clones are handles to the same buffer.
+/// Clones are handles to the same buffer. Its memory stays where it is, as a [`Param`]'s does.
 #[derive(Clone)]
-pub struct Buffer(Arc<(ParamId, Slot)>);
+pub struct Buffer(Arc<Slot>);
 
 impl Buffer {
-    /// A new buffer.
+    /// A new buffer. It takes the tensor as it is, as [`Param::new`] does.
     pub fn new(value: Tensor) -> Buffer {
-        Buffer(Arc::new((next_id(), Slot::new(value))))
+        Buffer(Arc::new(Slot::new(next_id(), value)))
     }
 
     /// What identifies it; no parameter has the same id.
     pub fn id(&self) -> ParamId {
-        self.0.0
+        self.0.id
     }
 
-    /// Its value now: shares the storage, costs no copy.
-    pub fn value(&self) -> Tensor {
-        self.0.1.read().clone()
+    /// A copy of its value now, as [`Param::value`].
+    ///
+    /// # Errors
+    /// As [`Tensor::copy`].
+    pub fn value(&self) -> Result<Tensor> {
+        Ok(self.0.read().copy()?)
+    }
+
+    /// Calls `look` with the buffer's own tensor, without a copy, as [`Param::read`].
+    pub fn read<T>(&self, look: impl FnOnce(&Tensor) -> T) -> T {
+        look(&self.0.read())
+    }
+
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.0
     }
 
     /// Its shape.
     pub fn shape(&self) -> &Shape {
-        &self.0.1.shape
+        &self.0.shape
     }
 
     /// Its element type.
     pub fn dtype(&self) -> DType {
-        self.0.1.dtype
+        self.0.dtype
     }
 
-    /// Replaces the value.
+    /// Where its value is.
+    pub fn device(&self) -> Device {
+        self.0.read().device()
+    }
+
+    /// Writes a value over the buffer's own, in place, as [`Param::set`].
     ///
     /// # Errors
-    /// [`Error::ValueMismatch`] where shape or element type differ. The device may differ.
-    pub fn set(&self, value: Tensor) -> Result<()> {
-        self.0.1.check(self.0.0, &value)?;
-        *self.0.1.write() = value;
-        Ok(())
+    /// As [`Param::set`].
+    pub fn set(&self, value: impl Borrow<Tensor>) -> Result<()> {
+        slot::set_all(&[&self.0], &[value.borrow()])
+    }
+
+    /// Moves the value to `device`, unless it is there.
+    ///
+    /// # Errors
+    /// As [`Tensor::to_device`].
+    pub fn to_device(&self, device: Device) -> Result<()> {
+        self.0.to_device(device)
     }
 
     /// Changes the value in place, as [`Param::update`]; the buffer is locked meanwhile, too.
@@ -272,9 +277,7 @@ impl Buffer {
     /// # Errors
     /// As [`Param::update`].
     pub fn update(&self, change: impl FnOnce(&mut Tensor) -> Result<()>) -> Result<()> {
-        let mut value = self.0.1.write();
-        change(&mut value)?;
-        self.0.1.check(self.0.0, &value)
+        slot::update_all(&[&self.0], |values| change(values[0]))
     }
 }
 
@@ -283,7 +286,7 @@ impl fmt::Debug for Buffer {
         write!(
             f,
             "Buffer({}, {}, {})",
-            self.0.0,
+            self.id(),
             self.shape(),
             self.dtype()
         )
@@ -314,6 +317,7 @@ pub(crate) type IdMap<V> =
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     fn scalar(value: f64) -> Param {
         Param::new(Tensor::scalar(value, Device::cpu(0)).unwrap())
@@ -331,7 +335,7 @@ mod tests {
             Ok(seen)
         });
         assert_eq!(seen.unwrap(), [3.0, 1.0, 2.0]);
-        let after = [&a, &b, &c].map(|p| p.value().item::<f64>().unwrap());
+        let after = [&a, &b, &c].map(|p| p.value().unwrap().item::<f64>().unwrap());
         assert_eq!(after, [1.0, 2.0, 13.0]);
     }
 
@@ -351,7 +355,7 @@ mod tests {
             assert!(matches!(e, Error::ValueMismatch { id, .. } if id == buffer.id()));
         }
         leave(Tensor::scalar(2.0f64, Device::cpu(0)).unwrap()).unwrap();
-        assert_eq!(buffer.value().item::<f64>().unwrap(), 2.0);
+        assert_eq!(buffer.value().unwrap().item::<f64>().unwrap(), 2.0);
     }
 
     #[test]
@@ -359,6 +363,6 @@ mod tests {
         let (a, b) = (scalar(1.0), scalar(2.0));
         let e = update_all(&[&a, &b, &a.clone()], |_| Ok(())).unwrap_err();
         assert!(matches!(e, Error::DuplicateParameter { id } if id == a.id()));
-        a.set(b.value()).unwrap(); // no lock was left behind
+        a.set(b.value().unwrap()).unwrap(); // no lock was left behind
     }
 }

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::nn::Module;
 use crate::nn::module::{Count, Item, aliases, walk};
+use crate::slot::set_all;
 use crate::whole_file;
 use phalanx_tensor::{DType, Device, Shape, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -25,8 +26,8 @@ use std::path::Path;
 /// let bytes = State::of(&a)?.to_bytes()?;
 /// State::from_bytes(&bytes, Device::cpu(0))?.load_into(&b)?;
 /// assert_eq!(
-///     a.parameters()[0].value().to_vec::<f32>()?,
-///     b.parameters()[0].value().to_vec::<f32>()?,
+///     a.parameters()[0].value()?.to_vec::<f32>()?,
+///     b.parameters()[0].value()?.to_vec::<f32>()?,
 /// );
 /// # Ok::<(), phalanx_autograd::Error>(())
 /// ```
@@ -42,18 +43,19 @@ impl State {
     }
 
     /// The parameters, buffers and counts of a module; shared ones once, under their first name.
-    /// Costs no copy: the state holds the values as they are now.
+    /// Copies them: the state holds the values as they are now, and training can go on.
     ///
     /// # Errors
+    /// As [`Param::value`](crate::Param::value);
     /// [`Error::InvalidArgument`] where two parts of the module have one name;
     /// [`Error::Unsavable`] for a count of 2⁵³ or more.
     pub fn of<M: Module + ?Sized>(module: &M) -> Result<State> {
         let mut state = State::new();
         for (name, param) in module.named_parameters() {
-            state.insert_new(name, param.value())?;
+            state.insert_new(name, param.value()?)?;
         }
         for (name, buffer) in module.named_buffers() {
-            state.insert_new(name, buffer.value())?;
+            state.insert_new(name, buffer.value()?)?;
         }
         for (name, count) in counts(module) {
             let count = saved_count(&name, count)?;
@@ -75,10 +77,11 @@ impl State {
         }
     }
 
-    /// Puts the values into a module, each on the device where the module's own is. Names, shapes
-    /// and element types must fit exactly, both ways; a shared parameter may be there under any
-    /// of its names, or under all. Only a [`Count`] may be missing, as it is from PyTorch's files:
-    /// it stays as it is. Nothing is changed where something does not fit.
+    /// Writes the values into a module, in place: its tensors stay where they are, on their devices,
+    /// and it keeps none of the state's. Names, shapes and element types must fit exactly, both ways;
+    /// a shared parameter may be there under any of its names, or under all. Only a [`Count`] may be
+    /// missing, as it is from PyTorch's files: it stays as it is. Nothing is changed where something
+    /// does not fit.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::UnexpectedTensor`], [`Error::SavedMismatch`];
@@ -91,18 +94,20 @@ impl State {
                 others.find_map(|(alias, _)| self.tensors.get(alias))
             })
         };
-        let checked = |name: &str, shape: &Shape, dtype: DType, device: Device| {
+        let checked = |name: &str, shape: &Shape, dtype: DType| {
             let saved = find(name).ok_or_else(|| Error::MissingTensor { name: name.into() })?;
             expect_like(name, saved, shape, dtype)?;
-            Ok::<_, Error>(saved.to_device(device)?)
+            Ok::<_, Error>(saved)
         };
         let (params, buffers) = (module.named_parameters(), module.named_buffers());
-        let mut values = Vec::with_capacity(params.len() + buffers.len());
+        let (mut slots, mut values) = (Vec::new(), Vec::new());
         for (name, p) in &params {
-            values.push(checked(name, p.shape(), p.dtype(), p.device())?);
+            values.push(checked(name, p.shape(), p.dtype())?);
+            slots.push(p.slot());
         }
         for (name, b) in &buffers {
-            values.push(checked(name, b.shape(), b.dtype(), b.value().device())?);
+            values.push(checked(name, b.shape(), b.dtype())?);
+            slots.push(b.slot());
         }
         let mut counts: HashMap<String, Option<u64>> = HashMap::new();
         for_counts(module, &mut |name, _| {
@@ -120,13 +125,7 @@ impl State {
                 return Err(Error::UnexpectedTensor { name: name.clone() });
             }
         }
-        let mut values = values.into_iter();
-        for ((_, p), value) in params.iter().zip(&mut values) {
-            p.set(value)?;
-        }
-        for ((_, b), value) in buffers.iter().zip(&mut values) {
-            b.set(value)?;
-        }
+        set_all(&slots, &values)?;
         for_counts(module, &mut |name, count| {
             if let Some(&Some(saved)) = counts.get(name) {
                 count.set(saved);

@@ -192,7 +192,7 @@ impl Tape {
         let known = self.0.leaves.borrow().get(&param.id()).cloned();
         let (id, value) = known.unwrap_or_else(|| match &self.0.mode {
             Mode::Trace(parent) => self.add_leaf(param, parent.leaf(param).into_value()),
-            _ => self.add_leaf(param, param.value()),
+            _ => self.add_leaf(param, param.share()),
         });
         Var::new(self, id, value)
     }
@@ -219,8 +219,8 @@ impl Tape {
     fn frozen_value(&self, param: &Param) -> Tensor {
         let known = || self.0.frozen.borrow().get(&param.id()).cloned();
         match &self.0.mode {
-            Mode::Record | Mode::Infer => param.value(),
-            Mode::Replay(_) => known().unwrap_or_else(|| param.value()),
+            Mode::Record | Mode::Infer => param.share(),
+            Mode::Replay(_) => known().unwrap_or_else(|| param.share()),
             Mode::Trace(parent) => known().unwrap_or_else(|| {
                 let value = parent.frozen_value(param);
                 let mut frozen = self.0.frozen.borrow_mut();

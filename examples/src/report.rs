@@ -92,7 +92,10 @@ pub fn fingerprint<'a>(
 ) -> Result<String, phalanx_tensor::Error> {
     let mut hash = Sha256::new();
     for parameter in parameters {
-        hash.update(parameter.value().contiguous()?.as_bytes()?);
+        parameter.read(|value| {
+            hash.update(value.contiguous()?.as_bytes()?);
+            Ok::<_, phalanx_tensor::Error>(())
+        })?;
     }
     Ok(hash
         .finalize()

@@ -24,12 +24,7 @@ fn nested(depth: usize, device: Device) -> Result<Sequential> {
         let layer = Linear::new(1, 1, &mut factory)?;
         for (name, param) in layer.named_parameters() {
             let value = f64::from(u8::from(name == "weight"));
-            param.set(Tensor::full(
-                param.value().shape(),
-                value,
-                DType::F32,
-                device,
-            )?)?;
+            param.set(Tensor::full(param.shape(), value, DType::F32, device)?)?;
         }
         model = Sequential::new().with(layer).with(model);
     }

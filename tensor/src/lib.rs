@@ -78,6 +78,7 @@
 #[cfg(test)]
 extern crate self as phalanx_tensor;
 
+mod copy;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -221,18 +221,24 @@ impl Tensor {
     pub(crate) fn own(&mut self, op: &'static str) -> Result<()> {
         if !self.owns() {
             let copy = self.copy_to(op, self.device())?;
-            if !self.is_unique() {
-                self.storage.account().copied();
-            }
-            *self = copy;
+            self.replace(copy);
         }
         Ok(())
+    }
+
+    /// Puts a copy in place of the tensor, which could not be written in place.
+    pub(crate) fn replace(&mut self, copy: Tensor) {
+        if !self.is_unique() {
+            self.storage.account().copied();
+        }
+        *self = copy;
     }
 
     /// As [`own`](Tensor::own), where the contents do not matter any more.
     pub(crate) fn renew(&mut self, op: &'static str) -> Result<()> {
         if !self.owns() {
-            *self = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
+            let fresh = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
+            self.replace(fresh);
         }
         Ok(())
     }

@@ -183,3 +183,59 @@ fn a_write_that_had_to_copy_is_counted() {
         drop((b, c));
     });
 }
+
+#[test]
+fn a_tensor_that_is_written_over_keeps_its_address() {
+    let device = Device::cpu(307);
+    let at = |t: &Tensor| t.as_bytes().unwrap().as_ptr();
+    for dtype in [DType::F32, DType::BF16, DType::I64, DType::U8] {
+        let source = Tensor::arange(6, dtype, Device::cpu(308)).unwrap();
+        let source = source.reshape([3, 2]).unwrap().t().unwrap();
+        let want = source.cast(DType::F64).unwrap().to_vec::<f64>().unwrap();
+        let values = |t: &Tensor| t.cast(DType::F64).unwrap().to_vec::<f64>().unwrap();
+        let mut t = Tensor::zeros([2, 3], dtype, device).unwrap();
+        let (before, copies) = (at(&t), device.memory().unwrap().copies);
+        t.copy_from(&source).unwrap();
+        assert_eq!((at(&t), values(&t)), (before, want.clone()));
+        assert_eq!(t.device(), device);
+
+        // A view in the middle of a storage that is nobody else's.
+        let zeros = Tensor::zeros([4, 3], dtype, device).unwrap();
+        let mut middle = zeros.narrow(0, 1, 2).unwrap();
+        drop(zeros);
+        let inside = at(&middle);
+        middle.copy_from(&source).unwrap();
+        assert_eq!((at(&middle), values(&middle)), (inside, want.clone()));
+
+        // One with gaps has no place in which to be contiguous, and gets one.
+        let mut gaps = Tensor::zeros([3, 2], dtype, device).unwrap().t().unwrap();
+        gaps.copy_from(&source).unwrap();
+        assert_eq!(values(&gaps), want);
+        assert_eq!(device.memory().unwrap().copies, copies);
+
+        let holder = t.clone();
+        t.copy_from(&holder).unwrap();
+        assert_eq!(device.memory().unwrap().copies, copies + 1);
+        assert_eq!((at(&holder), values(&holder)), (before, want.clone()));
+        assert_ne!(at(&t), before);
+        let copy = t.copy().unwrap();
+        assert!(copy.is_unique() && at(&copy) != at(&t));
+    }
+    let mut t = Tensor::zeros([2, 3], DType::F32, device).unwrap();
+    let e = t.copy_from(&Tensor::zeros([3, 2], DType::F32, device).unwrap());
+    assert!(matches!(
+        e,
+        Err(Error::ShapeMismatch {
+            op: "copy_from",
+            ..
+        })
+    ));
+    let e = t.copy_from(&Tensor::zeros([2, 3], DType::F64, device).unwrap());
+    assert!(matches!(
+        e,
+        Err(Error::DTypeMismatch {
+            op: "copy_from",
+            ..
+        })
+    ));
+}

@@ -102,10 +102,10 @@ pub trait Module: Send + Sync {
     /// As [`phalanx_tensor::Tensor::to_device`].
     fn to_device(&self, device: Device) -> Result<()> {
         for (_, p) in self.named_parameters() {
-            p.set(p.value().to_device(device)?)?;
+            p.to_device(device)?;
         }
         for (_, b) in self.named_buffers() {
-            b.set(b.value().to_device(device)?)?;
+            b.to_device(device)?;
         }
         Ok(())
     }

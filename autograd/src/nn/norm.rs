@@ -4,6 +4,7 @@ use super::init::{Factory, Init};
 use super::module::{Module, Training, Visitor};
 use crate::error::{Error, Result};
 use crate::param::{Buffer, Param};
+use crate::slot::set_all;
 use crate::tape::Tape;
 use crate::var::Var;
 use phalanx_tensor::{DType, Shape, Tensor};
@@ -106,22 +107,25 @@ impl BatchNorm2d {
 
     /// Moves the running statistics towards those of a batch with `n` elements per channel.
     fn track(&self, mean: Tensor, var: Tensor, n: usize) -> Result<()> {
-        let count = self.num_batches_tracked.value().add_scalar(1.0)?;
+        let count = self.num_batches_tracked.read(|n| n.add_scalar(1.0))?;
         let momentum = match self.momentum {
             Some(momentum) => momentum,
             None => 1.0 / count.item::<f64>()?,
         };
         let towards = |buffer: &Buffer, stat: Tensor, factor: f64| -> Result<Tensor> {
-            let running = buffer.value();
-            let stat = stat.cast(running.dtype())?.mul_scalar(momentum * factor)?;
-            Ok(running.mul_scalar(1.0 - momentum)?.add_into(&stat)?)
+            let stat = stat.cast(buffer.dtype())?.mul_scalar(momentum * factor)?;
+            let kept = buffer.read(|running| running.mul_scalar(1.0 - momentum))?;
+            Ok(kept.add_into(&stat)?)
         };
         // All three or, where there is no memory, none.
         let mean = towards(&self.running_mean, mean, 1.0)?;
         let var = towards(&self.running_var, var, n as f64 / (n as f64 - 1.0))?;
-        self.num_batches_tracked.set(count)?;
-        self.running_mean.set(mean)?;
-        self.running_var.set(var)
+        let buffers = [
+            &self.num_batches_tracked,
+            &self.running_mean,
+            &self.running_var,
+        ];
+        set_all(&buffers.map(Buffer::slot), &[&count, &mean, &var])
     }
 
     /// By the running statistics, which are constants.
@@ -129,8 +133,8 @@ impl BatchNorm2d {
         // Half types compute in `f32`: there, statistics lose no digits.
         let dtype = x.dtype().compute();
         x.batch_norm_inference(
-            &self.running_mean.value().cast(dtype)?,
-            &self.running_var.value().cast(dtype)?,
+            &self.running_mean.read(|mean| mean.cast(dtype))?,
+            &self.running_var.read(|var| var.cast(dtype))?,
             Some(weight),
             Some(bias),
             self.eps,

@@ -2,13 +2,15 @@
 
 use super::Optimizer;
 use super::check::{checked, expect_rate};
-use super::groups::{Group, Groups, take_count, take_like};
+use super::groups::{Group, Groups, Kept, take_count, take_like};
 use crate::error::{Error, Result};
 use crate::grads::Gradients;
 use crate::param::Param;
 use crate::state::{State, saved_count};
+use phalanx_tensor::Tensor;
 pub use phalanx_tensor::ops::optim::{AdamConfig, DecayMode};
 use phalanx_tensor::ops::optim::{AdamState, adam_steps};
+use smallvec::{SmallVec, smallvec};
 
 /// Adam and AdamW, as `torch.optim.Adam` and `torch.optim.AdamW`: [`AdamConfig::adam`] and
 /// [`AdamConfig::adamw`] are their defaults.
@@ -23,13 +25,13 @@ use phalanx_tensor::ops::optim::{AdamState, adam_steps};
 /// let tape = Tape::new();
 /// let loss = tape.leaf(&w).square()?;
 /// adam.step(&tape.backward(&loss)?)?;
-/// assert!((w.value().item::<f64>()? - 4.5).abs() < 1e-6); // the first step has the length lr
+/// assert!((w.value()?.item::<f64>()? - 4.5).abs() < 1e-6); // the first step has the length lr
 /// # Ok::<(), phalanx_autograd::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct Adam {
     config: AdamConfig,
-    groups: Groups<AdamState>,
+    pub(super) groups: Groups<AdamState>,
 }
 
 impl Adam {
@@ -52,6 +54,20 @@ impl Adam {
     pub fn with_group(mut self, group: Group) -> Result<Adam> {
         self.groups.push(group)?;
         Ok(self)
+    }
+}
+
+impl Kept for AdamState {
+    fn tensors(&self) -> SmallVec<[&Tensor; 2]> {
+        smallvec![&self.exp_avg, &self.exp_avg_sq]
+    }
+
+    fn tensors_mut(&mut self) -> SmallVec<[&mut Tensor; 2]> {
+        smallvec![&mut self.exp_avg, &mut self.exp_avg_sq]
+    }
+
+    fn take_counts(&mut self, new: &AdamState) {
+        self.step = new.step;
     }
 }
 
@@ -79,8 +95,8 @@ impl Optimizer for Adam {
 
     fn state(&self) -> Result<State> {
         self.groups.save(self.config.lr, |state, i, adam| {
-            state.insert(format!("{i}.exp_avg"), adam.exp_avg.clone());
-            state.insert(format!("{i}.exp_avg_sq"), adam.exp_avg_sq.clone());
+            state.insert(format!("{i}.exp_avg"), adam.exp_avg.copy()?);
+            state.insert(format!("{i}.exp_avg_sq"), adam.exp_avg_sq.copy()?);
             let name = format!("{i}.step");
             let step = saved_count(&name, adam.step)?;
             state.insert(name, step);

@@ -8,7 +8,7 @@ use crate::param::{Param, update_all};
 use crate::state::{State, loaded_count, loaded_number};
 use phalanx_tensor::ops::optim::Part;
 use phalanx_tensor::{Device, Tensor};
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use std::collections::HashSet;
 
 /// Parameters that an optimizer treats differently from the others.
@@ -39,7 +39,73 @@ pub(super) struct Groups<S> {
     groups: Vec<(Group, Vec<Option<S>>)>,
 }
 
-impl<S> Groups<S> {
+/// What an optimizer keeps for one parameter: tensors that stay where they are.
+pub(super) trait Kept {
+    /// Its tensors.
+    fn tensors(&self) -> SmallVec<[&Tensor; 2]>;
+
+    /// Its tensors, to be written.
+    fn tensors_mut(&mut self) -> SmallVec<[&mut Tensor; 2]>;
+
+    /// Takes over what is no tensor.
+    fn take_counts(&mut self, new: &Self);
+}
+
+impl Kept for Tensor {
+    fn tensors(&self) -> SmallVec<[&Tensor; 2]> {
+        smallvec![self]
+    }
+
+    fn tensors_mut(&mut self) -> SmallVec<[&mut Tensor; 2]> {
+        smallvec![self]
+    }
+
+    fn take_counts(&mut self, _: &Tensor) {}
+}
+
+/// Makes `old` ready to be written with `new`: what can fail of [`put`]. Where there is no state yet,
+/// or not on this device, `new` takes its place, and shares its tensors with nobody.
+fn prepare<S: Kept>(old: &mut Option<S>, new: &mut Option<S>) -> Result<()> {
+    match (old, new) {
+        (Some(old), Some(new)) if in_place(old, new) => {
+            for tensor in old.tensors_mut() {
+                tensor.make_unique()?;
+            }
+        }
+        (_, Some(new)) => {
+            for tensor in new.tensors_mut() {
+                if !tensor.is_unique() {
+                    *tensor = tensor.copy()?;
+                }
+            }
+        }
+        (_, None) => {}
+    }
+    Ok(())
+}
+
+/// Writes the state `new` over `old`.
+fn put<S: Kept>(old: &mut Option<S>, new: Option<S>) -> Result<()> {
+    match (&mut *old, &new) {
+        (Some(old), Some(new)) if in_place(old, new) => {
+            for (to, from) in old.tensors_mut().into_iter().zip(new.tensors()) {
+                to.copy_from(from)?;
+            }
+            old.take_counts(new);
+        }
+        _ => *old = new,
+    }
+    Ok(())
+}
+
+fn in_place<S: Kept>(old: &S, new: &S) -> bool {
+    let (old, new) = (old.tensors(), new.tensors());
+    old.iter()
+        .zip(new)
+        .all(|(old, new)| old.device() == new.device())
+}
+
+impl<S: Kept> Groups<S> {
     pub(super) fn new(params: Vec<Param>) -> Result<Groups<S>> {
         let mut groups = Groups { groups: Vec::new() };
         groups.push(Group::new(params))?;
@@ -129,7 +195,7 @@ impl<S> Groups<S> {
     }
 
     /// The inverse of [`save`](Groups::save): returns the learning rate. Where `load` fails, or
-    /// leaves something over, nothing is changed.
+    /// leaves something over, nothing is changed. A state that is there is written in place.
     pub(super) fn load(
         &mut self,
         mut state: State,
@@ -139,15 +205,24 @@ impl<S> Groups<S> {
         expect_rate("load_state", "`lr`", lr).map_err(|e| Error::Format {
             reason: e.to_string(),
         })?;
-        let new = (self.iter().enumerate())
+        let mut new = (self.iter().enumerate())
             .map(|(i, (param, _))| load(&mut state, i, param))
             .collect::<Result<Vec<_>>>()?;
         if let Some((name, _)) = state.iter().next() {
             return Err(Error::UnexpectedTensor { name: name.into() });
         }
-        let places = self.groups.iter_mut().flat_map(|(_, states)| states);
-        places.zip(new).for_each(|(old, new)| *old = new);
+        // What can fail comes before the first write.
+        for (old, new) in self.states().zip(&mut new) {
+            prepare(old, new)?;
+        }
+        for (old, new) in self.states().zip(new) {
+            put(old, new)?;
+        }
         Ok(lr)
+    }
+
+    pub(super) fn states(&mut self) -> impl Iterator<Item = &mut Option<S>> {
+        self.groups.iter_mut().flat_map(|(_, states)| states)
     }
 
     /// Every parameter with its state, in order.

@@ -1,9 +1,13 @@
 //! Optimizers, gradient clipping and learning-rate schedules, with PyTorch's names and formulas.
 //!
 //! A step is one fused pass over each parameter, its gradient and its state. After a backward pass
-//! nobody but the parameter holds its value, so it is changed in place.
+//! nobody but the parameter holds its tensor, so it is changed in place. Where a tape or one of its
+//! variables still does, the step copies first, and
+//! [`MemoryStats::copies`](phalanx_tensor::MemoryStats::copies) counts it.
 
 mod adam;
+#[cfg(test)]
+mod addresses;
 mod check;
 mod clip;
 mod groups;
@@ -43,15 +47,17 @@ pub trait Optimizer {
     fn set_lr(&mut self, lr: f64) -> Result<()>;
 
     /// What the optimizer needs to continue: momenta, step counts, the learning rate. The
-    /// parameters count in the order in which they were given: `3.momentum_buffer`.
+    /// parameters count in the order in which they were given: `3.momentum_buffer`. The tensors are
+    /// copies, which later steps do not change.
     ///
     /// # Errors
     /// [`Error::Unsavable`](crate::Error::Unsavable) for a learning rate that is negative or not
-    /// finite; as [`Tensor::scalar`](phalanx_tensor::Tensor::scalar).
+    /// finite; as [`Tensor::copy`](phalanx_tensor::Tensor::copy).
     fn state(&self) -> Result<State>;
 
     /// Continues from a saved state: training goes on bit for bit as it would have without the
-    /// pause. Nothing is changed where something does not fit.
+    /// pause. The optimizer's own tensors, once it has some, stay where they are. Nothing is changed
+    /// where something does not fit.
     ///
     /// # Errors
     /// [`Error::SavedMismatch`](crate::Error::SavedMismatch),

@@ -27,13 +27,13 @@ use phalanx_tensor::ops::optim::sgd_steps;
 ///     let loss = tape.leaf(&w).add_scalar(-3.0)?.square()?;
 ///     sgd.step(&tape.backward(&loss)?)?;
 /// }
-/// assert!((w.value().item::<f64>()? - 3.0).abs() < 1e-6);
+/// assert!((w.value()?.item::<f64>()? - 3.0).abs() < 1e-6);
 /// # Ok::<(), phalanx_autograd::Error>(())
 /// ```
 #[derive(Debug)]
 pub struct Sgd {
     config: SgdConfig,
-    groups: Groups<Tensor>,
+    pub(super) groups: Groups<Tensor>,
 }
 
 impl Sgd {
@@ -85,7 +85,7 @@ impl Optimizer for Sgd {
 
     fn state(&self) -> Result<State> {
         self.groups.save(self.config.lr, |state, i, momentum| {
-            state.insert(format!("{i}.momentum_buffer"), momentum.clone());
+            state.insert(format!("{i}.momentum_buffer"), momentum.copy()?);
             Ok(())
         })
     }

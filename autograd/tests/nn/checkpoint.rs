@@ -68,7 +68,7 @@ fn a_checkpoint_changes_memory_and_nothing_else() {
             .norm
             .named_buffers()
             .iter()
-            .map(|(_, b)| vals(&b.value()))
+            .map(|(_, b)| vals(&b.value().unwrap()))
             .collect()
     }
     // Two segments, and the two nested in a third.

@@ -45,7 +45,7 @@ fn half_parameters_step_by_gradients_in_f32() {
                 assert_eq!(w.dtype(), dtype);
                 let mut again = new(vec![w.clone()]);
                 again.load_state(optimizer.state().unwrap()).unwrap();
-                w.value().cast(DType::F64).unwrap().to_vec::<f64>().unwrap()
+                w.read(|t| t.cast(DType::F64).unwrap().to_vec::<f64>().unwrap())
             };
             assert_eq!(run(DType::F32), run(dtype));
         }

@@ -56,15 +56,17 @@ pub(super) struct Broadcast {
 impl Broadcast {
     pub(super) fn start(
         plan: &[Bucket],
-        values: &[Tensor],
+        buffers: &[(String, Buffer)],
         group: &dyn ProcessGroup,
         root: usize,
     ) -> Result<Broadcast> {
         let send = |bucket: &Bucket| {
-            let device = values[bucket.slots[0].param].device();
-            let mut flat = allocate(bucket, 0, device, |p| values[p].numel(), |_| false)?;
+            let buffer = |i: usize| &buffers[i].1;
+            let device = buffer(bucket.slots[0].param).device();
+            let numel = |i: usize| buffer(i).shape().numel();
+            let mut flat = allocate(bucket, 0, device, numel, |_| false)?;
             for slot in &bucket.slots {
-                put(&mut flat, slot.offset, &values[slot.param])?;
+                buffer(slot.param).read(|value| put(&mut flat, slot.offset, value))?;
             }
             Ok((bucket.clone(), group.broadcast(flat, root)?))
         };
@@ -78,8 +80,7 @@ impl Broadcast {
             let flat = work.wait()?;
             for slot in &bucket.slots {
                 let (_, buffer) = &buffers[slot.param];
-                let value = get(&flat, slot.offset, buffer.shape())?;
-                buffer.set(value.to_device(buffer.value().device())?)?;
+                buffer.set(get(&flat, slot.offset, buffer.shape())?)?;
             }
         }
         Ok(())

@@ -286,7 +286,7 @@ mod tests {
             let joint = Joint::one(&replica);
             let plan = joint.agreed_plan(&[0, 1], 0)?; // a bucket for each parameter
             let mut reducer = Reducer::new(joint, plan, Share::Equal, &[true, true])?;
-            reducer.ready(0, replica.params[0].1.value())?;
+            reducer.ready(0, replica.params[0].1.value()?)?;
             Ok(reducer.finish().map(drop))
         });
         let end = ends.unwrap().remove(0);

@@ -73,7 +73,7 @@ impl Replica {
         take_parameters_of(0, &params, &*group)?;
         let (params, frozen): (Vec<_>, Vec<_>) =
             params.into_iter().partition(|(_, p)| p.requires_grad());
-        let buffer_entries: Vec<Entry> = buffers.iter().map(|(_, b)| entry(&b.value())).collect();
+        let buffer_entries: Vec<Entry> = buffers.iter().map(|(_, b)| entry_of_buffer(b)).collect();
         let everything = Limits {
             first: usize::MAX,
             cap: usize::MAX,
@@ -100,8 +100,7 @@ impl Replica {
 
     /// Sends `root`'s buffers to all ranks.
     pub(super) fn send_buffers(&self, root: usize) -> Result<flat::Broadcast> {
-        let values: Vec<Tensor> = self.buffers.iter().map(|(_, b)| b.value()).collect();
-        flat::Broadcast::start(&self.buffer_plan, &values, &*self.group, root)
+        flat::Broadcast::start(&self.buffer_plan, &self.buffers, &*self.group, root)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -143,18 +142,32 @@ fn take_parameters_of(
     params: &[(String, Param)],
     group: &dyn ProcessGroup,
 ) -> Result<()> {
-    let works = params.iter().map(|(_, p)| group.broadcast(p.value(), root));
+    // Shared until it has arrived everywhere: it is only read.
+    let works = params
+        .iter()
+        .map(|(_, p)| group.broadcast(p.read(Tensor::clone), root));
     let works = works.collect::<Result<Vec<_>, _>>()?;
     for ((_, param), work) in params.iter().zip(works) {
-        param.set(work.wait()?)?;
+        let value = work.wait()?;
+        if group.rank() != root {
+            param.set(value)?;
+        }
     }
     Ok(())
 }
 
-pub(super) fn entry(t: &Tensor) -> Entry {
+pub(super) fn entry_of(param: &Param) -> Entry {
     Entry {
-        shape: t.shape().clone(),
-        dtype: t.dtype(),
-        device: t.device(),
+        shape: param.shape().clone(),
+        dtype: param.dtype(),
+        device: param.device(),
+    }
+}
+
+pub(super) fn entry_of_buffer(buffer: &Buffer) -> Entry {
+    Entry {
+        shape: buffer.shape().clone(),
+        dtype: buffer.dtype(),
+        device: buffer.device(),
     }
 }

@@ -3,7 +3,7 @@
 
 use super::bucket::{self, Bucket, Entry, Limits};
 use super::reducer::Reducer;
-use super::replica::{Known, Replica, entry};
+use super::replica::{Known, Replica, entry_of};
 use super::share::{self, Share, Turn};
 use super::verify;
 use crate::{Error, Result};
@@ -328,7 +328,7 @@ impl<'a> Joint<'a> {
         let order: Vec<usize> = order.into_iter().map(|i| i as usize).collect();
         let entries = self.params().map(|(_, p)| Entry {
             dtype: p.grad_dtype(), // what travels
-            ..entry(&p.value())
+            ..entry_of(p)
         });
         let entries: Vec<Entry> = entries.collect();
         let config = &self.lead().config;

@@ -2,7 +2,8 @@
 //! parameters' values later, and on whatever else a program must not differ in.
 
 use super::DdpConfig;
-use super::replica::Replica;
+use super::bucket::Entry;
+use super::replica::{Replica, entry_of, entry_of_buffer};
 use crate::{Error, Result};
 use phalanx_autograd::{Buffer, Param};
 use phalanx_comm::ProcessGroup;
@@ -17,13 +18,19 @@ fn describe(params: &[(String, Param)], buffers: &[(String, Buffer)]) -> String 
         true => "parameter",
         false => "frozen parameter",
     };
-    let params = params.iter().map(|(name, p)| (kind(p), name, p.value()));
-    let buffers = buffers.iter().map(|(name, b)| ("buffer", name, b.value()));
+    let params = params.iter().map(|(name, p)| (kind(p), name, entry_of(p)));
+    let buffers = buffers
+        .iter()
+        .map(|(name, b)| ("buffer", name, entry_of_buffer(b)));
     let mut firsts: HashMap<Device, &str> = HashMap::new();
     let mut text = String::new();
-    for (kind, name, t) in params.chain(buffers) {
-        let (dtype, shape) = (t.dtype(), t.shape());
-        let first = firsts.entry(t.device()).or_insert(name);
+    for (kind, name, entry) in params.chain(buffers) {
+        let Entry {
+            shape,
+            dtype,
+            device,
+        } = entry;
+        let first = firsts.entry(device).or_insert(name);
         text += &format!("{kind} {name}: {dtype} {shape} on the device of {first}\n");
     }
     text
@@ -127,15 +134,18 @@ pub fn agree(group: &dyn ProcessGroup, what: &'static str, text: &str) -> Result
 /// Compares the values of this rank's parameters, and of the buffers that the wrapper keeps equal, with
 /// every other rank's.
 pub(super) fn values_agree(replica: &Replica) -> Result<()> {
-    let params = replica.params.iter().chain(&replica.frozen);
-    let params = params.map(|(name, p)| (name, p.value()));
-    let kept = replica.config.broadcast_buffers;
-    let buffers = replica.buffers.iter().filter(|_| kept);
-    let buffers = buffers.map(|(name, b)| (name, b.value()));
     let (mut names, mut hashes) = (Vec::new(), Vec::new());
-    for (name, value) in params.chain(buffers) {
+    let mut take = |name: &str, value: &Tensor| -> Result<()> {
         names.push(format!("{name} ({} {})", value.dtype(), value.shape()));
-        hashes.push(hash(&value)?);
+        hashes.push(hash(value)?);
+        Ok(())
+    };
+    for (name, param) in replica.params.iter().chain(&replica.frozen) {
+        param.read(|value| take(name, value))?;
+    }
+    let kept = replica.config.broadcast_buffers;
+    for (name, buffer) in replica.buffers.iter().filter(|_| kept) {
+        buffer.read(|value| take(name, value))?;
     }
     let (group, n) = (&*replica.group, hashes.len());
     let all = Tensor::from_vec(hashes, n, group.device())?;

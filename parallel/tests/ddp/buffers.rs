@@ -23,7 +23,9 @@ fn model(device: Device) -> BatchNorm2d {
 
 fn statistics(model: &BatchNorm2d) -> Vec<(String, Vec<f64>)> {
     let buffers = model.named_buffers().into_iter();
-    buffers.map(|(n, b)| (n, values(&b.value()))).collect()
+    buffers
+        .map(|(n, b)| (n, values(&b.value().unwrap())))
+        .collect()
 }
 
 /// What one process tracks that sees the images of these (rank, step), in order.

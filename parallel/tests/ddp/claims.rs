@@ -189,7 +189,11 @@ fn one_loss_over_two_wrapped_modules() {
                 of_both.step(&both.backward(&tape, &loss(forward, &x)?)?)?;
                 let pairs = split.iter().zip(both.parameters());
                 for (p, q) in pairs {
-                    assert_eq!(values(&p.value()), values(&q.value()), "step {step}");
+                    assert_eq!(
+                        values(&p.value().unwrap()),
+                        values(&q.value().unwrap()),
+                        "step {step}"
+                    );
                 }
             }
             encoder.check_replicas()?;

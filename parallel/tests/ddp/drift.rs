@@ -125,10 +125,10 @@ fn every_value_of_a_replica_is_compared() {
             let ddp = Ddp::new(model, group, config)?;
             // Not a number on all of them is no difference.
             let first = &ddp.parameters()[0];
-            first.set(first.value().mul_scalar(f64::NAN)?)?;
+            first.set(first.value()?.mul_scalar(f64::NAN)?)?;
             ddp.check_replicas()?;
             for p in ddp.parameters().iter().chain([&frozen]) {
-                let before = p.value();
+                let before = p.value()?;
                 if rank == 1 {
                     p.set(before.add_scalar(1.0)?)?;
                 }
@@ -138,7 +138,7 @@ fn every_value_of_a_replica_is_compared() {
             }
             let (_, buffer) = &ddp.named_buffers()[0];
             if rank == 1 {
-                buffer.set(buffer.value().add_scalar(1.0)?)?;
+                buffer.set(buffer.value()?.add_scalar(1.0)?)?;
             }
             // Buffers that nobody keeps equal may differ.
             assert_eq!(ddp.check_replicas().is_ok(), !broadcast_buffers);

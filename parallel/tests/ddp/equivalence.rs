@@ -56,7 +56,11 @@ fn reference(dtype: DType) -> (Vec<Vec<f64>>, Vec<Vec<f64>>) {
     }
     (
         first,
-        model.params().iter().map(|p| values(&p.value())).collect(),
+        model
+            .params()
+            .iter()
+            .map(|p| values(&p.value().unwrap()))
+            .collect(),
     )
 }
 
@@ -104,7 +108,7 @@ fn check(
         }
         for (p, want) in ddp.parameters().iter().zip(&last) {
             assert_close(
-                &values(&p.value()),
+                &values(&p.value().unwrap()),
                 want,
                 tolerance,
                 &format!("parameters of world {world}"),
@@ -113,7 +117,7 @@ fn check(
         Ok(ddp
             .parameters()
             .iter()
-            .flat_map(|p| values(&p.value()))
+            .flat_map(|p| values(&p.value().unwrap()))
             .map(f64::to_bits)
             .collect::<Vec<_>>())
     });

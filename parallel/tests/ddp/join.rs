@@ -54,7 +54,7 @@ fn reference(active: &[Vec<usize>]) -> Vec<f64> {
     model
         .params()
         .iter()
-        .flat_map(|p| values(&p.value()))
+        .flat_map(|p| values(&p.value().unwrap()))
         .collect()
 }
 
@@ -85,7 +85,7 @@ fn a_rank_without_data_stalls_nobody_and_the_average_is_right() {
             Ok(ddp
                 .parameters()
                 .iter()
-                .flat_map(|p| values(&p.value()))
+                .flat_map(|p| values(&p.value().unwrap()))
                 .collect::<Vec<_>>())
         });
         for found in &all {

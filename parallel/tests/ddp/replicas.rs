@@ -18,19 +18,19 @@ fn differing_values_become_rank_zeros() {
         assert_eq!(ddp.parameters().len(), 3);
         let params = ddp.module().named_parameters();
         assert!(
-            params.iter().all(|(_, p)| p.value().device() == device),
+            params.iter().all(|(_, p)| p.device() == device),
             "values stay on the rank's device"
         );
         Ok(params
             .iter()
-            .flat_map(|(_, p)| values(&p.value()))
+            .flat_map(|(_, p)| values(&p.value().unwrap()))
             .collect::<Vec<_>>())
     });
     let zeros = Mlp::new(&[3, 4, 2], DType::F32, Device::cpu(0), 0);
     let zeros: Vec<f64> = zeros
         .params()
         .iter()
-        .flat_map(|p| values(&p.value()))
+        .flat_map(|p| values(&p.value().unwrap()))
         .collect();
     assert!(all.iter().all(|v| *v == zeros));
 }
@@ -278,7 +278,7 @@ fn a_module_that_moves_takes_its_gradients_and_buffers_along() {
             assert_eq!(gradients.len(), 4);
             assert!(gradients.iter().all(|(_, g)| g.device() == device));
             let buffers = ddp.named_buffers();
-            assert!(buffers.iter().all(|(_, b)| b.value().device() == device));
+            assert!(buffers.iter().all(|(_, b)| b.device() == device));
         }
         assert!(ddp.buckets().unwrap().iter().any(|b| !b.is_single()));
         Ok(())
