@@ -13,7 +13,7 @@ use phalanx_tensor::ops::norm::{BatchNormMask, BatchNormSaved};
 use phalanx_tensor::ops::optim::{AdamConfig, SgdConfig, adam_step, global_norm, scale, sgd_step};
 use phalanx_tensor::ops::pool::Pool2dConfig;
 use phalanx_tensor::ops::softmax::CrossEntropyConfig;
-use phalanx_tensor::{DType, Device, GeluKind, Result, Rng, Tensor};
+use phalanx_tensor::{DType, Device, GeluKind, Result, Rng, Tensor, unary_table};
 use util::{FLOATS, TestRng};
 
 /// The bytes of results, by name.
@@ -22,6 +22,32 @@ type Results = Vec<(&'static str, Vec<u8>)>;
 fn bits(t: &Tensor) -> Vec<u8> {
     t.contiguous().unwrap().as_bytes().unwrap().to_vec()
 }
+
+macro_rules! table {
+    (|$vx:ident, $vout:ident, $vg:ident| $({
+        $Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$values:expr] [$range:expr] [$saved:tt $gradient:expr]
+        $($rest:tt)*
+    })*) => {
+        /// Each function of the tensor's table, and its gradient given that of the result, of `all`
+        /// or, where it needs positive arguments, of these.
+        fn unary(
+            all: &Tensor,
+            positive: &Tensor,
+            $vg: &Tensor,
+        ) -> Result<Vec<(&'static str, Tensor)>> {
+            let mut results = Vec::new();
+            $(for ($($arg,)?) in $values {
+                let $vx = if $range.0 > 0.0 { positive } else { all };
+                let $vout = &$vx.$name($($arg)?)?;
+                results.push((stringify!($name), $vout.clone()));
+                results.push((concat!("gradient of ", stringify!($name)), $gradient?));
+            })*
+            Ok(results)
+        }
+    };
+}
+
+unary_table!(table);
 
 /// An operation of each family, over views of several layouts and lengths that fill no vector.
 fn run(dtype: DType) -> Result<Results> {
@@ -44,24 +70,9 @@ fn run(dtype: DType) -> Result<Results> {
         let x = t.tensor(shape, dtype, (-4.0, 4.0));
         let y = t.tensor(shape, dtype, (-4.0, 4.0));
         let p = t.tensor(shape, dtype, (0.01, 9.0));
-        keep("neg", &x.neg()?);
-        keep("abs", &x.abs()?);
-        keep("sign", &x.sign()?);
-        keep("square", &x.square()?);
-        keep("sqrt", &p.sqrt()?);
-        keep("rsqrt", &p.rsqrt()?);
-        keep("recip", &p.recip()?);
-        keep("exp", &x.exp()?);
-        keep("log", &p.log()?);
-        keep("sin", &x.sin()?);
-        keep("cos", &x.cos()?);
-        keep("tanh", &x.tanh()?);
-        keep("sigmoid", &x.sigmoid()?);
-        keep("relu", &x.relu()?);
-        keep("gelu", &x.gelu(GeluKind::Exact)?);
-        keep("gelu tanh", &x.gelu(GeluKind::Tanh)?);
-        keep("gelu_backward", &y.gelu_backward(&x, GeluKind::Exact)?);
-        keep("gelu_backward tanh", &y.gelu_backward(&x, GeluKind::Tanh)?);
+        for (name, result) in unary(&x, &p, &y)? {
+            keep(name, &result);
+        }
         keep("add", &x.add(&y)?);
         keep("sub", &x.sub(&y)?);
         keep("mul", &x.mul(&y)?);

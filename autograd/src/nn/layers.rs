@@ -5,9 +5,9 @@ use super::module::{Count, Module, Training, Visitor};
 use crate::error::{Error, Result};
 use crate::tape::Tape;
 use crate::var::Var;
-use phalanx_tensor::Rng;
 pub use phalanx_tensor::ops::pool::Pool2dConfig;
 pub use phalanx_tensor::ops::unary::GeluKind;
+use phalanx_tensor::{Rng, unary_table};
 
 /// One row a layer: its fields and the method that it applies.
 macro_rules! layers {
@@ -28,20 +28,30 @@ macro_rules! layers {
     };
 }
 
+/// The layers of the tensor's table, as rows of [`layers!`].
+macro_rules! activations {
+    (|$vx:ident, $vout:ident, $vg:ident| $({
+        $Name:ident $name:ident $args:tt $values:tt $range:tt $gradient:tt
+        $reference:tt $backward:tt $integers:tt $module:tt $doc:tt $($rest:tt)*
+    })*) => {
+        $(activation! { $Name $name $args $doc $module })*
+    };
+}
+
+macro_rules! activation {
+    ($Name:ident $name:ident $args:tt $doc:tt []) => {};
+    ($Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$(#[$doc:meta])*] [[$(#[$more:meta])*]]) => {
+        layers! {
+            $(#[$doc])*
+            $(#[$more])*
+            $Name $(($arg: $ty))? |x| x.$name($(*$arg)?);
+        }
+    };
+}
+
+unary_table!(activations);
+
 layers! {
-    /// The larger of x and 0. In front of it, [`Linear::with_activation`](super::Linear) and
-    /// [`BatchNorm2d::with_relu`](super::BatchNorm2d::with_relu) do the same in one pass.
-    Relu |x| x.relu();
-    /// x where it is positive, else the slope times x.
-    LeakyRelu(slope: f64) |x| x.leaky_relu(*slope);
-    /// The Gaussian error linear unit.
-    Gelu(kind: GeluKind) |x| x.gelu(*kind);
-    /// x · sigmoid(x).
-    Silu |x| x.silu();
-    /// The hyperbolic tangent.
-    Tanh |x| x.tanh();
-    /// The logistic function.
-    Sigmoid |x| x.sigmoid();
     /// The softmax along an axis.
     Softmax(axis: isize) |x| x.softmax(*axis);
     /// The logarithm of the softmax along an axis.

@@ -14,10 +14,7 @@ pub use crate::ops::linear::Activation;
 pub use conv::{Conv2d, Conv2dConfig};
 pub use embedding::Embedding;
 pub use init::{Factory, Fan, Init};
-pub use layers::{
-    AdaptiveAvgPool2d, AvgPool2d, Dropout, Flatten, Gelu, GeluKind, Identity, LeakyRelu,
-    LogSoftmax, MaxPool2d, Pool2dConfig, Relu, Sigmoid, Silu, Softmax, Tanh,
-};
+pub use layers::*;
 pub use linear::Linear;
 pub use loss::{CrossEntropyConfig, Reduction, binary_cross_entropy, cross_entropy, l1, mse, nll};
 pub use module::{Count, Module, Training, Visitor};

@@ -4,8 +4,8 @@ use super::{one, zeros_like};
 use crate::error::Result;
 use crate::var::Var;
 use crate::vjp::{Grads, Vjp, tensor_bytes};
-use phalanx_tensor::Tensor;
 use phalanx_tensor::ops::unary::GeluKind;
+use phalanx_tensor::{Tensor, unary_table};
 
 /// One row an operation: its Vjp, the tensor's method, what the backward pass reads (the argument
 /// `x`, the result `out`), and the gradient of the argument given that of the result.
@@ -40,6 +40,7 @@ macro_rules! unary {
         impl Var {
             $(
                 $(#[$doc])*
+                ///
                 #[doc = concat!("As [`Tensor::", stringify!($name), "`].")]
                 ///
                 /// # Errors
@@ -57,41 +58,21 @@ macro_rules! unary {
     };
 }
 
+/// The rows of the tensor's table, as rows of [`unary!`].
+macro_rules! table {
+    (|$x:ident, $out:ident, $g:ident| $({
+        $Name:ident $name:ident $args:tt $values:tt $range:tt [[$($save:ident)?] $gradient:expr]
+        $reference:tt $backward:tt $integers:tt $module:tt [$(#[$doc:meta])*] $($rest:tt)*
+    })*) => {
+        unary! { |$x, $out, $g|
+            $($(#[$doc])* $Name: $name $args [$($save)?] $gradient;)*
+        }
+    };
+}
+
+unary_table!(table);
+
 unary! { |x, out, g|
-    /// −x.
-    Neg: neg() [] g.neg();
-    /// |x|; the subgradient at 0 is 0, at NaN it is NaN.
-    Abs: abs() [x] g.abs_backward(x);
-    /// x².
-    Square: square() [x] g.square_backward(x);
-    /// √x.
-    Sqrt: sqrt() [out] g.sqrt_backward(out);
-    /// 1 / √x.
-    Rsqrt: rsqrt() [out] g.rsqrt_backward(out);
-    /// 1 / x.
-    Recip: recip() [out] g.recip_backward(out);
-    /// eˣ.
-    Exp: exp() [out] g.mul(out);
-    /// The natural logarithm.
-    Log: log() [x] g.div(x);
-    /// The sine.
-    Sin: sin() [x] g.sin_backward(x);
-    /// The cosine.
-    Cos: cos() [x] g.cos_backward(x);
-    /// The hyperbolic tangent.
-    Tanh: tanh() [out] g.tanh_backward(out);
-    /// The logistic function.
-    Sigmoid: sigmoid() [out] g.sigmoid_backward(out);
-    /// The larger of x and 0; the subgradient at 0 is 0, and at NaN the gradient passes.
-    Relu: relu() [out] g.relu_backward(out);
-    /// x where it is positive, else `slope` · x.
-    LeakyRelu: leaky_relu(slope: f64) [x] g.leaky_relu_backward(x, slope);
-    /// The Gaussian error linear unit.
-    Gelu: gelu(kind: GeluKind) [x] g.gelu_backward(x, kind);
-    /// x · sigmoid(x).
-    Silu: silu() [x] g.silu_backward(x);
-    /// ln(1 + eˣ).
-    Softplus: softplus() [x] g.softplus_backward(x);
     /// x + `rhs`.
     AddScalar: add_scalar(rhs: f64) [] { let _ = rhs; Ok::<_, phalanx_tensor::Error>(g) };
     /// x − `rhs`.

@@ -7,7 +7,7 @@ use phalanx_autograd::Var;
 use phalanx_autograd::nn::{
     Activation, Conv2dConfig, CrossEntropyConfig, GeluKind, Pool2dConfig, Reduction,
 };
-use phalanx_tensor::{DType, Device, Rng};
+use phalanx_tensor::{DType, Device, Rng, unary_table};
 
 macro_rules! unary {
     ($name:ident($($arg:expr),*) in $range:expr) => {
@@ -39,26 +39,30 @@ macro_rules! reduction {
     };
 }
 
-pub const ROWS: &[Row] = &[
-    // ---- unary
-    unary!(neg() in (-2.0, 2.0)),
-    unary!(abs() in (-2.0, 2.0)),
-    unary!(square() in (-2.0, 2.0)),
-    unary!(sqrt() in (0.3, 3.0)),
-    unary!(rsqrt() in (0.5, 3.0)),
-    unary!(recip() in (0.5, 3.0)),
-    unary!(exp() in (-2.0, 1.0)),
-    unary!(log() in (0.5, 4.0)),
-    unary!(sin() in (-4.0, 4.0)),
-    unary!(cos() in (-4.0, 4.0)),
-    unary!(tanh() in (-2.0, 2.0)),
-    unary!(sigmoid() in (-4.0, 4.0)),
-    unary!(relu() in (-2.0, 2.0)),
-    unary!(leaky_relu(0.125) in (-2.0, 2.0)),
-    unary!(gelu(GeluKind::Exact) in (-3.0, 3.0)),
-    unary!(gelu(GeluKind::Tanh) in (-3.0, 3.0)),
-    unary!(silu() in (-4.0, 4.0)),
-    unary!(softplus() in (-4.0, 4.0)),
+/// The rows of the tensor's table, with any of the values of the argument.
+macro_rules! table {
+    (|$vx:ident, $vout:ident, $vg:ident| $({
+        $Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$values:expr] [$range:expr] $($rest:tt)*
+    })*) => {
+        const UNARY: &[Row] = &[$(
+            row(&[stringify!($name)], |rng| {
+                let values = $values;
+                let ($($arg,)?) = values[rng.below(values.len())];
+                case(vec![any(rng, $range)], move |_, x| x[0].$name($($arg)?))
+            }),
+        )*];
+    };
+}
+
+unary_table!(table);
+
+/// Every row.
+pub fn rows() -> impl Iterator<Item = &'static Row> {
+    UNARY.iter().chain(ROWS)
+}
+
+const ROWS: &[Row] = &[
+    // ---- numbers as further arguments
     unary!(add_scalar(0.75) in (-2.0, 2.0)),
     unary!(sub_scalar(0.75) in (-2.0, 2.0)),
     unary!(mul_scalar(-1.5) in (-2.0, 2.0)),

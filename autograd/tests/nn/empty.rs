@@ -4,11 +4,11 @@
 use crate::{CPU, f, vals};
 use phalanx_autograd::nn::{
     self, Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm2d, Conv2d, Conv2dConfig, Dropout,
-    Embedding, Factory, Flatten, Gelu, GeluKind, LayerNorm, LeakyRelu, Linear, LogSoftmax,
-    MaxPool2d, Module, Pool2dConfig, Relu, Sequential, Sigmoid, Silu, Softmax, Tanh,
+    Embedding, Factory, Flatten, GeluKind, LayerNorm, Linear, LogSoftmax, MaxPool2d, Module,
+    Pool2dConfig, Sequential, Softmax,
 };
 use phalanx_autograd::{Result, Tape, Var};
-use phalanx_tensor::{DType, Shape, Tensor};
+use phalanx_tensor::{DType, Shape, Tensor, unary_table};
 
 /// Runs a module on an empty batch, forward and backward; the result has the shape `out`.
 fn check(name: &str, module: &dyn Module, input: &[usize], out: &[usize]) {
@@ -35,6 +35,22 @@ fn check(name: &str, module: &dyn Module, input: &[usize], out: &[usize]) {
             assert!(slope.iter().all(|v| *v == 0.0), "{name} {path}: {slope:?}");
         }
     }
+}
+
+/// Checks the layers of the tensor's table.
+macro_rules! layers {
+    (|$vx:ident, $vout:ident, $vg:ident| $({
+        $Name:ident $name:ident $args:tt [$values:expr] $range:tt $gradient:tt
+        $reference:tt $backward:tt $integers:tt $module:tt $($rest:tt)*
+    })*) => {
+        $(layers!(@check $Name $args $module $values);)*
+    };
+    (@check $Name:ident $args:tt [] $values:expr) => {};
+    (@check $Name:ident ($($arg:ident: $ty:ty)?) $module:tt $values:expr) => {
+        for ($($arg,)?) in $values {
+            check(stringify!($Name), &nn::$Name $(($arg))?, &[0, 4], &[0, 4]);
+        }
+    };
 }
 
 #[test]
@@ -77,12 +93,7 @@ fn every_module_takes_an_empty_batch() {
     check("Softmax", &Softmax(1), &[0, 4], &[0, 4]);
     check("Softmax", &Softmax(0), &[0, 4], &[0, 4]);
     check("LogSoftmax", &LogSoftmax(-1), &[0, 4], &[0, 4]);
-    check("Relu", &Relu, &[0, 4], &[0, 4]);
-    check("LeakyRelu", &LeakyRelu(0.1), &[0, 4], &[0, 4]);
-    check("Gelu", &Gelu(GeluKind::Tanh), &[0, 4], &[0, 4]);
-    check("Silu", &Silu, &[0, 4], &[0, 4]);
-    check("Tanh", &Tanh, &[0, 4], &[0, 4]);
-    check("Sigmoid", &Sigmoid, &[0, 4], &[0, 4]);
+    unary_table!(layers);
 
     let whole = crate::cnn(&mut f);
     check("a network", &whole, &[0, 1, 8, 8], &[0, 3]);

@@ -6,7 +6,7 @@ use phalanx_tensor::ops::optim::{
 };
 use phalanx_tensor::ops::pool::Pool2dConfig;
 use phalanx_tensor::ops::softmax::CrossEntropyConfig;
-use phalanx_tensor::{DType, Device, GeluKind, Rng, Tensor};
+use phalanx_tensor::{DType, Device, GeluKind, Rng, Tensor, unary_table};
 
 const CPU: Device = Device::cpu(0);
 /// More elements than memory has room for.
@@ -128,24 +128,6 @@ fn errors_begin_with_the_name_of_what_was_called() {
         where_cond: Tensor::where_cond(&x, &x, &x);
         cast: wide.cast(DType::F64);
 
-        sqrt: ints.sqrt();
-        rsqrt: ints.rsqrt();
-        recip: ints.recip();
-        exp: ints.exp();
-        log: ints.log();
-        sin: ints.sin();
-        cos: ints.cos();
-        tanh: ints.tanh();
-        sigmoid: ints.sigmoid();
-        gelu: ints.gelu(GeluKind::Tanh);
-        silu: ints.silu();
-        softplus: ints.softplus();
-        neg: wide.neg();
-        abs: wide.abs();
-        sign: wide.sign();
-        square: wide.square();
-        relu: wide.relu();
-
         sum: x.sum(&[2], false);
         mean: ints.mean(&[0], false);
         max: x.max(&[0, 0], false);
@@ -196,4 +178,23 @@ fn errors_begin_with_the_name_of_what_was_called() {
         global_norm: global_norm([&ints]);
         scale: scale([&mut ints.clone()], 2.0);
     }
+
+    macro_rules! table {
+        (|$vx:ident, $vout:ident, $vg:ident| $({
+            $Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$values:expr] $range:tt
+            [$saved:tt $gradient:expr] $reference:tt [$($back:ident $($formula:tt)*)?] $integers:tt
+            $($rest:tt)*
+        })*) => {
+            let ($vg, $vx, $vout) = (&x, &other, &other);
+            $(for ($($arg,)?) in $values {
+                name_themselves! {
+                    $name: table!(@fails $integers).$name($($arg)?);
+                    $($back: $gradient;)?
+                }
+            })*
+        };
+        (@fails []) => { ints };
+        (@fails $integers:tt) => { wide };
+    }
+    unary_table! { table }
 }

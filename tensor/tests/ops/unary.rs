@@ -1,96 +1,63 @@
 //! Unary functions against `f64`, their derivatives against central differences.
 
 use crate::util::*;
-use phalanx_tensor::{DType, Device, Error, GeluKind, Result, Tensor};
+use phalanx_tensor::{DType, Device, Error, GeluKind, Result, Tensor, unary_table};
 use proptest::prelude::*;
 
-type Op = fn(&Tensor) -> Result<Tensor>;
-type Reference = fn(f64) -> f64;
-/// Name, function, and its backward operation of gradient, argument and result.
-type Slope = (
-    &'static str,
-    Op,
-    fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
-);
+type Function = Box<dyn Fn(&Tensor) -> Result<Tensor>>;
+type Gradient = Box<dyn Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>>;
 
+/// A row of the tensor's table, with one value of its argument.
 struct Row {
     name: &'static str,
-    op: Op,
-    reference: Reference,
-    range: (f64, f64),
+    op: Function,
+    /// The gradient of the argument, from that of the result, the argument and the result.
+    gradient: Gradient,
+    reference: Box<dyn Fn(f64) -> f64>,
     /// Roundings of `f32` allowed, relative to max(1, |result|).
     roundings: f64,
+    /// Where the derivative is checked.
+    range: (f64, f64),
 }
 
-fn row(name: &'static str, op: Op, reference: Reference, range: (f64, f64), roundings: f64) -> Row {
-    Row {
-        name,
-        op,
-        reference,
-        range,
-        roundings,
-    }
+macro_rules! table {
+    (|$vx:ident, $vout:ident, $vg:ident| $({
+        $Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$values:expr] [$range:expr] [$saved:tt $gradient:expr]
+        [$tx:ident [$reference:expr] $roundings:literal] $($rest:tt)*
+    })*) => {
+        let mut rows = Vec::new();
+        $(for ($($arg,)?) in $values {
+            rows.push(Row {
+                name: stringify!($name),
+                op: Box::new(move |x| x.$name($($arg)?)),
+                gradient: Box::new(move |$vg, $vx, $vout| {
+                    let _ = ($vx, $vout);
+                    $gradient
+                }),
+                reference: Box::new(move |$tx: f64| $reference),
+                roundings: $roundings,
+                range: $range,
+            });
+        })*
+        rows
+    };
 }
 
 fn rows() -> Vec<Row> {
-    let all = (-8.0, 8.0);
-    let positive = (0.01, 8.0);
-    vec![
-        row("neg", Tensor::neg, |x| -x, all, 0.0),
-        row("abs", Tensor::abs, f64::abs, all, 0.0),
-        row("sign", Tensor::sign, f64::signum, all, 0.0),
-        row("square", Tensor::square, |x| x * x, all, 1.0),
-        row("sqrt", Tensor::sqrt, f64::sqrt, positive, 1.0),
-        row("rsqrt", Tensor::rsqrt, |x| 1.0 / x.sqrt(), positive, 3.0),
-        row("recip", Tensor::recip, |x| 1.0 / x, positive, 1.0),
-        row("exp", Tensor::exp, f64::exp, all, 2.0),
-        row("log", Tensor::log, f64::ln, positive, 2.0),
-        row("sin", Tensor::sin, f64::sin, all, 1.5),
-        row("cos", Tensor::cos, f64::cos, all, 1.5),
-        row("tanh", Tensor::tanh, f64::tanh, all, 2.0),
-        row(
-            "sigmoid",
-            Tensor::sigmoid,
-            |x| 1.0 / (1.0 + (-x).exp()),
-            all,
-            2.0,
-        ),
-        row("relu", Tensor::relu, |x| x.max(0.0), all, 0.0),
-        row(
-            "leaky_relu",
-            |t| t.leaky_relu(0.1),
-            |x| if x > 0.0 { x } else { 0.1 * x },
-            all,
-            1.0,
-        ),
-        row("gelu", |t| t.gelu(GeluKind::Exact), gelu, all, 6.0),
-        row(
-            "gelu_tanh",
-            |t| t.gelu(GeluKind::Tanh),
-            gelu_tanh,
-            all,
-            12.0,
-        ),
-        row("silu", Tensor::silu, |x| x / (1.0 + (-x).exp()), all, 3.0),
-        row("softplus", Tensor::softplus, |x| x.exp().ln_1p(), all, 3.0),
-    ]
+    unary_table! { table }
 }
 
-/// x Φ(x), by the midpoint rule on the density: no error function in sight.
-fn gelu(x: f64) -> f64 {
-    let steps = 20_000;
-    let h = x / f64::from(steps);
-    let density = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
-    let area: f64 = (0..steps).map(|i| density((f64::from(i) + 0.5) * h)).sum();
-    x * (0.5 + area * h)
+impl Row {
+    /// Where values are checked: wider than for derivatives.
+    fn domain(&self) -> (f64, f64) {
+        match self.range.0 > 0.0 {
+            true => (0.01, 8.0),
+            false => (-8.0, 8.0),
+        }
+    }
 }
 
-fn gelu_tanh(x: f64) -> f64 {
-    let scale = (2.0 / std::f64::consts::PI).sqrt();
-    0.5 * x * (1.0 + (scale * (x + 0.044715 * x.powi(3))).tanh())
-}
-
-/// The tolerance: for `f64`, what the midpoint rule of [`gelu`] leaves.
+/// The tolerance: for `f64`, what the midpoint rule of GELU leaves.
 fn allowed(row: &Row, dtype: DType) -> f64 {
     match dtype {
         DType::F64 => 1e-8,
@@ -108,8 +75,8 @@ proptest! {
         for row in rows() {
             let shape = rng.shape(4, 6);
             for dtype in FLOATS {
-                let x = rng.tensor(&shape, dtype, row.range);
-                let expected: Vec<f64> = values(&x).into_iter().map(row.reference).collect();
+                let x = rng.tensor(&shape, dtype, row.domain());
+                let expected: Vec<f64> = values(&x).into_iter().map(&row.reference).collect();
                 let what = format!("{} of {dtype} {}", row.name, show(&shape));
                 let y = (row.op)(&x).unwrap();
                 prop_assert_eq!(y.dtype(), dtype);
@@ -122,78 +89,37 @@ proptest! {
     fn derivatives_are_central_differences(seed: u64) {
         let mut rng = TestRng::new(seed);
         let shape = rng.shape(3, 4);
-        let smooth: [Slope; 14] = [
-            ("square", Tensor::square, |g, x, _| g.square_backward(x)),
-            ("sqrt", Tensor::sqrt, |g, _, y| g.sqrt_backward(y)),
-            ("rsqrt", Tensor::rsqrt, |g, _, y| g.rsqrt_backward(y)),
-            ("recip", Tensor::recip, |g, _, y| g.recip_backward(y)),
-            ("sin", Tensor::sin, |g, x, _| g.sin_backward(x)),
-            ("cos", Tensor::cos, |g, x, _| g.cos_backward(x)),
-            ("tanh", Tensor::tanh, |g, _, y| g.tanh_backward(y)),
-            ("sigmoid", Tensor::sigmoid, |g, _, y| g.sigmoid_backward(y)),
-            ("gelu", |t| t.gelu(GeluKind::Exact), |g, x, _| g.gelu_backward(x, GeluKind::Exact)),
-            ("gelu tanh", |t| t.gelu(GeluKind::Tanh), |g, x, _| g.gelu_backward(x, GeluKind::Tanh)),
-            ("silu", Tensor::silu, |g, x, _| g.silu_backward(x)),
-            ("softplus", Tensor::softplus, |g, x, _| g.softplus_backward(x)),
-            ("exp", Tensor::exp, |g, _, y| g.mul(y)),
-            ("log", Tensor::log, |g, x, _| g.div(x)),
-        ];
-        for (name, forward, backward) in smooth {
-            // Some functions need positive arguments; all have them here, two signs below.
-            let x = rng.tensor(&shape, DType::F64, (0.2, 3.0));
-            check_slope(&mut rng, name, x, forward, backward);
-        }
-        let kinked: [Slope; 9] = [
-            ("abs", Tensor::abs, |g, x, _| g.abs_backward(x)),
-            ("relu", Tensor::relu, |g, _, y| g.relu_backward(y)),
-            ("leaky_relu", |t| t.leaky_relu(0.1), |g, x, _| g.leaky_relu_backward(x, 0.1)),
-            smooth[6], smooth[7], smooth[8], smooth[9], smooth[10], smooth[11],
-        ];
-        for (name, forward, backward) in kinked {
-            let magnitude = rng.tensor(&shape, DType::F64, (0.2, 3.0));
+        for row in rows() {
+            // Away from 0, where some have a kink.
+            let magnitude = rng.tensor(&shape, DType::F64, (0.2, row.range.1));
+            let low = if row.range.0 > 0.0 { 1.0 } else { -1.0 };
             let signs: Vec<f64> =
-                (0..magnitude.numel()).map(|_| [-1.0, 1.0][rng.below(2)]).collect();
+                (0..magnitude.numel()).map(|_| [low, 1.0][rng.below(2)]).collect();
             let x = magnitude.mul(&tensor_of(&signs, &shape, DType::F64)).unwrap();
-            check_slope(&mut rng, name, x, forward, backward);
+            let grad = rng.tensor(x.dims(), DType::F64, (-1.0, 1.0));
+            let y = (row.op)(&x).unwrap();
+            let analytic = (row.gradient)(&grad, &x, &y).unwrap();
+            let f = |t: &[Tensor]| (row.op)(&t[0]).unwrap();
+            assert_gradient(f, &[x], 0, &grad, &analytic, row.name);
         }
     }
 }
 
-fn check_slope(
-    rng: &mut TestRng,
-    name: &str,
-    x: Tensor,
-    forward: Op,
-    backward: fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
-) {
-    let grad = rng.tensor(x.dims(), DType::F64, (-1.0, 1.0));
-    let y = forward(&x).unwrap();
-    let analytic = backward(&grad, &x, &y).unwrap();
-    assert_gradient(|t| forward(&t[0]).unwrap(), &[x], 0, &grad, &analytic, name);
-}
-
 #[test]
-fn backward_in_low_precision_follows_f64() {
+fn gradients_in_low_precision_follow_f64() {
     let mut rng = TestRng::new(7);
-    for dtype in [DType::F32, DType::BF16, DType::F16] {
-        let x = rng.tensor(&[13, 50], dtype, (-4.0, 4.0));
-        let grad = rng.tensor(&[13, 50], dtype, (-1.0, 1.0));
-        let wide = |t: &Tensor| t.cast(DType::F64).unwrap();
-        for kind in [GeluKind::Exact, GeluKind::Tanh] {
-            let expected = wide(&grad).gelu_backward(&wide(&x), kind).unwrap();
-            let actual = grad.gelu_backward(&x, kind).unwrap();
+    for row in rows() {
+        for dtype in [DType::F32, DType::BF16, DType::F16] {
+            let x = rng.tensor(&[13, 50], dtype, row.range);
+            let grad = rng.tensor(&[13, 50], dtype, (-1.0, 1.0));
+            let wide = |t: &Tensor| t.cast(DType::F64).unwrap();
+            // Both from the same rounded result, where one is saved.
+            let y = (row.op)(&x).unwrap();
+            let expected = (row.gradient)(&wide(&grad), &wide(&x), &wide(&y)).unwrap();
+            let actual = (row.gradient)(&grad, &x, &y).unwrap();
             let tol = tolerance(dtype, 16.0);
-            assert_close(&actual, &[13, 50], &values(&expected), tol, "gelu_backward");
+            assert_close(&actual, &[13, 50], &values(&expected), tol, row.name);
         }
-        let expected = wide(&grad).silu_backward(&wide(&x)).unwrap();
-        let actual = grad.silu_backward(&x).unwrap();
-        assert_close(
-            &actual,
-            &[13, 50],
-            &values(&expected),
-            tolerance(dtype, 16.0),
-            "silu",
-        );
     }
 }
 
