@@ -13,7 +13,7 @@ use phalanx_tensor::ops::norm::{BatchNormMask, BatchNormSaved};
 use phalanx_tensor::ops::optim::{AdamConfig, SgdConfig, adam_step, global_norm, scale, sgd_step};
 use phalanx_tensor::ops::pool::Pool2dConfig;
 use phalanx_tensor::ops::softmax::CrossEntropyConfig;
-use phalanx_tensor::{DType, Device, GeluKind, Result, Rng, Tensor, unary_table};
+use phalanx_tensor::{DType, Device, Result, Rng, Tensor, unary_table};
 use util::{FLOATS, TestRng};
 
 /// The bytes of results, by name.

@@ -29,27 +29,19 @@ macro_rules! layers {
 }
 
 /// The layers of the tensor's table, as rows of [`layers!`].
-macro_rules! activations {
+macro_rules! table {
     (|$vx:ident, $vout:ident, $vg:ident| $({
-        $Name:ident $name:ident $args:tt $values:tt $range:tt $gradient:tt
-        $reference:tt $backward:tt $integers:tt $module:tt $doc:tt $($rest:tt)*
+        $Name:ident $name:ident ($($arg:ident: $ty:ty)?) $values:tt $range:tt $gradient:tt
+        $reference:tt $backward:tt $integers:tt [[$(#[$more:meta])*]] $activation:tt
+        [$(#[$doc:meta])*] $($rest:tt)*
     })*) => {
-        $(activation! { $Name $name $args $doc $module })*
-    };
-}
-
-macro_rules! activation {
-    ($Name:ident $name:ident $args:tt $doc:tt []) => {};
-    ($Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$(#[$doc:meta])*] [[$(#[$more:meta])*]]) => {
         layers! {
-            $(#[$doc])*
-            $(#[$more])*
-            $Name $(($arg: $ty))? |x| x.$name($(*$arg)?);
+            $($(#[$doc])* $(#[$more])* $Name $(($arg: $ty))? |$vx| $vx.$name($(*$arg)?);)*
         }
     };
 }
 
-unary_table!(activations);
+unary_table!(table modules);
 
 layers! {
     /// The softmax along an axis.

@@ -24,13 +24,9 @@ impl Vjp for Linear {
     }
 
     fn backward(&self, grad: Tensor, needs: &[bool]) -> Result<Grads> {
-        let grad = match (&self.slope, self.activation) {
-            (Some(out), Activation::Relu) => grad.relu_backward(out)?,
-            (Some(out), Activation::Tanh) => grad.tanh_backward(out)?,
-            (Some(out), Activation::Sigmoid) => grad.sigmoid_backward(out)?,
-            (Some(sums), Activation::Gelu(kind)) => grad.gelu_backward(sums, kind)?,
-            (Some(sums), Activation::Silu) => grad.silu_backward(sums)?,
-            _ => grad,
+        let grad = match &self.slope {
+            Some(saved) => self.activation.backward(&grad, saved)?,
+            None => grad,
         };
         let mut grads = Grads::new();
         grads.push(match &self.weight {
@@ -65,9 +61,8 @@ impl Var {
     /// `act(x Wᵀ + b)` along the last axis: `[…, in]` with a weight `[out, in]` and a bias `[out]`
     /// gives `[…, out]`. As [`Tensor::linear`].
     ///
-    /// The activation is part of the product. Only where the gradient of GELU or SiLU is wanted,
-    /// whose derivatives do not follow from the result, the sums are kept and it is a pass of its
-    /// own.
+    /// The activation is part of the product. Only where its gradient is wanted, and does not follow
+    /// from the result (as those of GELU and SiLU), the sums are kept and it is a pass of its own.
     ///
     /// # Errors
     /// As the tensor's method; [`Error::TapeMismatch`](crate::Error::TapeMismatch).
@@ -77,13 +72,9 @@ impl Var {
         let (x, w) = (self.value(), weight.value());
         let product = |activation| x.linear(w, bias.map(Var::value), activation);
         let (value, slope) = match activation {
-            Activation::Gelu(kind) if recorded => {
+            _ if recorded && activation.saves_argument() => {
                 let sums = product(Activation::None)?;
-                (sums.gelu(kind)?, Some(sums))
-            }
-            Activation::Silu if recorded => {
-                let sums = product(Activation::None)?;
-                (sums.silu()?, Some(sums))
+                (activation.apply(&sums)?, Some(sums))
             }
             Activation::None => (product(activation)?, None),
             _ => {

@@ -4,7 +4,6 @@ use super::{one, zeros_like};
 use crate::error::Result;
 use crate::var::Var;
 use crate::vjp::{Grads, Vjp, tensor_bytes};
-use phalanx_tensor::ops::unary::GeluKind;
 use phalanx_tensor::{Tensor, unary_table};
 
 /// One row an operation: its Vjp, the tensor's method, what the backward pass reads (the argument
@@ -62,7 +61,7 @@ macro_rules! unary {
 macro_rules! table {
     (|$x:ident, $out:ident, $g:ident| $({
         $Name:ident $name:ident $args:tt $values:tt $range:tt [[$($save:ident)?] $gradient:expr]
-        $reference:tt $backward:tt $integers:tt $module:tt [$(#[$doc:meta])*] $($rest:tt)*
+        $reference:tt $backward:tt $integers:tt $module:tt $activation:tt [$(#[$doc:meta])*] $($rest:tt)*
     })*) => {
         unary! { |$x, $out, $g|
             $($(#[$doc])* $Name: $name $args [$($save)?] $gradient;)*

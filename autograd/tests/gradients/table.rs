@@ -4,9 +4,7 @@ use crate::arguments::{any, axes, axis, distinct, extents, indices, some_axes};
 use crate::row::{Row, case, loss, row};
 use crate::util::tensor_of;
 use phalanx_autograd::Var;
-use phalanx_autograd::nn::{
-    Activation, Conv2dConfig, CrossEntropyConfig, GeluKind, Pool2dConfig, Reduction,
-};
+use phalanx_autograd::nn::{Activation, Conv2dConfig, CrossEntropyConfig, Pool2dConfig, Reduction};
 use phalanx_tensor::{DType, Device, Rng, unary_table};
 
 macro_rules! unary {
@@ -55,6 +53,16 @@ macro_rules! table {
 }
 
 unary_table!(table);
+
+macro_rules! activations {
+    (|$vx:ident, $vout:ident, $vg:ident| $({
+        $Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$values:expr] $($rest:tt)*
+    })*) => {{
+        let mut all = vec![Activation::None];
+        $(all.extend($values.map(|($($arg,)?)| Activation::$Name $(($arg))?));)*
+        all
+    }};
+}
 
 /// Every row.
 pub fn rows() -> impl Iterator<Item = &'static Row> {
@@ -269,15 +277,8 @@ const ROWS: &[Row] = &[
         if rng.below(3) > 0 {
             all.push(rng.tensor(&[outputs], DType::F64, (-1.0, 1.0)));
         }
-        let activation = [
-            Activation::None,
-            Activation::Relu,
-            Activation::Gelu(GeluKind::Exact),
-            Activation::Gelu(GeluKind::Tanh),
-            Activation::Silu,
-            Activation::Tanh,
-            Activation::Sigmoid,
-        ][rng.below(7)];
+        let activations = unary_table!(activations activations);
+        let activation = activations[rng.below(activations.len())];
         case(all, move |_, x| x[0].linear(&x[1], x.get(2), activation))
     }),
     row(&["conv2d"], |rng| {

@@ -4,8 +4,8 @@
 use crate::{CPU, f, vals};
 use phalanx_autograd::nn::{
     self, Activation, AdaptiveAvgPool2d, AvgPool2d, BatchNorm2d, Conv2d, Conv2dConfig, Dropout,
-    Embedding, Factory, Flatten, GeluKind, LayerNorm, Linear, LogSoftmax, MaxPool2d, Module,
-    Pool2dConfig, Sequential, Softmax,
+    Embedding, Factory, Flatten, LayerNorm, Linear, LogSoftmax, MaxPool2d, Module, Pool2dConfig,
+    Sequential, Softmax,
 };
 use phalanx_autograd::{Result, Tape, Var};
 use phalanx_tensor::{DType, Shape, Tensor, unary_table};
@@ -40,30 +40,28 @@ fn check(name: &str, module: &dyn Module, input: &[usize], out: &[usize]) {
 /// Checks the layers of the tensor's table.
 macro_rules! layers {
     (|$vx:ident, $vout:ident, $vg:ident| $({
-        $Name:ident $name:ident $args:tt [$values:expr] $range:tt $gradient:tt
-        $reference:tt $backward:tt $integers:tt $module:tt $($rest:tt)*
+        $Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$values:expr] $($rest:tt)*
     })*) => {
-        $(layers!(@check $Name $args $module $values);)*
-    };
-    (@check $Name:ident $args:tt [] $values:expr) => {};
-    (@check $Name:ident ($($arg:ident: $ty:ty)?) $module:tt $values:expr) => {
-        for ($($arg,)?) in $values {
+        $(for ($($arg,)?) in $values {
             check(stringify!($Name), &nn::$Name $(($arg))?, &[0, 4], &[0, 4]);
-        }
+        })*
     };
+}
+
+macro_rules! activations {
+    (|$vx:ident, $vout:ident, $vg:ident| $({
+        $Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$values:expr] $($rest:tt)*
+    })*) => {{
+        let mut all = vec![Activation::None];
+        $(all.extend($values.map(|($($arg,)?)| Activation::$Name $(($arg))?));)*
+        all
+    }};
 }
 
 #[test]
 fn every_module_takes_an_empty_batch() {
     let mut f = f();
-    for activation in [
-        Activation::None,
-        Activation::Relu,
-        Activation::Tanh,
-        Activation::Sigmoid,
-        Activation::Gelu(GeluKind::Exact),
-        Activation::Silu,
-    ] {
+    for activation in unary_table!(activations activations) {
         let linear = Linear::new(4, 3, &mut f).unwrap();
         let linear = linear.with_activation(activation);
         check("Linear", &linear, &[0, 4], &[0, 3]);
@@ -93,7 +91,7 @@ fn every_module_takes_an_empty_batch() {
     check("Softmax", &Softmax(1), &[0, 4], &[0, 4]);
     check("Softmax", &Softmax(0), &[0, 4], &[0, 4]);
     check("LogSoftmax", &LogSoftmax(-1), &[0, 4], &[0, 4]);
-    unary_table!(layers);
+    unary_table!(layers modules);
 
     let whole = crate::cnn(&mut f);
     check("a network", &whole, &[0, 1, 8, 8], &[0, 3]);

@@ -7,8 +7,7 @@ use phalanx_autograd::nn::{
 };
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_autograd::{Error, Result, Tape, Var};
-use phalanx_tensor::ops::unary::GeluKind;
-use phalanx_tensor::{DType, Device, Rng, Tensor};
+use phalanx_tensor::{DType, Device, Rng, Tensor, unary_table};
 
 #[test]
 fn batch_norm_tracks_as_pytorch_does() {
@@ -421,7 +420,7 @@ fn a_network_learns_its_data_and_takes_no_memory_from_the_system() {
 #[test]
 fn fused_layers_compute_what_separate_ones_do() {
     let x = Tensor::randn([5, 6], DType::F32, CPU, &mut Rng::new(2)).unwrap();
-    let run = |fused: Activation, after: fn(&Var) -> Result<Var>| {
+    let run = |fused: Activation, after: &dyn Fn(&Var) -> Result<Var>| {
         let layer = Linear::new(6, 8, &mut f()).unwrap().with_activation(fused);
         let tape = Tape::new();
         let y = layer.forward(&tape, &tape.constant(x.clone())).unwrap();
@@ -433,20 +432,22 @@ fn fused_layers_compute_what_separate_ones_do() {
         let grads: Vec<_> = (parameters.iter().map(|p| vals(g.get(p).unwrap()))).collect();
         (nodes, vals(y.value()), grads)
     };
-    type Apart = fn(&Var) -> Result<Var>;
-    let pairs: [(Activation, Apart); 6] = [
-        (Activation::Relu, Var::relu),
-        (Activation::Gelu(GeluKind::Exact), |x| {
-            x.gelu(GeluKind::Exact)
-        }),
-        (Activation::Gelu(GeluKind::Tanh), |x| x.gelu(GeluKind::Tanh)),
-        (Activation::Silu, Var::silu),
-        (Activation::Tanh, Var::tanh),
-        (Activation::Sigmoid, Var::sigmoid),
-    ];
+    type Apart = Box<dyn Fn(&Var) -> Result<Var>>;
+    macro_rules! pairs {
+        (|$vx:ident, $vout:ident, $vg:ident| $({
+            $Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$values:expr] $($rest:tt)*
+        })*) => {{
+            let mut all: Vec<(Activation, Apart)> = Vec::new();
+            $(for ($($arg,)?) in $values {
+                all.push((Activation::$Name $(($arg))?, Box::new(move |x| x.$name($($arg)?))));
+            })*
+            all
+        }};
+    }
+    let pairs = unary_table!(pairs activations);
     for (activation, after) in pairs {
-        let (nodes, value, grads) = run(activation, |y| Ok(y.clone()));
-        let apart = run(Activation::None, after);
+        let (nodes, value, grads) = run(activation, &|y| Ok(y.clone()));
+        let apart = run(Activation::None, &after);
         assert_eq!((nodes + 1, value, grads), apart, "{activation:?}");
     }
 }

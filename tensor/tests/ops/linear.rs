@@ -3,39 +3,37 @@
 
 use crate::util::*;
 use phalanx_tensor::ops::linear::Activation;
-use phalanx_tensor::ops::unary::GeluKind;
-use phalanx_tensor::{DType, Device, Error, Tensor};
+use phalanx_tensor::{DType, Device, Error, Tensor, unary_table};
 
-const ACTIVATIONS: [Activation; 7] = [
-    Activation::None,
-    Activation::Relu,
-    Activation::Gelu(GeluKind::Exact),
-    Activation::Gelu(GeluKind::Tanh),
-    Activation::Silu,
-    Activation::Tanh,
-    Activation::Sigmoid,
-];
+type Apart = Box<dyn Fn(&Tensor) -> Tensor>;
 
-fn apply(x: &Tensor, activation: Activation) -> Tensor {
-    match activation {
-        Activation::None => Ok(x.clone()),
-        Activation::Relu => x.relu(),
-        Activation::Gelu(kind) => x.gelu(kind),
-        Activation::Silu => x.silu(),
-        Activation::Tanh => x.tanh(),
-        Activation::Sigmoid => x.sigmoid(),
-        other => panic!("no reference for {other:?}"),
-    }
-    .unwrap()
+macro_rules! table {
+    (|$vx:ident, $vout:ident, $vg:ident| $({
+        $Name:ident $name:ident ($($arg:ident: $ty:ty)?) [$values:expr] $($rest:tt)*
+    })*) => {{
+        let mut all: Vec<(Activation, Apart)> = vec![(Activation::None, Box::new(Tensor::clone))];
+        $(for ($($arg,)?) in $values {
+            all.push((
+                Activation::$Name $(($arg))?,
+                Box::new(move |x| x.$name($($arg)?).unwrap()),
+            ));
+        })*
+        all
+    }};
+}
+
+/// Each activation, and the function that it is.
+fn activations() -> Vec<(Activation, Apart)> {
+    unary_table!(table activations)
 }
 
 #[test]
 fn one_pass_is_the_steps_one_after_the_other() {
-    let mut rng = TestRng::new(31);
+    let (mut rng, activations) = (TestRng::new(31), activations());
     for case in 0..150 {
         let lead = rng.shape(3, 6);
         let (inputs, outputs) = (rng.below(40), 1 + rng.below(40));
-        let activation = ACTIVATIONS[case % ACTIVATIONS.len()];
+        let (activation, apart) = &activations[case % activations.len()];
         for dtype in FLOATS {
             let x = rng.tensor(&[&lead[..], &[inputs]].concat(), dtype, (-1.0, 1.0));
             let w = rng.tensor(&[outputs, inputs], dtype, (-1.0, 1.0));
@@ -46,8 +44,8 @@ fn one_pass_is_the_steps_one_after_the_other() {
             if let Some(b) = &b {
                 sums = sums.add(&wide(b)).unwrap();
             }
-            let expected = apply(&sums, activation);
-            let actual = x.linear(&w, b.as_ref(), activation).unwrap();
+            let expected = apart(&sums);
+            let actual = x.linear(&w, b.as_ref(), *activation).unwrap();
             let what = format!(
                 "{dtype} {activation:?} {} by {}",
                 show(x.dims()),

@@ -6,7 +6,7 @@ use phalanx_tensor::ops::optim::{
 };
 use phalanx_tensor::ops::pool::Pool2dConfig;
 use phalanx_tensor::ops::softmax::CrossEntropyConfig;
-use phalanx_tensor::{DType, Device, GeluKind, Rng, Tensor, unary_table};
+use phalanx_tensor::{DType, Device, Rng, Tensor, unary_table};
 
 const CPU: Device = Device::cpu(0);
 /// More elements than memory has room for.

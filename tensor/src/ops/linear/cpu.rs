@@ -39,7 +39,9 @@ where
     T: Element + Scalar,
     T::Acc: Real,
 {
-    let function = activation.function();
+    // A part of the product itself, as the bias is.
+    let relu = activation == Activation::Relu;
+    let function = activation.function().filter(|_| !relu);
     let map = |piece: &mut [T::Acc]| {
         if let Some(function) = function {
             apply(function, piece);
@@ -47,7 +49,7 @@ where
     };
     let epilogue = Epilogue {
         bias: bias.map_or(Bias::None, Bias::PerCol),
-        relu: activation == Activation::Relu,
+        relu,
         map: function.is_some().then_some(&map),
         ..Epilogue::default()
     };

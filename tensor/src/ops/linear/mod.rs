@@ -4,41 +4,72 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 
-use super::unary::{GeluKind, Unary};
+use super::unary::Unary;
 use crate::storage::{On, on, out};
-use crate::{Error, Result, Shape, Tensor};
+use crate::{Error, Result, Shape, Tensor, unary_table};
 
-/// What [`Tensor::linear`] applies to its sums while they are at hand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum Activation {
-    /// Nothing.
-    #[default]
-    None,
-    /// The larger of x and 0.
-    Relu,
-    /// The Gaussian error linear unit.
-    Gelu(GeluKind),
-    /// x · sigmoid(x).
-    Silu,
-    /// The hyperbolic tangent.
-    Tanh,
-    /// The logistic function.
-    Sigmoid,
-}
-
-impl Activation {
-    /// The function to apply after the product, where it is not part of the product.
-    fn function(self) -> Option<Unary> {
-        match self {
-            Activation::None | Activation::Relu => None,
-            Activation::Gelu(kind) => Some(Unary::Gelu(kind)),
-            Activation::Silu => Some(Unary::Silu),
-            Activation::Tanh => Some(Unary::Tanh),
-            Activation::Sigmoid => Some(Unary::Sigmoid),
+macro_rules! activations {
+    (|$vx:ident, $vout:ident, $vg:ident| $({
+        $Name:ident $name:ident ($($arg:ident: $ty:ty)?) $values:tt $range:tt
+        [[$saved:ident] $gradient:expr] $reference:tt $backward:tt $integers:tt $module:tt
+        $activation:tt [$(#[$doc:meta])*] $($rest:tt)*
+    })*) => {
+        /// What [`Tensor::linear`] applies to its sums while they are at hand.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+        #[non_exhaustive]
+        pub enum Activation {
+            /// Nothing.
+            #[default]
+            None,
+            $($(#[$doc])* $Name $(($ty))?,)*
         }
-    }
+
+        impl Activation {
+            /// The function by itself, element by element.
+            ///
+            /// # Errors
+            /// [`Error::UnsupportedDType`] for integers; [`Error::OutOfMemory`].
+            pub fn apply(self, x: &Tensor) -> Result<Tensor> {
+                match self {
+                    Activation::None => Ok(x.clone()),
+                    $(Activation::$Name $(($arg))? => x.$name($($arg)?),)*
+                }
+            }
+
+            /// Whether the derivative is read from the argument; else it follows from the result.
+            pub fn saves_argument(self) -> bool {
+                match self {
+                    Activation::None => false,
+                    $(Activation::$Name { .. } => stringify!($saved) == stringify!($vx),)*
+                }
+            }
+
+            /// The gradient of the argument, given that of the result and what is saved for it.
+            ///
+            /// # Errors
+            /// As [`relu_backward`](Tensor::relu_backward).
+            pub fn backward(self, grad: &Tensor, saved: &Tensor) -> Result<Tensor> {
+                match self {
+                    Activation::None => Ok(grad.clone()),
+                    $(Activation::$Name $(($arg))? => {
+                        let ($vg, $saved) = (grad, saved);
+                        $gradient
+                    })*
+                }
+            }
+
+            /// The function as a kernel's.
+            fn function(self) -> Option<Unary> {
+                match self {
+                    Activation::None => None,
+                    $(Activation::$Name $(($arg))? => Some(Unary::$Name $(($arg))?),)*
+                }
+            }
+        }
+    };
 }
+
+unary_table!(activations activations);
 
 impl Tensor {
     /// `act(x Wᵀ + b)` along the last axis of `self`: `[…, in]` with a weight `[out, in]` and a

@@ -89,7 +89,7 @@ macro_rules! kernels {
     (|$vx:ident, $vout:ident, $vg:ident| $({
         $Name:ident $name:ident ($($arg:ident: $ty:ty)?) $values:tt $range:tt $gradient:tt $reference:tt
         $backward:tt [$($ix:ident [$integer:expr] $integer_cuda:literal)?]
-        $module:tt $doc:tt $example:tt [$x:ident [$forward:expr] $cuda:literal]
+        $module:tt $activation:tt $doc:tt $example:tt [$x:ident [$forward:expr] $cuda:literal]
     })*) => {
         $(
             #[inline(always)]

@@ -29,7 +29,7 @@ pub enum GeluKind {
 macro_rules! methods {
     (|$vx:ident, $vout:ident, $vg:ident| $({
         $Name:ident $name:ident ($($arg:ident: $ty:ty)?) $values:tt $range:tt $gradient:tt $reference:tt
-        $backward:tt $integers:tt $module:tt [$(#[$doc:meta])*] [$(#[$example:meta])*] $forward:tt
+        $backward:tt $integers:tt $module:tt $activation:tt [$(#[$doc:meta])*] [$(#[$example:meta])*] $forward:tt
     })*) => {
         /// The functions of this family.
         #[derive(Debug, Clone, Copy, PartialEq)]

@@ -13,6 +13,7 @@
 //!     backward method_backward |g, x| formula, "CUDA C";     // an operation of its own, or
 //!     gradient [out] g.mul(out);                             // one of operations that there are
 //!     module { /// Text for the layer. }      // there is a layer `Name`         (optional)
+//!     activation {}                           // `linear` can apply it           (optional)
 //!     test |x| formula, roundings 3.0, range (-4.0, 4.0);
 //! }
 //! ```
@@ -29,13 +30,13 @@
 //!   derivative is checked, and, `with` those values, the argument. The range is also where the
 //!   function has values: one that is positive tells that others have none.
 
-/// Calls the macro `$callback` with all rows, as `|x, out, g| {row} {row} …`: the names that formulas
+/// Calls the macro `$callback` with all rows, or only with those that are `modules` or `activations`, as `|x, out, g| {row} {row} …`: the names that formulas
 /// use, then the rows, each brought into the form
 ///
 /// ```text
 /// Name method (argument: Type) [[(value,), …]] [range] [[saved] gradient] [x [reference] roundings]
-/// [method_backward [g saved] [formula] "CUDA C"] [x [integers] "CUDA C"] [[module's doc]] [doc]
-/// [example] [x [formula] "CUDA C"]
+/// [method_backward [g saved] [formula] "CUDA C"] [x [integers] "CUDA C"] [[module's doc]] [[]]
+/// [doc] [example] [x [formula] "CUDA C"]
 /// ```
 ///
 /// where the groups of what a row does not have are empty. The values of no argument are `[()]`, so
@@ -43,8 +44,8 @@
 #[doc(hidden)]
 #[macro_export]
 macro_rules! unary_table {
-    ($callback:ident) => {
-        $crate::unary_table! { @rows $callback |x, out, g|
+    ($callback:ident $($which:ident)?) => {
+        $crate::unary_table! { @rows $callback [$($which)?] |x, out, g|
             /// −x. Also of `i64`.
             Neg: neg() {
                 forward |x| -x, "return -x;";
@@ -130,6 +131,7 @@ macro_rules! unary_table {
                 backward tanh_backward |g, out| g * (R::ONE - out * out),
                     "return g * (R(1) - out * out);";
                 module {}
+                activation {}
                 test |x| x.tanh(), roundings 2.0, range (-2.0, 2.0);
             }
             /// The logistic function 1 / (1 + e⁻ˣ).
@@ -139,6 +141,7 @@ macro_rules! unary_table {
                 backward sigmoid_backward |g, out| g * ((R::ONE - out) * out),
                     "return g * ((R(1) - out) * out);";
                 module {}
+                activation {}
                 test |x| 1.0 / (1.0 + (-x).exp()), roundings 2.0, range (-4.0, 4.0);
             }
             /// The larger of x and 0; NaN stays NaN. The subgradient at 0 is 0, and at NaN the
@@ -161,6 +164,7 @@ macro_rules! unary_table {
                     /// [`BatchNorm2d::with_relu`](super::BatchNorm2d::with_relu) do the same in
                     /// one pass.
                 }
+                activation {}
                 test |x| x.max(0.0), roundings 0.0, range (-2.0, 2.0);
             }
             /// x where it is positive, else `slope` · x.
@@ -175,13 +179,13 @@ macro_rules! unary_table {
                     with (0.125);
             }
             /// The Gaussian error linear unit (Hendrycks and Gimpel 2016).
-            Gelu: gelu(kind: GeluKind) {
+            Gelu: gelu(kind: $crate::GeluKind) {
                 forward |x| match kind {
-                    GeluKind::Exact => {
+                    $crate::GeluKind::Exact => {
                         let half = R::from_f64(0.5) * x;
                         half * (R::ONE + (x * R::from_f64(FRAC_1_SQRT_2)).erf())
                     }
-                    GeluKind::Tanh => {
+                    $crate::GeluKind::Tanh => {
                         let inner = R::from_f64(GELU_SCALE) * (x + R::from_f64(GELU_CUBIC) * x * x * x);
                         R::from_f64(0.5) * x * (R::ONE + inner.tanh())
                     }
@@ -191,14 +195,14 @@ macro_rules! unary_table {
                     return R(0.5) * x * (R(1) + tanh(scale * (x + cubic * x * x * x)));";
                 backward gelu_backward |g, x| g * match kind {
                     // Φ(x) + x φ(x).
-                    GeluKind::Exact => {
+                    $crate::GeluKind::Exact => {
                         let half = R::from_f64(0.5);
                         let cdf = half * (R::ONE + (x * R::from_f64(FRAC_1_SQRT_2)).erf());
                         let pdf = R::from_f64(0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2)
                             * (-half * x * x).exp();
                         cdf + x * pdf
                     }
-                    GeluKind::Tanh => {
+                    $crate::GeluKind::Tanh => {
                         let half = R::from_f64(0.5);
                         let square = x * x;
                         let t = R::from_f64(GELU_SCALE) * (x + R::from_f64(GELU_CUBIC) * square * x);
@@ -217,19 +221,20 @@ macro_rules! unary_table {
                     R slope = scale * (R(1) + R(3) * cubic * x * x);
                     return g * (R(0.5) * (R(1) + t) + R(0.5) * x * (R(1) - t * t) * slope);";
                 module {}
+                activation {}
                 test |x| match kind {
                     // By the midpoint rule on the density: no error function in sight.
-                    GeluKind::Exact => {
+                    $crate::GeluKind::Exact => {
                         let h = x / 20_000.0;
                         let density = |t: f64| (-0.5 * t * t).exp() / (2.0 * std::f64::consts::PI).sqrt();
                         let area: f64 = (0..20_000).map(|i| density((f64::from(i) + 0.5) * h)).sum();
                         x * (0.5 + area * h)
                     }
-                    GeluKind::Tanh => {
+                    $crate::GeluKind::Tanh => {
                         let scale = (2.0 / std::f64::consts::PI).sqrt();
                         0.5 * x * (1.0 + (scale * (x + 0.044715 * x.powi(3))).tanh())
                     }
-                }, roundings 12.0, range (-3.0, 3.0), with (GeluKind::Exact, GeluKind::Tanh);
+                }, roundings 12.0, range (-3.0, 3.0), with ($crate::GeluKind::Exact, $crate::GeluKind::Tanh);
             }
             /// x · sigmoid(x), also known as swish.
             Silu: silu() {
@@ -239,6 +244,7 @@ macro_rules! unary_table {
                     g * (s * (R::ONE + x * (R::ONE - s)))
                 }, "R s = unary_sigmoid(x); return g * (s * (R(1) + x * (R(1) - s)));";
                 module {}
+                activation {}
                 test |x| x / (1.0 + (-x).exp()), roundings 3.0, range (-4.0, 4.0);
             }
             /// ln(1 + eˣ), without overflow.
@@ -251,7 +257,7 @@ macro_rules! unary_table {
             }
         }
     };
-    (@rows $callback:ident |$vx:ident, $vout:ident, $vg:ident| $(
+    (@rows $callback:ident $which:tt |$vx:ident, $vout:ident, $vg:ident| $(
         $(#[$doc:meta])*
         $Name:ident: $name:ident $args:tt {
             $(example { $(#[$example:meta])* })?
@@ -260,11 +266,12 @@ macro_rules! unary_table {
             $(backward $back:ident |$g:ident, $saved:ident| $backward:expr, $back_cuda:literal;)?
             $(gradient [$($kept:ident)?] $gradient:expr;)?
             $(module { $(#[$module:meta])* })?
+            $(activation { $($activation:tt)* })?
             test |$tx:ident| $reference:expr, roundings $roundings:literal, range $range:expr
                 $(, with ($($value:expr),+))?;
         }
     )*) => {
-        $callback! { |$vx, $vout, $vg| $({
+        $crate::unary_table! { @keep $which $callback [|$vx, $vout, $vg|] $({
             $Name $name $args
             [$crate::unary_table!(@values $($(($value,)),+)?)] [$range]
             [
@@ -274,10 +281,26 @@ macro_rules! unary_table {
             [$tx [$reference] $roundings]
             [$($back [$g $saved] [$backward] $back_cuda)?]
             [$($ix [$integers] $integers_cuda)?]
-            [$([$(#[$module])*])?]
+            [$([$(#[$module])*])?] [$([$($activation)*])?]
             [$(#[$doc])*] [$($(#[$example])*)?]
             [$x [$forward] $cuda]
         })* }
+    };
+    (@keep [modules] $callback:ident [$($kept:tt)*]
+     { $Name:ident $name:ident $args:tt $values:tt $range:tt $gradient:tt $reference:tt
+       $backward:tt $integers:tt [] $($more:tt)* } $($rest:tt)*) => {
+        $crate::unary_table! { @keep [modules] $callback [$($kept)*] $($rest)* }
+    };
+    (@keep [activations] $callback:ident [$($kept:tt)*]
+     { $Name:ident $name:ident $args:tt $values:tt $range:tt $gradient:tt $reference:tt
+       $backward:tt $integers:tt $module:tt [] $($more:tt)* } $($rest:tt)*) => {
+        $crate::unary_table! { @keep [activations] $callback [$($kept)*] $($rest)* }
+    };
+    (@keep [$which:ident] $callback:ident [$($kept:tt)*] $row:tt $($rest:tt)*) => {
+        $crate::unary_table! { @keep [$which] $callback [$($kept)* $row] $($rest)* }
+    };
+    (@keep $which:tt $callback:ident [$($kept:tt)*] $($rest:tt)*) => {
+        $callback! { $($kept)* $($rest)* }
     };
     (@call $g:ident $back:ident $saved:ident ($($arg:ident: $ty:ty)?)) => {
         $g.$back($saved $(, $arg)?)
