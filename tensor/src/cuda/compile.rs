@@ -173,6 +173,8 @@ fn options(variant: &Variant, target: Target) -> Vec<String> {
         "-lineinfo".into(),
         "--device-int128".into(),
     ];
+    let floats = variant.types.iter().all(|dtype| dtype.is_float());
+    options.push(format!("--define-macro=FLOATS={}", u8::from(floats)));
     for (name, dtype) in ["T", "U", "V"].iter().zip(&variant.types) {
         options.push(format!("--define-macro={name}={}", dtype.name()));
     }

@@ -23,3 +23,4 @@ pub(crate) use lanes::Lane;
 pub(crate) use memory::CudaStorage;
 pub(crate) use modules::{FLOATS, Source, Variant};
 pub(crate) use transfer::{copy, download, upload};
+pub(crate) use view::View;

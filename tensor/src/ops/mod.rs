@@ -24,5 +24,8 @@ mod working;
 
 /// The kernels for cards, by family.
 #[cfg(feature = "cuda")]
-pub(crate) const KERNELS: &[&crate::cuda::Source] =
-    &[&linear::cuda::KERNELS, &optim::cuda::KERNELS];
+pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
+    &unary::cuda::KERNELS,
+    &linear::cuda::KERNELS,
+    &optim::cuda::KERNELS,
+];

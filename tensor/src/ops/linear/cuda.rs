@@ -2,15 +2,50 @@
 
 use super::Activation;
 use crate::cuda::{Arg, FLOATS, Grid, Issue, Source};
-use crate::ops::unary::GeluKind;
-use crate::{Result, Tensor};
+use crate::ops::unary::cuda::Argument;
+use crate::{Result, Tensor, unary_table};
+
+macro_rules! activations {
+    (|$vx:ident, $vout:ident, $vg:ident| $({
+        $Name:ident $name:ident ($($arg:ident: $ty:ty)?) $($rest:tt)*
+    })*) => {
+        /// The activations, by the numbers that [`Activation::kernel`] gives.
+        const ACTIVATE: &str = concat!(
+            "enum { activation_none", $(", activation_", stringify!($name),)* " };\n",
+            "template <class R> __device__ R activate(int function, R p, R x) {\n",
+            "    switch (function) {\n",
+            $(
+                "    case activation_", stringify!($name), ": return unary_", stringify!($name),
+                "(x", $(", p /* ", stringify!($arg), " */",)? ");\n",
+            )*
+            "    default: return x;\n    }\n}\n",
+        );
+
+        impl Activation {
+            /// Its number in the kernel, and its argument.
+            fn kernel(self) -> (i32, f64) {
+                let number = 0;
+                $(
+                    let number = number + 1;
+                    if let Activation::$Name $(($arg))? = self {
+                        return (number, 0.0 $(+ $arg.real())?);
+                    }
+                )*
+                let _ = number;
+                (0, 0.0)
+            }
+        }
+    };
+}
+
+unary_table!(activations activations);
 
 pub(crate) static KERNELS: Source = Source {
     family: "linear",
     path: "tensor/src/ops/linear/kernel.cu",
-    before: crate::ops::unary::cuda::FUNCTIONS,
+    before: crate::ops::unary::CUDA,
     text: include_str!("kernel.cu"),
-    after: "",
+    after: ACTIVATE,
     types: FLOATS,
 };
 
@@ -26,22 +61,12 @@ pub(super) fn forward(
     activation: Activation,
     y: &mut Tensor,
 ) -> Result<()> {
-    // As the switch of the kernel has them.
-    let function = match activation {
-        Activation::None => 0,
-        Activation::Relu => 1,
-        Activation::Gelu(GeluKind::Exact) => 2,
-        Activation::Gelu(GeluKind::Tanh) => 3,
-        Activation::Silu => 4,
-        Activation::Tanh => 5,
-        Activation::Sigmoid => 6,
-    };
-    multiply(lane, x, &weight.transpose(0, 1)?, bias, function, y)
+    multiply(lane, x, &weight.transpose(0, 1)?, bias, activation, y)
 }
 
 /// `c = a b` for matrices; `c` may have more axes.
 pub(super) fn product(lane: &mut Issue, a: &Tensor, b: &Tensor, c: &mut Tensor) -> Result<()> {
-    multiply(lane, a, b, None, 0, c)
+    multiply(lane, a, b, None, Activation::None, c)
 }
 
 fn multiply(
@@ -49,7 +74,7 @@ fn multiply(
     a: &Tensor,
     b: &Tensor,
     bias: Option<&Tensor>,
-    function: i32,
+    activation: Activation,
     c: &mut Tensor,
 ) -> Result<()> {
     let (m, k, n) = (a.dims()[0], a.dims()[1], b.dims()[1]);
@@ -60,6 +85,7 @@ fn multiply(
         let strides = t.layout().strides();
         [Arg::Int(strides[0] as i64), Arg::Int(strides[1] as i64)]
     };
+    let (function, argument) = activation.kernel();
     let ([a0, a1], [b0, b1]) = (strides(a), strides(b));
     let (bias, step) = match bias {
         Some(bias) => (lane.address(bias), bias.layout().strides()[0]),
@@ -75,6 +101,7 @@ fn multiply(
         bias,
         Arg::Int(step as i64),
         Arg::Small(function),
+        Arg::Real(argument),
         lane.address(c),
         Arg::Int(m as i64),
         Arg::Int(n as i64),

@@ -7,23 +7,13 @@
 
 typedef Compute<T> R;
 
-__device__ inline R activate(int function, R x) {
-    switch (function) {
-    case 1: return unary_relu(x);
-    case 2: return unary_gelu(x, R(0));
-    case 3: return unary_gelu(x, R(1));
-    case 4: return unary_silu(x);
-    case 5: return unary_tanh(x);
-    case 6: return unary_sigmoid(x);
-    default: return x;
-    }
-}
+template <class R> __device__ R activate(int function, R p, R x);
 
 // c[m, n] = activate(a[m, k] b[k, n] + bias[n]), c in row-major order, a and b under any strides.
 // A block of 256 threads computes 64 by 64 elements, each thread 4 by 4 of them.
 extern "C" __global__ void __launch_bounds__(256)
 multiply(const T *a, i64 a0, i64 a1, const T *b, i64 b0, i64 b1,
-         const T *bias, i64 bias_step, int function, T *c, i64 m, i64 n, i64 k) {
+         const T *bias, i64 bias_step, int function, double p, T *c, i64 m, i64 n, i64 k) {
     // One more column: rows of a tile start in different banks.
     __shared__ R a_tile[DEPTH][TILE + 1];
     __shared__ R b_tile[DEPTH][TILE + 1];
@@ -65,7 +55,7 @@ multiply(const T *a, i64 a0, i64 a1, const T *b, i64 b0, i64 b1,
             if (r < m && s < n) {
                 R y = sum[i][j];
                 if (bias) y += widen(bias[s * bias_step]);
-                c[r * n + s] = narrow<T>(activate(function, y));
+                c[r * n + s] = narrow<T>(activate(function, R(p), y));
             }
         }
     }
