@@ -1,0 +1,256 @@
+//! Races in shared memory. Every byte has a record of its last writer and of its readers since: a clock and a thread.
+//! Two accesses of different threads, one of them a write, race unless something orders them: a barrier of the block, a
+//! barrier of a part of it, or a synchronisation of the warp that both belong to.
+//!
+//! The clock counts synchronisations. A thread's records carry the clock of its last one, so a record is ordered before
+//! a later synchronisation if its clock is smaller. `exec/abi.rs` says how a record is packed; generated code decides
+//! the usual cases by itself and calls [`shared`] for the others.
+
+use super::abi::{Ctx, READ, STRONG, WRITE, record};
+use super::engine::{Runner, abandon, owner};
+use super::finding::FindingKind;
+
+/// The clock from which records are renewed; 20 bits hold it.
+const LATE: u32 = 1 << 19;
+
+/// A reader's record that stands for several lanes of one warp; the mask says which.
+const LANES: u32 = 1;
+/// A reader's record that stands for threads of several warps.
+const MANY: u32 = 2;
+
+/// The records of a worker, and its clock.
+#[derive(Debug, Default)]
+pub struct Clocks {
+    pub wrote: Vec<u32>,
+    pub read: Vec<u32>,
+    lanes: Vec<u32>,
+    clock: u32,
+    /// For each thread, for each lane of its warp: records of that lane before this clock are ordered before it.
+    known: Vec<[u32; 32]>,
+    /// Barriers of a part of the block since the last whole one: their clock, and who took part.
+    parts: Vec<(u32, [u32; 32])>,
+}
+
+impl Clocks {
+    /// Makes room for `bytes` of shared memory and `threads`.
+    pub fn fit(&mut self, bytes: usize, threads: usize) {
+        for records in [&mut self.wrote, &mut self.read, &mut self.lanes] {
+            // An access of 16 bytes is checked as a whole before its bounds in the list are.
+            records.resize(records.len().max(bytes + 64), 0);
+        }
+        self.known.resize(self.known.len().max(threads), [0; 32]);
+    }
+
+    /// The clock at which a new block starts.
+    pub fn start(&mut self) -> u32 {
+        if self.clock > LATE {
+            self.wrote.fill(0);
+            self.read.fill(0);
+            self.known.fill([0; 32]);
+            self.clock = 0;
+        }
+        self.parts.clear();
+        self.clock += 1;
+        self.clock
+    }
+}
+
+fn thread_of(record: u32) -> u32 {
+    record >> 2 & 1023
+}
+
+impl Runner<'_> {
+    /// A barrier of the whole block: everything before it is ordered before everything after it.
+    pub fn whole_barrier(&mut self) {
+        let clocks = &mut self.worker.clocks;
+        clocks.parts.clear();
+        if clocks.clock > LATE {
+            // What was written is of before this barrier, whenever it was; who read it does not matter any more.
+            for wrote in &mut clocks.wrote {
+                *wrote = if *wrote >= self.shared.born {
+                    record(1, 0)
+                } else {
+                    0
+                };
+            }
+            clocks.read.fill(0);
+            clocks.known.fill([0; 32]);
+            self.shared.born = record(1, 0);
+            clocks.clock = 1;
+        }
+        clocks.clock += 1;
+        let clock = clocks.clock;
+        self.shared.ordered = record(clock, 0);
+        for ctx in &mut self.worker.threads {
+            ctx.now = record(clock, ctx.thread);
+        }
+    }
+
+    /// A barrier of `members`, by warp and lane.
+    pub fn part_barrier(&mut self, members: [u32; 32]) {
+        let clocks = &mut self.worker.clocks;
+        clocks.clock += 1;
+        clocks.parts.push((clocks.clock, members));
+        for ctx in &mut self.worker.threads {
+            if members[ctx.warp as usize] >> ctx.lane & 1 == 1 {
+                ctx.now = record(clocks.clock, ctx.thread);
+            }
+        }
+    }
+
+    /// A synchronisation of the lanes in `mask` of a warp.
+    pub fn warp_sync(&mut self, warp: u32, mask: u32) {
+        if self.shared.len == 0 {
+            return;
+        }
+        let worker = &mut self.worker;
+        // Ending records in one block is rare enough to lose the order of what is older.
+        let clocks = &mut worker.clocks;
+        if clocks.clock < (1 << 20) - 2 {
+            clocks.clock += 1;
+        }
+        let clock = clocks.clock;
+        let first = warp as usize * 32;
+        let members = (0..32).filter(|lane| mask >> lane & 1 == 1);
+        let mut joint = [0; 32];
+        if mask != u32::MAX {
+            for lane in members.clone() {
+                for (into, known) in joint.iter_mut().zip(clocks.known[first + lane]) {
+                    *into = known.max(*into);
+                }
+            }
+        }
+        for lane in members.clone() {
+            joint[lane] = clock;
+        }
+        for lane in members {
+            clocks.known[first + lane] = joint;
+            worker.threads[first + lane].now = record(clock, (first + lane) as u32);
+        }
+    }
+
+    /// Whether what `record` stands for comes before what `me` does now.
+    fn ordered(&self, record: u32, me: u32) -> bool {
+        let thread = thread_of(record);
+        if record < self.shared.ordered || thread == me {
+            return true;
+        }
+        let clocks = &self.worker.clocks;
+        if thread / 32 == me / 32 && record >> 12 < clocks.known[me as usize][thread as usize % 32]
+        {
+            return true;
+        }
+        let has = |members: &[u32; 32], thread: u32| {
+            members[thread as usize / 32] >> (thread % 32) & 1 == 1
+        };
+        let mut parts = clocks.parts.iter();
+        parts.any(|(clock, members)| {
+            record >> 12 < *clock && has(members, thread) && has(members, me)
+        })
+    }
+
+    /// A reader that `me`, which writes, is not ordered behind.
+    fn unordered_reader(&self, at: usize, me: u32) -> Option<u32> {
+        let read = self.worker.clocks.read[at];
+        if read < self.shared.ordered {
+            return None;
+        }
+        let thread = thread_of(read);
+        if read & MANY != 0 {
+            return Some(if thread == me { me ^ 1 } else { thread });
+        }
+        if read & LANES == 0 {
+            return (!self.ordered(read, me)).then_some(thread);
+        }
+        let lanes = self.worker.clocks.lanes[at];
+        let others = (0..32)
+            .filter(|lane| lanes >> lane & 1 == 1)
+            .map(|lane| thread / 32 * 32 + lane);
+        others
+            .into_iter()
+            .find(|other| !self.ordered(record(read >> 12, *other), me))
+    }
+
+    /// Notes that `me` has read byte `at`.
+    fn note_reader(&mut self, at: usize, me: u32, now: u32) {
+        let read = self.worker.clocks.read[at];
+        let thread = thread_of(read);
+        let single = read & (LANES | MANY) == 0;
+        if read < self.shared.ordered || single && self.ordered(read, me) {
+            self.worker.clocks.read[at] = now;
+        } else if read & MANY != 0 {
+        } else if thread / 32 != me / 32 {
+            self.worker.clocks.read[at] = now | MANY;
+        } else {
+            let before = if single {
+                1 << (thread % 32)
+            } else {
+                self.worker.clocks.lanes[at]
+            };
+            self.worker.clocks.lanes[at] = before | 1 << (me % 32);
+            self.worker.clocks.read[at] = read.max(now) & !3 | LANES;
+        }
+    }
+
+    /// Checks and records an access of `me`; the error is what is wrong with it.
+    fn race(
+        &mut self,
+        offset: u32,
+        bytes: u32,
+        kind: u32,
+        me: u32,
+        now: u32,
+    ) -> Result<(), (FindingKind, String)> {
+        let strong = kind & STRONG != 0;
+        let (reads, writes) = (kind & READ != 0, kind & WRITE != 0);
+        let verb = if writes { "writes" } else { "reads" };
+        for at in offset as usize..(offset + bytes) as usize {
+            let wrote = self.worker.clocks.wrote[at];
+            let written = wrote >= self.shared.born;
+            if reads && !written {
+                let what = format!(
+                    "reads byte {at} of shared memory, which no thread of its block has written"
+                );
+                return Err((FindingKind::Uninitialised, what));
+            }
+            let against = |thread: u32, verb_of_other: &str| {
+                let other = self.who(thread).thread;
+                let [x, y, z] = other;
+                let what = format!(
+                    "{verb} byte {at} of shared memory, which thread ({x}, {y}, {z}) {verb_of_other}, and no barrier lies between"
+                );
+                (FindingKind::SharedRace, what)
+            };
+            if written && !(strong && wrote & 1 == 1) && !self.ordered(wrote, me) {
+                return Err(against(thread_of(wrote), "wrote"));
+            }
+            if writes {
+                if let Some(reader) = self.unordered_reader(at, me) {
+                    return Err(against(reader, "read"));
+                }
+                self.worker.clocks.wrote[at] = now | u32::from(strong);
+            } else if !strong {
+                self.note_reader(at, me, now);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An access to shared memory that generated code does not decide by itself.
+///
+/// # Safety
+///
+/// Generated code calls it, with its context, for bytes within the shared memory of the block.
+pub unsafe extern "C" fn shared(ctx: *mut Ctx, site: u32, offset: u32, bytes: u32, kind: u32) {
+    // SAFETY: by this function's condition; the reference ends before the fiber is left.
+    unsafe {
+        let this = owner(ctx);
+        let (thread, now) = ((*ctx).thread, (*ctx).now);
+        let result = (&mut *this).race(offset, bytes, kind, thread, now);
+        if let Err((kind, what)) = result {
+            (*this).find(kind, site, thread, &what);
+            abandon(this)
+        }
+    }
+}

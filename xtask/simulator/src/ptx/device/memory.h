@@ -1,0 +1,109 @@
+// Loads, stores and atomics. Each access site keeps the region that it met last (`Site`), so that the usual access
+// costs a few compares; anything else goes to the engine, which answers or ends the launch.
+IN u64 place(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
+  Site* e = c->sites + s; u64 o = a - e->base;
+  if (RARE(o > e->limit || (a & (n - 1)))) o = c->api->miss(c, s, a, n, kind);
+  if (o < e->low) e->low = o;
+  if (o + n > e->high) e->high = o + n;
+  return o;
+}
+IN int known(const u8* v, u32 n) {
+  if (n == 1) return *v & 1;
+  if (n == 2) return L16(v) == 0x0101;
+  if (n == 4) return L32(v) == 0x01010101u;
+  const u64 all = 0x0101010101010101ul;
+  if (n == 8) return L64(v) == all;
+  return L64(v) == all && L64(v + 8) == all && (n == 16 || (L64(v + 16) == all && L64(v + 24) == all));
+}
+IN void learn(u8* v, u32 n) { __builtin_memset(v, 1, n); }
+IN u8* ld_global(Ctx* c, u32 s, u64 a, u32 n, u32) {
+  u64 o = place(c, s, a, n, READ); Site* e = c->sites + s;
+  if (RARE(e->valid && !known(e->valid + o, n))) c->api->fail(c, s, UNINIT, a, n);
+  return e->host + o;
+}
+IN u8* st_global(Ctx* c, u32 s, u64 a, u32 n, u32) {
+  u64 o = place(c, s, a, n, WRITE); Site* e = c->sites + s;
+  if (e->valid) learn(e->valid + o, n);
+  return e->host + o;
+}
+IN u8* rw_global(Ctx* c, u32 s, u64 a, u32 n, u32) {
+  u64 o = place(c, s, a, n, READ | WRITE); Site* e = c->sites + s;
+  if (RARE(e->valid && !known(e->valid + o, n))) c->api->fail(c, s, UNINIT, a, n);
+  return e->host + o;
+}
+// All cells of an access hold the same record: the usual case, since an array is accessed in one width.
+IN int alike(const u32* w, u32 n) {
+  if (n == 1) return 1;
+  const u64 x = L64((const u8*)w);
+  int same = (u32)x == (u32)(x >> 32);
+  for (u32 i = 2; i < n; i += 2) same &= x == L64((const u8*)(w + i));
+  return same;
+}
+IN void spread(u32* w, u32 n, u32 v) { for (u32 i = 0; i < n; i++) w[i] = v; }
+IN u8* shared_place(Ctx* c, u32 s, u64 a, u32 n) {
+  const Block* b = c->block;
+  if (RARE(a > b->shared_len || b->shared_len - a < n)) c->api->fail(c, s, SHARED_OOB, a, n);
+  if (RARE(a & (n - 1))) c->api->fail(c, s, SHARED_ALIGN, a, n);
+  return b->shared + a;
+}
+// A cell is (clock << 12 | thread << 2 | mode). `born` and `ordered` are the clocks of the start of the block and of
+// its last whole barrier.
+IN u8* ld_shared(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
+  u8* p = shared_place(c, s, a, n); const Block* b = c->block;
+  const u32 *w = b->wrote + a; u32* r = b->read + a; const u32 x = *w, y = *r, now = c->now;
+  const int mine = !((x ^ now) & 0xffc);
+  if (RARE(kind & STRONG) || !(alike(w, n) & alike(r, n) & (x >= b->born) & ((x < b->ordered) | mine)))
+    c->api->shared(c, s, a, n, kind | READ);
+  else if (y == now || (y >= b->ordered && (y & 2))) {}
+  else if (y < b->ordered) spread(r, n, now);
+  else c->api->shared(c, s, a, n, kind | READ);
+  return p;
+}
+IN u8* st_shared(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
+  u8* p = shared_place(c, s, a, n); const Block* b = c->block;
+  u32* w = b->wrote + a; const u32* r = b->read + a; const u32 x = *w, y = *r, now = c->now;
+  const int mine = !((x ^ now) & 0xffc), unread = (y < b->ordered) | !((y ^ now) & 0xfff);
+  if (RARE(kind & STRONG) || !(alike(w, n) & alike(r, n) & ((x < b->ordered) | mine) & unread))
+    c->api->shared(c, s, a, n, kind | WRITE);
+  else spread(w, n, now);
+  return p;
+}
+IN u8* rw_shared(Ctx* c, u32 s, u64 a, u32 n, u32) {
+  u8* p = shared_place(c, s, a, n); c->api->shared(c, s, a, n, READ | WRITE | STRONG); return p;
+}
+IN u8* local_place(Ctx* c, u32 s, u64 a, u32 n) {
+  if (RARE(a > c->local_top || c->local_top - a < n)) c->api->fail(c, s, LOCAL_OOB, a, n);
+  if (RARE(a & (n - 1))) c->api->fail(c, s, LOCAL_ALIGN, a, n);
+  return c->local + a;
+}
+IN u8* ld_local(Ctx* c, u32 s, u64 a, u32 n, u32) { return local_place(c, s, a, n); }
+IN u8* st_local(Ctx* c, u32 s, u64 a, u32 n, u32) { return local_place(c, s, a, n); }
+IN u8* rw_local(Ctx* c, u32 s, u64 a, u32 n, u32) { return local_place(c, s, a, n); }
+IN const u8* ld_param(Ctx* c, u32 s, u64 a, u32 n, u32) {
+  if (RARE(a > c->params_len || c->params_len - a < n)) c->api->fail(c, s, PARAM_OOB, a, n);
+  return c->params + a;
+}
+#define GENERIC(name) static __attribute__((noinline)) u8* name##_generic(Ctx* c, u32 s, u64 a, u32 n, u32 k) { \
+  if ((a >> 56) == 0x53) return name##_shared(c, s, a - SHARED_WINDOW, n, k); \
+  if ((a >> 56) == 0x54) return name##_local(c, s, a - LOCAL_WINDOW, n, k); \
+  return name##_global(c, s, a, n, k); }
+GENERIC(ld) GENERIC(st) GENERIC(rw)
+// The frame of a function in the local memory of its thread.
+IN u32 enter(Ctx* c, u32 s, u32 n) {
+  u32 at = c->local_top;
+  if (RARE(c->local_len - at < n)) c->api->fail(c, s, LOCAL_FULL, at, n);
+  __builtin_memset(c->local + at, 0xff, n); c->local_top = at + n; return at;
+}
+#define UPDATE(T, W, name, expr) IN T name(u8* p, T b) { W* q = (W*)p; T a = __atomic_load_n(q, __ATOMIC_RELAXED); \
+  while (!__atomic_compare_exchange_n(q, &a, (T)(expr), 0, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {} return a; }
+#define UPDATES(U, S, A, N) \
+  UPDATE(U, A, at_add##N, a + b) UPDATE(U, A, at_and##N, a & b) UPDATE(U, A, at_or##N, a | b) \
+  UPDATE(U, A, at_xor##N, a ^ b) UPDATE(U, A, at_exch##N, b) UPDATE(U, A, at_min##N, a < b ? a : b) \
+  UPDATE(U, A, at_max##N, a > b ? a : b) UPDATE(U, A, at_smin##N, (S)a < (S)b ? a : b) \
+  UPDATE(U, A, at_smax##N, (S)a > (S)b ? a : b) UPDATE(U, A, at_inc##N, a >= b ? 0 : a + 1) \
+  UPDATE(U, A, at_dec##N, a == 0 || a > b ? b : a - 1) \
+  IN U at_cas##N(u8* p, U b, U d) { U a = b; \
+    __atomic_compare_exchange_n((A*)p, &a, d, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); return a; }
+UPDATES(u16, s16, a16, 16) UPDATES(u32, s32, a32, 32) UPDATES(u64, s64, a64, 64)
+UPDATE(u32, a32, at_addf32, B(F(a) + F(b)))
+UPDATE(u64, a64, at_addf64, C(D(a) + D(b)))

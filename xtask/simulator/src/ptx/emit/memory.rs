@@ -1,0 +1,268 @@
+//! Loads, stores, atomics, and what moves addresses between the state spaces.
+
+use std::fmt::Write as _;
+
+use super::super::LoadError;
+use super::super::ast::{Operand, Ty};
+use super::fun::Fun;
+
+const SCOPES: &[&str] = &["cta", "cluster", "gpu", "sys", "weak"];
+const CACHES: &[&str] = &["ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc", "aligned"];
+
+impl Fun<'_> {
+    /// The state space of an access; without one the address is generic.
+    fn space(&mut self) -> &'static str {
+        if self.mods.take("shared") || self.mods.take("shared::cta") {
+            return "shared";
+        }
+        let space = self.mods.take_one(&["global", "const", "local", "param"]);
+        space.unwrap_or("generic")
+    }
+
+    /// Takes cache hints and scopes; says whether the access is strong, so that it takes no part in data races with
+    /// other strong ones.
+    fn strong(&mut self) -> bool {
+        self.mods.ignore(SCOPES);
+        self.mods.ignore(CACHES);
+        self.mods
+            .flags
+            .retain(|flag| !flag.starts_with("L1::") && !flag.starts_with("L2::"));
+        let order = [
+            "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio",
+        ];
+        self.mods.take_one(&order).is_some()
+    }
+
+    fn lanes(&mut self) -> usize {
+        match self.mods.take_one(&["v2", "v4", "v8"]) {
+            Some("v2") => 2,
+            Some("v4") => 4,
+            Some(_) => 8,
+            None => 1,
+        }
+    }
+
+    /// The C expression of the first byte of an access of `bytes`, checked.
+    fn access(
+        &mut self,
+        verb: &str,
+        space: &str,
+        at: usize,
+        bytes: u32,
+        strong: bool,
+    ) -> Result<String, LoadError> {
+        if space == "param" {
+            let Operand::Address(base, offset) = self.operand(at)? else {
+                return Err(self.bad("an address in brackets is missing"));
+            };
+            if let Operand::Name(name) = &**base
+                && let Some((place, var)) = self.param(name)
+            {
+                if *offset < 0 || *offset as usize + bytes as usize > var.size {
+                    return Err(self.bad(format!("it leaves the parameter '{name}'")));
+                }
+                return Ok(format!("({place} + {offset})"));
+            }
+            if verb != "ld" || !self.function.entry {
+                return Err(self.unknown());
+            }
+        }
+        let space = if space == "const" { "global" } else { space };
+        let (address, site, kind) = (self.address(at)?, self.site(), if strong { 4 } else { 0 });
+        Ok(format!(
+            "{verb}_{space}(c, {site}, {address}, {bytes}, {kind})"
+        ))
+    }
+
+    pub fn load(&mut self) -> Result<(), LoadError> {
+        let (space, strong, lanes, ty) = (self.space(), self.strong(), self.lanes(), self.ty()?);
+        let width = ty.bits();
+        if width > 64 || (lanes == 8 && width != 32) {
+            return Err(self.unknown());
+        }
+        let place = self.access("ld", space, 1, ty.bytes() * lanes as u32, strong)?;
+        let _ = write!(self.code, "const u8* p = {place}; ");
+        let read = |at: usize| format!("L{width}(p + {})", at * ty.bytes() as usize);
+        let carrier = if ty.signed() { ty } else { Ty::B(width) };
+        match self.operand(0)? {
+            Operand::Vector(parts) if parts.len() == lanes => {
+                for (at, part) in parts.iter().enumerate() {
+                    self.set(part, carrier, &read(at))?;
+                }
+                Ok(())
+            }
+            operand if lanes == 1 => self.set(operand, carrier, &read(0)),
+            _ => Err(self.bad("the number of registers is not that of its elements")),
+        }
+    }
+
+    pub fn store(&mut self) -> Result<(), LoadError> {
+        let (space, strong, lanes, ty) = (self.space(), self.strong(), self.lanes(), self.ty()?);
+        let width = ty.bits();
+        if width > 64 || space == "const" || (lanes == 8 && width != 32) {
+            return Err(self.unknown());
+        }
+        let place = self.access("st", space, 0, ty.bytes() * lanes as u32, strong)?;
+        let _ = write!(self.code, "u8* p = {place}; ");
+        let single = [self.operand(1)?.clone()];
+        let parts = match self.operand(1)? {
+            Operand::Vector(parts) if parts.len() == lanes => parts.as_slice(),
+            _ if lanes == 1 => &single,
+            _ => return Err(self.bad("the number of registers is not that of its elements")),
+        };
+        for (at, part) in parts.iter().enumerate() {
+            let bits = self.bits(
+                part,
+                if matches!(ty, Ty::F(_)) {
+                    ty
+                } else {
+                    Ty::B(width)
+                },
+            )?;
+            let _ = write!(
+                self.code,
+                "S{width}(p + {}, {bits}); ",
+                at * ty.bytes() as usize
+            );
+        }
+        Ok(())
+    }
+
+    pub fn atomic(&mut self) -> Result<(), LoadError> {
+        let (space, _) = (self.space(), self.strong());
+        self.mods.take("noftz");
+        let with_result = self.inst.op[0] == "atom";
+        let known = [
+            "add", "and", "or", "xor", "exch", "min", "max", "inc", "dec", "cas",
+        ];
+        let op = self.mods.take_one(&known).ok_or_else(|| self.unknown())?;
+        let ty = self.ty()?;
+        let name = match (op, ty) {
+            ("add", Ty::F(_) | Ty::F16 | Ty::F16x2 | Ty::BF16 | Ty::BF16x2) => {
+                format!("at_add{}", spell(ty))
+            }
+            (_, Ty::F(_) | Ty::F16 | Ty::F16x2 | Ty::BF16 | Ty::BF16x2) => {
+                return Err(self.unknown());
+            }
+            ("min" | "max", Ty::S(width)) => format!("at_s{op}{width}"),
+            (_, ty) if (16..=64).contains(&ty.bits()) => format!("at_{op}{}", ty.bits()),
+            _ => return Err(self.unknown()),
+        };
+        let first = usize::from(with_result);
+        let place = self.access("rw", space, first, ty.bytes(), true)?;
+        let carrier = Ty::B(ty.bits());
+        let literal = |ty: Ty| if matches!(ty, Ty::F(_)) { ty } else { carrier };
+        let operand = self.operand(first + 1)?;
+        let mut args = format!("{place}, {}", self.bits(operand, literal(ty))?);
+        if op == "cas" {
+            let operand = self.operand(first + 2)?;
+            args = format!("{args}, {}", self.bits(operand, carrier)?);
+        }
+        match with_result {
+            true => self.result(carrier, &format!("{name}({args})")),
+            false => {
+                let _ = write!(self.code, "{name}({args}); ");
+                Ok(())
+            }
+        }
+    }
+
+    /// `cp.async` copies at once; groups and waits then have nothing left to do.
+    pub fn copy_async(&mut self) -> Result<(), LoadError> {
+        if !self.mods.take("async") {
+            return Err(self.unknown());
+        }
+        self.mods.take("all");
+        if self
+            .mods
+            .take_one(&["commit_group", "wait_group", "wait_all"])
+            .is_some()
+        {
+            return Ok(());
+        }
+        self.strong();
+        if !(self.mods.take("shared") || self.mods.take("shared::cta")) || !self.mods.take("global")
+        {
+            return Err(self.unknown());
+        }
+        let Operand::Number(word) = self.operand(2)? else {
+            return Err(self.unknown());
+        };
+        let bytes: u32 = word.parse().map_err(|_| self.unknown())?;
+        if !matches!(bytes, 4 | 8 | 16) {
+            return Err(self.bad("it copies 4, 8 or 16 bytes"));
+        }
+        let (to, from) = (self.address(0)?, self.address(1)?);
+        let (first, second, third) = (self.site(), self.site(), self.site());
+        let have = match self.inst.operands.get(3) {
+            Some(operand) => self.bits(operand, Ty::B(32))?,
+            None => format!("{bytes}u"),
+        };
+        let _ = write!(
+            self.code,
+            "u8* p = st_shared(c, {first}, {to}, {bytes}, 0); const u32 have = {have}; __builtin_memset(p, 0, {bytes}); \
+             if (have >= {bytes}) __builtin_memcpy(p, ld_global(c, {second}, {from}, {bytes}, 0), {bytes}); \
+             else {{ u8 part[16]; for (u32 i = 0; i < have; i++) part[i] = *ld_global(c, {third}, {from} + i, 1, 0); __builtin_memcpy(p, part, have); }} "
+        );
+        Ok(())
+    }
+
+    pub fn cvta(&mut self) -> Result<(), LoadError> {
+        let back = self.mods.take("to");
+        let space = self.space();
+        let ty = self.ty()?;
+        let from = self.arg(1, ty)?;
+        let window = match space {
+            "shared" => "SHARED_WINDOW",
+            "local" => "LOCAL_WINDOW",
+            "global" | "const" => "0",
+            // A kernel parameter has no generic address here.
+            _ => return Err(self.unknown()),
+        };
+        let sign = if back { '-' } else { '+' };
+        self.result(ty, &format!("{from} {sign} {window}"))
+    }
+
+    pub fn isspacep(&mut self) -> Result<(), LoadError> {
+        let space = self.space();
+        let from = self.arg(1, Ty::B(64))?;
+        let test = match space {
+            "shared" => format!("({from} >> 56) == 0x53"),
+            "local" => format!("({from} >> 56) == 0x54"),
+            "global" => format!("({from} >> 56) != 0x53 && ({from} >> 56) != 0x54"),
+            _ => return Err(self.unknown()),
+        };
+        self.result(Ty::Pred, &test)
+    }
+
+    pub fn mov(&mut self) -> Result<(), LoadError> {
+        let ty = self.ty()?;
+        if ty.bits() > 64 {
+            return Err(self.unknown());
+        }
+        let carrier = if matches!(ty, Ty::Pred | Ty::F(_)) {
+            ty
+        } else {
+            Ty::B(ty.bits())
+        };
+        let operand = self.operand(1)?;
+        let bits = self.bits(operand, carrier)?;
+        self.result(if ty == Ty::Pred { ty } else { Ty::B(ty.bits()) }, &bits)
+    }
+}
+
+/// A type as PTX spells it.
+pub fn spell(ty: Ty) -> String {
+    match ty {
+        Ty::B(bits) => format!("b{bits}"),
+        Ty::U(bits) => format!("u{bits}"),
+        Ty::S(bits) => format!("s{bits}"),
+        Ty::F(bits) => format!("f{bits}"),
+        Ty::F16 => "f16".to_owned(),
+        Ty::F16x2 => "f16x2".to_owned(),
+        Ty::BF16 => "bf16".to_owned(),
+        Ty::BF16x2 => "bf16x2".to_owned(),
+        Ty::TF32 => "tf32".to_owned(),
+        Ty::Pred => "pred".to_owned(),
+    }
+}
