@@ -41,6 +41,9 @@ pub struct Shared {
     pub wrote: *mut u32,
     /// For each byte, who read it since.
     pub read: *mut u32,
+    /// For each byte, the site of the last write, and that of a read since.
+    pub wrote_at: *mut u32,
+    pub read_at: *mut u32,
     pub len: u32,
     /// Records from before this one come before everything that runs now: the last barrier of the whole block.
     pub ordered: u32,

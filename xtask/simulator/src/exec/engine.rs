@@ -126,6 +126,8 @@ pub fn run(
             memory: worker.memory.as_mut_ptr(),
             wrote: worker.clocks.wrote.as_mut_ptr(),
             read: worker.clocks.read.as_mut_ptr(),
+            wrote_at: worker.clocks.wrote_at.as_mut_ptr(),
+            read_at: worker.clocks.read_at.as_mut_ptr(),
             len: shared as u32,
             ordered: 0,
             born: 0,

@@ -23,6 +23,8 @@ const MANY: u32 = 2;
 pub struct Clocks {
     pub wrote: Vec<u32>,
     pub read: Vec<u32>,
+    pub wrote_at: Vec<u32>,
+    pub read_at: Vec<u32>,
     lanes: Vec<u32>,
     clock: u32,
     /// For each thread, for each lane of its warp: records of that lane before this clock are ordered before it.
@@ -34,7 +36,9 @@ pub struct Clocks {
 impl Clocks {
     /// Makes room for `bytes` of shared memory and `threads`.
     pub fn fit(&mut self, bytes: usize, threads: usize) {
-        for records in [&mut self.wrote, &mut self.read, &mut self.lanes] {
+        let sites = [&mut self.wrote_at, &mut self.read_at];
+        let records = [&mut self.wrote, &mut self.read, &mut self.lanes];
+        for records in records.into_iter().chain(sites) {
             // An access of 16 bytes is checked as a whole before its bounds in the list are.
             records.resize(records.len().max(bytes + 64), 0);
         }
@@ -149,30 +153,31 @@ impl Runner<'_> {
         })
     }
 
-    /// A reader that `me`, which writes, is not ordered behind.
-    fn unordered_reader(&self, at: usize, me: u32) -> Option<u32> {
+    /// A reader that `me`, which writes, is not ordered behind; it has no number where several warps have read.
+    fn unordered_reader(&self, at: usize, me: u32) -> Option<Option<u32>> {
         let read = self.worker.clocks.read[at];
         if read < self.shared.ordered {
             return None;
         }
         let thread = thread_of(read);
         if read & MANY != 0 {
-            return Some(if thread == me { me ^ 1 } else { thread });
+            return Some(None);
         }
         if read & LANES == 0 {
-            return (!self.ordered(read, me)).then_some(thread);
+            return (!self.ordered(read, me)).then_some(Some(thread));
         }
         let lanes = self.worker.clocks.lanes[at];
-        let others = (0..32)
+        let mut others = (0..32)
             .filter(|lane| lanes >> lane & 1 == 1)
             .map(|lane| thread / 32 * 32 + lane);
         others
-            .into_iter()
             .find(|other| !self.ordered(record(read >> 12, *other), me))
+            .map(Some)
     }
 
     /// Notes that `me` has read byte `at`.
-    fn note_reader(&mut self, at: usize, me: u32, now: u32) {
+    fn note_reader(&mut self, at: usize, site: u32, me: u32, now: u32) {
+        self.worker.clocks.read_at[at] = site;
         let read = self.worker.clocks.read[at];
         let thread = thread_of(read);
         let single = read & (LANES | MANY) == 0;
@@ -192,18 +197,17 @@ impl Runner<'_> {
         }
     }
 
-    /// Checks and records an access of `me`; the error is what is wrong with it.
+    /// Checks and records an access of `ctx`'s thread; the error is what is wrong with it.
     fn race(
         &mut self,
+        ctx: &Ctx,
+        site: u32,
         offset: u32,
         bytes: u32,
         kind: u32,
-        me: u32,
-        now: u32,
     ) -> Result<(), (FindingKind, String)> {
-        let strong = kind & STRONG != 0;
+        let (me, now, strong) = (ctx.thread, ctx.now, kind & STRONG != 0);
         let (reads, writes) = (kind & READ != 0, kind & WRITE != 0);
-        let verb = if writes { "writes" } else { "reads" };
         for at in offset as usize..(offset + bytes) as usize {
             let wrote = self.worker.clocks.wrote[at];
             let written = wrote >= self.shared.born;
@@ -213,27 +217,45 @@ impl Runner<'_> {
                 );
                 return Err((FindingKind::Uninitialised, what));
             }
-            let against = |thread: u32, verb_of_other: &str| {
-                let other = self.who(thread).thread;
-                let [x, y, z] = other;
-                let what = format!(
-                    "{verb} byte {at} of shared memory, which thread ({x}, {y}, {z}) {verb_of_other}, and no barrier lies between"
-                );
-                (FindingKind::SharedRace, what)
-            };
             if written && !(strong && wrote & 1 == 1) && !self.ordered(wrote, me) {
-                return Err(against(thread_of(wrote), "wrote"));
+                let place = (self.worker.clocks.wrote_at[at], "wrote");
+                return Err(self.against(at, writes, Some(thread_of(wrote)), place));
             }
             if writes {
                 if let Some(reader) = self.unordered_reader(at, me) {
-                    return Err(against(reader, "read"));
+                    let place = (self.worker.clocks.read_at[at], "read");
+                    return Err(self.against(at, writes, reader, place));
                 }
                 self.worker.clocks.wrote[at] = now | u32::from(strong);
+                self.worker.clocks.wrote_at[at] = site;
             } else if !strong {
-                self.note_reader(at, me, now);
+                self.note_reader(at, site, me, now);
             }
         }
         Ok(())
+    }
+
+    /// What is to say about a race with the access of another thread, or of several threads.
+    fn against(
+        &self,
+        at: usize,
+        writes: bool,
+        other: Option<u32>,
+        (site, did): (u32, &str),
+    ) -> (FindingKind, String) {
+        let verb = if writes { "writes" } else { "reads" };
+        let other = match other {
+            Some(thread) => {
+                let [x, y, z] = self.who(thread).thread;
+                format!("thread ({x}, {y}, {z})")
+            }
+            None => "several threads".to_owned(),
+        };
+        let line = self.kernel.line(site);
+        let what = format!(
+            "{verb} byte {at} of shared memory, which {other} {did} at {line}: no barrier orders the two"
+        );
+        (FindingKind::SharedRace, what)
     }
 }
 
@@ -243,13 +265,12 @@ impl Runner<'_> {
 ///
 /// Generated code calls it, with its context, for bytes within the shared memory of the block.
 pub unsafe extern "C" fn shared(ctx: *mut Ctx, site: u32, offset: u32, bytes: u32, kind: u32) {
-    // SAFETY: by this function's condition; the reference ends before the fiber is left.
+    // SAFETY: by this function's condition; the references end before the fiber is left.
     unsafe {
         let this = owner(ctx);
-        let (thread, now) = ((*ctx).thread, (*ctx).now);
-        let result = (&mut *this).race(offset, bytes, kind, thread, now);
+        let result = (&mut *this).race(&*ctx, site, offset, bytes, kind);
         if let Err((kind, what)) = result {
-            (*this).find(kind, site, thread, &what);
+            (*this).find(kind, site, (*ctx).thread, &what);
             abandon(this)
         }
     }

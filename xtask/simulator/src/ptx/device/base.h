@@ -8,7 +8,7 @@ typedef float f32; typedef double f64;
 #define RARE(x) __builtin_expect(!!(x), 0)
 struct Ctx;
 struct Site { u64 base, limit; u8 *host, *valid; u64 low, high, id, flags; };
-struct Block { u8 *shared; u32 *wrote, *read; u32 shared_len, ordered, born, unused; };
+struct Block { u8 *shared; u32 *wrote, *read, *wrote_at, *read_at; u32 shared_len, ordered, born, unused; };
 struct Api {
   u64 (*miss)(Ctx*, u32 site, u64 addr, u32 bytes, u32 kind);
   void (*fail)(Ctx*, u32 site, u32 kind, u64 addr, u32 bytes);

@@ -55,7 +55,7 @@ IN u8* ld_shared(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
   if (RARE(kind & STRONG) || !(alike(w, n) & alike(r, n) & (x >= b->born) & ((x < b->ordered) | mine)))
     c->api->shared(c, s, a, n, kind | READ);
   else if (y == now || (y >= b->ordered && (y & 2))) {}
-  else if (y < b->ordered) spread(r, n, now);
+  else if (y < b->ordered) { spread(r, n, now); spread(b->read_at + a, n, s); }
   else c->api->shared(c, s, a, n, kind | READ);
   return p;
 }
@@ -65,7 +65,7 @@ IN u8* st_shared(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
   const int mine = !((x ^ now) & 0xffc), unread = (y < b->ordered) | !((y ^ now) & 0xfff);
   if (RARE(kind & STRONG) || !(alike(w, n) & alike(r, n) & ((x < b->ordered) | mine) & unread))
     c->api->shared(c, s, a, n, kind | WRITE);
-  else spread(w, n, now);
+  else { spread(w, n, now); spread(b->wrote_at + a, n, s); }
   return p;
 }
 IN u8* rw_shared(Ctx* c, u32 s, u64 a, u32 n, u32) {
