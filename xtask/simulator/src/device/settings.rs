@@ -1,0 +1,64 @@
+//! The environment of this test tool; nothing else here reads it.
+//!
+//! | variable | meaning | without it |
+//! | --- | --- | --- |
+//! | `PHALANX_SIMULATOR_GPUS` | number of GPUs, 1 to 64 | 1 |
+//! | `PHALANX_SIMULATOR_MEMORY` | bytes of memory of each GPU | 4 GiB |
+//! | `PHALANX_SIMULATOR_SEED` | number that decides which ready operation runs next | 0 |
+//! | `PHALANX_SIMULATOR_REPORT` | file to which each finding is appended as one line | no file |
+//! | `PHALANX_SIMULATOR_CACHE` | folder for compiled modules | `phalanx-simulator` in the folder for temporary files |
+//! | `PHALANX_SIMULATOR_PATIENCE` | seconds without any progress after which a wait is reported as a deadlock | 20 |
+
+use std::env;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// What the environment asks for.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Number of GPUs.
+    pub gpus: usize,
+    /// Bytes of memory of each GPU.
+    pub memory: u64,
+    /// The seed of the order in which ready operations run.
+    pub seed: u64,
+    /// Where findings are written, beside stderr.
+    pub report: Option<PathBuf>,
+    /// The folder of compiled modules.
+    pub cache: PathBuf,
+    /// How long a wait may last in which nothing happens.
+    pub patience: Duration,
+}
+
+impl Settings {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// A sentence that names the variable whose value is not usable.
+    pub fn read() -> Result<Settings, String> {
+        let gpus = number("PHALANX_SIMULATOR_GPUS", 1_usize)?;
+        if !(1..=64).contains(&gpus) {
+            return Err(format!(
+                "PHALANX_SIMULATOR_GPUS is {gpus}; it may be 1 to 64."
+            ));
+        }
+        let cache = env::var_os("PHALANX_SIMULATOR_CACHE").map(PathBuf::from);
+        Ok(Settings {
+            gpus,
+            memory: number("PHALANX_SIMULATOR_MEMORY", 4_u64 << 30)?,
+            seed: number("PHALANX_SIMULATOR_SEED", 0_u64)?,
+            report: env::var_os("PHALANX_SIMULATOR_REPORT").map(PathBuf::from),
+            cache: cache.unwrap_or_else(|| env::temp_dir().join("phalanx-simulator")),
+            patience: Duration::from_secs(number("PHALANX_SIMULATOR_PATIENCE", 20_u64)?),
+        })
+    }
+}
+
+fn number<T: FromStr>(name: &str, default: T) -> Result<T, String> {
+    let Some(text) = env::var_os(name) else {
+        return Ok(default);
+    };
+    let parsed = text.to_str().and_then(|text| text.parse().ok());
+    parsed.ok_or_else(|| format!("{name} is {text:?}, which is not a number that it may be."))
+}

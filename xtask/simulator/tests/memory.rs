@@ -1,0 +1,269 @@
+//! Memory: what pools count, where it ends, copies between GPUs, and many threads at once.
+
+mod common;
+
+use common::*;
+use simulator::device::report::Count;
+use simulator::driver::alloc::*;
+use simulator::driver::context::*;
+use simulator::driver::copy::*;
+use simulator::driver::init::*;
+use simulator::driver::pointers::{Array, Out};
+use simulator::driver::pool::*;
+use simulator::driver::set::*;
+use simulator::driver::stream::*;
+
+const N: usize = 1000;
+const MEGABYTE: usize = 1 << 20;
+
+fn pool() -> u64 {
+    let mut pool = 0;
+    good!(cuDeviceGetDefaultMemPool(Out::to(&mut pool), 0));
+    pool
+}
+
+/// Reserved, the most reserved, used, the most used.
+fn counts(pool: u64) -> [u64; 4] {
+    [5, 6, 7, 8].map(|attribute| {
+        let mut value = 0_u64;
+        let to = (&raw mut value).cast();
+        good!(cuMemPoolGetAttribute(pool, attribute, to));
+        value
+    })
+}
+
+fn set(pool: u64, attribute: u32, mut value: u64) {
+    let from = (&raw mut value).cast();
+    good!(cuMemPoolSetAttribute(pool, attribute, from));
+}
+
+fn pools() {
+    let _gpu = Gpu::new(0);
+    let a = stream();
+    let pool = pool();
+    let allocate = |len: usize| {
+        let mut address = 0;
+        let code = call!(cuMemAllocAsync(Out::to(&mut address), len, a));
+        (code, address)
+    };
+    let (_, x) = allocate(1000);
+    let (_, y) = allocate(512);
+    assert_eq!(counts(pool), [1536, 1536, 1536, 1536]);
+    free(x, a);
+    assert_eq!(counts(pool), [1536, 1536, 512, 1536]);
+    // What was freed in stream order is there to be used again, without a wait.
+    let (_, x) = allocate(1024);
+    assert_eq!(counts(pool), [1536, 1536, 1536, 1536]);
+    free(x, a);
+    good!(cuStreamSynchronize(a));
+    assert_eq!(counts(pool), [512, 1536, 512, 1536]);
+    set(pool, 6, 0);
+    set(pool, 8, 0);
+    assert_eq!(counts(pool), [512, 512, 512, 512]);
+    set(pool, 4, 1 << 30);
+    free(y, a);
+    good!(cuStreamSynchronize(a));
+    assert_eq!(counts(pool), [512, 512, 0, 512]);
+    good!(cuMemPoolTrimTo(pool, 0));
+    assert_eq!(counts(pool), [0, 512, 0, 512]);
+    // The GPU has 4 MB; a module's variable takes 512 bytes of it.
+    let (mut free_bytes, mut total) = (0, 0);
+    good!(cuMemGetInfo_v2(
+        Out::to(&mut free_bytes),
+        Out::to(&mut total)
+    ));
+    assert_eq!((free_bytes, total), (4 * MEGABYTE - 512, 4 * MEGABYTE));
+    assert_eq!(allocate(4 * MEGABYTE).0, OUT_OF_MEMORY);
+    let (code, all) = allocate(4 * MEGABYTE - 512);
+    assert_eq!(code, 0);
+    let mut plain = 0;
+    assert_eq!(call!(cuMemAlloc_v2(Out::to(&mut plain), 1)), OUT_OF_MEMORY);
+    free(all, a);
+    // What a pool has reserved and does not use goes to who needs it.
+    good!(cuMemAlloc_v2(Out::to(&mut plain), 4 * MEGABYTE - 512));
+    assert_eq!(allocate(1).0, OUT_OF_MEMORY);
+    good!(cuMemFree_v2(plain));
+    // Steps that allocate and free without any wait need no more than one of them.
+    for _ in 0..100 {
+        let (code, x) = allocate(4 * MEGABYTE - 512);
+        assert_eq!(code, 0);
+        free(x, a);
+    }
+    good!(cuStreamSynchronize(a));
+}
+
+fn peers() {
+    let first = Gpu::new(0);
+    let of_first = stream();
+    let second = Gpu::new(1);
+    let of_second = stream();
+    let (x, y) = (ints(of_first, N), ints(of_second, N));
+    assert_eq!(first.fill(of_first, x, 5, N as i32), 0);
+    join_contexts(&first, of_first, of_second);
+    good!(cuMemcpyPeerAsync(
+        y,
+        second.context,
+        x,
+        first.context,
+        4 * N,
+        of_second
+    ));
+    assert_eq!(second.increment(of_second, y, N as i32), 0);
+    assert_eq!(read(y, N, of_second), (0, vec![6; N]));
+    // A kernel reads the other GPU's memory once it has access.
+    let access = [[1, 1, 3]];
+    first.bind();
+    good!(cuMemPoolSetAccess(pool(), Array::of(&access), 1));
+    second.bind();
+    assert_eq!(second.add(of_second, y, x, x, N as i32), 0);
+    assert_eq!(read(y, N, of_second), (0, vec![10; N]));
+    first.bind();
+    let mut plain = 0;
+    good!(cuMemAlloc_v2(Out::to(&mut plain), 4 * N));
+    good!(cuMemsetD32_v2(plain, 4, N));
+    good!(cuStreamSynchronize(0));
+    second.bind();
+    good!(cuCtxEnablePeerAccess(first.context, 0));
+    assert_eq!(second.add(of_second, y, plain, plain, N as i32), 0);
+    assert_eq!(read(y, N, of_second), (0, vec![8; N]));
+    good!(cuMemFree_v2(plain));
+    good!(cuCtxDisablePeerAccess(first.context));
+    join_contexts(&second, of_second, of_first);
+    free(x, of_first);
+    free(y, of_second);
+}
+
+fn join_contexts(of_before: &Gpu, before: u64, after: u64) {
+    of_before.bind();
+    join(after, before);
+}
+
+fn no_peer_access() {
+    let first = Gpu::new(0);
+    let of_first = stream();
+    let x = ints(of_first, N);
+    assert_eq!(first.fill(of_first, x, 5, N as i32), 0);
+    good!(cuStreamSynchronize(of_first));
+    let second = Gpu::new(1);
+    let of_second = stream();
+    assert_eq!(second.increment(of_second, x, N as i32), 0);
+    assert_eq!(call!(cuStreamSynchronize(of_second)), ILLEGAL_ADDRESS);
+    // The other context goes on.
+    first.bind();
+    assert_eq!(read(x, N, of_first), (0, vec![5; N]));
+}
+
+/// Several threads on each of several GPUs, as the ranks of a program are.
+fn threads() {
+    let gpus: Vec<_> = (0..4).map(Gpu::new).collect();
+    std::thread::scope(|scope| {
+        for (rank, gpu) in (0..16).flat_map(|rank| gpus.get(rank % 4).map(|gpu| (rank, gpu))) {
+            scope.spawn(move || {
+                gpu.bind();
+                let (a, b) = (stream(), stream());
+                for round in 0..100 {
+                    let (x, y) = (ints(a, N), ints(a, N));
+                    let value = (rank * 1000 + round) as i32;
+                    assert_eq!(gpu.fill(a, x, value, N as i32), 0);
+                    join(b, a);
+                    assert_eq!(gpu.add(b, y, x, x, N as i32), 0);
+                    assert_eq!(read(y, N, b), (0, vec![2 * value; N]));
+                    free(y, b);
+                    free(x, b);
+                }
+                good!(cuStreamDestroy_v2(a));
+                good!(cuStreamDestroy_v2(b));
+            });
+        }
+    });
+    gpus.into_iter().for_each(Gpu::end);
+}
+
+fn counting() {
+    let gpu = Gpu::new(0);
+    let a = stream();
+    let x = ints(a, N);
+    assert_eq!(gpu.fill(a, x, 1, N as i32), 0);
+    let kinds = [
+        Count::Waits,
+        Count::Queries,
+        Count::PageableCopies,
+        Count::Launches,
+    ];
+    assert_eq!(kinds.map(count), [0, 0, 0, 1]);
+    write(x, &[2; N], a);
+    assert_eq!(kinds.map(count), [0, 0, 1, 1]);
+    assert_eq!(read(x, N, a).0, 0);
+    assert_eq!(kinds.map(count), [1, 0, 2, 1]);
+    while call!(cuStreamQuery(a)) != 0 {}
+    good!(cuStreamSynchronize(a));
+    assert_eq!(kinds.map(count), [2, 1, 2, 1]);
+    assert_eq!((count(Count::Allocations), count(Count::Copies)), (2, 2));
+    free(x, a);
+}
+
+/// A launch of a tiny kernel, a hundred thousand times.
+fn speed() {
+    let gpu = Gpu::new(0);
+    let a = stream();
+    let x = ints(a, 4);
+    assert_eq!(gpu.fill(a, x, 0, 4), 0);
+    good!(cuStreamSynchronize(a));
+    let launches = 100_000;
+    let start = std::time::Instant::now();
+    for _ in 0..launches {
+        assert_eq!(gpu.increment(a, x, 4), 0);
+    }
+    assert_eq!(read(x, 4, a), (0, vec![launches; 4]));
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{:.0} launches a second", f64::from(launches) / seconds);
+    free(x, a);
+}
+
+const PROGRAMS: &[(&str, fn())] = &[
+    ("pools", pools),
+    ("peers", peers),
+    ("no peer access", no_peer_access),
+    ("threads", threads),
+    ("counting", counting),
+    ("speed", speed),
+];
+
+#[test]
+fn program() {
+    run_program(PROGRAMS);
+}
+
+#[test]
+fn pools_count_exactly() {
+    let memory = (4 * MEGABYTE).to_string();
+    run("pools", &[("PHALANX_SIMULATOR_MEMORY", &memory)]).finds_nothing();
+}
+
+#[test]
+fn gpus_copy_between_each_other() {
+    run("peers", &[("PHALANX_SIMULATOR_GPUS", "2")]).finds_nothing();
+    let outcome = run("no peer access", &[("PHALANX_SIMULATOR_GPUS", "2")]);
+    outcome.finds(&["increment", "no peer access"]);
+}
+
+#[test]
+fn many_threads_drive_many_gpus() {
+    run("threads", &[("PHALANX_SIMULATOR_GPUS", "4")]).finds_nothing();
+}
+
+#[test]
+fn what_the_host_does_is_counted() {
+    run("counting", &[]).finds_nothing();
+}
+
+#[test]
+fn launches_are_quick() {
+    let outcome = run("speed", &[]);
+    outcome.finds_nothing();
+    let line = outcome
+        .output
+        .lines()
+        .find(|line| line.contains("launches a second"));
+    println!("{}", line.unwrap_or("no figure"));
+}

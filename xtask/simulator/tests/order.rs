@@ -1,0 +1,244 @@
+//! The order of operations: what is missing is found with every seed, and what is there is not reported.
+
+mod common;
+
+use common::*;
+use simulator::driver::alloc::*;
+use simulator::driver::context::*;
+use simulator::driver::copy::*;
+use simulator::driver::event::*;
+use simulator::driver::pinned::*;
+use simulator::driver::pointers::Out;
+use simulator::driver::stream::*;
+
+const N: usize = 1000;
+
+/// A kernel in one stream writes what a kernel in another one reads.
+fn two_streams(waits: bool) {
+    let gpu = Gpu::new(0);
+    let (a, b) = (stream(), stream());
+    let (x, y) = (ints(a, N), ints(a, N));
+    join(b, a);
+    assert_eq!(gpu.fill(a, x, 3, N as i32), 0);
+    if waits {
+        join(b, a);
+    }
+    assert_eq!(gpu.add(b, y, x, x, N as i32), 0);
+    let (code, values) = read(y, N, b);
+    assert_eq!(code == 0, waits, "{code}");
+    if waits {
+        assert_eq!(values, vec![6; N]);
+        join(a, b);
+        free(x, a);
+        free(y, a);
+        for stream in [a, b] {
+            good!(cuStreamSynchronize(stream));
+            good!(cuStreamDestroy_v2(stream));
+        }
+        gpu.end();
+    } else {
+        // Every later call says the same.
+        let mut address = 0;
+        let code = call!(cuMemAlloc_v2(Out::to(&mut address), 4));
+        assert_eq!(code, ILLEGAL_ADDRESS);
+    }
+}
+
+/// A free in one stream while another one may still read.
+fn free_elsewhere(waits: bool) {
+    let gpu = Gpu::new(0);
+    let (a, b) = (stream(), stream());
+    let x = ints(a, N);
+    assert_eq!(gpu.fill(a, x, 3, N as i32), 0);
+    join(b, a);
+    let mut host = 0;
+    good!(cuMemHostAlloc(Out::to(&mut host), 4 * N, 0));
+    good!(cuMemcpyDtoHAsync_v2(host as *mut _, x, 4 * N, b));
+    if waits {
+        join(a, b);
+    }
+    free(x, a);
+    let both = (call!(cuStreamSynchronize(a)), call!(cuStreamSynchronize(b)));
+    assert_eq!(both == (0, 0), waits, "{both:?}");
+    if waits {
+        good!(cuMemFreeHost(host));
+    }
+}
+
+/// A use in one stream of what another one allocates.
+fn use_before_allocation(waits: bool) {
+    let gpu = Gpu::new(0);
+    let (a, b) = (stream(), stream());
+    let x = ints(a, N);
+    if waits {
+        join(b, a);
+    }
+    assert_eq!(gpu.fill(b, x, 3, N as i32), 0);
+    let code = call!(cuStreamSynchronize(b));
+    assert_eq!(code == 0, waits, "{code}");
+    if waits {
+        free(x, b);
+    }
+}
+
+/// The default stream orders blocking streams, and only them.
+fn default_stream(blocking: bool) {
+    let gpu = Gpu::new(0);
+    let other = if blocking {
+        blocking_stream()
+    } else {
+        stream()
+    };
+    let x = ints(0, N);
+    let y = ints(0, N);
+    good!(cuStreamSynchronize(0));
+    assert_eq!(gpu.fill(other, x, 1, N as i32), 0);
+    assert_eq!(gpu.increment(0, x, N as i32), 0);
+    assert_eq!(gpu.add(other, y, x, x, N as i32), 0);
+    let code = call!(cuCtxSynchronize());
+    assert_eq!(code == 0, blocking, "{code}");
+    let (_, values) = read(y, N, other);
+    if blocking {
+        assert_eq!(values, vec![4; N]);
+        free(x, 0);
+        free(y, 0);
+    }
+}
+
+/// The wait of the host orders as well as one of a stream does.
+fn host_waits(kind: u32) {
+    let gpu = Gpu::new(0);
+    let (a, b) = (stream(), stream());
+    let x = ints(a, N);
+    assert_eq!(gpu.fill(a, x, 3, N as i32), 0);
+    let event = event();
+    good!(cuEventRecord(event, a));
+    match kind {
+        0 => good!(cuStreamSynchronize(a)),
+        1 => good!(cuEventSynchronize(event)),
+        2 => while call!(cuEventQuery(event)) == NOT_READY {},
+        3 => while call!(cuStreamQuery(a)) == NOT_READY {},
+        _ => good!(cuCtxSynchronize()),
+    }
+    assert_eq!(gpu.increment(b, x, N as i32), 0);
+    let (code, values) = read(x, N, b);
+    assert_eq!((code, values), (0, vec![4; N]));
+    free(x, b);
+}
+
+/// A pinned buffer is read when the copy runs, a pageable one at the call.
+fn late_copies() {
+    let gpu = Gpu::new(0);
+    let a = stream();
+    let (x, y) = (ints(a, N), ints(a, N));
+    let mut host = 0;
+    good!(cuMemHostAlloc(Out::to(&mut host), 4 * N, 0));
+    // SAFETY: the buffer holds so many integers, and nothing else uses it while this slice is in use.
+    let pinned = || unsafe { std::slice::from_raw_parts_mut(host as *mut i32, N) };
+    pinned().fill(1);
+    good!(cuMemcpyHtoDAsync_v2(x, host as *const _, 4 * N, a));
+    pinned().fill(2);
+    let mut pageable = vec![1_i32; N];
+    write(y, &pageable, a);
+    pageable.fill(2);
+    assert_eq!(read(x, N, a), (0, vec![2; N]));
+    assert_eq!(read(y, N, a), (0, vec![1; N]));
+    // To pinned memory as well: nothing is there before the wait.
+    assert_eq!(gpu.fill(a, x, 7, N as i32), 0);
+    good!(cuMemcpyDtoHAsync_v2(host as *mut _, x, 4 * N, a));
+    assert_eq!(pinned()[0], 2);
+    good!(cuStreamSynchronize(a));
+    assert_eq!(pinned(), vec![7; N]);
+    free(x, a);
+    free(y, a);
+    good!(cuMemFreeHost(host));
+}
+
+/// A pinned buffer that is freed while a copy may still need it.
+fn pinned_freed(waits: bool) {
+    let _gpu = Gpu::new(0);
+    let a = stream();
+    let x = ints(a, N);
+    let mut host = 0;
+    good!(cuMemHostAlloc(Out::to(&mut host), 4 * N, 0));
+    good!(cuMemcpyHtoDAsync_v2(x, host as *const _, 4 * N, a));
+    if waits {
+        good!(cuStreamSynchronize(a));
+    }
+    assert_eq!(call!(cuMemFreeHost(host)) == 0, waits);
+    free(x, a);
+}
+
+const PROGRAMS: &[(&str, fn())] = &[
+    ("two streams, right", || two_streams(true)),
+    ("two streams, wrong", || two_streams(false)),
+    ("free elsewhere, right", || free_elsewhere(true)),
+    ("free elsewhere, wrong", || free_elsewhere(false)),
+    ("allocation, right", || use_before_allocation(true)),
+    ("allocation, wrong", || use_before_allocation(false)),
+    ("default stream, right", || default_stream(true)),
+    ("default stream, wrong", || default_stream(false)),
+    ("host waits 0", || host_waits(0)),
+    ("host waits 1", || host_waits(1)),
+    ("host waits 2", || host_waits(2)),
+    ("host waits 3", || host_waits(3)),
+    ("host waits 4", || host_waits(4)),
+    ("late copies", late_copies),
+    ("pinned, right", || pinned_freed(true)),
+    ("pinned, wrong", || pinned_freed(false)),
+];
+
+#[test]
+fn program() {
+    run_program(PROGRAMS);
+}
+
+/// Runs a program with many seeds, and its twin that is right.
+fn judge(name: &str, words: &[&str]) {
+    for seed in 0..40 {
+        let seed = [("PHALANX_SIMULATOR_SEED", &*seed.to_string())];
+        run(&format!("{name}, wrong"), &seed).finds(words);
+        run(&format!("{name}, right"), &seed).finds_nothing();
+    }
+}
+
+#[test]
+fn a_missing_wait_between_streams_is_found_with_every_seed() {
+    judge("two streams", &["wait", "missing", "kernel"]);
+}
+
+#[test]
+fn a_free_in_another_stream_is_found_with_every_seed() {
+    judge("free elsewhere", &["free", "copy"]);
+}
+
+#[test]
+fn a_use_before_the_allocation_is_found_with_every_seed() {
+    judge("allocation", &["allocates it", "the kernel fill", "a wait"]);
+}
+
+#[test]
+fn the_default_stream_orders_blocking_streams_only() {
+    judge("default stream", &["wait", "missing", "kernel"]);
+}
+
+#[test]
+fn each_wait_of_the_host_orders() {
+    for kind in 0..5 {
+        run(&format!("host waits {kind}"), &[]).finds_nothing();
+    }
+}
+
+#[test]
+fn pinned_copies_are_late_and_pageable_ones_staged() {
+    for seed in 0..5 {
+        let seed = [("PHALANX_SIMULATOR_SEED", &*seed.to_string())];
+        run("late copies", &seed).finds_nothing();
+    }
+}
+
+#[test]
+fn a_pinned_buffer_that_is_still_needed_is_not_freed_in_silence() {
+    run("pinned, right", &[]).finds_nothing();
+    run("pinned, wrong", &[]).finds(&["without having waited"]);
+}
