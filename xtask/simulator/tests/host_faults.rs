@@ -1,5 +1,7 @@
 //! Each planted fault is reported, and its twin that is right is not.
 
+#![allow(clippy::macro_metavars_in_unsafe)] // `call!` takes plain arguments
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Memory: what pools count, where it ends, copies between GPUs, and many threads at once.
 
+#![allow(clippy::macro_metavars_in_unsafe)] // `call!` takes plain arguments
+
 mod common;
 
 use common::*;
@@ -153,6 +155,36 @@ fn no_peer_access() {
     assert_eq!(read(x, N, of_first), (0, vec![5; N]));
 }
 
+/// `cuMemFree` waits for the GPU whose memory it is, and not for another one that uses it.
+fn free_of_a_peer(waits: bool) {
+    let first = Gpu::new(0);
+    let mut plain = 0;
+    good!(cuMemAlloc_v2(Out::to(&mut plain), 4 * N));
+    good!(cuMemsetD32_v2(plain, 4, N));
+    good!(cuStreamSynchronize(0));
+    let second = Gpu::new(1);
+    let (a, b) = (stream(), stream());
+    let y = ints(a, N);
+    good!(cuMemcpyDtoDAsync_v2(y, plain, 4 * N, a));
+    if waits {
+        good!(cuStreamSynchronize(a));
+    } else {
+        // The copy runs while the host waits for something else, and the host does not know of it.
+        let z = ints(b, N);
+        for _ in 0..20 {
+            good!(cuMemsetD32Async(z, 1, N, b));
+        }
+        good!(cuStreamSynchronize(b));
+    }
+    first.bind();
+    let code = call!(cuMemFree_v2(plain));
+    assert_eq!(code == 0, waits, "{code}");
+    second.bind();
+    if waits {
+        free(y, a);
+    }
+}
+
 /// Several threads on each of several GPUs, as the ranks of a program are.
 fn threads() {
     let gpus: Vec<_> = (0..4).map(Gpu::new).collect();
@@ -220,10 +252,35 @@ fn speed() {
     free(x, a);
 }
 
+/// Allocations that are used and freed, as those of a training step are.
+fn allocations() {
+    let gpu = Gpu::new(0);
+    let a = stream();
+    for n in [1 << 8, 1 << 14, 1 << 18] {
+        let rounds = (1 << 27) / (n + (1 << 16)) as i32;
+        let start = std::time::Instant::now();
+        for round in 0..rounds {
+            let x = ints(a, n);
+            assert_eq!(gpu.fill(a, x, round, n as i32), 0);
+            free(x, a);
+        }
+        good!(cuStreamSynchronize(a));
+        let seconds = start.elapsed().as_secs_f64();
+        let microseconds = 1e6 * seconds / f64::from(rounds);
+        println!(
+            "{microseconds:.1} us for an allocation of {} KiB that is used and freed",
+            n / 256
+        );
+    }
+}
+
 const PROGRAMS: &[(&str, fn())] = &[
+    ("allocations", allocations),
     ("pools", pools),
     ("peers", peers),
     ("no peer access", no_peer_access),
+    ("free of a peer, right", || free_of_a_peer(true)),
+    ("free of a peer, wrong", || free_of_a_peer(false)),
     ("threads", threads),
     ("counting", counting),
     ("speed", speed),
@@ -248,6 +305,13 @@ fn gpus_copy_between_each_other() {
 }
 
 #[test]
+fn memory_that_another_gpu_uses_is_not_freed_in_silence() {
+    let gpus = [("PHALANX_SIMULATOR_GPUS", "2")];
+    run("free of a peer, right", &gpus).finds_nothing();
+    run("free of a peer, wrong", &gpus).finds(&["without having waited", "a copy", "GPU 1"]);
+}
+
+#[test]
 fn many_threads_drive_many_gpus() {
     run("threads", &[("PHALANX_SIMULATOR_GPUS", "4")]).finds_nothing();
 }
@@ -258,12 +322,11 @@ fn what_the_host_does_is_counted() {
 }
 
 #[test]
-fn launches_are_quick() {
-    let outcome = run("speed", &[]);
-    outcome.finds_nothing();
-    let line = outcome
-        .output
-        .lines()
-        .find(|line| line.contains("launches a second"));
-    println!("{}", line.unwrap_or("no figure"));
+fn launches_and_allocations_are_quick() {
+    for (name, unit) in [("speed", "launches a second"), ("allocations", "us for")] {
+        let outcome = run(name, &[]);
+        outcome.finds_nothing();
+        let lines = outcome.output.lines().filter(|line| line.contains(unit));
+        lines.for_each(|line| println!("{line}"));
+    }
 }

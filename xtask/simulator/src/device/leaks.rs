@@ -93,7 +93,10 @@ extern "C" fn at_exit() {
     let Some(machine) = Machine::peek() else {
         return;
     };
-    let state = machine.lock();
+    // Other threads may be running; one that never gives the lock back must not keep the process from ending.
+    let Some(state) = machine.lock_if_free() else {
+        return;
+    };
     for gpu in 0..machine.settings.gpus {
         let context = &state.contexts[gpu];
         if context.error.is_none() && context.retained > 0 {

@@ -5,7 +5,7 @@
 //! full: a program that relies on more than it has ordered sees it.
 
 use std::cell::Cell;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::code::{Code, Result};
@@ -87,6 +87,18 @@ impl Machine {
     /// Takes the lock.
     pub fn lock(&self) -> Guard<'_> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the lock, unless somebody holds it for long.
+    pub fn lock_if_free(&self) -> Option<Guard<'_>> {
+        for _ in 0..1000 {
+            match self.state.try_lock() {
+                Ok(state) => return Some(state),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(1)),
+            }
+        }
+        None
     }
 
     /// Tells the threads that wait that something may have become ready.
@@ -370,18 +382,16 @@ impl Machine {
         let goals: Vec<_> = own
             .map(|(number, stream)| (number, stream.enqueued))
             .collect();
+        // Taken now: what other threads enqueue during the wait is not waited for.
+        let mut known = state.host.clone();
+        for (stream, _) in &goals {
+            known.join(&state.streams[*stream].clock);
+        }
         let mut state = self.wait(state, gpu, |state| {
             let mut goals = goals.iter();
             goals.all(|(stream, count)| state.streams[*stream].done >= *count)
         })?;
-        for (stream, count) in goals {
-            let known = state.host.get(stream).max(count);
-            state.host.set(stream, known);
-            let clock = state.streams[stream].clock.clone();
-            if state.streams[stream].enqueued == count {
-                state.host.join(&clock);
-            }
-        }
+        state.host.join(&known);
         Ok(state)
     }
 }

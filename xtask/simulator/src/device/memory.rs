@@ -4,9 +4,9 @@
 //! that nobody can touch, and its addresses are never given out again. Its bytes start as `0xff`; beside each byte
 //! stands another one, at a fixed distance, that says whether the byte was ever written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use super::code::{Code, Result};
 use super::pages;
@@ -95,7 +95,19 @@ struct Gpu {
     start: u64,
     /// In the order of their addresses, which is the order in which they were made.
     allocations: RwLock<Vec<Allocation>>,
+    spare: Mutex<Spare>,
 }
+
+/// Pages of freed blocks, for blocks of the same length: to move pages is much quicker than to get new ones.
+#[derive(Debug, Default)]
+struct Spare {
+    bytes: u64,
+    /// The freed blocks by the bytes of their pages.
+    blocks: HashMap<u64, Vec<u64>>,
+}
+
+/// How many bytes of freed blocks a GPU keeps.
+const SPARE: u64 = 256 << 20;
 
 /// Pinned memory of the host.
 #[derive(Debug)]
@@ -132,6 +144,7 @@ impl Space {
             start.map(|start| Gpu {
                 start,
                 allocations: RwLock::default(),
+                spare: Mutex::default(),
             })
         });
         match gpus.collect() {
@@ -150,21 +163,37 @@ impl Space {
     /// # Errors
     /// `OUT_OF_MEMORY`: the machine that simulates has no more memory, or the GPU no more addresses.
     pub fn allocate(&self, gpu: usize, len: u64, owner: Owner) -> Result<Block> {
-        let Gpu { start, allocations } = &self.gpus[gpu];
+        let Gpu {
+            start,
+            allocations,
+            spare,
+        } = &self.gpus[gpu];
         let mut allocations = allocations.write().unwrap_or_else(PoisonError::into_inner);
         let number = allocations.len() as u64;
         let page = match allocations.last() {
-            Some(last) => pages::up(last.base + last.len) + pages::SIZE,
+            Some(last) => last.base - last.base % pages::SIZE + pages::span(last.len) + pages::SIZE,
             None => *start,
         };
         // The start moves within the page, as a multiple of 256 bytes, which is all that the driver promises. Were all
         // starts alike, then the caches of the processor would be used badly.
         let base = page + (number * 1792) % pages::SIZE;
-        if len > SPAN || pages::up(base + len) + pages::SIZE > start + SPAN {
+        if len > SPAN || page + pages::span(len) + pages::SIZE > start + SPAN {
             return Err(Code::OUT_OF_MEMORY);
         }
-        if pages::open(base, len).is_err() || pages::open(base + SPAN, len).is_err() {
+        let mut spare = spare.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = spare.blocks.get_mut(&pages::span(len)).and_then(Vec::pop);
+        let opened = match old {
+            Some(old) => {
+                spare.bytes -= pages::span(len);
+                let both = pages::take_over(old, base, len);
+                let both = both.and_then(|()| pages::take_over(old + SPAN, base + SPAN, len));
+                both.inspect(|()| pages::fill(base + SPAN, len, 0))
+            }
+            None => pages::open(base, len).and_then(|()| pages::open(base + SPAN, len)),
+        };
+        if opened.is_err() {
             pages::close(base, len);
+            pages::close(base + SPAN, len);
             return Err(Code::OUT_OF_MEMORY);
         }
         pages::fill(base, len, 0xff);
@@ -201,11 +230,24 @@ impl Space {
         }
     }
 
-    /// Gives the pages of an allocation back to the system. Nobody may use it any more, and nobody can.
+    /// Takes the pages of an allocation away, for a later one or for the system. Nobody may use it any more, and nobody
+    /// can.
     pub fn give_back(&self, block: &Block) {
-        if block.gpu.is_some() {
-            pages::close(block.base, block.len);
-            pages::close(block.base + SPAN, block.len);
+        let Some(gpu) = block.gpu else {
+            return;
+        };
+        let (base, len) = (block.base, block.len);
+        let mut spare = self.gpus[gpu]
+            .spare
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let fits = spare.bytes + pages::span(len) <= SPARE;
+        if fits && pages::shut(base, len).is_ok() && pages::shut(base + SPAN, len).is_ok() {
+            spare.bytes += pages::span(len);
+            spare.blocks.entry(pages::span(len)).or_default().push(base);
+        } else {
+            pages::close(base, len);
+            pages::close(base + SPAN, len);
         }
     }
 

@@ -26,36 +26,69 @@ pub fn reserve(bytes: u64) -> io::Result<u64> {
     map(bytes, libc::PROT_NONE)
 }
 
-/// The whole pages that hold `len` bytes from `base` on.
-fn whole(base: u64, len: u64) -> (*mut libc::c_void, usize) {
-    let start = base - base % SIZE;
-    (
-        start as *mut libc::c_void,
-        (up(base + len) - start) as usize,
-    )
+/// The whole pages of a block, as many for each block of this length, wherever in a page it starts: that is at a
+/// multiple of 256 bytes.
+fn whole(base: u64, len: u64) -> (u64, u64) {
+    (base - base % SIZE, span(len))
 }
 
-/// Opens reserved pages for reading and writing. They hold zeros.
-pub fn open(base: u64, len: u64) -> io::Result<()> {
+/// Bytes of the pages of a block.
+pub fn span(len: u64) -> u64 {
+    up(len + SIZE - 256)
+}
+
+fn protect(base: u64, len: u64, protection: i32) -> io::Result<()> {
     let (start, bytes) = whole(base, len);
-    // SAFETY: the pages belong to a reservation of ours, and to one allocation of it.
-    if unsafe { libc::mprotect(start, bytes, libc::PROT_READ | libc::PROT_WRITE) } != 0 {
+    // SAFETY: the pages belong to a reservation of ours, and to one block of it, which nobody uses while they change.
+    let changed = unsafe { libc::mprotect(start as *mut libc::c_void, bytes as usize, protection) };
+    if changed != 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
 }
 
+/// Opens reserved pages for reading and writing. They hold zeros.
+pub fn open(base: u64, len: u64) -> io::Result<()> {
+    protect(base, len, libc::PROT_READ | libc::PROT_WRITE)
+}
+
+/// Closes pages that were opened, and keeps what they hold: they can be moved.
+pub fn shut(base: u64, len: u64) -> io::Result<()> {
+    protect(base, len, libc::PROT_NONE)
+}
+
 /// Closes pages that were opened, and drops what they hold.
 pub fn close(base: u64, len: u64) {
     let (start, bytes) = whole(base, len);
-    // SAFETY: as in `open`; the allocation is freed, and no operation that could touch it is running.
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    // SAFETY: the pages belong to a reservation of ours, and to one block of it, which nobody uses any more. A new
+    // mapping in their place becomes one with its neighbours, so that the process does not run out of mappings.
     unsafe {
-        libc::madvise(start, bytes, libc::MADV_DONTNEED);
-        libc::mprotect(start, bytes, libc::PROT_NONE);
+        let start = start as *mut libc::c_void;
+        libc::mmap(start, bytes as usize, libc::PROT_NONE, flags, -1, 0);
     }
 }
 
-/// Fills open pages.
+/// Moves the pages of a block that were shut to another block of the same length, and opens them there. What they hold
+/// comes with them. The first block is closed.
+pub fn take_over(from: u64, to: u64, len: u64) -> io::Result<()> {
+    let ((old, bytes), (new, _)) = (whole(from, len), whole(to, len));
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED | libc::MREMAP_DONTUNMAP;
+    let size = bytes as usize;
+    // SAFETY: both ranges belong to reservations of ours and to one block each, of which one is not used any more and
+    // the other one not yet. The old range stays mapped, so that its addresses go to nobody else.
+    let moved = unsafe {
+        let (old, new) = (old as *mut libc::c_void, new as *mut libc::c_void);
+        libc::mremap(old, size, size, flags, new)
+    };
+    if moved == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    close(from, len);
+    open(to, len)
+}
+
+/// Fills bytes of open pages.
 pub fn fill(base: u64, len: u64, value: u8) {
     // SAFETY: the bytes were opened, and nobody else knows of them yet.
     unsafe { ptr::write_bytes(base as *mut u8, value, len as usize) };

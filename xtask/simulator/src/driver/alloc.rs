@@ -7,9 +7,12 @@ use super::pointers::Out;
 use crate::device::code::{Code, Result};
 use crate::device::machine::{Guard, Machine};
 use crate::device::memory::{Block, Life, Owner};
-use crate::device::operation::Work;
+use crate::device::operation::{Failure, Work};
 use crate::device::pool::rounded;
 use crate::device::report::Count;
+
+/// Bytes of memory whose free has not run, from which on operations run before more memory is made.
+const PENDING: u64 = 64 << 20;
 
 /// Makes an allocation and counts its bytes.
 ///
@@ -28,7 +31,7 @@ pub fn allocate<'a>(
     machine.report.count(Count::Allocations);
     let capacity = machine.settings.memory;
     // Memory whose free is enqueued is free for the counts, and not for the machine that simulates.
-    while state.contexts[gpu].pending > capacity {
+    while state.contexts[gpu].pending > PENDING {
         let (back, ran) = machine.step(state);
         state = back;
         if !ran {
@@ -131,6 +134,15 @@ api! {
         let mut state = machine.wait_context(machine.lock(), gpu)?;
         // Another thread may have freed it meanwhile.
         let block = freeable(machine, address)?;
+        let history = state.histories.get(&block.id);
+        if let Some(access) = history.and_then(|history| history.unfinished(&state.host)) {
+            let failure = Failure::address(format!(
+                "The host frees {block} without having waited: {}.",
+                state.describe(access)
+            ));
+            machine.fail(&mut state, gpu, &failure);
+            return Err(failure.code);
+        }
         machine.space.set_life(block.id, Life::Freed(None));
         match block.owner {
             Owner::Pool(pool) => state.pools[pool].put(block.len),

@@ -2,7 +2,6 @@
 //! with its context.
 
 #![allow(dead_code)] // each test file uses its part
-#![allow(clippy::macro_metavars_in_unsafe)] // what is called are functions of the driver with plain arguments
 
 use std::ffi::c_void;
 use std::process::Command;
