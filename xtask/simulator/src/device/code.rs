@@ -29,6 +29,7 @@ impl Code {
     pub const PEER_ACCESS_NOT_ENABLED: Code = Code(705);
     pub const HOST_MEMORY_ALREADY_REGISTERED: Code = Code(712);
     pub const HOST_MEMORY_NOT_REGISTERED: Code = Code(713);
+    pub const MISALIGNED_ADDRESS: Code = Code(716);
     pub const LAUNCH_FAILED: Code = Code(719);
     pub const NOT_PERMITTED: Code = Code(800);
     pub const NOT_SUPPORTED: Code = Code(801);

@@ -53,6 +53,8 @@ pub struct Block {
     pub owner: Owner,
     /// What has become of it.
     pub life: Life,
+    /// Whether kernels may write it.
+    pub writable: bool,
     /// Whether it may be alive when the process ends.
     pub keep: bool,
 }
@@ -87,6 +89,7 @@ struct Allocation {
     len: u64,
     owner: Owner,
     life: Life,
+    writable: bool,
     keep: bool,
 }
 
@@ -114,8 +117,6 @@ const SPARE: u64 = 256 << 20;
 struct Pinned {
     number: u64,
     len: u64,
-    /// The bytes that say that all is valid: what the host writes is not seen.
-    valid: pages::Pages,
     /// The memory, if it was made here; `None` if it was registered.
     memory: Option<pages::Pages>,
 }
@@ -202,6 +203,7 @@ impl Space {
             len,
             owner,
             life: Life::Live,
+            writable: true,
             keep: false,
         };
         allocations.push(allocation);
@@ -216,6 +218,11 @@ impl Space {
     /// Says that the allocation `id` may be alive when the process ends.
     pub fn keep(&self, id: u64) {
         self.change(id, |allocation| allocation.keep = true);
+    }
+
+    /// Says that kernels may not write the allocation `id`.
+    pub fn protect(&self, id: u64) {
+        self.change(id, |allocation| allocation.writable = false);
     }
 
     fn change(&self, id: u64, change: impl FnOnce(&mut Allocation)) {
@@ -306,7 +313,6 @@ impl Space {
     /// `OUT_OF_MEMORY`, or `HOST_MEMORY_ALREADY_REGISTERED`.
     pub fn pin(&self, base: Option<u64>, len: u64) -> Result<Block> {
         let mut pins = self.pins.write().unwrap_or_else(PoisonError::into_inner);
-        let valid = pages::Pages::new(len, 1).ok_or(Code::OUT_OF_MEMORY)?;
         let (base, memory) = match base {
             Some(base) => {
                 let before = pins.blocks.range(..base + len).next_back();
@@ -323,7 +329,6 @@ impl Space {
         let pinned = Pinned {
             number: pins.made,
             len,
-            valid,
             memory,
         };
         pins.made += 1;
@@ -349,14 +354,13 @@ impl Space {
         }
     }
 
-    /// Where the bytes stand that say whether the bytes of `block` are valid.
-    pub fn validity(&self, block: &Block) -> Option<*mut u8> {
-        if block.gpu.is_some() {
-            return Some((block.base + SPAN) as *mut u8);
+    /// Where the bytes stand that say whether the bytes of `block` are valid. Null for pinned memory: what the host
+    /// writes is not seen, and so all of it counts as valid.
+    pub fn validity(&self, block: &Block) -> *mut u8 {
+        match block.gpu {
+            Some(_) => (block.base + SPAN) as *mut u8,
+            None => std::ptr::null_mut(),
         }
-        let pins = self.pins.read().unwrap_or_else(PoisonError::into_inner);
-        let pinned = pins.blocks.get(&block.base)?;
-        Some(pinned.valid.start() as *mut u8)
     }
 
     /// What is at an address, as the end of a sentence: "in an allocation that ...".
@@ -392,6 +396,7 @@ fn block(gpu: usize, index: usize, allocation: &Allocation) -> Block {
         gpu: Some(gpu),
         owner: allocation.owner,
         life: allocation.life,
+        writable: allocation.writable,
         keep: allocation.keep,
     }
 }
@@ -404,6 +409,7 @@ fn host_block(base: u64, pinned: &Pinned) -> Block {
         gpu: None,
         owner: Owner::Host,
         life: Life::Live,
+        writable: true,
         keep: false,
     }
 }

@@ -36,7 +36,8 @@ pub struct Function {
     pub gpu: usize,
     /// The module.
     pub module: u64,
-    image: Arc<exec::Module>,
+    /// What runs.
+    pub kernel: exec::Kernel,
     /// The most dynamic shared memory of a launch, as the program has set it.
     dynamic_shared: AtomicU32,
 }
@@ -51,28 +52,19 @@ impl Function {
             c_name: CString::new(name).ok()?,
             gpu: module.gpu,
             module: module.id,
-            image: module.image.clone(),
+            kernel: kernel.clone(),
             dynamic_shared: AtomicU32::new(free),
         })
     }
 
-    /// The kernel; there always is one.
-    pub fn kernel(&self) -> Option<&exec::Kernel> {
-        self.image.kernel(&self.name)
-    }
-
     /// The most threads of a block.
     pub fn max_threads(&self) -> u32 {
-        self.kernel()
-            .and_then(|kernel| kernel.max_threads)
-            .unwrap_or(1024)
-            .min(1024)
+        self.kernel.max_threads.unwrap_or(1024).min(1024)
     }
 
     /// Bytes of shared memory that it declares.
     pub fn static_shared(&self) -> u32 {
-        self.kernel()
-            .map_or(0, |kernel| kernel.static_shared as u32)
+        self.kernel.static_shared as u32
     }
 
     /// The most dynamic shared memory of a launch.

@@ -8,7 +8,7 @@ use super::code::Code;
 use super::history::What;
 use super::memory::{Block, Life, Owner, Space};
 use super::modules::Function;
-use crate::exec::{self, Memory, Region, Touched};
+use crate::exec::{self, FindingKind, Memory, Region, Touched};
 
 /// Work that has its place in a stream.
 pub struct Operation {
@@ -169,8 +169,8 @@ impl Memory for View<'_> {
             id: block.id,
             base: block.base,
             len: block.len,
-            writable: true,
-            valid: self.space.validity(&block)?,
+            writable: block.writable,
+            valid: self.space.validity(&block),
             host: block.base as *mut u8,
         })
     }
@@ -254,9 +254,6 @@ impl Work {
 
 impl Launch {
     fn run(&self, view: &View<'_>) -> Result<Vec<Touched>, Failure> {
-        let Some(kernel) = self.function.kernel() else {
-            return Ok(Vec::new());
-        };
         for pointer in self.pointers() {
             let block = view.space.locate(pointer);
             if block.is_some_and(|block| matches!(block.life, Life::Freed(_))) {
@@ -274,25 +271,31 @@ impl Launch {
             params: &self.params,
             seed: self.seed,
         };
-        exec::run(kernel, &launch, view).map_err(|finding| Failure {
-            code: Code::ILLEGAL_ADDRESS,
+        exec::run(&self.function.kernel, &launch, view).map_err(|finding| Failure {
+            code: match finding.kind {
+                FindingKind::OutOfBounds
+                | FindingKind::ReadOnly
+                | FindingKind::SharedOutOfBounds
+                | FindingKind::LocalOutOfBounds => Code::ILLEGAL_ADDRESS,
+                FindingKind::Misaligned => Code::MISALIGNED_ADDRESS,
+                _ => Code::LAUNCH_FAILED,
+            },
             message: finding.message,
         })
     }
 
     /// The parameters that could be pointers: all of 8 bytes.
     pub fn pointers(&self) -> impl Iterator<Item = u64> + '_ {
-        let params = self
+        let pointers = self
             .function
-            .kernel()
-            .map_or(&[][..], |kernel| &kernel.params);
-        params
+            .kernel
+            .params
             .iter()
-            .filter(|param| param.size == 8)
-            .filter_map(|param| {
-                let bytes = self.params.get(param.offset..param.offset + 8)?;
-                Some(u64::from_le_bytes(bytes.try_into().ok()?))
-            })
+            .filter(|param| param.size == 8);
+        pointers.filter_map(|param| {
+            let bytes = self.params.get(param.offset..param.offset + 8)?;
+            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+        })
     }
 }
 
@@ -314,6 +317,13 @@ fn span(view: &View<'_>, addr: u64, len: u64, doing: &str) -> Result<(Region, u6
         )));
     };
     Ok((region, addr - region.base))
+}
+
+/// Where it stands whether the bytes of a region are valid, from `offset` on; `None` if all are.
+fn validity(region: &Region, offset: u64) -> Option<*mut u8> {
+    let has = !region.valid.is_null();
+    // SAFETY: the offset lies in the region, and `valid` has a byte for each byte of it.
+    has.then(|| unsafe { region.valid.add(offset as usize) })
 }
 
 fn reads(region: u64, range: Range<u64>) -> Touched {
@@ -346,11 +356,7 @@ impl Copy {
             Place::Known(addr) => {
                 let (region, offset) = span(view, *addr, len, "copy that reads")?;
                 touched.push(reads(region.id, offset..offset + len));
-                // SAFETY: the offset lies in the region, and `valid` has a byte for each byte of it.
-                (
-                    *addr as *const u8,
-                    Some(unsafe { region.valid.add(offset as usize) }),
-                )
+                (*addr as *const u8, validity(&region, offset))
             }
             Place::Pageable(addr) => (*addr as *const u8, None),
             Place::Staged(bytes) => (bytes.as_ptr(), None),
@@ -359,11 +365,7 @@ impl Copy {
             Place::Known(addr) => {
                 let (region, offset) = span(view, *addr, len, "copy that writes")?;
                 touched.push(writes(region.id, offset..offset + len));
-                // Pinned memory is always valid: what the host writes is not seen.
-                let on_device = view.space.gpu_of(*addr).is_some();
-                // SAFETY: as above.
-                let valid = unsafe { region.valid.add(offset as usize) };
-                (*addr as *mut u8, on_device.then_some(valid))
+                (*addr as *mut u8, validity(&region, offset))
             }
             Place::Pageable(addr) => (*addr as *mut u8, None),
             Place::Staged(_) => return Ok(Vec::new()),
@@ -410,7 +412,9 @@ fn set(view: &View<'_>, to: u64, len: u64, value: &[u8]) -> Result<Vec<Touched>,
                 .chunks_exact_mut(value.len())
                 .for_each(|chunk| chunk.copy_from_slice(value)),
         }
-        std::ptr::write_bytes(region.valid.add(offset as usize), 1, len as usize);
+        if let Some(valid) = validity(&region, offset) {
+            std::ptr::write_bytes(valid, 1, len as usize);
+        }
     }
     Ok(vec![writes(region.id, offset..offset + len)])
 }

@@ -31,7 +31,7 @@ struct Parameters {
 impl Parameters {
     /// The block of parameters that a kernel gets.
     fn gather(&self, function: &Function) -> Result<Box<[u8]>> {
-        let params = function.kernel().map_or(&[][..], |kernel| &kernel.params);
+        let params = &function.kernel.params;
         let size = params.last().map_or(0, |last| last.offset + last.size);
         let mut block = vec![0; size];
         if !self.extra.is_null() {

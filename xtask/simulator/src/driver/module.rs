@@ -55,13 +55,16 @@ fn load(out: Out<Handle>, image: &[u8]) -> Result<()> {
             pools: 0,
         };
         if let Some(region) = view.find(block.base) {
-            let known = variable.initial.len().min(variable.size);
+            let known = variable.bytes.len().min(variable.size);
             // SAFETY: the region has `size` bytes, and as many that say whether they are valid; nobody has its address.
             unsafe {
                 region.host.write_bytes(0, variable.size);
-                std::ptr::copy_nonoverlapping(variable.initial.as_ptr(), region.host, known);
+                std::ptr::copy_nonoverlapping(variable.bytes.as_ptr(), region.host, known);
                 region.valid.write_bytes(1, variable.size);
             }
+        }
+        if variable.constant {
+            machine.space.protect(block.id);
         }
         image.bind_global(&name, block.base);
         variables.push((name, block.base));
@@ -195,7 +198,7 @@ api! {
             0 => function.max_threads() as i32,
             1 => function.static_shared() as i32,
             2 | 7 => 0,
-            3 => function.kernel().map_or(0, |kernel| kernel.local as i32),
+            3 => function.kernel.local as i32,
             // Registers are not simulated; this is the number with which a kernel may have the most threads.
             4 => 32,
             5 | 6 => 80,
@@ -227,8 +230,7 @@ api! {
         let machine = Machine::get()?;
         let state = machine.lock();
         let function = function(machine, &state, function_)?;
-        let kernel = function.kernel().ok_or(Code::INVALID_HANDLE)?;
-        let param = kernel.params.get(index).ok_or(Code::INVALID_VALUE)?;
+        let param = function.kernel.params.get(index).ok_or(Code::INVALID_VALUE)?;
         offset.put(param.offset)?;
         size.put_if_asked(param.size);
         Ok(())
