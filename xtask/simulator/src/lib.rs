@@ -47,6 +47,12 @@
 //!   of one allocation at the same time are reported, although they may be right.
 #![allow(non_snake_case)] // the names are the driver's
 
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+compile_error!(
+    "the simulated device switches between the threads of a block by x86-64 Linux code of its own"
+);
+
 pub mod device;
 pub mod driver;
 pub mod exec;
+mod ptx;
