@@ -1,7 +1,12 @@
-//! What cards do, on real ones or on simulated ones.
+//! What cards do, on real ones or on simulated ones. Where there is none, each test says so.
 #![cfg(feature = "cuda")]
 
 #[path = "../level/mod.rs"]
 mod level;
 
-mod compile;
+#[macro_use]
+mod support;
+mod linear;
+mod optim;
+mod transfer;
+mod unary;

@@ -28,8 +28,8 @@ pub fn of_device(attribute: u32, gpu: usize) -> Option<i32> {
         39 => 2048,                            // most threads of a multiprocessor
         40 => 3,                               // engines of copies
         41 => 1,                               // one space of addresses
-        75 => 8,                               // compute capability, major
-        76 => 0,                               // and minor
+        75 => 8,                               // compute capability 8.1, which no card has: so PTX is asked for
+        76 => 1,
         78 => 1,                               // priorities of streams
         79 | 80 => 1,                          // level 1 cache of global and local memory
         81 => 164 << 10,                       // shared memory of a multiprocessor, bytes

@@ -104,7 +104,7 @@ api! {
     cuDeviceComputeCapability(major: Out<i32>, minor: Out<i32>, device: i32) {
         gpu(Machine::get()?, device)?;
         major.put(8)?;
-        minor.put(0)
+        minor.put(1)
     }
 
     cuDeviceCanAccessPeer(can: Out<i32>, device: i32, peer: i32) {

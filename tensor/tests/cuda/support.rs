@@ -1,0 +1,86 @@
+//! What the tests on cards share: whether there is one, and tensors of known values.
+
+use phalanx_tensor::{DType, Device, Error, Tensor};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// The card of the tests, which take turns so that its figures are one test's; or `None`, with a
+/// loud line that says why. `PHALANX_REQUIRE_CARD` makes that a failure.
+pub fn card(test: &str) -> Option<(Device, MutexGuard<'static, ()>)> {
+    static TURN: Mutex<()> = Mutex::new(());
+    let device = Device::cuda(0);
+    match device.memory() {
+        Ok(_) => Some((device, TURN.lock().unwrap_or_else(PoisonError::into_inner))),
+        Err(Error::DeviceUnavailable { reason, .. }) => {
+            assert!(
+                std::env::var_os("PHALANX_REQUIRE_CARD").is_none(),
+                "{test}: a card is required: {reason}"
+            );
+            eprintln!("SKIPPED: {test}: {reason}");
+            None
+        }
+        Err(e) => panic!("{test}: {e}"),
+    }
+}
+
+/// Leaves the test, with a loud line, where there is no card.
+#[macro_export]
+macro_rules! card {
+    () => {
+        match $crate::support::card(module_path!()) {
+            Some((device, turn)) => {
+                let _ = &turn;
+                (device, turn)
+            }
+            None => return,
+        }
+    };
+}
+
+/// Values between -2 and 2 that a seed decides, exact in every float type but for rounding once.
+pub fn values(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+    let n: usize = shape.iter().product();
+    let data: Vec<f64> = (0..n)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 40) as f64 / (1u64 << 24) as f64 - 0.5) * 4.0
+        })
+        .collect();
+    let t = Tensor::from_vec(data, shape, Device::cpu(0)).unwrap();
+    t.cast(dtype).unwrap()
+}
+
+/// All elements as `f64`, from any device.
+pub fn read(t: &Tensor) -> Vec<f64> {
+    let host = t.to_device(Device::cpu(0)).unwrap();
+    host.cast(DType::F64).unwrap().to_vec::<f64>().unwrap()
+}
+
+/// The norm of the difference relative to the norm of what is expected.
+pub fn distance(got: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let apart = norm(&mut got.iter().zip(expected).map(|(g, e)| g - e));
+    let size = norm(&mut expected.iter().copied());
+    if apart == 0.0 {
+        0.0
+    } else {
+        apart / size.max(f64::MIN_POSITIVE)
+    }
+}
+
+/// How far a card may be from the CPU, which computes in another order and with other functions.
+pub fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F64 => 1e-12,
+        DType::F32 => 1e-5,
+        DType::BF16 => 2f64.powi(-7),
+        DType::F16 => 2f64.powi(-10),
+        _ => 0.0,
+    }
+}
+
+pub const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::BF16, DType::F16];
+pub const SEEDS: [u64; 3] = [1, 2, 3];
