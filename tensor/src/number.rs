@@ -1,7 +1,7 @@
 //! [`Number`]: a number that a program gives for a tensor of any element type, and when a type holds
 //! it.
 
-use crate::{Element, Error, Result};
+use crate::{DType, Element, Error, Result, dispatch_any};
 use std::fmt;
 
 /// A number that comes in beside an element type: the value of [`Tensor::full`](crate::Tensor::full).
@@ -68,6 +68,16 @@ impl Number {
             false => T::exact(self),
         };
         element.ok_or_else(|| self.is_no::<T>(op))
+    }
+
+    /// The bytes of the number as an [`element`](Number::element) of type `dtype`, at the start.
+    pub(crate) fn bytes(self, op: &'static str, dtype: DType) -> Result<[u8; 8]> {
+        let mut bytes = [0; 8];
+        dispatch_any!(dtype, T => {
+            let element = self.element::<T>(op)?;
+            bytes[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&element));
+        });
+        Ok(bytes)
     }
 
     /// The nearest element, rounded once.

@@ -11,6 +11,7 @@ use super::math::Real;
 use super::strided::Walk;
 use super::threads::parallel_chunks;
 use crate::{DType, Element, Error, Float, Layout, Result, Shape, Tensor, bf16, f16};
+use bytemuck::Pod;
 use std::array::from_fn;
 use std::ops::Range;
 
@@ -36,6 +37,36 @@ pub(crate) trait RealKernel<const N: usize>: Sync {
 /// If `T` is not the tensor's element type: the dispatch above has chosen it.
 pub(crate) fn raw<T: Element>(t: &Tensor) -> &[T] {
     t.storage().cpu().as_slice()
+}
+
+/// Runs the body with the unsigned integer of an element's size, for what only copies bits.
+macro_rules! on_bits {
+    ($dtype:expr, $u:ident => $body:expr) => {
+        match $dtype.size() {
+            1 => {
+                type $u = u8;
+                $body
+            }
+            2 => {
+                type $u = u16;
+                $body
+            }
+            4 => {
+                type $u = u32;
+                $body
+            }
+            _ => {
+                type $u = u64;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use on_bits;
+
+/// All elements of a tensor's storage as bits, to be read through its layout.
+pub(crate) fn raw_bits<U: Pod>(t: &Tensor) -> &[U] {
+    t.storage().cpu().as_raw()
 }
 
 /// Brings an operand into a form that the loop reads well: rows of neighbouring (or equal)

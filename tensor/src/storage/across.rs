@@ -1,6 +1,7 @@
 //! [`across`]: the door for transfers, between the host's memory, devices and places of one device.
 
 use super::Memory;
+use crate::cpu::elementwise::{on_bits, raw_bits};
 use crate::cpu::strided;
 use crate::{Error, Result, Tensor};
 
@@ -85,11 +86,7 @@ fn host_bytes<'a>(
 
 /// The elements of a tensor in the host's memory.
 fn gather(from: &Tensor, to: &mut [u8]) {
-    let (storage, layout) = (from.storage().cpu(), from.layout());
-    match from.dtype().size() {
-        1 => strided::gather::<u8>(storage.as_raw(), layout, to),
-        2 => strided::gather::<u16>(storage.as_raw(), layout, bytemuck::cast_slice_mut(to)),
-        4 => strided::gather::<u32>(storage.as_raw(), layout, bytemuck::cast_slice_mut(to)),
-        _ => strided::gather::<u64>(storage.as_raw(), layout, bytemuck::cast_slice_mut(to)),
-    }
+    on_bits!(from.dtype(), U => {
+        strided::gather::<U>(raw_bits(from), from.layout(), bytemuck::cast_slice_mut(to));
+    });
 }

@@ -4,7 +4,7 @@ use super::Binary;
 use crate::cpu::elementwise::{BLOCK, RealKernel, for_widened, map, map_real, readable, stretched};
 use crate::cpu::math::Real;
 use crate::cpu::{convert, vectorize};
-use crate::{DType, Element, Error, Float, Result, Tensor, bf16, f16};
+use crate::{DType, Element, Float, Result, Tensor, bf16, f16};
 
 /// `out = kind(a, b)`; both broadcast to the shape of `out`.
 pub(super) fn binary(
@@ -19,10 +19,11 @@ pub(super) fn binary(
         &stretched(op, b, out.shape())?,
     ];
     match out.dtype() {
-        DType::I64 => integer::<i64>(op, kind, x, out),
-        DType::U8 => integer::<u8>(op, kind, x, out),
-        _ => map_real(op, x, out, &kind),
+        DType::I64 => integer::<i64>(kind, x, out.make_mut()?),
+        DType::U8 => integer::<u8>(kind, x, out.make_mut()?),
+        _ => map_real(op, x, out, &kind)?,
     }
+    Ok(())
 }
 
 /// `out = kind(x, scalar)`, of floats.
@@ -132,34 +133,21 @@ macro_rules! integer {
 integer!(i64, u8);
 
 /// The functions that integers have.
-fn integer<T: Integer>(
-    op: &'static str,
-    kind: Binary,
-    operands: [&Tensor; 2],
-    out: &mut Tensor,
-) -> Result<()> {
-    if matches!(kind, Binary::Div | Binary::Pow) {
-        let dtype = T::DTYPE;
-        return Err(Error::UnsupportedDType { op, dtype });
-    }
-    map(
-        operands,
-        out.make_mut::<T>()?,
-        &|_, x: [&[T]; 2], out| match kind {
-            Binary::Add => each(x, out, T::add),
-            Binary::Sub => each(x, out, T::sub),
-            Binary::Mul => each(x, out, T::mul),
-            Binary::Maximum => each(x, out, T::max),
-            _ => each(x, out, T::min),
-        },
-    );
-    Ok(())
+fn integer<T: Integer>(kind: Binary, operands: [&Tensor; 2], out: &mut [T]) {
+    map(operands, out, &|_, x: [&[T]; 2], out| match kind {
+        Binary::Add => each(x, out, T::add),
+        Binary::Sub => each(x, out, T::sub),
+        Binary::Mul => each(x, out, T::mul),
+        Binary::Maximum => each(x, out, T::max),
+        Binary::Minimum => each(x, out, T::min),
+        Binary::Div | Binary::Pow => unreachable!("only floats have this function"),
+    });
 }
 
 /// `out += rhs`, where `rhs` broadcasts to the shape of `out`, and may be of a half type where
 /// `out` is `f32`.
-pub(super) fn add_into(out: &mut Tensor, rhs: &Tensor) -> Result<()> {
-    let rhs = &stretched("add_into", rhs, out.shape())?;
+pub(super) fn add_into(op: &'static str, out: &mut Tensor, rhs: &Tensor) -> Result<()> {
+    let rhs = &stretched(op, rhs, out.shape())?;
     match out.dtype() {
         DType::F32 if rhs.dtype() == DType::BF16 => accumulate_widened::<bf16>(out, rhs)?,
         DType::F32 if rhs.dtype() == DType::F16 => accumulate_widened::<f16>(out, rhs)?,

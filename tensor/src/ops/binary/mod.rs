@@ -2,7 +2,7 @@
 
 mod cpu;
 
-use crate::storage::Memory;
+use crate::storage::{On, inout, on, out};
 use crate::{Error, Number, Result, Shape, Tensor};
 
 /// The functions of this family, of two tensors or of a tensor and a number.
@@ -153,13 +153,10 @@ impl Tensor {
         if !widened && (!self.is_unique() || !self.is_contiguous()) {
             return self.binary("add_into", rhs, Binary::Add);
         }
-        match rhs.storage().memory() {
+        match on("add_into", (inout(&mut self), rhs))? {
+            On::Cpu((sum, rhs)) => cpu::add_into("add_into", sum, rhs)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported("add_into")),
-            Memory::Cpu(_) => {
-                self.own("add_into")?;
-                cpu::add_into(&mut self, rhs)?
-            }
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
         Ok(self)
     }
@@ -188,25 +185,28 @@ impl Tensor {
         }
         self.expect_same_kind(OP, rhs)?;
         let shape = common_shape(OP, self, rhs)?;
-        let mut out = Tensor::allocate(OP, shape, dtype, self.device())?;
-        match self.storage().memory() {
+        let mut y = Tensor::allocate(OP, shape, dtype, self.device())?;
+        match on(OP, (self, rhs, out(&mut y)))? {
+            On::Cpu((a, b, y)) => cpu::add_widened(OP, a, b, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => cpu::add_widened(OP, self, rhs, &mut out)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(y)
     }
 
     fn binary(&self, op: &'static str, rhs: &Tensor, kind: Binary) -> Result<Tensor> {
         self.expect_same_kind(op, rhs)?;
         let shape = common_shape(op, self, rhs)?;
-        let mut out = Tensor::allocate(op, shape, self.dtype(), self.device())?;
-        match self.storage().memory() {
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(op)),
-            Memory::Cpu(_) => cpu::binary(op, kind, self, rhs, &mut out)?,
+        if matches!(kind, Binary::Div | Binary::Pow) {
+            self.expect_float(op)?;
         }
-        Ok(out)
+        let mut y = Tensor::allocate(op, shape, self.dtype(), self.device())?;
+        match on(op, (self, rhs, out(&mut y)))? {
+            On::Cpu((a, b, y)) => cpu::binary(op, kind, a, b, y)?,
+            #[cfg(feature = "cuda")]
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
+        }
+        Ok(y)
     }
 
     fn with_scalar(&self, op: &'static str, scalar: f64, kind: Binary) -> Result<Tensor> {
@@ -216,13 +216,13 @@ impl Tensor {
             let rhs = Tensor::full_for(op, ().into(), scalar, self.dtype(), self.device())?;
             return self.binary(op, &rhs, kind);
         }
-        let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
-        match self.storage().memory() {
+        let mut y = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
+        match on(op, (self, out(&mut y)))? {
+            On::Cpu((x, y)) => cpu::with_scalar(op, kind, x, scalar, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(op)),
-            Memory::Cpu(_) => cpu::with_scalar(op, kind, self, scalar, &mut out)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(y)
     }
 }
 

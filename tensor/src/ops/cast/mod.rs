@@ -2,7 +2,7 @@
 
 mod cpu;
 
-use crate::storage::Memory;
+use crate::storage::{On, on, out};
 use crate::{DType, Result, Tensor};
 
 impl Tensor {
@@ -31,12 +31,12 @@ impl Tensor {
         if self.dtype() == dtype {
             return Ok(self.clone());
         }
-        let mut out = Tensor::allocate(op, self.shape().clone(), dtype, self.device())?;
-        match self.storage().memory() {
+        let mut y = Tensor::allocate(op, self.shape().clone(), dtype, self.device())?;
+        match on(op, (self, out(&mut y)))? {
+            On::Cpu((x, y)) => cpu::cast(op, x, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(op)),
-            Memory::Cpu(_) => cpu::cast(op, self, &mut out)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(y)
     }
 }

@@ -3,7 +3,7 @@
 mod cpu;
 
 use super::binary::common_shape;
-use crate::storage::Memory;
+use crate::storage::{On, on, out};
 use crate::{DType, Error, Result, Tensor};
 
 /// The comparisons.
@@ -81,24 +81,24 @@ impl Tensor {
                 rhs: values.clone(),
                 reason: "the condition and the values do not broadcast",
             })?;
-        let mut out = Tensor::allocate(op, shape, a.dtype(), a.device())?;
-        match a.storage().memory() {
+        let mut y = Tensor::allocate(op, shape, a.dtype(), a.device())?;
+        match on(op, (cond, a, b, out(&mut y)))? {
+            On::Cpu((cond, a, b, y)) => cpu::choose(op, cond, a, b, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported("where_cond")),
-            Memory::Cpu(_) => cpu::choose(op, cond, a, b, &mut out)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(y)
     }
 
     fn compare(&self, op: &'static str, rhs: &Tensor, kind: Comparison) -> Result<Tensor> {
         self.expect_same_kind(op, rhs)?;
         let shape = common_shape(op, self, rhs)?;
-        let mut out = Tensor::allocate(op, shape, DType::U8, self.device())?;
-        match self.storage().memory() {
+        let mut y = Tensor::allocate(op, shape, DType::U8, self.device())?;
+        match on(op, (self, rhs, out(&mut y)))? {
+            On::Cpu((a, b, y)) => cpu::compare(op, kind, a, b, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(op)),
-            Memory::Cpu(_) => cpu::compare(op, kind, self, rhs, &mut out)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(y)
     }
 }

@@ -1,22 +1,28 @@
 //! CPU kernels.
 
-use crate::{Element, Number, Result, Tensor, dispatch_any};
+use crate::cpu::elementwise::on_bits;
+use crate::{Element, Result, Tensor, dispatch_any};
 
-pub(super) fn full(op: &'static str, value: Number, out: &mut Tensor) -> Result<()> {
-    dispatch_any!(out.dtype(), T => out.make_mut::<T>()?.fill(value.element(op)?));
-    Ok(())
-}
-
-pub(super) fn zeros(out: &mut Tensor) -> Result<()> {
-    out.bytes_mut()?.fill(0); // all-zero bits are zero in every element type
+/// All elements are the one whose bytes `element` starts with.
+pub(super) fn full(op: &'static str, element: [u8; 8], out: &mut Tensor) -> Result<()> {
+    let dtype = out.dtype();
+    let out = out.host_bytes_mut(op)?;
+    if element == [0; 8] {
+        out.fill(0); // faster than any other value
+        return Ok(());
+    }
+    on_bits!(dtype, U => {
+        let element = bytemuck::pod_read_unaligned::<U>(&element[..size_of::<U>()]);
+        bytemuck::cast_slice_mut(out).fill(element);
+    });
     Ok(())
 }
 
 /// The numbers `0, 1, …`, which the element type holds.
-pub(super) fn arange(out: &mut Tensor) -> Result<()> {
+pub(super) fn arange(op: &'static str, out: &mut Tensor) -> Result<()> {
     dispatch_any!(out.dtype(), T => {
-        let numbers = out.make_mut::<T>()?.iter_mut().enumerate();
-        numbers.for_each(|(i, v)| *v = T::from_i64(i as i64));
+        let numbers = bytemuck::cast_slice_mut::<_, T>(out.host_bytes_mut(op)?).iter_mut();
+        numbers.enumerate().for_each(|(i, v)| *v = T::from_i64(i as i64));
     });
     Ok(())
 }

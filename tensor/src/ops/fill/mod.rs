@@ -2,8 +2,8 @@
 
 mod cpu;
 
-use crate::storage::Memory;
-use crate::{DType, Device, Error, Number, Result, Shape, Tensor, dispatch_any};
+use crate::storage::{On, on, out};
+use crate::{DType, Device, Error, Number, Result, Shape, Tensor};
 
 /// A number of elements that an argument gives fits the rule for shapes; the error names it.
 pub(super) fn expect_len(op: &'static str, argument: &str, len: usize, dtype: DType) -> Result<()> {
@@ -51,13 +51,14 @@ impl Tensor {
         dtype: DType,
         device: Device,
     ) -> Result<Tensor> {
-        let mut out = Tensor::allocate(op, shape, dtype, device)?;
-        match out.storage().memory() {
+        let element = value.bytes(op, dtype)?;
+        let mut y = Tensor::allocate(op, shape, dtype, device)?;
+        match on(op, out(&mut y))? {
+            On::Cpu(y) => cpu::full(op, element, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(op)),
-            Memory::Cpu(_) => cpu::full(op, value, &mut out)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(y)
     }
 
     /// A tensor of zeros.
@@ -75,13 +76,7 @@ impl Tensor {
         dtype: DType,
         device: Device,
     ) -> Result<Tensor> {
-        let mut out = Tensor::allocate(op, shape, dtype, device)?;
-        match out.storage().memory() {
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(op)),
-            Memory::Cpu(_) => cpu::zeros(&mut out)?,
-        }
-        Ok(out)
+        Tensor::full_for(op, shape, Number::Int(0), dtype, device)
     }
 
     /// A tensor of ones.
@@ -102,14 +97,14 @@ impl Tensor {
         expect_len(OP, "len", len, dtype)?;
         if let Some(last) = len.checked_sub(1) {
             // The others are smaller.
-            dispatch_any!(dtype, T => Number::Int(last as i64).element::<T>(OP).map(drop)?);
+            Number::Int(last as i64).bytes(OP, dtype)?;
         }
-        let mut out = Tensor::allocate(OP, len.into(), dtype, device)?;
-        match out.storage().memory() {
+        let mut y = Tensor::allocate(OP, len.into(), dtype, device)?;
+        match on(OP, out(&mut y))? {
+            On::Cpu(y) => cpu::arange(OP, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => cpu::arange(&mut out)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(y)
     }
 }

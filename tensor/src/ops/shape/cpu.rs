@@ -1,11 +1,25 @@
 //! Copies from one view to another, on raw bits: one kernel for all element types of a size.
 
-use crate::Layout;
+use crate::cpu::elementwise::{on_bits, raw_bits};
 use crate::cpu::strided::Walk;
-use bytemuck::Pod;
+use crate::{Layout, Result, Tensor};
+use bytemuck::{Pod, cast_slice_mut};
 
-/// Copies the elements of the view `layout` of `from` to the view `place` of `to`.
-pub(super) fn copy<U: Pod>(from: &[U], layout: &Layout, to: &mut [U], place: &Layout) {
+/// Copies all elements of `from` to the places `place` of `to`.
+pub(super) fn copy_into(
+    op: &'static str,
+    from: &Tensor,
+    to: &mut Tensor,
+    place: &Layout,
+) -> Result<()> {
+    let to = to.host_bytes_mut(op)?;
+    on_bits!(from.dtype(), U => {
+        copy::<U>(raw_bits(from), from.layout(), cast_slice_mut(to), place);
+    });
+    Ok(())
+}
+
+fn copy<U: Pod>(from: &[U], layout: &Layout, to: &mut [U], place: &Layout) {
     if layout.shape().contains(&0) {
         return;
     }

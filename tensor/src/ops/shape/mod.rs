@@ -5,9 +5,8 @@ mod cpu;
 
 use crate::cpu::scratch::room;
 use crate::layout::resolve_axis;
-use crate::storage::Memory;
+use crate::storage::{On, inout, on};
 use crate::{Error, Layout, Number, Result, Shape, Tensor};
-use bytemuck::cast_slice_mut;
 
 /// The most pieces into which [`chunk`](Tensor::chunk) cuts an empty axis.
 const MOST_OF_NOTHING: usize = 1 << 16;
@@ -58,7 +57,7 @@ impl Tensor {
         for tensor in tensors {
             let extent = tensor.dims()[axis];
             let place = out.layout().narrow(axis as isize, start, extent)?;
-            copy_into(tensor, &mut out, &place)?;
+            copy_into(OP, tensor, &mut out, &place)?;
             start += extent;
         }
         Ok(out)
@@ -81,7 +80,7 @@ impl Tensor {
         let mut out = Tensor::allocate(OP, shape, first.dtype(), first.device())?;
         for (i, tensor) in tensors.iter().enumerate() {
             let place = out.layout().narrow(axis as isize, i, 1)?;
-            copy_into(tensor, &mut out, &place.squeeze(axis as isize)?)?;
+            copy_into(OP, tensor, &mut out, &place.squeeze(axis as isize)?)?;
         }
         Ok(out)
     }
@@ -184,7 +183,7 @@ impl Tensor {
         for (axis, (&(lo, _), &extent)) in widths.iter().zip(self.dims()).enumerate() {
             place = place.narrow(axis as isize, lo, extent)?;
         }
-        copy_into(self, &mut out, &place)?;
+        copy_into(OP, self, &mut out, &place)?;
         Ok(out)
     }
 
@@ -232,21 +231,11 @@ fn first_of<'a>(op: &'static str, tensors: &[&'a Tensor]) -> Result<&'a Tensor> 
         })
 }
 
-/// Copies all elements of `from` to the places `place` of `out`.
-fn copy_into(from: &Tensor, out: &mut Tensor, place: &Layout) -> Result<()> {
-    let (size, layout) = (from.dtype().size(), from.layout());
-    match from.storage().memory() {
+/// Copies all elements of `from` to the places `place` of `to`.
+fn copy_into(op: &'static str, from: &Tensor, to: &mut Tensor, place: &Layout) -> Result<()> {
+    match on(op, (from, inout(to)))? {
+        On::Cpu((from, to)) => cpu::copy_into(op, from, to, place),
         #[cfg(feature = "cuda")]
-        Memory::Cuda(s) => return Err(s.unsupported("copy_into")),
-        Memory::Cpu(s) => {
-            let out = out.bytes_mut()?;
-            match size {
-                1 => cpu::copy::<u8>(s.as_raw(), layout, out, place),
-                2 => cpu::copy::<u16>(s.as_raw(), layout, cast_slice_mut(out), place),
-                4 => cpu::copy::<u32>(s.as_raw(), layout, cast_slice_mut(out), place),
-                _ => cpu::copy::<u64>(s.as_raw(), layout, cast_slice_mut(out), place),
-            }
-        }
+        On::Cuda(lane, _) => Err(lane.unsupported()),
     }
-    Ok(())
 }
