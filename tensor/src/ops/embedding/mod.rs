@@ -1,9 +1,8 @@
 //! Embedding: rows of a table by index, and the gradient of the table.
 
-use super::index::{checked, cpu};
+use super::index::{add, select};
 use super::working::rounded;
-use crate::storage::Memory;
-use crate::{Error, Result, Shape, Tensor, dispatch_float};
+use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {
     /// The rows of this table `[entries, width]` at `ids` (`I64`, any shape): `ids`' shape with
@@ -22,29 +21,19 @@ impl Tensor {
     /// table is no matrix, [`Error::WrongDType`], [`Error::DeviceMismatch`].
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
         const OP: &str = "embedding";
-        let &[entries, width] = self.dims() else {
+        let &[_, width] = self.dims() else {
             return Err(Error::InvalidShape {
                 op: OP,
                 shape: self.shape().clone(),
                 reason: "a table must have two axes".into(),
             });
         };
-        let (table, ids) = (self.contiguous_for(OP)?, checked(OP, self, ids, entries)?);
+        self.expect_indices(OP, ids)?;
         let mut shape = ids.shape().clone();
         shape.push(width);
-        let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
-        match self.storage().memory() {
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => cpu::select(
-                table.as_bytes()?,
-                entries,
-                width * self.dtype().size(),
-                ids.as_slice()?,
-                out.bytes_mut()?,
-            ),
-        }
-        Ok(out)
+        let mut y = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
+        select(OP, self, 0, ids, &mut y)?;
+        Ok(y)
     }
 
     /// The gradient of [`embedding`](Tensor::embedding)'s table of `entries` rows, where `self`
@@ -79,16 +68,9 @@ impl Tensor {
                 ),
             });
         }
-        let (grad, ids) = (self.contiguous_for(OP)?, checked(OP, self, ids, entries)?);
+        self.expect_indices(OP, ids)?;
         let mut sum = Tensor::zeros_for(OP, shape, dtype, self.device())?;
-        match self.storage().memory() {
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
-                let (grad, ids) = (grad.as_slice()?, ids.as_slice()?);
-                cpu::add::<T>(grad, ids, entries, width, sum.make_mut()?);
-            }),
-        }
+        add(OP, self, 0, ids, &mut sum)?;
         rounded(OP, sum, self.dtype())
     }
 }

@@ -1,17 +1,19 @@
 //! Kernels of reading and adding by index. What only copies works on raw bits: one kernel for all
 //! element types of a size.
 
+use super::lines;
+use crate::cpu::elementwise::{on_bits, raw_bits};
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::strided::Walk;
 use crate::cpu::vectorize;
-use crate::{Float, Layout, Result, Tensor};
-use bytemuck::Pod;
+use crate::{Error, Float, Layout, Result, Tensor, dispatch_float};
+use bytemuck::{Pod, cast_slice_mut};
 use std::ops::Range;
 
 /// Bytes or elements to a thread, at least.
 const GRAIN: usize = 64 * 1024;
 
-/// The first index that is neither in `range` nor `except`.
+/// The first of the indices, which are contiguous, that is neither in `range` nor `except`.
 pub(crate) fn first_outside(
     indices: &Tensor,
     range: Range<i64>,
@@ -21,19 +23,45 @@ pub(crate) fn first_outside(
     Ok(indices.as_slice()?.iter().copied().find(outside))
 }
 
-/// Copies rows of `row_bytes`: for each group of `extent` rows of `table`, those at `indices`.
-pub(crate) fn select(
-    table: &[u8],
-    extent: usize,
-    row_bytes: usize,
-    indices: &[i64],
-    out: &mut [u8],
-) {
-    if out.is_empty() {
-        return;
+/// The indices, contiguous and all in `0..extent`.
+fn checked(op: &'static str, indices: &Tensor, extent: usize) -> Result<Tensor> {
+    let indices = indices.contiguous_for(op)?;
+    match first_outside(&indices, 0..extent as i64, None)? {
+        None => Ok(indices),
+        Some(index) => Err(Error::IndexOutOfRange {
+            op,
+            index,
+            extent,
+            late: false,
+        }),
     }
+}
+
+/// Elements of a slice of the axis, for each place on the axes before it.
+fn slice_len(x: &Tensor, axis: usize) -> usize {
+    x.dims()[axis + 1..].iter().product()
+}
+
+/// `out` = the slices of `axis` of `x` at `indices`: for each group of `extent` rows, those at
+/// `indices`.
+pub(super) fn select(
+    op: &'static str,
+    x: &Tensor,
+    axis: usize,
+    indices: &Tensor,
+    out: &mut Tensor,
+) -> Result<()> {
+    let extent = x.dims()[axis];
+    let indices = checked(op, indices, extent)?;
+    let indices = indices.as_slice::<i64>()?;
+    if out.numel() == 0 {
+        return Ok(());
+    }
+    let row_bytes = slice_len(x, axis) * x.dtype().size();
+    let x = x.contiguous_for(op)?;
+    let table = x.as_bytes()?;
     let out = Rows {
-        data: out,
+        data: out.host_bytes_mut(op)?,
         width: row_bytes,
     };
     let count = indices.len();
@@ -48,11 +76,30 @@ pub(crate) fn select(
             }
         }
     });
+    Ok(())
+}
+
+/// Adds the slices of `source` to the slices of `axis` of `sum` at `indices`, in order.
+pub(super) fn add(
+    op: &'static str,
+    source: &Tensor,
+    axis: usize,
+    indices: &Tensor,
+    sum: &mut Tensor,
+) -> Result<()> {
+    let (extent, width) = (sum.dims()[axis], slice_len(sum, axis));
+    let indices = checked(op, indices, extent)?;
+    let indices = indices.as_slice()?;
+    let source = source.contiguous_for(op)?;
+    dispatch_float!(op, source.dtype(), T => {
+        add_rows::<T>(source.as_slice()?, indices, extent, width, sum.make_mut()?);
+    });
+    Ok(())
 }
 
 /// Adds rows of `width`: for each group of `extent` rows of `sum`, the next rows of `source` to
 /// those at `indices`, in order. Threads share out the rows of `sum`; each reads all indices.
-pub(crate) fn add<T: Float>(
+fn add_rows<T: Float>(
     source: &[T],
     indices: &[i64],
     extent: usize,
@@ -85,8 +132,30 @@ pub(crate) fn add<T: Float>(
     });
 }
 
-/// `out[place] = from[line of place + index · stride]`; `index` is contiguous, with its layout.
-pub(super) fn gather<U: Pod + Send + Sync>(
+/// `out[place] = x[line of place + index · stride]`.
+pub(super) fn gather(
+    op: &'static str,
+    x: &Tensor,
+    axis: usize,
+    indices: &Tensor,
+    out: &mut Tensor,
+) -> Result<()> {
+    let indices = checked(op, indices, x.dims()[axis])?;
+    if indices.numel() == 0 {
+        return Ok(());
+    }
+    let lines = lines(op, x.layout(), axis, indices.shape())?;
+    let stride = x.layout().strides()[axis];
+    let index = (indices.as_slice()?, indices.layout());
+    let out = out.host_bytes_mut(op)?;
+    on_bits!(x.dtype(), U => {
+        gather_bits::<U>(raw_bits(x), &lines, stride, index, cast_slice_mut(out));
+    });
+    Ok(())
+}
+
+/// Of `index`, which is contiguous, and its layout.
+fn gather_bits<U: Pod + Send + Sync>(
     from: &[U],
     lines: &Layout,
     stride: usize,
@@ -109,10 +178,40 @@ pub(super) fn gather<U: Pod + Send + Sync>(
     });
 }
 
+/// `sum[line of place + index · stride] += source[place]`, in the order of the places.
+pub(super) fn scatter_add(
+    op: &'static str,
+    source: &Tensor,
+    axis: usize,
+    indices: &Tensor,
+    sum: &mut Tensor,
+) -> Result<()> {
+    let indices = checked(op, indices, sum.dims()[axis])?;
+    if indices.numel() == 0 {
+        return Ok(());
+    }
+    let source = source.contiguous_for(op)?;
+    let lines = lines(op, sum.layout(), axis, indices.shape())?;
+    let mut layouts = [indices.layout(), source.layout(), &lines].map(Layout::at_origin);
+    let (mut parts, stride) = ((1, sum.numel()), sum.layout().strides()[axis]);
+    if axis > 0 {
+        // Each index of the first axis adds into a part of its own.
+        parts = (indices.dims()[0], sum.layout().strides()[0]);
+        for layout in &mut layouts {
+            *layout = layout.narrow(0, 0, 1)?;
+        }
+    }
+    dispatch_float!(op, source.dtype(), T => {
+        let (index, source) = (indices.as_slice()?, source.as_slice()?);
+        scatter_add_parts::<T>(index, source, &layouts, stride, parts, sum.make_mut()?);
+    });
+    Ok(())
+}
+
 /// `sum[line of place + index · stride] += source[place]`, in the order of the places, for each of
 /// `outer` parts of all three arrays, each of which has the layouts `[indices, source, lines]`; a
 /// part of `sum` is `part` elements long.
-pub(super) fn scatter_add<T: Float>(
+fn scatter_add_parts<T: Float>(
     index: &[i64],
     source: &[T],
     layouts: &[Layout; 3],

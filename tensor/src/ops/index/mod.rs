@@ -7,10 +7,10 @@ pub(super) mod cpu;
 
 use crate::layout::resolve_axis;
 use crate::ops::working::{rounded, working};
-use crate::storage::Memory;
-use crate::{DType, Error, Layout, Result, Shape, Tensor, dispatch_float};
-use bytemuck::cast_slice_mut;
-use std::ops::Range;
+use crate::storage::{On, inout, on, out};
+use crate::{DType, Error, Layout, Result, Shape, Tensor};
+
+pub(super) use cpu::first_outside;
 
 impl Tensor {
     /// The slices of `axis` at `indices` (`I64`, one axis), in their order. Any element type.
@@ -29,23 +29,11 @@ impl Tensor {
     pub fn index_select(&self, axis: isize, indices: &Tensor) -> Result<Tensor> {
         const OP: &str = "index_select";
         let axis = resolve_axis(OP, axis, self.rank())?;
-        let indices = self.list_of_indices(OP, axis, indices)?;
         let mut shape = self.shape().clone();
-        shape[axis] = indices.numel();
-        let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
-        let inner = self.dims()[axis + 1..].iter().product::<usize>();
-        match self.storage().memory() {
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => cpu::select(
-                self.contiguous_for(OP)?.as_bytes()?,
-                self.dims()[axis],
-                inner * self.dtype().size(),
-                indices.as_slice()?,
-                out.bytes_mut()?,
-            ),
-        }
-        Ok(out)
+        shape[axis] = self.expect_list(OP, indices)?;
+        let mut y = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
+        select(OP, self, axis, indices, &mut y)?;
+        Ok(y)
     }
 
     /// A copy of `self` to whose slices of `axis` at `indices` the slices of `source` are added:
@@ -59,9 +47,8 @@ impl Tensor {
         self.expect_float(OP)?;
         self.expect_same_kind(OP, source)?;
         let axis = resolve_axis(OP, axis, self.rank())?;
-        let indices = self.list_of_indices(OP, axis, indices)?;
         let mut shape = self.shape().clone();
-        shape[axis] = indices.numel();
+        shape[axis] = self.expect_list(OP, indices)?;
         if shape != *source.shape() {
             return Err(Error::ShapeMismatch {
                 op: OP,
@@ -70,22 +57,8 @@ impl Tensor {
                 reason: "the source must have a slice for each index",
             });
         }
-        let inner = self.dims()[axis + 1..].iter().product();
-        let (mut sum, source) = (working(OP, self)?, source.contiguous_for(OP)?);
-        sum.own(OP)?;
-        match self.storage().memory() {
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
-                cpu::add::<T>(
-                    source.as_slice()?,
-                    indices.as_slice()?,
-                    self.dims()[axis],
-                    inner,
-                    sum.make_mut()?,
-                );
-            }),
-        }
+        let mut sum = working(OP, self)?;
+        add(OP, source, axis, indices, &mut sum)?;
         rounded(OP, sum, self.dtype())
     }
 
@@ -100,49 +73,15 @@ impl Tensor {
     pub fn gather(&self, axis: isize, indices: &Tensor) -> Result<Tensor> {
         const OP: &str = "gather";
         let axis = resolve_axis(OP, axis, self.rank())?;
-        let indices = self.places(OP, axis, indices)?;
+        self.expect_places(OP, axis, indices)?;
         let shape = indices.shape().clone();
-        let mut out = Tensor::allocate(OP, shape.clone(), self.dtype(), self.device())?;
-        if out.numel() == 0 {
-            return Ok(out);
-        }
-        let lines = lines(OP, self.layout(), axis, &shape)?;
-        let stride = self.layout().strides()[axis];
-        match self.storage().memory() {
+        let mut y = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
+        match on(OP, (self, indices, out(&mut y)))? {
+            On::Cpu((x, indices, y)) => cpu::gather(OP, x, axis, indices, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(from) => {
-                let index = (indices.as_slice()?, indices.layout());
-                let (size, out) = (self.dtype().size(), out.bytes_mut()?);
-                match size {
-                    1 => {
-                        cpu::gather::<u8>(from.as_raw(), &lines, stride, index, cast_slice_mut(out))
-                    }
-                    2 => cpu::gather::<u16>(
-                        from.as_raw(),
-                        &lines,
-                        stride,
-                        index,
-                        cast_slice_mut(out),
-                    ),
-                    4 => cpu::gather::<u32>(
-                        from.as_raw(),
-                        &lines,
-                        stride,
-                        index,
-                        cast_slice_mut(out),
-                    ),
-                    _ => cpu::gather::<u64>(
-                        from.as_raw(),
-                        &lines,
-                        stride,
-                        index,
-                        cast_slice_mut(out),
-                    ),
-                }
-            }
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(y)
     }
 
     /// A copy of `self` to which each element of `source` is added at its own place, but at the
@@ -164,38 +103,20 @@ impl Tensor {
         self.expect_float(OP)?;
         self.expect_same_kind(OP, source)?;
         let axis = resolve_axis(OP, axis, self.rank())?;
-        let indices = self.places(OP, axis, indices)?;
+        self.expect_places(OP, axis, indices)?;
         indices.expect_same_shape(OP, source, "there must be an element for each index")?;
         let mut sum = working(OP, self)?;
-        sum.own(OP)?;
-        if indices.numel() > 0 {
-            let source = source.contiguous_for(OP)?;
-            let layout = Layout::contiguous(OP, self.shape().clone())?;
-            let lines = lines(OP, &layout, axis, indices.shape())?;
-            let stride = layout.strides()[axis];
-            let mut layouts = [indices.layout(), source.layout(), &lines].map(Layout::at_origin);
-            let mut parts = (1, sum.numel());
-            if axis > 0 {
-                // Each index of the first axis adds into a part of its own.
-                parts = (indices.dims()[0], layout.strides()[0]);
-                for layout in &mut layouts {
-                    *layout = layout.narrow(0, 0, 1)?;
-                }
-            }
-            match self.storage().memory() {
-                #[cfg(feature = "cuda")]
-                Memory::Cuda(s) => return Err(s.unsupported(OP)),
-                Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
-                    let (index, source) = (indices.as_slice()?, source.as_slice()?);
-                    cpu::scatter_add::<T>(index, source, &layouts, stride, parts, sum.make_mut()?);
-                }),
-            }
+        match on(OP, (source, indices, inout(&mut sum)))? {
+            On::Cpu((source, indices, sum)) => cpu::scatter_add(OP, source, axis, indices, sum)?,
+            #[cfg(feature = "cuda")]
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
         rounded(OP, sum, self.dtype())
     }
 
-    /// Checks the indices into `axis` of [`index_select`](Tensor::index_select).
-    fn list_of_indices(&self, op: &'static str, axis: usize, indices: &Tensor) -> Result<Tensor> {
+    /// The indices can be those of [`index_select`](Tensor::index_select), but for their values;
+    /// their number.
+    fn expect_list(&self, op: &'static str, indices: &Tensor) -> Result<usize> {
         if indices.rank() != 1 {
             return Err(Error::InvalidShape {
                 op,
@@ -203,11 +124,12 @@ impl Tensor {
                 reason: "a list of indices must have one axis".into(),
             });
         }
-        checked(op, self, indices, self.dims()[axis])
+        self.expect_indices(op, indices)?;
+        Ok(indices.numel())
     }
 
-    /// Checks the indices into `axis` of [`gather`](Tensor::gather).
-    fn places(&self, op: &'static str, axis: usize, indices: &Tensor) -> Result<Tensor> {
+    /// The indices can be those of [`gather`](Tensor::gather) into `axis`, but for their values.
+    fn expect_places(&self, op: &'static str, axis: usize, indices: &Tensor) -> Result<()> {
         let mut pairs = self.dims().iter().zip(indices.dims()).enumerate();
         if self.rank() != indices.rank() || pairs.any(|(i, (d, n))| i != axis && n > d) {
             return Err(Error::ShapeMismatch {
@@ -217,41 +139,45 @@ impl Tensor {
                 reason: "indices must have no larger extents, but on the axis",
             });
         }
-        checked(op, self, indices, self.dims()[axis])
+        self.expect_indices(op, indices)
+    }
+
+    /// The indices are on the tensor's device and have the type of indices. The kernels look at
+    /// their values.
+    pub(super) fn expect_indices(&self, op: &'static str, indices: &Tensor) -> Result<()> {
+        self.expect_same_device(op, indices)?;
+        indices.expect_operand(op, "indices", DType::I64)
     }
 }
 
-/// The indices, contiguous and all in `0..extent`, on `x`'s device.
-pub(super) fn checked(
+/// `y` = the slices of `axis` of `x` at `indices`, which in `y` may have any number of axes.
+pub(super) fn select(
     op: &'static str,
     x: &Tensor,
+    axis: usize,
     indices: &Tensor,
-    extent: usize,
-) -> Result<Tensor> {
-    x.expect_same_device(op, indices)?;
-    indices.expect_operand(op, "indices", DType::I64)?;
-    let indices = indices.contiguous_for(op)?;
-    match first_outside(&indices, 0..extent as i64, None)? {
-        None => Ok(indices),
-        Some(index) => Err(Error::IndexOutOfRange {
-            op,
-            index,
-            extent,
-            late: false,
-        }),
+    y: &mut Tensor,
+) -> Result<()> {
+    match on(op, (x, indices, out(y)))? {
+        On::Cpu((x, indices, y)) => cpu::select(op, x, axis, indices, y),
+        #[cfg(feature = "cuda")]
+        On::Cuda(lane, _) => Err(lane.unsupported()),
     }
 }
 
-/// The first of the indices, which are contiguous, that is neither in `range` nor `except`.
-pub(super) fn first_outside(
+/// Adds the slices of `source` to the slices of `axis` of `sum` at `indices`, in the order of these;
+/// in `source` they may have any number of axes. `sum` has the type in which `source` computes.
+pub(super) fn add(
+    op: &'static str,
+    source: &Tensor,
+    axis: usize,
     indices: &Tensor,
-    range: Range<i64>,
-    except: Option<i64>,
-) -> Result<Option<i64>> {
-    match indices.storage().memory() {
+    sum: &mut Tensor,
+) -> Result<()> {
+    match on(op, (source, indices, inout(sum)))? {
+        On::Cpu((source, indices, sum)) => cpu::add(op, source, axis, indices, sum),
         #[cfg(feature = "cuda")]
-        Memory::Cuda(s) => return Err(s.unsupported("first_outside")),
-        Memory::Cpu(_) => cpu::first_outside(indices, range, except),
+        On::Cuda(lane, _) => Err(lane.unsupported()),
     }
 }
 
