@@ -5,7 +5,7 @@ use crate::cpu::{convert, vectorize};
 use crate::{DType, Element, Float, Result, Tensor, bf16, f16};
 
 /// `out = x`, in `out`'s type.
-pub(super) fn cast(op: &'static str, x: &Tensor, out: &mut Tensor) -> Result<()> {
+pub(crate) fn cast(op: &'static str, x: &Tensor, out: &mut Tensor) -> Result<()> {
     let x = &readable(op, x)?;
     match x.dtype() {
         DType::F32 => from_native::<f32>(x, out),

@@ -1,6 +1,6 @@
 //! Conversion between element types.
 
-mod cpu;
+pub(super) mod cpu;
 
 use crate::storage::{On, on, out};
 use crate::{DType, Result, Tensor};

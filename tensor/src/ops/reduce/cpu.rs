@@ -6,6 +6,7 @@ use super::Reduction;
 use crate::cpu::elementwise::{GRAIN, raw};
 use crate::cpu::scratch::NoMemory;
 use crate::cpu::{parallel_chunks, vectorize};
+use crate::ops::cast::cpu::cast;
 use crate::{DType, Element, Result, Tensor};
 use smallvec::SmallVec;
 
@@ -95,6 +96,14 @@ impl Axes {
     }
 }
 
+/// The tensor in a type that has kernels.
+fn wide(op: &'static str, x: &Tensor) -> Result<Tensor> {
+    match x.dtype() {
+        DType::U8 => x.cast_for(op, DType::I64),
+        dtype => x.cast_for(op, dtype.compute()),
+    }
+}
+
 /// `out = reduce(x)` over the axes in `mask`.
 pub(super) fn reduce(
     op: &'static str,
@@ -103,6 +112,12 @@ pub(super) fn reduce(
     mask: &[bool],
     out: &mut Tensor,
 ) -> Result<()> {
+    let x = &wide(op, x)?;
+    if out.dtype() != x.dtype() {
+        let mut result = Tensor::allocate(op, out.shape().clone(), x.dtype(), x.device())?;
+        reduce(op, kind, x, mask, &mut result)?;
+        return cast(op, &result, out);
+    }
     match x.dtype() {
         DType::F32 => by_kind::<f32>(op, kind, x, mask, out.make_mut()?),
         DType::F64 => by_kind::<f64>(op, kind, x, mask, out.make_mut()?),
@@ -375,9 +390,18 @@ fn fold_columns<T: Element, F: Fold<T>>(
 
 // ---- index of the extremum ---------------------------------------------------------------------
 
-/// For each row of `len` elements of `x`, which is contiguous, where its extremum is.
-pub(super) fn arg_reduce(kind: Reduction, x: &Tensor, len: usize, out: &mut Tensor) -> Result<()> {
-    let out = out.make_mut::<i64>()?;
+/// Where along `axis` the extremum is.
+pub(super) fn arg_reduce(
+    op: &'static str,
+    kind: Reduction,
+    x: &Tensor,
+    axis: usize,
+    out: &mut Tensor,
+) -> Result<()> {
+    let others = (0..x.rank()).filter(|&i| i != axis);
+    let order: SmallVec<[isize; 6]> = others.chain([axis]).map(|i| i as isize).collect();
+    let (len, out) = (x.dims()[axis], out.make_mut::<i64>()?);
+    let x = wide(op, x)?.permute(&order)?.contiguous_for(op)?;
     match (x.dtype(), kind) {
         (DType::F32, Reduction::Min) => arg_rows::<f32, Min>(x.as_slice()?, len, out),
         (DType::F64, Reduction::Min) => arg_rows::<f64, Min>(x.as_slice()?, len, out),

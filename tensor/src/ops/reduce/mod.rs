@@ -8,7 +8,7 @@
 mod cpu;
 
 use crate::layout::resolve_axis;
-use crate::storage::Memory;
+use crate::storage::{On, on, out};
 use crate::{DType, Error, Layout, Result, Shape, Tensor};
 use smallvec::{SmallVec, smallvec};
 
@@ -218,40 +218,23 @@ impl Tensor {
         mask: &Mask,
         keepdim: bool,
     ) -> Result<Tensor> {
-        // The types without kernels of their own go through a wider one.
-        match (self.dtype(), kind) {
-            (DType::BF16 | DType::F16, _) => {
-                let wide = self
-                    .cast_for(op, DType::F32)?
-                    .reduce(op, kind, mask, keepdim)?;
-                return wide.cast_for(op, self.dtype());
-            }
-            (DType::U8, Reduction::Sum) => {
-                return self
-                    .cast_for(op, DType::I64)?
-                    .reduce(op, kind, mask, keepdim);
-            }
-            (DType::U8, _) => {
-                let wide = self
-                    .cast_for(op, DType::I64)?
-                    .reduce(op, kind, mask, keepdim)?;
-                return wide.cast_for(op, DType::U8);
-            }
-            _ => {}
-        }
         let extents = self.dims().iter().zip(mask);
         let kept: Shape = extents
             .filter(|(_, reduced)| keepdim || !**reduced)
             .map(|(&d, &reduced)| if reduced { 1 } else { d })
             .collect();
         self.expect_choice(op, kind, self.count(mask), &kept)?;
-        let mut out = Tensor::allocate(op, kept, self.dtype(), self.device())?;
-        match self.storage().memory() {
+        let dtype = match (self.dtype(), kind) {
+            (DType::U8, Reduction::Sum) => DType::I64,
+            (dtype, _) => dtype,
+        };
+        let mut y = Tensor::allocate(op, kept, dtype, self.device())?;
+        match on(op, (self, out(&mut y)))? {
+            On::Cpu((x, y)) => cpu::reduce(op, kind, x, mask, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(op)),
-            Memory::Cpu(_) => cpu::reduce(op, kind, self, mask, &mut out)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(y)
     }
 
     /// There is a largest (smallest) element of `count` elements, or no result to hold one.
@@ -274,26 +257,15 @@ impl Tensor {
 
     fn arg_reduce(&self, op: &'static str, kind: Reduction, axis: isize) -> Result<Tensor> {
         let axis = resolve_axis(op, axis, self.rank())?;
-        let wide = match self.dtype() {
-            DType::BF16 | DType::F16 => self.cast_for(op, DType::F32)?,
-            DType::U8 => self.cast_for(op, DType::I64)?,
-            _ => self.clone(),
-        };
-        let order: SmallVec<[isize; 6]> = (0..self.rank())
-            .filter(|&i| i != axis)
-            .chain([axis])
-            .map(|i| i as isize)
-            .collect();
-        let rows = wide.permute(&order)?.contiguous_for(op)?;
         let mut shape = self.shape().clone();
         let extent = shape.remove(axis);
         self.expect_choice(op, kind, extent, &shape)?;
-        let mut out = Tensor::allocate(op, shape, DType::I64, self.device())?;
-        match rows.storage().memory() {
+        let mut y = Tensor::allocate(op, shape, DType::I64, self.device())?;
+        match on(op, (self, out(&mut y)))? {
+            On::Cpu((x, y)) => cpu::arg_reduce(op, kind, x, axis, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(op)),
-            Memory::Cpu(_) => cpu::arg_reduce(kind, &rows, extent, &mut out)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(y)
     }
 }
