@@ -5,23 +5,26 @@ use crate::cpu::gemm::{Epilogue, MatMut, MatRef, Scalar, product};
 use crate::cpu::scratch::{NoMemory, Outcome};
 use crate::cpu::{parallel_chunks, threads};
 use crate::layout::Layout;
-use crate::{Element, Shape, Tensor};
+use crate::{Element, Result, Shape, Tensor, dispatch_float};
 
 /// Multiply-adds in one product from which on the threads share each product, rather than the
 /// products.
 const LARGE: usize = 1 << 24;
 
 /// `out[i] = a[i] b[i]` for the matrices of two stacks of one leading shape.
-pub(super) fn matmul<T: Element + Scalar>(
-    (a, a_layout): (&Tensor, &Layout),
-    (b, b_layout): (&Tensor, &Layout),
-    out: &mut [T],
-) -> Result<(), NoMemory> {
+pub(super) fn matmul(op: &'static str, a: &Tensor, b: &Tensor, out: &mut Tensor) -> Result<()> {
+    let device = out.device();
+    dispatch_float!(op, out.dtype(), T => {
+        stacks::<T>(a, b, out.make_mut()?).map_err(|e| e.on(op, device))
+    })
+}
+
+fn stacks<T: Element + Scalar>(a: &Tensor, b: &Tensor, out: &mut [T]) -> Result<(), NoMemory> {
     if out.is_empty() {
         return Ok(());
     }
-    let (a, b) = (raw::<T>(a), raw::<T>(b));
-    let (a_stack, b_stack) = (Stack::new(a_layout), Stack::new(b_layout));
+    let (a_stack, b_stack) = (Stack::new(a.layout()), Stack::new(b.layout()));
+    let (a, a_layout, b) = (raw::<T>(a), a.layout(), raw::<T>(b));
     let (m, n, k) = (a_stack.rows, b_stack.cols, a_stack.cols);
     if b_stack.is_one_matrix()
         && let Some(rows) = a_layout.reshape(&Shape::from([out.len() / n, k]))

@@ -2,8 +2,8 @@
 
 mod cpu;
 
-use crate::storage::Memory;
-use crate::{Error, Result, Shape, Tensor, dispatch_float};
+use crate::storage::{On, on, out};
+use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {
     /// The matrix product, as PyTorch's `matmul`: `[…, m, k]` by `[…, k, n]` gives `[…, m, n]`,
@@ -75,29 +75,26 @@ impl Tensor {
         let mut shape = lead.clone();
         shape.push(m);
         shape.push(n);
-        let mut out = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
+        let mut y = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
         let stretched = |t: &Tensor, rows: usize, cols: usize| {
             let mut shape = lead.clone();
             shape.push(rows);
             shape.push(cols);
-            t.layout().broadcast_to(OP, &shape)
+            Ok(t.with_layout(t.layout().broadcast_to(OP, &shape)?))
         };
-        let (a_layout, b_layout) = (stretched(&a, m, k)?, stretched(&b, k, n)?);
-        match self.storage().memory() {
+        let (a, b) = (stretched(&a, m, k)?, stretched(&b, k, n)?);
+        match on(OP, (&a, &b, out(&mut y)))? {
+            On::Cpu((a, b, y)) => cpu::matmul(OP, a, b, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => dispatch_float!(OP, self.dtype(), T => {
-                cpu::matmul::<T>((&a, &a_layout), (&b, &b_layout), out.make_mut()?)
-                    .map_err(|e| e.on(OP, self.device()))?;
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
         if rhs.rank() == 1 {
-            out = out.squeeze(-1)?;
+            y = y.squeeze(-1)?;
         }
         if self.rank() == 1 {
-            out = out.squeeze(if rhs.rank() == 1 { -1 } else { -2 })?;
+            y = y.squeeze(if rhs.rank() == 1 { -1 } else { -2 })?;
         }
-        Ok(out)
+        Ok(y)
     }
 }
 
