@@ -19,6 +19,7 @@ pub(crate) mod simd;
 mod slow_build;
 pub(crate) mod strided;
 mod threads;
+pub(crate) mod working;
 
 #[doc(hidden)]
 pub use simd::limit;

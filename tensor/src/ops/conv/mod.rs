@@ -9,8 +9,7 @@ mod geometry;
 pub use geometry::Conv2dConfig;
 use geometry::Geometry;
 
-use super::working::{on_real, rounded, working};
-use crate::storage::Memory;
+use crate::storage::{On, on, out};
 use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {
@@ -54,19 +53,13 @@ impl Tensor {
                 });
             }
         }
-        let bias = bias.map(|b| working(OP, b)).transpose()?;
-        let (x, w) = (working(OP, self)?, working(OP, weight)?);
-        let mut out = Tensor::allocate(OP, output_shape(&g), x.dtype(), x.device())?;
-        match self.storage().memory() {
+        let mut y = Tensor::allocate(OP, output_shape(&g), self.dtype(), self.device())?;
+        match on(OP, (self, weight, bias, out(&mut y)))? {
+            On::Cpu((x, w, bias, y)) => cpu::forward(OP, &g, x, w, bias, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => on_real!(x, T => {
-                let bias = bias.as_ref().map(|b| b.as_slice::<T>()).transpose()?;
-                cpu::forward(&g, x.as_slice::<T>()?, w.as_slice()?, bias, out.make_mut()?)
-                    .map_err(|e| e.on(OP, self.device()))?;
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        rounded(OP, out, self.dtype())
+        Ok(y)
     }
 
     /// The gradient of [`conv2d`](Tensor::conv2d) with respect to its input of shape
@@ -85,17 +78,13 @@ impl Tensor {
         check_kind(OP, grad, weight)?;
         let g = geometry(OP, &input_shape, weight.shape(), config)?;
         check_grad(OP, grad, &g)?;
-        let (dy, w) = (working(OP, grad)?, working(OP, weight)?);
-        let mut dx = Tensor::allocate(OP, input_shape, dy.dtype(), dy.device())?;
-        match grad.storage().memory() {
+        let mut dx = Tensor::allocate(OP, input_shape, grad.dtype(), grad.device())?;
+        match on(OP, (grad, weight, out(&mut dx)))? {
+            On::Cpu((dy, w, dx)) => cpu::input_grad(OP, &g, dy, w, dx)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => on_real!(dy, T => {
-                cpu::input_grad(&g, dy.as_slice::<T>()?, w.as_slice()?, dx.make_mut()?)
-                    .map_err(|e| e.on(OP, grad.device()))?;
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        rounded(OP, dx, grad.dtype())
+        Ok(dx)
     }
 
     /// The gradient of [`conv2d`](Tensor::conv2d) with respect to its weight of shape
@@ -115,17 +104,13 @@ impl Tensor {
         check_kind(OP, input, grad)?;
         let g = geometry(OP, input.shape(), &weight_shape, config)?;
         check_grad(OP, grad, &g)?;
-        let (x, dy) = (working(OP, input)?, working(OP, grad)?);
-        let mut dw = Tensor::allocate(OP, weight_shape, x.dtype(), x.device())?;
-        match input.storage().memory() {
+        let mut dw = Tensor::allocate(OP, weight_shape, input.dtype(), input.device())?;
+        match on(OP, (input, grad, out(&mut dw)))? {
+            On::Cpu((x, dy, dw)) => cpu::weight_grad(OP, &g, x, dy, dw)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => on_real!(x, T => {
-                cpu::weight_grad(&g, x.as_slice::<T>()?, dy.as_slice()?, dw.make_mut()?)
-                    .map_err(|e| e.on(OP, input.device()))?;
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        rounded(OP, dw, input.dtype())
+        Ok(dw)
     }
 }
 

@@ -1,0 +1,68 @@
+//! Working copies for the kernels that compute in `f32` or `f64` only: half types are widened before
+//! and rounded once after.
+
+use super::convert;
+use super::elementwise::map;
+use crate::{DType, Element, Float, Result, Tensor, bf16, f16};
+
+/// Runs the body with the Rust type of a working tensor, which is `f32` or `f64`.
+macro_rules! on_real {
+    ($x:expr, $t:ident => $body:expr) => {
+        if $x.dtype() == $crate::DType::F64 {
+            type $t = f64;
+            $body
+        } else {
+            type $t = f32;
+            $body
+        }
+    };
+}
+pub(crate) use on_real;
+
+/// The tensor as the kernels want it: contiguous, half types widened to `f32`.
+pub(crate) fn working(op: &'static str, t: &Tensor) -> Result<Tensor> {
+    match t.dtype() {
+        DType::BF16 | DType::F16 => t.cast_for(op, DType::F32),
+        _ => t.contiguous_for(op),
+    }
+}
+
+/// A result as the kernels write it: its own elements or, where it is of a half type, scratch.
+pub(crate) struct Wide<'a> {
+    out: &'a mut Tensor,
+    scratch: Option<Tensor>,
+}
+
+impl<'a> Wide<'a> {
+    /// # Errors
+    /// [`OutOfMemory`](crate::Error::OutOfMemory); nothing has been written then.
+    pub(crate) fn new(op: &'static str, out: &'a mut Tensor) -> Result<Wide<'a>> {
+        let (dtype, wide) = (out.dtype(), out.dtype().compute());
+        let scratch = (dtype != wide)
+            .then(|| Tensor::allocate(op, out.shape().clone(), wide, out.device()))
+            .transpose()?;
+        Ok(Wide { out, scratch })
+    }
+
+    /// The elements to write.
+    pub(crate) fn slice<T: Element>(&mut self) -> Result<&mut [T]> {
+        self.scratch.as_mut().unwrap_or(self.out).make_mut()
+    }
+
+    /// Rounds what has been written, if it is not the result itself.
+    pub(crate) fn round(self) -> Result<()> {
+        let Some(scratch) = self.scratch else {
+            return Ok(());
+        };
+        fn narrow<T: Float<Compute = f32>>(x: &Tensor, out: &mut Tensor) -> Result<()> {
+            map([x], out.make_mut::<T>()?, &|_, [x], out| {
+                convert::narrow(x, out)
+            });
+            Ok(())
+        }
+        match self.out.dtype() {
+            DType::BF16 => narrow::<bf16>(&scratch, self.out),
+            _ => narrow::<f16>(&scratch, self.out),
+        }
+    }
+}
