@@ -1,10 +1,14 @@
 //! Pooling on the CPU, plane by plane.
 
+use super::windows::Windows;
 use crate::cpu::math::Real;
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::share::parallel_planes;
 use crate::cpu::vectorize;
+use crate::cpu::working::{Wide, on_real, working};
+use crate::ops::index::cpu::first_outside;
 use crate::ops::window::Axis;
+use crate::{Error, Result, Tensor};
 use std::ops::Range;
 
 impl Axis {
@@ -17,19 +21,6 @@ impl Axis {
         let room = self.inp.saturating_sub(first).div_ceil(d);
         (first, d, room.min(self.kernel - skip))
     }
-}
-
-/// Which pixels each output looks at.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Windows {
-    /// A kernel that walks over the padded plane.
-    Fixed {
-        axes: [Axis; 2],
-        /// Whether an average counts padded pixels.
-        count_pad: bool,
-    },
-    /// Equal parts of the plane.
-    Parts { inp: [usize; 2], out: [usize; 2] },
 }
 
 impl Windows {
@@ -97,7 +88,19 @@ fn grain(plane: usize) -> usize {
 }
 
 /// The maximum of each window, and where it stands in its plane.
-pub(super) fn max<T: Real>(w: &Windows, x: &[T], out: &mut [T], at: &mut [i64]) {
+pub(super) fn max(
+    op: &'static str,
+    w: &Windows,
+    x: &Tensor,
+    out: &mut Tensor,
+    at: &mut Tensor,
+) -> Result<()> {
+    let (x, mut out) = (working(op, x)?, Wide::new(op, out)?);
+    on_real!(x, T => run_max::<T>(w, x.as_slice()?, out.slice()?, at.make_mut()?));
+    out.round()
+}
+
+fn run_max<T: Real>(w: &Windows, x: &[T], out: &mut [T], at: &mut [i64]) {
     let Windows::Fixed {
         axes: [down, across],
         ..
@@ -109,16 +112,8 @@ pub(super) fn max<T: Real>(w: &Windows, x: &[T], out: &mut [T], at: &mut [i64]) 
     if outs == 0 {
         return;
     }
-    let planes = (
-        Rows {
-            data: out,
-            width: outs,
-        },
-        Rows {
-            data: at,
-            width: outs,
-        },
-    );
+    let width = outs;
+    let planes = (Rows { data: out, width }, Rows { data: at, width });
     parallel_pieces(planes, grain(inp), |first, (out, at)| {
         let planes = out
             .data
@@ -159,7 +154,30 @@ pub(super) fn max<T: Real>(w: &Windows, x: &[T], out: &mut [T], at: &mut [i64]) 
 }
 
 /// Adds each gradient to the pixel whose value was taken.
-pub(super) fn max_backward<T: Real>(inp: usize, outs: usize, dy: &[T], at: &[i64], dx: &mut [T]) {
+pub(super) fn max_backward(
+    op: &'static str,
+    dy: &Tensor,
+    at: &Tensor,
+    dx: &mut Tensor,
+) -> Result<()> {
+    let plane = |t: &Tensor| t.dims()[2].saturating_mul(t.dims()[3]);
+    let (inp, outs, at) = (plane(dx), plane(dy), at.contiguous_for(op)?);
+    if let Some(index) = first_outside(&at, -1..inp as i64, None)? {
+        return Err(Error::IndexOutOfRange {
+            op,
+            index,
+            extent: inp,
+            late: false,
+        });
+    }
+    let (dy, mut dx) = (working(op, dy)?, Wide::new(op, dx)?);
+    on_real!(dy, T => {
+        run_max_backward::<T>(inp, outs, dy.as_slice()?, at.as_slice()?, dx.slice()?);
+    });
+    dx.round()
+}
+
+fn run_max_backward<T: Real>(inp: usize, outs: usize, dy: &[T], at: &[i64], dx: &mut [T]) {
     parallel_planes(dx, inp, grain(inp), |p, dx| {
         dx.fill(T::default());
         let range = p * outs..(p + 1) * outs;
@@ -172,7 +190,13 @@ pub(super) fn max_backward<T: Real>(inp: usize, outs: usize, dy: &[T], at: &[i64
 }
 
 /// The mean of each window.
-pub(super) fn average<T: Real>(w: &Windows, x: &[T], out: &mut [T]) {
+pub(super) fn average(op: &'static str, w: &Windows, x: &Tensor, out: &mut Tensor) -> Result<()> {
+    let (x, mut out) = (working(op, x)?, Wide::new(op, out)?);
+    on_real!(x, T => run_average::<T>(w, x.as_slice()?, out.slice()?));
+    out.round()
+}
+
+fn run_average<T: Real>(w: &Windows, x: &[T], out: &mut [T]) {
     let ([ih, iw], [oh, ow]) = (w.inp(), w.out());
     parallel_planes(out, oh * ow, grain(ih * iw), |p, out| {
         let x = &x[p * ih * iw..][..ih * iw];
@@ -194,7 +218,18 @@ pub(super) fn average<T: Real>(w: &Windows, x: &[T], out: &mut [T]) {
 }
 
 /// Spreads each gradient evenly over its window.
-pub(super) fn average_backward<T: Real>(w: &Windows, dy: &[T], dx: &mut [T]) {
+pub(super) fn average_backward(
+    op: &'static str,
+    w: &Windows,
+    dy: &Tensor,
+    dx: &mut Tensor,
+) -> Result<()> {
+    let (dy, mut dx) = (working(op, dy)?, Wide::new(op, dx)?);
+    on_real!(dy, T => run_average_backward::<T>(w, dy.as_slice()?, dx.slice()?));
+    dx.round()
+}
+
+fn run_average_backward<T: Real>(w: &Windows, dy: &[T], dx: &mut [T]) {
     let ([ih, iw], [oh, ow]) = (w.inp(), w.out());
     parallel_planes(dx, ih * iw, grain(ih * iw), |p, dx| {
         let dy = &dy[p * oh * ow..][..oh * ow];

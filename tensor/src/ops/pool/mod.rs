@@ -1,13 +1,11 @@
 //! Two-dimensional pooling over the last two axes, and its gradients.
 
 mod cpu;
+mod windows;
 
-use super::index::first_outside;
-use super::window::Axis;
-use super::working::{on_real, rounded, working};
-use crate::storage::Memory;
+use crate::storage::{On, on, out};
 use crate::{DType, Error, Result, Shape, Tensor};
-use cpu::Windows;
+use windows::{Windows, adaptive, averaged, not_nchw, windows};
 
 /// The windows of a 2-d pooling. Pairs are (height, width).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,17 +75,14 @@ impl Tensor {
         const OP: &str = "max_pool2d";
         let (w, shape) = windows(OP, self.shape(), config)?;
         self.expect_float(OP)?;
-        let x = working(OP, self)?;
-        let mut out = Tensor::allocate(OP, shape.clone(), x.dtype(), x.device())?;
-        let mut at = Tensor::allocate(OP, shape, DType::I64, x.device())?;
-        match self.storage().memory() {
+        let mut max = Tensor::allocate(OP, shape.clone(), self.dtype(), self.device())?;
+        let mut at = Tensor::allocate(OP, shape, DType::I64, self.device())?;
+        match on(OP, (self, out(&mut max), out(&mut at)))? {
+            On::Cpu((x, max, at)) => cpu::max(OP, &w, x, max, at)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => on_real!(x, T => {
-                cpu::max(&w, x.as_slice::<T>()?, out.make_mut()?, at.make_mut()?);
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok((rounded(OP, out, self.dtype())?, at))
+        Ok((max, at))
     }
 
     /// The gradient of [`max_pool2d`](Tensor::max_pool2d) with respect to its input of shape
@@ -118,27 +113,13 @@ impl Tensor {
                 reason: "gradient and indices must have one shape, and its planes must be the input's",
             });
         }
-        let plane = shape[2].saturating_mul(shape[3]);
-        let at = indices.contiguous_for(OP)?;
-        if let Some(index) = first_outside(&at, -1..plane as i64, None)? {
-            return Err(Error::IndexOutOfRange {
-                op: OP,
-                index,
-                extent: plane,
-                late: false,
-            });
-        }
-        let dy = working(OP, grad)?;
-        let outs = grad.dims()[2] * grad.dims()[3];
-        let mut dx = Tensor::allocate(OP, shape, dy.dtype(), dy.device())?;
-        match grad.storage().memory() {
+        let mut dx = Tensor::allocate(OP, shape, grad.dtype(), grad.device())?;
+        match on(OP, (grad, indices, out(&mut dx)))? {
+            On::Cpu((dy, at, dx)) => cpu::max_backward(OP, dy, at, dx)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => on_real!(dy, T => {
-                cpu::max_backward(plane, outs, dy.as_slice::<T>()?, at.as_slice()?, dx.make_mut()?);
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        rounded(OP, dx, grad.dtype())
+        Ok(dx)
     }
 
     /// The mean of each window of `[n, c, h, w]`.
@@ -200,16 +181,13 @@ impl Tensor {
 
 fn average(op: &'static str, x: &Tensor, w: &Windows, shape: Shape) -> Result<Tensor> {
     x.expect_float(op)?;
-    let wx = working(op, x)?;
-    let mut out = Tensor::allocate(op, shape, wx.dtype(), wx.device())?;
-    match x.storage().memory() {
+    let mut y = Tensor::allocate(op, shape, x.dtype(), x.device())?;
+    match on(op, (x, out(&mut y)))? {
+        On::Cpu((x, y)) => cpu::average(op, w, x, y)?,
         #[cfg(feature = "cuda")]
-        Memory::Cuda(s) => return Err(s.unsupported(op)),
-        Memory::Cpu(_) => on_real!(wx, T => {
-            cpu::average(w, wx.as_slice::<T>()?, out.make_mut()?);
-        }),
+        On::Cuda(lane, _) => return Err(lane.unsupported()),
     }
-    rounded(op, out, x.dtype())
+    Ok(y)
 }
 
 fn average_backward(
@@ -228,100 +206,11 @@ fn average_backward(
             reason: "the gradient must have the shape of the pooling's output",
         });
     }
-    let dy = working(op, grad)?;
-    let mut dx = Tensor::allocate(op, input_shape, dy.dtype(), dy.device())?;
-    match grad.storage().memory() {
+    let mut dx = Tensor::allocate(op, input_shape, grad.dtype(), grad.device())?;
+    match on(op, (grad, out(&mut dx)))? {
+        On::Cpu((dy, dx)) => cpu::average_backward(op, w, dy, dx)?,
         #[cfg(feature = "cuda")]
-        Memory::Cuda(s) => return Err(s.unsupported(op)),
-        Memory::Cpu(_) => on_real!(dy, T => {
-            cpu::average_backward(w, dy.as_slice::<T>()?, dx.make_mut()?);
-        }),
+        On::Cuda(lane, _) => return Err(lane.unsupported()),
     }
-    rounded(op, dx, grad.dtype())
-}
-
-fn not_nchw(op: &'static str, shape: &Shape) -> Error {
-    Error::InvalidShape {
-        op,
-        shape: shape.clone(),
-        reason: "needs four axes, [n, c, h, w]".into(),
-    }
-}
-
-/// The windows of a pooling of `shape`, and the shape of its output.
-fn windows(op: &'static str, shape: &Shape, cfg: &Pool2dConfig) -> Result<(Windows, Shape)> {
-    let &[n, c, h, w] = &shape[..] else {
-        return Err(not_nchw(op, shape));
-    };
-    let invalid = |reason: String| Error::InvalidArgument { op, reason };
-    let zero = [cfg.kernel, cfg.stride, cfg.dilation]
-        .iter()
-        .any(|pair| pair.contains(&0));
-    if zero {
-        return Err(invalid(
-            "kernel, stride and dilation must be at least 1".into(),
-        ));
-    }
-    let axis = |d: usize, size: usize| {
-        let (kernel, pad, stride) = (cfg.kernel[d], cfg.padding[d], cfg.stride[d]);
-        if pad > kernel / 2 {
-            return Err(invalid(format!(
-                "padding {pad} is more than half the kernel {kernel}"
-            )));
-        }
-        let axis = Axis::new(size, pad, kernel, cfg.dilation[d], stride);
-        let mut axis = axis.map_err(|reason| Error::InvalidShape {
-            op,
-            shape: shape.clone(),
-            reason,
-        })?;
-        // With `ceil_mode` a last, partial window counts if it starts on a pixel or left of them.
-        let partial = axis.slack() % axis.stride != 0 && axis.out * axis.stride < size + pad;
-        axis.out += usize::from(cfg.ceil_mode && partial);
-        Ok(axis)
-    };
-    let axes = [axis(0, h)?, axis(1, w)?];
-    let out = axes.map(|a| a.out);
-    let windows = Windows::Fixed {
-        axes,
-        count_pad: cfg.count_include_pad,
-    };
-    Ok((windows, [n, c, out[0], out[1]].into()))
-}
-
-fn averaged(op: &'static str, shape: &Shape, cfg: &Pool2dConfig) -> Result<(Windows, Shape)> {
-    if cfg.dilation != [1; 2] {
-        return Err(Error::InvalidArgument {
-            op,
-            reason: format!("takes no dilation, got {:?}", cfg.dilation),
-        });
-    }
-    windows(op, shape, cfg)
-}
-
-fn adaptive(op: &'static str, shape: &Shape, out: [usize; 2]) -> Result<(Windows, Shape)> {
-    let &[n, c, h, w] = &shape[..] else {
-        return Err(not_nchw(op, shape));
-    };
-    if h == 0 || w == 0 {
-        return Err(Error::InvalidShape {
-            op,
-            shape: shape.clone(),
-            reason: "a plane without pixels has no mean".into(),
-        });
-    }
-    let countable = |(size, parts): (usize, usize)| {
-        let edges = parts.checked_add(1).and_then(|n| n.checked_mul(size));
-        edges.is_some_and(|n| n <= isize::MAX as usize)
-    };
-    if ![(h, out[0]), (w, out[1])].into_iter().all(countable) {
-        return Err(Error::InvalidArgument {
-            op,
-            reason: format!("planes of {h} x {w} pixels have no {out:?} parts that can be counted"),
-        });
-    }
-    Ok((
-        Windows::Parts { inp: [h, w], out },
-        [n, c, out[0], out[1]].into(),
-    ))
+    Ok(dx)
 }
