@@ -169,7 +169,14 @@ pub(super) fn bernoulli(p: f64, out: &mut Tensor, rng: &mut Rng) -> Result<()> {
     Ok(())
 }
 
-/// `out = x · scale` where `mask` (contiguous) is not 0, else 0.
+pub(super) fn randperm(out: &mut Tensor, rng: &mut Rng) -> Result<()> {
+    let out = out.make_mut::<i64>()?;
+    (0..).zip(&mut *out).for_each(|(i, o)| *o = i);
+    rng.shuffle(out);
+    Ok(())
+}
+
+/// `out = x · scale` where `mask` is not 0, else 0.
 pub(super) fn scale_kept(
     op: &'static str,
     x: &Tensor,
@@ -177,7 +184,8 @@ pub(super) fn scale_kept(
     scale: f64,
     out: &mut Tensor,
 ) -> Result<()> {
-    let (x, mask) = (&readable(op, x)?, mask.as_slice::<u8>()?);
+    let (x, mask) = (&readable(op, x)?, mask.contiguous_for(op)?);
+    let mask = mask.as_slice::<u8>()?;
     fn run<R: Real>(mask: &[u8], x: &[R], scale: f64, out: &mut [R]) {
         let scale = R::from_f64(scale);
         vectorize(
@@ -190,19 +198,14 @@ pub(super) fn scale_kept(
             },
         );
     }
+    let single = |at: usize, [x]: [&[f32]; 1], out: &mut [f32]| run(&mask[at..], x, scale, out);
     match out.dtype() {
-        DType::F32 => map([x], out.make_mut()?, &|at, [x]: [&[f32]; 1], out| {
-            run(&mask[at..], x, scale, out);
-        }),
+        DType::F32 => map([x], out.make_mut()?, &single),
         DType::F64 => map([x], out.make_mut()?, &|at, [x]: [&[f64]; 1], out| {
             run(&mask[at..], x, scale, out);
         }),
-        DType::BF16 => map_half::<bf16, 1>([x], out.make_mut()?, &|at, [x], out| {
-            run(&mask[at..], x, scale, out);
-        }),
-        _ => map_half::<f16, 1>([x], out.make_mut()?, &|at, [x], out| {
-            run(&mask[at..], x, scale, out);
-        }),
+        DType::BF16 => map_half::<bf16, 1>([x], out.make_mut()?, &single),
+        _ => map_half::<f16, 1>([x], out.make_mut()?, &single),
     }
     Ok(())
 }

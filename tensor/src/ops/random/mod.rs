@@ -4,7 +4,7 @@ mod cpu;
 mod philox;
 
 use super::fill::expect_len;
-use crate::storage::Memory;
+use crate::storage::{On, on, out};
 use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// A stream of random numbers (Philox4x32-10), and how far it has been read.
@@ -144,14 +144,14 @@ impl Tensor {
         device: Device,
         rng: &mut Rng,
     ) -> Result<Tensor> {
-        let mut out = Tensor::allocate("rand", shape.into(), dtype, device)?;
-        out.expect_float("rand")?;
-        match out.storage().memory() {
+        let mut t = Tensor::allocate("rand", shape.into(), dtype, device)?;
+        t.expect_float("rand")?;
+        match on("rand", out(&mut t))? {
+            On::Cpu(t) => cpu::rand(t, rng)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported("rand")),
-            Memory::Cpu(_) => cpu::rand(&mut out, rng)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(t)
     }
 
     /// Of the normal distribution with mean 0 and variance 1 (Box and Muller). The half types
@@ -165,14 +165,14 @@ impl Tensor {
         device: Device,
         rng: &mut Rng,
     ) -> Result<Tensor> {
-        let mut out = Tensor::allocate("randn", shape.into(), dtype, device)?;
-        out.expect_float("randn")?;
-        match out.storage().memory() {
+        let mut t = Tensor::allocate("randn", shape.into(), dtype, device)?;
+        t.expect_float("randn")?;
+        match on("randn", out(&mut t))? {
+            On::Cpu(t) => cpu::randn(t, rng)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported("randn")),
-            Memory::Cpu(_) => cpu::randn(&mut out, rng)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(t)
     }
 
     /// Integers of type `i64`, uniform in `low .. high`.
@@ -194,13 +194,13 @@ impl Tensor {
                 reason: format!("no integer is in {low} .. {high}"),
             });
         }
-        let mut out = Tensor::allocate(op, shape.into(), DType::I64, device)?;
-        match out.storage().memory() {
+        let mut t = Tensor::allocate(op, shape.into(), DType::I64, device)?;
+        match on(op, out(&mut t))? {
+            On::Cpu(t) => cpu::randint(low, high, t, rng)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported("randint")),
-            Memory::Cpu(_) => cpu::randint(low, high, &mut out, rng)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(t)
     }
 
     /// 1 with probability `p` (to 2⁻³²), else 0.
@@ -216,13 +216,7 @@ impl Tensor {
         rng: &mut Rng,
     ) -> Result<Tensor> {
         expect_probability("bernoulli", p)?;
-        let mut out = Tensor::allocate("bernoulli", shape.into(), DType::U8, device)?;
-        match out.storage().memory() {
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported("bernoulli")),
-            Memory::Cpu(_) => cpu::bernoulli(p, &mut out, rng)?,
-        }
-        out.cast_for("bernoulli", dtype)
+        bernoulli("bernoulli", p, shape.into(), device, rng)?.cast_for("bernoulli", dtype)
     }
 
     /// The numbers `0 .. len`, of type `i64`, in random order.
@@ -232,14 +226,13 @@ impl Tensor {
     /// [`Error::DeviceUnavailable`].
     pub fn randperm(len: usize, device: Device, rng: &mut Rng) -> Result<Tensor> {
         expect_len("randperm", "len", len, DType::I64)?;
-        let out = Tensor::arange(len, DType::I64, device);
-        let mut out = out.map_err(|error| error.of("randperm"))?;
-        match out.storage().memory() {
+        let mut t = Tensor::allocate("randperm", len.into(), DType::I64, device)?;
+        match on("randperm", out(&mut t))? {
+            On::Cpu(t) => cpu::randperm(t, rng)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported("randperm")),
-            Memory::Cpu(_) => rng.shuffle(out.make_mut::<i64>()?),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(t)
     }
 
     /// Each element is dropped (set to 0) with probability `p`, and else divided by `1 - p`, so
@@ -253,12 +246,7 @@ impl Tensor {
         let op = "dropout";
         expect_probability(op, p)?;
         self.expect_float(op)?;
-        let mut mask = Tensor::allocate(op, self.shape().clone(), DType::U8, self.device())?;
-        match mask.storage().memory() {
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported("dropout")),
-            Memory::Cpu(_) => cpu::bernoulli(1.0 - p, &mut mask, rng)?,
-        }
+        let mask = bernoulli(op, 1.0 - p, self.shape().clone(), self.device(), rng)?;
         Ok((self.scale_kept(op, &mask, p)?, mask))
     }
 
@@ -282,19 +270,36 @@ impl Tensor {
                 reason: "the gradient must have the shape of the mask",
             });
         }
-        self.scale_kept(op, &mask.contiguous_for(op)?, p)
+        self.scale_kept(op, mask, p)
     }
 
     /// `self / (1 - p)` where `mask` is not 0, else 0.
     fn scale_kept(&self, op: &'static str, mask: &Tensor, p: f64) -> Result<Tensor> {
         // With p = 1 everything is dropped, and the scale is never used.
         let scale = if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 };
-        let mut out = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
-        match self.storage().memory() {
+        let mut kept = Tensor::allocate(op, self.shape().clone(), self.dtype(), self.device())?;
+        match on(op, (self, mask, out(&mut kept)))? {
+            On::Cpu((x, mask, kept)) => cpu::scale_kept(op, x, mask, scale, kept)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(op)),
-            Memory::Cpu(_) => cpu::scale_kept(op, self, mask, scale, &mut out)?,
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(kept)
     }
+}
+
+/// 1 with probability `p`, else 0, of type `u8`.
+fn bernoulli(
+    op: &'static str,
+    p: f64,
+    shape: Shape,
+    device: Device,
+    rng: &mut Rng,
+) -> Result<Tensor> {
+    let mut t = Tensor::allocate(op, shape, DType::U8, device)?;
+    match on(op, out(&mut t))? {
+        On::Cpu(t) => cpu::bernoulli(p, t, rng)?,
+        #[cfg(feature = "cuda")]
+        On::Cuda(lane, _) => return Err(lane.unsupported()),
+    }
+    Ok(t)
 }
