@@ -136,7 +136,7 @@ fn run(dtype: DType) -> Result<Results> {
             keep(
                 "cross_entropy dx",
                 &o.loss
-                    .cross_entropy_backward(&x, &targets, &o.saved, &config)?,
+                    .cross_entropy_backward(&x, &targets, &o.saved, &o.total_weight, &config)?,
             );
             keep(
                 "embedding_backward",

@@ -62,7 +62,13 @@ impl Model {
         let out = logits.cross_entropy(&self.targets, &loss)?;
 
         let one = Tensor::ones((), out.loss.dtype(), out.loss.device())?;
-        let g = one.cross_entropy_backward(&logits, &self.targets, &out.saved, &loss)?;
+        let g = one.cross_entropy_backward(
+            &logits,
+            &self.targets,
+            &out.saved,
+            &out.total_weight,
+            &loss,
+        )?;
         let l = g.layer_norm_backward(&f, [8 * 16], Some(scale_w), &l.mean, &l.rstd)?;
         let g = l.input.reshape([6, 8, 4, 4])?.transpose(2, 3)?;
         let g = g.dropout_backward(&mask, 0.1)?;

@@ -51,6 +51,7 @@ pub struct CrossEntropy {
     logits: Tensor,
     targets: Tensor,
     saved: Tensor,
+    total_weight: Tensor,
     config: CrossEntropyConfig,
 }
 
@@ -60,14 +61,13 @@ impl Vjp for CrossEntropy {
     }
     fn backward(&self, grad: Tensor, _needs: &[bool]) -> Result<Grads> {
         let (logits, targets) = (&self.logits, &self.targets);
-        let grad = grad.cross_entropy_backward(logits, targets, &self.saved, &self.config)?;
+        let (saved, total) = (&self.saved, &self.total_weight);
+        let grad = grad.cross_entropy_backward(logits, targets, saved, total, &self.config)?;
         Ok(one(grad))
     }
     fn saved_bytes(&self) -> usize {
-        [&self.logits, &self.targets, &self.saved]
-            .map(tensor_bytes)
-            .iter()
-            .sum()
+        let saved = [&self.logits, &self.targets, &self.saved, &self.total_weight];
+        saved.map(tensor_bytes).iter().sum()
     }
 }
 
@@ -105,6 +105,7 @@ impl Var {
             logits: self.value().clone(),
             targets: targets.clone(),
             saved: out.saved,
+            total_weight: out.total_weight,
             config: config.clone(),
         })
     }

@@ -159,7 +159,7 @@ fn errors_begin_with_the_name_of_what_was_called() {
         softmax_backward: x.softmax_backward(&other, 0);
         log_softmax_backward: x.log_softmax_backward(&other, 0);
         cross_entropy: x.cross_entropy(&x, &loss);
-        cross_entropy_backward: x.cross_entropy_backward(&x, &list, &x, &loss);
+        cross_entropy_backward: x.cross_entropy_backward(&x, &list, &x, &x, &loss);
         batch_norm: line.batch_norm(None, None, 1e-5);
         layer_norm: x.layer_norm([5], None, None, 1e-5);
         embedding: x.embedding(&x);

@@ -202,7 +202,13 @@ fn cross_entropy_matches_its_definition_and_central_differences() {
 
                 let grad = rng.tensor(loss_shape, wide, (-1.0, 1.0));
                 let dx = grad
-                    .cross_entropy_backward(&logits, &targets, &out.saved, &config)
+                    .cross_entropy_backward(
+                        &logits,
+                        &targets,
+                        &out.saved,
+                        &out.total_weight,
+                        &config,
+                    )
                     .unwrap();
                 assert_eq!(dx.dtype(), dtype);
                 if counted == 0.0 && reduction == Reduction::Mean {
@@ -259,7 +265,7 @@ fn cross_entropy_gives_pytorchs_values() {
         assert_close(&out.loss, &[], &expected[12..], 1e-15, "loss");
         let one = Tensor::scalar(1.0f64, Device::cpu(0)).unwrap();
         let dx = one
-            .cross_entropy_backward(&x, &y, &out.saved, &config)
+            .cross_entropy_backward(&x, &y, &out.saved, &out.total_weight, &config)
             .unwrap();
         assert_close(&dx, &[4, 3], &expected[..12], 1e-15, "gradient");
     }
@@ -292,11 +298,17 @@ fn losses_of_half_logits_are_f32() {
             }
             let dx = out
                 .loss
-                .cross_entropy_backward(&logits, &targets, &out.saved, &config)
+                .cross_entropy_backward(&logits, &targets, &out.saved, &out.total_weight, &config)
                 .unwrap();
             assert_eq!(dx.dtype(), dtype);
             let half = out.loss.cast(dtype).unwrap();
-            let e = half.cross_entropy_backward(&logits, &targets, &out.saved, &config);
+            let e = half.cross_entropy_backward(
+                &logits,
+                &targets,
+                &out.saved,
+                &out.total_weight,
+                &config,
+            );
             assert!(matches!(e, Err(Error::DTypeMismatch { .. })));
         }
     }
@@ -319,7 +331,7 @@ fn threads_do_not_change_a_bit() {
         let out = logits.cross_entropy(&targets, &config).unwrap();
         let dx = out
             .loss
-            .cross_entropy_backward(&logits, &targets, &out.saved, &config)
+            .cross_entropy_backward(&logits, &targets, &out.saved, &out.total_weight, &config)
             .unwrap();
         let p = logits.softmax(-1).unwrap();
         let dp = p.softmax_backward(&logits, -1).unwrap();

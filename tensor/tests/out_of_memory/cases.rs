@@ -209,7 +209,13 @@ pub const CASES: &[Case] = &[
             let targets = targets(t[0].device())?;
             let out = t[0].cross_entropy(&targets, &config)?;
             let grad = Tensor::ones((), DType::F32, t[0].device())?; // as the loss
-            let back = grad.cross_entropy_backward(&t[0], &targets, &out.saved, &config)?;
+            let back = grad.cross_entropy_backward(
+                &t[0],
+                &targets,
+                &out.saved,
+                &out.total_weight,
+                &config,
+            )?;
             Ok(vec![out.loss, back])
         },
     },

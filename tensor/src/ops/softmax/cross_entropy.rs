@@ -2,9 +2,8 @@
 //! logits in another.
 
 use super::cpu;
-use crate::ops::index::first_outside;
-use crate::storage::Memory;
-use crate::{DType, Error, Result, Shape, Tensor, dispatch_float};
+use crate::storage::{On, on, out};
+use crate::{DType, Error, Result, Shape, Tensor};
 
 /// How the losses of a batch become the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,6 +52,9 @@ pub struct CrossEntropyOutput {
     /// For the backward pass: the maximum of each row of logits and the logarithm of the sum of
     /// the exponentials above it, `[targets, 2]`.
     pub saved: Tensor,
+    /// For the backward pass too: the sum of the weights of the targets that count, by which the
+    /// mean divides (their number, where the classes have no weights). A scalar of type `F64`.
+    pub total_weight: Tensor,
 }
 
 impl Tensor {
@@ -83,28 +85,30 @@ impl Tensor {
         config: &CrossEntropyConfig,
     ) -> Result<CrossEntropyOutput> {
         const OP: &str = "cross_entropy";
-        let problem = Problem::new(OP, self, targets, config)?;
-        let (device, dtype, rows) = (self.device(), self.dtype(), problem.rows);
-        let wide = dtype.compute();
-        let mut saved = Tensor::allocate(OP, [rows, 2].into(), wide, device)?;
+        let logits = rows(OP, self, targets, config)?;
+        let (device, wide) = (self.device(), self.dtype().compute());
         let shape = match config.reduction {
             Reduction::None => targets.shape().clone(),
             Reduction::Mean | Reduction::Sum => Shape::default(),
         };
-        let mut loss = Tensor::allocate(OP, shape, wide, device)?;
-        match self.storage().memory() {
+        let mut output = CrossEntropyOutput {
+            saved: Tensor::allocate(OP, [targets.numel(), 2].into(), wide, device)?,
+            loss: Tensor::allocate(OP, shape, wide, device)?,
+            total_weight: Tensor::allocate(OP, Shape::default(), DType::F64, device)?,
+        };
+        let (loss, saved) = (out(&mut output.loss), out(&mut output.saved));
+        let results = (loss, saved, out(&mut output.total_weight));
+        match on(OP, ((&logits, targets, config.weight.as_ref()), results))? {
+            On::Cpu((operands, results)) => cpu::cross_entropy(OP, config, operands, results)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => dispatch_float!(OP, dtype, T => {
-                cpu::cross_entropy::<T>(&problem, config, &mut saved, &mut loss)?;
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(CrossEntropyOutput { loss, saved })
+        Ok(output)
     }
 
     /// The gradient of [`cross_entropy`](Tensor::cross_entropy)'s logits, in one pass over them;
-    /// `self` is the gradient of the loss, of the loss's type, `saved` what the forward pass left.
-    /// The result has the logits' type.
+    /// `self` is the gradient of the loss, of the loss's type, `saved` and `total_weight` are what
+    /// the forward pass left. The result has the logits' type.
     ///
     /// # Errors
     /// As [`cross_entropy`](Tensor::cross_entropy).
@@ -113,10 +117,11 @@ impl Tensor {
         logits: &Tensor,
         targets: &Tensor,
         saved: &Tensor,
+        total_weight: &Tensor,
         config: &CrossEntropyConfig,
     ) -> Result<Tensor> {
         const OP: &str = "cross_entropy_backward";
-        let problem = Problem::new(OP, logits, targets, config)?;
+        let x = rows(OP, logits, targets, config)?;
         logits.expect_same_device(OP, self)?;
         self.expect_same_kind(OP, saved)?;
         if saved.dtype() != logits.dtype().compute() {
@@ -139,126 +144,100 @@ impl Tensor {
                 });
             }
         }
-        if saved.dims() != [problem.rows, 2] {
+        let rows = targets.numel();
+        if saved.dims() != [rows, 2] {
             return Err(Error::InvalidShape {
                 op: OP,
                 shape: saved.shape().clone(),
-                reason: format!(
-                    "it must be what the forward pass has saved, [{}, 2]",
-                    problem.rows
-                ),
+                reason: format!("it must be what the forward pass has saved, [{rows}, 2]"),
             });
         }
-        let (shape, dtype) = (problem.logits.shape().clone(), logits.dtype());
-        let mut out = Tensor::allocate(OP, shape, dtype, logits.device())?;
-        let (grad, saved) = (self.contiguous_for(OP)?, saved.contiguous_for(OP)?);
-        match logits.storage().memory() {
+        logits.expect_same_device(OP, total_weight)?;
+        total_weight.expect_operand(OP, "the total weight", DType::F64)?;
+        if total_weight.numel() != 1 {
+            return Err(Error::InvalidShape {
+                op: OP,
+                shape: total_weight.shape().clone(),
+                reason: "the total weight must have one element".into(),
+            });
+        }
+        let mut dx = Tensor::allocate(OP, x.shape().clone(), x.dtype(), x.device())?;
+        let operands = (&x, targets, config.weight.as_ref());
+        match on(OP, (operands, (self, saved, total_weight), out(&mut dx)))? {
+            On::Cpu((operands, saved, dx)) => {
+                cpu::cross_entropy_backward(OP, config, operands, saved, dx)?;
+            }
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => dispatch_float!(OP, dtype, T => {
-                cpu::cross_entropy_backward::<T>(&problem, config, &grad, &saved, &mut out)?;
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
         match logits.rank() {
-            0..=2 => Ok(out),
+            0..=2 => Ok(dx),
             rank => {
                 let axes: smallvec::SmallVec<[isize; 4]> = std::iter::once(0)
                     .chain(std::iter::once(rank as isize - 1))
                     .chain(1..rank as isize - 1)
                     .collect();
-                out.permute(&axes)
+                dx.permute(&axes)
             }
         }
     }
 }
 
-/// The operands, checked and brought into rows of classes.
-pub(super) struct Problem {
-    pub(super) op: &'static str,
-    pub(super) logits: Tensor,
-    pub(super) targets: Tensor,
-    rows: usize,
-    pub(super) classes: usize,
-    pub(super) weight: Option<Tensor>,
-}
-
-impl Problem {
-    fn new(
-        op: &'static str,
-        logits: &Tensor,
-        targets: &Tensor,
-        config: &CrossEntropyConfig,
-    ) -> Result<Problem> {
-        logits.expect_float(op)?;
-        logits.expect_same_device(op, targets)?;
-        targets.expect_operand(op, "targets", DType::I64)?;
-        let class_axis = usize::from(logits.rank() > 1);
-        let mut expected = logits.shape().clone();
-        let classes = match logits.rank() {
-            0 => {
-                return Err(Error::InvalidShape {
-                    op,
-                    shape: expected,
-                    reason: "logits must have a class axis".into(),
-                });
-            }
-            _ => expected.remove(class_axis),
-        };
-        if *targets.shape() != expected {
+/// Checks the operands; the logits with the classes as their last axis.
+fn rows(
+    op: &'static str,
+    logits: &Tensor,
+    targets: &Tensor,
+    config: &CrossEntropyConfig,
+) -> Result<Tensor> {
+    logits.expect_float(op)?;
+    logits.expect_same_device(op, targets)?;
+    targets.expect_operand(op, "targets", DType::I64)?;
+    let class_axis = usize::from(logits.rank() > 1);
+    let mut expected = logits.shape().clone();
+    let classes = match logits.rank() {
+        0 => {
+            return Err(Error::InvalidShape {
+                op,
+                shape: expected,
+                reason: "logits must have a class axis".into(),
+            });
+        }
+        _ => expected.remove(class_axis),
+    };
+    if *targets.shape() != expected {
+        return Err(Error::ShapeMismatch {
+            op,
+            lhs: logits.shape().clone(),
+            rhs: targets.shape().clone(),
+            reason: "targets must have the logits' shape without the class axis",
+        });
+    }
+    if !(0.0..=1.0).contains(&config.label_smoothing) {
+        return Err(Error::InvalidArgument {
+            op,
+            reason: format!("label_smoothing {} is not in 0..=1", config.label_smoothing),
+        });
+    }
+    if let Some(weight) = &config.weight {
+        logits.expect_same_kind(op, weight)?;
+        if weight.dims() != [classes] {
             return Err(Error::ShapeMismatch {
                 op,
                 lhs: logits.shape().clone(),
-                rhs: targets.shape().clone(),
-                reason: "targets must have the logits' shape without the class axis",
+                rhs: weight.shape().clone(),
+                reason: "there must be a weight for each class",
             });
         }
-        if !(0.0..=1.0).contains(&config.label_smoothing) {
-            return Err(Error::InvalidArgument {
-                op,
-                reason: format!("label_smoothing {} is not in 0..=1", config.label_smoothing),
-            });
+    }
+    match logits.rank() {
+        1 | 2 => Ok(logits.clone()),
+        rank => {
+            let axes: smallvec::SmallVec<[isize; 4]> = std::iter::once(0)
+                .chain(2..rank as isize)
+                .chain(std::iter::once(1))
+                .collect();
+            logits.permute(&axes)
         }
-        if let Some(weight) = &config.weight {
-            logits.expect_same_kind(op, weight)?;
-            if weight.dims() != [classes] {
-                return Err(Error::ShapeMismatch {
-                    op,
-                    lhs: logits.shape().clone(),
-                    rhs: weight.shape().clone(),
-                    reason: "there must be a weight for each class",
-                });
-            }
-        }
-        let targets = targets.contiguous_for(op)?;
-        let except = Some(config.ignore_index);
-        if let Some(index) = first_outside(&targets, 0..classes as i64, except)? {
-            return Err(Error::IndexOutOfRange {
-                op,
-                index,
-                extent: classes,
-                late: false,
-            });
-        }
-        let logits = match logits.rank() {
-            1 | 2 => logits.contiguous_for(op)?,
-            rank => {
-                let axes: smallvec::SmallVec<[isize; 4]> = std::iter::once(0)
-                    .chain(2..rank as isize)
-                    .chain(std::iter::once(1))
-                    .collect();
-                logits.permute(&axes)?.contiguous_for(op)?
-            }
-        };
-        Ok(Problem {
-            op,
-            logits,
-            rows: targets.numel(),
-            targets,
-            classes,
-            weight: match &config.weight {
-                Some(weight) => Some(weight.contiguous_for(op)?),
-                None => None,
-            },
-        })
     }
 }

@@ -9,8 +9,15 @@ mod cross_entropy;
 pub use cross_entropy::{CrossEntropyConfig, CrossEntropyOutput, Reduction};
 
 use crate::layout::resolve_axis;
-use crate::storage::Memory;
-use crate::{Result, Tensor, dispatch_float};
+use crate::storage::{On, on, out};
+use crate::{Result, Tensor};
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Softmax,
+    LogSoftmax,
+}
 
 impl Tensor {
     /// `exp(x) / Σ exp(x)` along `axis`. A row of which all elements are −∞ gives NaN.
@@ -27,17 +34,7 @@ impl Tensor {
     /// [`Error::AxisOutOfRange`](crate::Error::AxisOutOfRange),
     /// [`Error::UnsupportedDType`](crate::Error::UnsupportedDType) for integers.
     pub fn softmax(&self, axis: isize) -> Result<Tensor> {
-        const OP: &str = "softmax";
-        map_rows(OP, axis, [self], |[x], out, width| {
-            match x.storage().memory() {
-                #[cfg(feature = "cuda")]
-                Memory::Cuda(s) => return Err(s.unsupported(OP)),
-                Memory::Cpu(_) => dispatch_float!(OP, x.dtype(), T => {
-                    cpu::softmax::<T>(x.as_slice()?, out.make_mut()?, width);
-                }),
-            }
-            Ok(())
-        })
+        forward("softmax", Kind::Softmax, self, axis)
     }
 
     /// The logarithm of the softmax along `axis`: `x − ln Σ exp(x)`.
@@ -45,17 +42,7 @@ impl Tensor {
     /// # Errors
     /// As [`softmax`](Tensor::softmax).
     pub fn log_softmax(&self, axis: isize) -> Result<Tensor> {
-        const OP: &str = "log_softmax";
-        map_rows(OP, axis, [self], |[x], out, width| {
-            match x.storage().memory() {
-                #[cfg(feature = "cuda")]
-                Memory::Cuda(s) => return Err(s.unsupported(OP)),
-                Memory::Cpu(_) => dispatch_float!(OP, x.dtype(), T => {
-                    cpu::log_softmax::<T>(x.as_slice()?, out.make_mut()?, width);
-                }),
-            }
-            Ok(())
-        })
+        forward("log_softmax", Kind::LogSoftmax, self, axis)
     }
 
     /// The gradient of [`softmax`](Tensor::softmax)'s input, where `self` is the gradient of its
@@ -64,17 +51,7 @@ impl Tensor {
     /// # Errors
     /// As [`softmax`](Tensor::softmax); shapes, types and devices must agree.
     pub fn softmax_backward(&self, out: &Tensor, axis: isize) -> Result<Tensor> {
-        const OP: &str = "softmax_backward";
-        map_rows(OP, axis, [self, out], |[g, y], dx, width| {
-            match g.storage().memory() {
-                #[cfg(feature = "cuda")]
-                Memory::Cuda(s) => return Err(s.unsupported(OP)),
-                Memory::Cpu(_) => dispatch_float!(OP, g.dtype(), T => {
-                    cpu::softmax_backward::<T>(g.as_slice()?, y.as_slice()?, dx.make_mut()?, width);
-                }),
-            }
-            Ok(())
-        })
+        backward("softmax_backward", Kind::Softmax, self, out, axis)
     }
 
     /// The gradient of [`log_softmax`](Tensor::log_softmax)'s input, where `self` is the gradient
@@ -83,58 +60,59 @@ impl Tensor {
     /// # Errors
     /// As [`softmax_backward`](Tensor::softmax_backward).
     pub fn log_softmax_backward(&self, out: &Tensor, axis: isize) -> Result<Tensor> {
-        const OP: &str = "log_softmax_backward";
-        map_rows(OP, axis, [self, out], |[g, y], dx, width| {
-            match g.storage().memory() {
-                #[cfg(feature = "cuda")]
-                Memory::Cuda(s) => return Err(s.unsupported(OP)),
-                Memory::Cpu(_) => dispatch_float!(OP, g.dtype(), T => {
-                    cpu::log_softmax_backward::<T>(g.as_slice()?, y.as_slice()?, dx.make_mut()?, width);
-                }),
-            }
-            Ok(())
-        })
+        backward("log_softmax_backward", Kind::LogSoftmax, self, out, axis)
     }
 }
 
-/// Checks, brings `axis` to the end, allocates, runs `kernel(inputs, out, row length)` on
-/// contiguous tensors and puts the axis back.
-fn map_rows<const N: usize>(
+fn forward(op: &'static str, kind: Kind, x: &Tensor, axis: isize) -> Result<Tensor> {
+    along_rows(op, axis, [x], |[x], y| match on(op, (x, out(y)))? {
+        On::Cpu((x, y)) => cpu::forward(op, kind, x, y),
+        #[cfg(feature = "cuda")]
+        On::Cuda(lane, _) => Err(lane.unsupported()),
+    })
+}
+
+fn backward(
+    op: &'static str,
+    kind: Kind,
+    grad: &Tensor,
+    y: &Tensor,
+    axis: isize,
+) -> Result<Tensor> {
+    along_rows(op, axis, [grad, y], |[dy, y], dx| {
+        match on(op, (dy, y, out(dx)))? {
+            On::Cpu((dy, y, dx)) => cpu::backward(op, kind, dy, y, dx),
+            #[cfg(feature = "cuda")]
+            On::Cuda(lane, _) => Err(lane.unsupported()),
+        }
+    })
+}
+
+/// Checks, brings `axis` to the end, allocates, runs `kernel(inputs, out)` and puts the axis back.
+fn along_rows<const N: usize>(
     op: &'static str,
     axis: isize,
     inputs: [&Tensor; N],
-    kernel: impl FnOnce([&Tensor; N], &mut Tensor, usize) -> Result<()>,
+    kernel: impl FnOnce([&Tensor; N], &mut Tensor) -> Result<()>,
 ) -> Result<Tensor> {
     let x = inputs[0];
     x.expect_float(op)?;
-    let axis = resolve_axis(op, axis, x.rank())?;
+    let axis = resolve_axis(op, axis, x.rank())? as isize;
     for other in &inputs[1..] {
         x.expect_same_kind(op, other)?;
         x.expect_same_shape(op, other, "they must be equal")?;
     }
-    let last = axis + 1 == x.rank();
-    let rows = |t: &Tensor| {
-        if last {
-            t.contiguous_for(op)
-        } else {
-            t.transpose(axis as isize, -1)?.contiguous_for(op)
-        }
-    };
-    let mut dense = [const { None }; N];
-    for (dense, t) in dense.iter_mut().zip(inputs) {
-        *dense = Some(rows(t)?);
+    let like = |t: &Tensor| Tensor::allocate(op, t.shape().clone(), t.dtype(), t.device());
+    if axis + 1 == x.rank() as isize {
+        let mut out = like(x)?;
+        kernel(inputs, &mut out)?;
+        return Ok(out);
     }
-    let dense = dense.each_ref().map(|t| match t {
-        Some(t) => t,
-        None => unreachable!("{op}: filled in above"),
-    });
-    let mut out = Tensor::allocate(op, dense[0].shape().clone(), x.dtype(), x.device())?;
-    if out.numel() > 0 {
-        kernel(dense, &mut out, x.dims()[axis])?;
+    let mut rows = inputs.map(Tensor::clone);
+    for rows in &mut rows {
+        *rows = rows.transpose(axis, -1)?;
     }
-    if last {
-        Ok(out)
-    } else {
-        out.transpose(axis as isize, -1)
-    }
+    let mut out = like(&rows[0])?;
+    kernel(rows.each_ref(), &mut out)?;
+    out.transpose(axis, -1)
 }

@@ -6,8 +6,9 @@ use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::rows::{C, LANES, exp_sum, load, max_of, rows_per_grain, store};
 use crate::cpu::scratch::room;
 use crate::cpu::simd::multiversion;
-use crate::ops::softmax::cross_entropy::{CrossEntropyConfig, Problem, Reduction};
-use crate::{Element, Float, Result, Tensor, dispatch_float};
+use crate::ops::index::cpu::first_outside;
+use crate::ops::softmax::{CrossEntropyConfig, Reduction};
+use crate::{Element, Error, Float, Result, Tensor, dispatch_float};
 
 /// The loss of a row with the target `t` is `on · w[t] · nll[t] + off · Σ w[c] · nll[c]`, where
 /// `nll` are the negative log-probabilities.
@@ -18,33 +19,46 @@ struct Terms<C> {
     off: C,
     weights: Option<Vec<C>>,
     /// `Σ w[c]`.
-    total_weight: C,
+    all_weights: C,
 }
 
 impl<C: Real> Terms<C> {
-    fn new<T: Float<Compute = C>>(problem: &Problem, config: &CrossEntropyConfig) -> Result<Self> {
-        let (classes, smoothing) = (problem.classes, config.label_smoothing);
-        let weights: Option<Vec<C>> = match &problem.weight {
+    fn new<T: Float<Compute = C>>(
+        op: &'static str,
+        classes: usize,
+        weight: Option<&Tensor>,
+        config: &CrossEntropyConfig,
+    ) -> Result<Self> {
+        let weights = match weight {
             Some(weight) => {
-                let device = weight.device();
-                let mut wide = room(classes).map_err(|e| e.on(problem.op, device))?;
+                let mut wide = room(classes).map_err(|e| e.on(op, weight.device()))?;
+                let weight = weight.contiguous_for(op)?;
                 wide.extend(weight.as_slice::<T>()?.iter().map(|w| w.widen()));
                 Some(wide)
             }
             None => None,
         };
-        let total = match &weights {
-            Some(weights) => weights.iter().map(|w| w.to_f64()).sum(),
+        let all = match &weights {
+            Some(weights) => weights.iter().map(|w: &C| w.to_f64()).sum(),
             None => classes as f64,
         };
         Ok(Terms {
             classes,
             ignore: config.ignore_index,
-            on: C::from_f64(1.0 - smoothing),
-            off: C::from_f64(smoothing / classes.max(1) as f64),
+            on: C::from_f64(1.0 - config.label_smoothing),
+            off: C::from_f64(config.label_smoothing / classes.max(1) as f64),
             weights,
-            total_weight: C::from_f64(total),
+            all_weights: C::from_f64(all),
         })
+    }
+
+    /// The sum of the weights of the targets that count.
+    fn total_weight(&self, targets: &[i64]) -> f64 {
+        let counted = targets.iter().filter(|&&t| t != self.ignore);
+        match &self.weights {
+            None => counted.count() as f64,
+            Some(weights) => counted.map(|&t| weights[t as usize].to_f64()).sum(),
+        }
     }
 
     /// The factor of the target's own term.
@@ -57,45 +71,67 @@ impl<C: Real> Terms<C> {
     }
 }
 
-/// By what the sum of the losses is divided.
-fn denominator(problem: &Problem, config: &CrossEntropyConfig) -> Result<f64> {
-    if config.reduction != Reduction::Mean {
-        return Ok(1.0);
+/// Logits as rows of classes, targets and weights of the classes.
+type Operands<'a> = (&'a Tensor, &'a Tensor, Option<&'a Tensor>);
+
+/// Logits and targets without gaps; every target is a class or is ignored.
+fn ready(
+    op: &'static str,
+    config: &CrossEntropyConfig,
+    (logits, targets, _): Operands<'_>,
+) -> Result<(Tensor, Tensor, usize)> {
+    let (targets, classes) = (
+        targets.contiguous_for(op)?,
+        *logits.dims().last().unwrap_or(&1),
+    );
+    let except = Some(config.ignore_index);
+    if let Some(index) = first_outside(&targets, 0..classes as i64, except)? {
+        return Err(Error::IndexOutOfRange {
+            op,
+            index,
+            extent: classes,
+            late: false,
+        });
     }
-    let targets = problem.targets.as_slice::<i64>()?.iter();
-    let counted = targets.filter(|&&t| t != config.ignore_index);
-    Ok(match &problem.weight {
-        None => counted.count() as f64,
-        Some(weight) => dispatch_float!(problem.op, weight.dtype(), T => {
-            let weight = weight.as_slice::<T>()?;
-            counted.map(|&t| weight[t as usize].to_f64()).sum()
-        }),
-    })
+    Ok((logits.contiguous_for(op)?, targets, classes))
 }
 
-/// Fills in the loss, and for each row what the backward pass reads: its
+/// Fills in the loss, the total weight, and for each row what the backward pass reads: its
 /// `(maximum, ln Σ exp(x − maximum))`.
-pub(crate) fn cross_entropy<T: Float>(
-    problem: &Problem,
+pub(crate) fn cross_entropy(
+    op: &'static str,
     config: &CrossEntropyConfig,
-    saved: &mut Tensor,
-    loss: &mut Tensor,
+    operands: Operands<'_>,
+    (loss, saved, total_weight): (&mut Tensor, &mut Tensor, &mut Tensor),
 ) -> Result<()> {
-    let terms = Terms::new::<T>(problem, config)?;
-    let (x, targets) = (problem.logits.as_slice()?, problem.targets.as_slice()?);
-    let saved_rows = saved.make_mut()?;
-    if config.reduction == Reduction::None {
-        forward::<T>(x, targets, &terms, saved_rows, loss.make_mut()?);
-        return Ok(());
-    }
-    let shape = problem.targets.shape().clone();
-    let mut losses = Tensor::allocate(problem.op, shape, loss.dtype(), loss.device())?;
-    let losses = losses.make_mut::<C<T>>()?;
-    forward::<T>(x, targets, &terms, saved_rows, losses);
-    let sum: f64 = losses.iter().map(|loss| loss.to_f64()).sum();
-    let mean = C::<T>::from_f64(sum / denominator(problem, config)?);
-    loss.make_mut::<C<T>>()?.fill(mean);
+    let (x, targets, classes) = ready(op, config, operands)?;
+    let shape = targets.shape().clone();
+    let targets = targets.as_slice()?;
+    dispatch_float!(op, x.dtype(), T => {
+        let terms = Terms::new::<T>(op, classes, operands.2, config)?;
+        let total = terms.total_weight(targets);
+        total_weight.make_mut()?.fill(total);
+        let (x, saved) = (x.as_slice::<T>()?, saved.make_mut()?);
+        if config.reduction == Reduction::None {
+            forward(x, targets, &terms, saved, loss.make_mut()?);
+            return Ok(());
+        }
+        let mut losses = Tensor::allocate(op, shape, loss.dtype(), loss.device())?;
+        let losses = losses.make_mut::<C<T>>()?;
+        forward(x, targets, &terms, saved, losses);
+        let sum: f64 = losses.iter().map(|loss| loss.to_f64()).sum();
+        let sum = sum / divisor(config, total);
+        loss.make_mut()?.fill(C::<T>::from_f64(sum));
+    });
     Ok(())
+}
+
+/// By what the sum of the losses is divided.
+fn divisor(config: &CrossEntropyConfig, total_weight: f64) -> f64 {
+    match config.reduction {
+        Reduction::Mean => total_weight,
+        Reduction::Sum | Reduction::None => 1.0,
+    }
 }
 
 fn forward<T: Float>(
@@ -158,26 +194,29 @@ fn spread<T: Float>(x: &[T], max: C<T>, log_sum: C<T>, terms: &Terms<C<T>>) -> C
         }
         None => x.iter().for_each(|x| below += max - x.widen()),
     }
-    below + terms.total_weight * log_sum
+    below + terms.all_weights * log_sum
 }
 
 /// The gradient of the logits: `scale` (times the gradient of the loss, one for all or one for
 /// each row) times `softmax · (on · w[t] + off · Σ w) − on · w[t] · [c = t] − off · w[c]`.
-pub(crate) fn cross_entropy_backward<T: Float>(
-    problem: &Problem,
+pub(crate) fn cross_entropy_backward(
+    op: &'static str,
     config: &CrossEntropyConfig,
-    grad: &Tensor,
-    saved: &Tensor,
+    operands: Operands<'_>,
+    (grad, saved, total_weight): (&Tensor, &Tensor, &Tensor),
     out: &mut Tensor,
 ) -> Result<()> {
-    backward::<T>(
+    let (x, targets, classes) = ready(op, config, operands)?;
+    let (grad, saved) = (grad.contiguous_for(op)?, saved.contiguous_for(op)?);
+    let total = total_weight.as_slice()?.iter().sum();
+    dispatch_float!(op, x.dtype(), T => backward::<T>(
         grad.as_slice()?,
-        1.0 / denominator(problem, config)?,
-        (problem.logits.as_slice()?, saved.as_slice()?),
-        problem.targets.as_slice()?,
-        &Terms::new::<T>(problem, config)?,
+        1.0 / divisor(config, total),
+        (x.as_slice()?, saved.as_slice()?),
+        targets.as_slice()?,
+        &Terms::new::<T>(op, classes, operands.2, config)?,
         out.make_mut()?,
-    );
+    ));
     Ok(())
 }
 
@@ -233,7 +272,7 @@ multiversion! {
             let grad = grad[if grad.len() == 1 { 0 } else { row }] * scale;
             let hit = grad * terms.hit(target);
             let off = grad * terms.off;
-            let all = hit + off * terms.total_weight;
+            let all = hit + off * terms.all_weights;
             for at in (0..width).step_by(LANES) {
                 let mut v = load(x, at, max);
                 for v in &mut v {

@@ -4,53 +4,58 @@ mod cross_entropy;
 
 pub(super) use cross_entropy::{cross_entropy, cross_entropy_backward};
 
-use crate::Float;
+use super::Kind;
 use crate::cpu::math::Real;
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::rows::{C, LANES, exp_sum, is_exact, load, max_of, rows_per_grain, store, total};
 use crate::cpu::simd::multiversion;
+use crate::{Float, Result, Tensor, dispatch_float};
 
-/// Runs `rows(input, output)` on each thread's rows.
-fn map<T: Float>(x: &[T], out: &mut [T], width: usize, rows: impl Fn(&[T], &mut [T]) + Sync) {
-    let work = (Rows { data: x, width }, Rows { data: out, width });
-    parallel_pieces(work, rows_per_grain(width), |_, (x, out)| {
-        rows(x.data, out.data)
+/// `y = kind(x)` along the last axis.
+pub(super) fn forward(op: &'static str, kind: Kind, x: &Tensor, y: &mut Tensor) -> Result<()> {
+    let Some(width) = width(y) else { return Ok(()) };
+    let x = x.contiguous_for(op)?;
+    dispatch_float!(op, x.dtype(), T => {
+        let run = match kind {
+            Kind::Softmax => softmax_rows::<T>,
+            Kind::LogSoftmax => log_softmax_rows::<T>,
+        };
+        let rows = Rows { data: x.as_slice::<T>()?, width };
+        let work = (rows, Rows { data: y.make_mut::<T>()?, width });
+        parallel_pieces(work, rows_per_grain(width), |_, (x, y)| run(x.data, y.data, width));
     });
+    Ok(())
 }
 
-/// As [`map`], of two inputs.
-fn map2<T: Float>(
-    a: &[T],
-    b: &[T],
-    out: &mut [T],
-    width: usize,
-    rows: impl Fn(&[T], &[T], &mut [T]) + Sync,
-) {
-    let (a, b) = (Rows { data: a, width }, Rows { data: b, width });
-    let work = (a, b, Rows { data: out, width });
-    parallel_pieces(work, rows_per_grain(width), |_, (a, b, out)| {
-        rows(a.data, b.data, out.data);
+/// The gradient of `x`, where `y = kind(x)`.
+pub(super) fn backward(
+    op: &'static str,
+    kind: Kind,
+    g: &Tensor,
+    y: &Tensor,
+    dx: &mut Tensor,
+) -> Result<()> {
+    let Some(width) = width(dx) else {
+        return Ok(());
+    };
+    let (g, y) = (g.contiguous_for(op)?, y.contiguous_for(op)?);
+    dispatch_float!(op, g.dtype(), T => {
+        let run = match kind {
+            Kind::Softmax => softmax_backward_rows::<T>,
+            Kind::LogSoftmax => log_softmax_backward_rows::<T>,
+        };
+        let rows = |t| Ok(Rows { data: Tensor::as_slice::<T>(t)?, width });
+        let work = (rows(&g)?, rows(&y)?, Rows { data: dx.make_mut::<T>()?, width });
+        parallel_pieces(work, rows_per_grain(width), |_, (g, y, dx)| {
+            run(g.data, y.data, dx.data, width);
+        });
     });
+    Ok(())
 }
 
-pub(super) fn softmax<T: Float>(x: &[T], out: &mut [T], width: usize) {
-    map(x, out, width, |x, out| softmax_rows(x, out, width));
-}
-
-pub(super) fn log_softmax<T: Float>(x: &[T], out: &mut [T], width: usize) {
-    map(x, out, width, |x, out| log_softmax_rows(x, out, width));
-}
-
-pub(super) fn softmax_backward<T: Float>(g: &[T], y: &[T], dx: &mut [T], width: usize) {
-    map2(g, y, dx, width, |g, y, dx| {
-        softmax_backward_rows(g, y, dx, width)
-    });
-}
-
-pub(super) fn log_softmax_backward<T: Float>(g: &[T], y: &[T], dx: &mut [T], width: usize) {
-    map2(g, y, dx, width, |g, y, dx| {
-        log_softmax_backward_rows(g, y, dx, width)
-    });
+/// Elements of a row; `None` where there are none at all.
+fn width(t: &Tensor) -> Option<usize> {
+    t.dims().last().copied().filter(|_| t.numel() > 0)
 }
 
 multiversion! {
