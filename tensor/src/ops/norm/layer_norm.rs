@@ -1,8 +1,7 @@
 //! Layer normalisation over the last axes (Ba, Kiros & Hinton 2016).
 
 use super::cpu::layer_norm as cpu;
-use crate::ops::working::{on_real, rounded, working};
-use crate::storage::Memory;
+use crate::storage::{On, on, out};
 use crate::{Error, Result, Shape, Tensor};
 
 /// What [`Tensor::layer_norm`] returns. The statistics have the shape of the axes that are not
@@ -54,24 +53,23 @@ impl Tensor {
         const OP: &str = "layer_norm";
         let normalized = normalized.into();
         let lead = lead_axes(OP, self, &normalized)?;
-        let w = affine(OP, self, &normalized, weight)?;
-        let b = affine(OP, self, &normalized, bias)?;
-        let x = working(OP, self)?;
-        let like = |shape: &Shape| Tensor::allocate(OP, shape.clone(), x.dtype(), x.device());
-        let (mut out, mut mean, mut rstd) = (like(x.shape())?, like(&lead)?, like(&lead)?);
-        match self.storage().memory() {
-            #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => on_real!(x, T => {
-                let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;
-                let b = b.as_ref().map(Tensor::as_slice::<T>).transpose()?;
-                let stats = (mean.make_mut()?, rstd.make_mut()?);
+        check_params(OP, self, &normalized, [weight, bias])?;
+        let (device, wide) = (self.device(), self.dtype().compute());
+        let mut output = LayerNormOutput {
+            out: Tensor::allocate(OP, self.shape().clone(), self.dtype(), device)?,
+            mean: Tensor::allocate(OP, lead.clone(), wide, device)?,
+            rstd: Tensor::allocate(OP, lead, wide, device)?,
+        };
+        let stats = (out(&mut output.mean), out(&mut output.rstd));
+        match on(OP, (self, (weight, bias), stats, out(&mut output.out)))? {
+            On::Cpu((x, affine, stats, out)) => {
                 let width = normalized.numel();
-                cpu::forward(x.as_slice::<T>()?, width, (w, b), eps, stats, out.make_mut()?);
-            }),
+                cpu::forward(OP, x, width, affine, eps, stats, out)?;
+            }
+            #[cfg(feature = "cuda")]
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        let out = rounded(OP, out, self.dtype())?;
-        Ok(LayerNormOutput { out, mean, rstd })
+        Ok(output)
     }
 
     /// The gradients of [`layer_norm`](Tensor::layer_norm), where `self` is the gradient of its
@@ -93,10 +91,17 @@ impl Tensor {
         self.expect_same_kind(OP, input)?;
         self.expect_same_shape(OP, input, "a gradient must have its tensor's shape")?;
         let lead = lead_axes(OP, input, &normalized)?;
-        let w = affine(OP, input, &normalized, weight)?;
-        let (dy, x) = (working(OP, self)?, working(OP, input)?);
+        check_params(OP, input, &normalized, [weight, None])?;
+        let wide = input.dtype().compute();
         for stat in [mean, rstd] {
-            x.expect_same_kind(OP, stat)?;
+            input.expect_same_device(OP, stat)?;
+            if stat.dtype() != wide {
+                return Err(Error::DTypeMismatch {
+                    op: OP,
+                    lhs: wide,
+                    rhs: stat.dtype(),
+                });
+            }
             if *stat.shape() != lead {
                 return Err(Error::ShapeMismatch {
                     op: OP,
@@ -106,40 +111,23 @@ impl Tensor {
                 });
             }
         }
-        let (mean, rstd) = (mean.contiguous_for(OP)?, rstd.contiguous_for(OP)?);
-        let like = |shape: &Shape| Tensor::allocate(OP, shape.clone(), x.dtype(), x.device());
-        let mut dx = like(x.shape())?;
-        let mut params = match w {
-            Some(_) => Some((like(&normalized)?, like(&normalized)?)),
-            None => None,
+        let like = |shape: &Shape| Tensor::allocate(OP, shape.clone(), self.dtype(), self.device());
+        let mut grads = LayerNormGrads {
+            input: like(self.shape())?,
+            weight: weight.map(|_| like(&normalized)).transpose()?,
+            bias: weight.map(|_| like(&normalized)).transpose()?,
         };
-        let (width, rows) = (normalized.numel(), lead.numel());
-        let partial = match params {
-            Some(_) => Shape::from([cpu::blocks(rows), 2, width]),
-            None => Shape::from(0),
-        };
-        let mut partial = like(&partial)?;
-        match self.storage().memory() {
+        let params =
+            (grads.weight.as_mut().zip(grads.bias.as_mut())).map(|(w, b)| (out(w), out(b)));
+        let operands = (self, input, weight, (mean, rstd));
+        match on(OP, (operands, out(&mut grads.input), params))? {
+            On::Cpu((operands, dx, params)) => {
+                cpu::backward(OP, normalized.numel(), operands, dx, params)?
+            }
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => on_real!(x, T => {
-                let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;
-                let stats = (mean.as_slice::<T>()?, rstd.as_slice::<T>()?);
-                let (dy, x) = (dy.as_slice::<T>()?, x.as_slice::<T>()?);
-                let partial = partial.make_mut()?;
-                cpu::backward(dy, x, width, w, stats, dx.make_mut()?, partial);
-                if let Some((dw, db)) = &mut params {
-                    cpu::sum_blocks(partial, dw.make_mut()?, db.make_mut()?);
-                }
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        let (dw, db) = params.unzip();
-        let round = |t: Option<Tensor>| t.map(|t| rounded(OP, t, self.dtype())).transpose();
-        Ok(LayerNormGrads {
-            input: rounded(OP, dx, self.dtype())?,
-            weight: round(dw)?,
-            bias: round(db)?,
-        })
+        Ok(grads)
     }
 }
 
@@ -164,24 +152,23 @@ fn lead_axes(op: &'static str, x: &Tensor, normalized: &Shape) -> Result<Shape> 
     }
 }
 
-/// Weight or bias, as the kernels want it.
-fn affine(
+/// Weight and bias, where there are any, have the shape of what is normalised.
+fn check_params(
     op: &'static str,
     x: &Tensor,
     normalized: &Shape,
-    param: Option<&Tensor>,
-) -> Result<Option<Tensor>> {
-    let Some(param) = param else {
-        return Ok(None);
-    };
-    x.expect_same_kind(op, param)?;
-    if param.shape() != normalized {
-        return Err(Error::ShapeMismatch {
-            op,
-            lhs: normalized.clone(),
-            rhs: param.shape().clone(),
-            reason: "weight and bias must have the shape of what is normalised",
-        });
+    params: [Option<&Tensor>; 2],
+) -> Result<()> {
+    for param in params.into_iter().flatten() {
+        x.expect_same_kind(op, param)?;
+        if param.shape() != normalized {
+            return Err(Error::ShapeMismatch {
+                op,
+                lhs: normalized.clone(),
+                rhs: param.shape().clone(),
+                reason: "weight and bias must have the shape of what is normalised",
+            });
+        }
     }
-    working(op, param).map(Some)
+    Ok(())
 }

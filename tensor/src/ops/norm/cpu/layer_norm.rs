@@ -5,6 +5,8 @@ use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::rows::{LANES, load, rows_per_grain, total};
 use crate::cpu::simd::multiversion;
 use crate::cpu::vectorize;
+use crate::cpu::working::{Wide, on_real, working};
+use crate::{Result, Shape, Tensor};
 
 /// Rows of a block: the parameters' gradients are summed block by block, so that the sums do not
 /// depend on the threads.
@@ -12,14 +14,30 @@ fn block_rows(rows: usize) -> usize {
     rows.div_ceil(32).max(64)
 }
 
-/// How many blocks `rows` rows make.
-pub(crate) fn blocks(rows: usize) -> usize {
-    rows.div_ceil(block_rows(rows))
+/// Normalises rows of `width` and keeps their statistics `(mean, rstd)`. The variance is the mean square
+/// distance from the mean, so a mean far from zero costs no digits.
+pub(crate) fn forward(
+    op: &'static str,
+    x: &Tensor,
+    width: usize,
+    (weight, bias): (Option<&Tensor>, Option<&Tensor>),
+    eps: f64,
+    (mean, rstd): (&mut Tensor, &mut Tensor),
+    out: &mut Tensor,
+) -> Result<()> {
+    let param = |p: Option<&Tensor>| p.map(|p| working(op, p)).transpose();
+    let (w, b) = (param(weight)?, param(bias)?);
+    let (x, mut out) = (working(op, x)?, Wide::new(op, out)?);
+    on_real!(x, T => {
+        let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;
+        let b = b.as_ref().map(Tensor::as_slice::<T>).transpose()?;
+        let stats = (mean.make_mut()?, rstd.make_mut()?);
+        run_forward(x.as_slice()?, width, (w, b), eps, stats, out.slice()?);
+    });
+    out.round()
 }
 
-/// Normalises rows of `width` and keeps their statistics `(mean, rstd)`. The variance is the mean
-/// square distance from the mean, so a mean far from zero costs no digits.
-pub(crate) fn forward<R: Real>(
+fn run_forward<R: Real>(
     x: &[R],
     width: usize,
     affine: (Option<&[R]>, Option<&[R]>),
@@ -84,9 +102,47 @@ multiversion! {
     }
 }
 
-/// The input's gradient, and under a weight the sums of each block of rows for the weight's and
-/// the bias's: `partial` is `[blocks, 2, width]`, or empty.
-pub(crate) fn backward<R: Real>(
+/// The input's gradient and, under a weight, the weight's and the bias's.
+pub(crate) fn backward(
+    op: &'static str,
+    width: usize,
+    (dy, x, w, (mean, rstd)): (&Tensor, &Tensor, Option<&Tensor>, (&Tensor, &Tensor)),
+    dx: &mut Tensor,
+    params: Option<(&mut Tensor, &mut Tensor)>,
+) -> Result<()> {
+    let w = w.map(|w| working(op, w)).transpose()?;
+    let (dy, x) = (working(op, dy)?, working(op, x)?);
+    let (mean, rstd) = (mean.contiguous_for(op)?, rstd.contiguous_for(op)?);
+    let mut dx = Wide::new(op, dx)?;
+    let mut params = match params {
+        Some((dw, db)) => Some((Wide::new(op, dw)?, Wide::new(op, db)?)),
+        None => None,
+    };
+    let rows = mean.numel();
+    let partial = match params {
+        Some(_) => Shape::from([rows.div_ceil(block_rows(rows)), 2, width]),
+        None => Shape::from(0),
+    };
+    let mut partial = Tensor::allocate(op, partial, x.dtype(), x.device())?;
+    on_real!(x, T => {
+        let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;
+        let stats = (mean.as_slice()?, rstd.as_slice()?);
+        let partial = partial.make_mut()?;
+        run_backward(dy.as_slice()?, x.as_slice()?, width, w, stats, dx.slice()?, partial);
+        if let Some((dw, db)) = &mut params {
+            sum_blocks(partial, dw.slice::<T>()?, db.slice()?);
+        }
+    });
+    if let Some((dw, db)) = params {
+        dw.round()?;
+        db.round()?;
+    }
+    dx.round()
+}
+
+/// As [`backward`]: under a weight, the sums of each block of rows for the weight's and the bias's
+/// gradient. `partial` is `[blocks, 2, width]`, or empty.
+fn run_backward<R: Real>(
     dy: &[R],
     x: &[R],
     width: usize,
@@ -230,7 +286,7 @@ fn part_backward<R: Real>(
 }
 
 /// Sums the blocks' parts of the parameters' gradients, in order.
-pub(crate) fn sum_blocks<R: Real>(partial: &[R], dw: &mut [R], db: &mut [R]) {
+fn sum_blocks<R: Real>(partial: &[R], dw: &mut [R], db: &mut [R]) {
     let width = dw.len();
     dw.fill(R::ZERO);
     db.fill(R::ZERO);
