@@ -2,8 +2,7 @@
 //! residual and ReLU in the same pass where a network has them.
 
 use super::cpu::batch_norm as cpu;
-use crate::ops::working::{on_real, rounded, working};
-use crate::storage::Memory;
+use crate::storage::{On, on, out};
 use crate::{Error, Result, Shape, Tensor};
 
 /// What [`Tensor::batch_norm`] computes. The statistics have one element per channel and are `f32`
@@ -90,14 +89,14 @@ impl Tensor {
         bias: Option<&Tensor>,
         eps: f64,
     ) -> Result<BatchNormOutput> {
-        forward(
-            "batch_norm",
-            self,
-            Affine { weight, bias },
+        let input = Input {
+            x: self,
+            affine: (weight, bias),
             eps,
-            None,
-            false,
-        )
+            residual: None,
+            relu: false,
+        };
+        forward("batch_norm", &input)
     }
 
     /// [`batch_norm`](Tensor::batch_norm), then `+ residual`, then ReLU where `relu` says so: the
@@ -113,14 +112,14 @@ impl Tensor {
         residual: Option<&Tensor>,
         relu: bool,
     ) -> Result<BatchNormOutput> {
-        forward(
-            "batch_norm_act",
-            self,
-            Affine { weight, bias },
+        let input = Input {
+            x: self,
+            affine: (weight, bias),
             eps,
             residual,
             relu,
-        )
+        };
+        forward("batch_norm_act", &input)
     }
 
     /// Batch normalisation with given statistics, as at evaluation:
@@ -141,25 +140,22 @@ impl Tensor {
         relu: bool,
     ) -> Result<Tensor> {
         const OP: &str = "batch_norm_inference";
-        let dims = Dims::new(OP, self)?;
-        let x = working(OP, self)?;
-        let affine = Affine { weight, bias }.check(OP, self, &dims)?;
-        let residual = residual_of(OP, self, residual)?;
-        let mean = channel(OP, self, mean, &dims)?;
-        let invstd = channel(OP, self, var, &dims)?.batch_norm_invstd(eps);
-        let invstd = invstd.map_err(|error| error.of(OP))?;
-        let mut out = Tensor::allocate(OP, x.shape().clone(), x.dtype(), x.device())?;
-        match self.storage().memory() {
+        let input = Input {
+            x: self,
+            affine: (weight, bias),
+            eps,
+            residual,
+            relu,
+        };
+        let dims = input.check(OP)?;
+        check_channels(OP, self, [Some(mean), Some(var)], &dims)?;
+        let mut y = Tensor::allocate(OP, self.shape().clone(), self.dtype(), self.device())?;
+        match on(OP, (input.operands(), (mean, var), out(&mut y)))? {
+            On::Cpu((_, stats, y)) => cpu::inference(OP, &dims, &input, stats, y)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => on_real!(x, T => {
-                let (w, b) = affine.slices::<T>()?;
-                let residual = residual.as_ref().map(|r| r.as_slice::<T>()).transpose()?;
-                let stats = (mean.as_slice::<T>()?, invstd.as_slice::<T>()?);
-                cpu::inference(&dims, x.as_slice()?, stats, (w, b), (residual, relu), out.make_mut()?);
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        rounded(OP, out, self.dtype())
+        Ok(y)
     }
 
     /// `1 / √(self + eps)` in the working type, with the bits that
@@ -170,16 +166,14 @@ impl Tensor {
     pub fn batch_norm_invstd(&self, eps: f64) -> Result<Tensor> {
         const OP: &str = "batch_norm_invstd";
         self.expect_float(OP)?;
-        let var = working(OP, self)?;
-        let mut out = Tensor::allocate(OP, var.shape().clone(), var.dtype(), var.device())?;
-        match var.storage().memory() {
+        let wide = self.dtype().compute();
+        let mut invstd = Tensor::allocate(OP, self.shape().clone(), wide, self.device())?;
+        match on(OP, (self, out(&mut invstd)))? {
+            On::Cpu((var, invstd)) => cpu::invstd(OP, var, eps, invstd)?,
             #[cfg(feature = "cuda")]
-            Memory::Cuda(s) => return Err(s.unsupported(OP)),
-            Memory::Cpu(_) => on_real!(var, T => {
-                cpu::invstd::<T>(var.as_slice()?, eps, out.make_mut()?);
-            }),
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
-        Ok(out)
+        Ok(invstd)
     }
 
     /// The gradients of [`batch_norm`](Tensor::batch_norm) (or, with an
@@ -192,7 +186,7 @@ impl Tensor {
         grad: &Tensor,
         saved: &BatchNormSaved<'_>,
     ) -> Result<BatchNormGrads> {
-        backward("batch_norm_backward", grad, saved, cpu::Origin::Batch)
+        backward("batch_norm_backward", grad, saved, Origin::Batch)
     }
 
     /// The gradients of [`batch_norm_inference`](Tensor::batch_norm_inference), whose statistics do
@@ -205,7 +199,7 @@ impl Tensor {
         saved: &BatchNormSaved<'_>,
     ) -> Result<BatchNormGrads> {
         const OP: &str = "batch_norm_inference_backward";
-        backward(OP, grad, saved, cpu::Origin::Given)
+        backward(OP, grad, saved, Origin::Given)
     }
 }
 
@@ -235,168 +229,140 @@ impl Dims {
     }
 }
 
-/// Scale and shift of each channel.
-struct Affine<'a> {
-    weight: Option<&'a Tensor>,
-    bias: Option<&'a Tensor>,
+/// Where the statistics of a backward pass come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// From the batch itself: the gradient flows through them too.
+    Batch,
+    /// From elsewhere: they are constants.
+    Given,
 }
 
-/// The same, checked and in the working type.
-struct WorkingAffine {
-    weight: Option<Tensor>,
-    bias: Option<Tensor>,
+/// What a forward pass reads, but for statistics that are given.
+pub(super) struct Input<'a> {
+    pub(super) x: &'a Tensor,
+    /// Scale and shift of each channel.
+    pub(super) affine: (Option<&'a Tensor>, Option<&'a Tensor>),
+    pub(super) eps: f64,
+    pub(super) residual: Option<&'a Tensor>,
+    pub(super) relu: bool,
 }
 
-impl Affine<'_> {
-    fn check(&self, op: &'static str, x: &Tensor, dims: &Dims) -> Result<WorkingAffine> {
-        let get = |t: Option<&Tensor>| t.map(|t| channel(op, x, t, dims)).transpose();
-        Ok(WorkingAffine {
-            weight: get(self.weight)?,
-            bias: get(self.bias)?,
-        })
+type Operands<'a> = (
+    &'a Tensor,
+    (Option<&'a Tensor>, Option<&'a Tensor>),
+    Option<&'a Tensor>,
+);
+
+impl<'a> Input<'a> {
+    fn check(&self, op: &'static str) -> Result<Dims> {
+        let dims = Dims::new(op, self.x)?;
+        check_channels(op, self.x, [self.affine.0, self.affine.1], &dims)?;
+        self.residual
+            .map_or(Ok(()), |r| check_like(op, r, self.x))?;
+        Ok(dims)
+    }
+
+    fn operands(&self) -> Operands<'a> {
+        (self.x, self.affine, self.residual)
     }
 }
 
-impl WorkingAffine {
-    fn slices<T: crate::Element>(&self) -> Result<cpu::Affine<'_, T>> {
-        let weight = self.weight.as_ref().map(|t| t.as_slice()).transpose()?;
-        let bias = self.bias.as_ref().map(|t| t.as_slice()).transpose()?;
-        Ok((weight, bias))
-    }
-}
-
-/// A tensor of one element per channel, in the working type; of the input's type or, as
-/// statistics and often parameters of half-precision networks are, already of the working type.
-fn channel(op: &'static str, x: &Tensor, t: &Tensor, dims: &Dims) -> Result<Tensor> {
-    t.expect_same_device(op, x)?;
-    if t.dtype() != x.dtype() && t.dtype() != x.dtype().compute() {
-        return Err(Error::DTypeMismatch {
-            op,
-            lhs: x.dtype(),
-            rhs: t.dtype(),
-        });
-    }
-    if t.dims() != [dims.c] {
-        return Err(Error::ShapeMismatch {
-            op,
-            lhs: x.shape().clone(),
-            rhs: t.shape().clone(),
-            reason: "parameters and statistics must have one element per channel",
-        });
-    }
-    working(op, t)
-}
-
-fn same_shape(op: &'static str, t: &Tensor, x: &Tensor) -> Result<()> {
-    t.expect_same_kind(op, x)?;
-    if t.shape() == x.shape() {
-        return Ok(());
-    }
-    Err(Error::ShapeMismatch {
-        op,
-        lhs: t.shape().clone(),
-        rhs: x.shape().clone(),
-        reason: "gradient, output and residual must have the input's shape",
-    })
-}
-
-fn residual_of(op: &'static str, x: &Tensor, residual: Option<&Tensor>) -> Result<Option<Tensor>> {
-    let Some(r) = residual else { return Ok(None) };
-    same_shape(op, r, x)?;
-    working(op, r).map(Some)
-}
-
-fn forward(
+/// The tensors have one element per channel; they are of the input's type or, as statistics and
+/// often parameters of half-precision networks are, already of the working type.
+fn check_channels(
     op: &'static str,
-    input: &Tensor,
-    affine: Affine<'_>,
-    eps: f64,
-    residual: Option<&Tensor>,
-    relu: bool,
-) -> Result<BatchNormOutput> {
-    let dims = Dims::new(op, input)?;
-    let x = working(op, input)?;
-    let affine = affine.check(op, input, &dims)?;
-    let residual = residual_of(op, input, residual)?;
-    let like = |shape: Shape| Tensor::allocate(op, shape, x.dtype(), x.device());
-    let mut out = like(x.shape().clone())?;
-    let (mut mean, mut var, mut invstd) = (
-        like(dims.c.into())?,
-        like(dims.c.into())?,
-        like(dims.c.into())?,
-    );
-    match input.storage().memory() {
-        #[cfg(feature = "cuda")]
-        Memory::Cuda(s) => return Err(s.unsupported(op)),
-        Memory::Cpu(_) => on_real!(x, T => {
-            let (w, b) = affine.slices::<T>()?;
-            let residual = residual.as_ref().map(|r| r.as_slice::<T>()).transpose()?;
-            let stats = cpu::Stats {
-                mean: mean.make_mut()?,
-                var: var.make_mut()?,
-                invstd: invstd.make_mut()?,
-            };
-            cpu::forward(&dims, x.as_slice()?, (w, b), eps, (residual, relu), stats, out.make_mut()?);
-        }),
+    x: &Tensor,
+    tensors: [Option<&Tensor>; 2],
+    dims: &Dims,
+) -> Result<()> {
+    for t in tensors.into_iter().flatten() {
+        t.expect_same_device(op, x)?;
+        if t.dtype() != x.dtype() && t.dtype() != x.dtype().compute() {
+            return Err(Error::DTypeMismatch {
+                op,
+                lhs: x.dtype(),
+                rhs: t.dtype(),
+            });
+        }
+        if t.dims() != [dims.c] {
+            return Err(Error::ShapeMismatch {
+                op,
+                lhs: x.shape().clone(),
+                rhs: t.shape().clone(),
+                reason: "parameters and statistics must have one element per channel",
+            });
+        }
     }
-    Ok(BatchNormOutput {
-        out: rounded(op, out, input.dtype())?,
-        mean,
-        var,
-        invstd,
-    })
+    Ok(())
+}
+
+fn check_like(op: &'static str, t: &Tensor, x: &Tensor) -> Result<()> {
+    t.expect_same_kind(op, x)?;
+    t.expect_same_shape(
+        op,
+        x,
+        "gradient, output and residual must have the input's shape",
+    )
+}
+
+fn forward(op: &'static str, input: &Input<'_>) -> Result<BatchNormOutput> {
+    let (dims, x) = (input.check(op)?, input.x);
+    let like = |shape: Shape, dtype| Tensor::allocate(op, shape, dtype, x.device());
+    let stat = || like(dims.c.into(), x.dtype().compute());
+    let mut output = BatchNormOutput {
+        out: like(x.shape().clone(), x.dtype())?,
+        mean: stat()?,
+        var: stat()?,
+        invstd: stat()?,
+    };
+    let (mean, var) = (out(&mut output.mean), out(&mut output.var));
+    let stats = (mean, var, out(&mut output.invstd));
+    match on(op, (input.operands(), stats, out(&mut output.out)))? {
+        On::Cpu((_, stats, y)) => cpu::forward(op, &dims, input, stats, y)?,
+        #[cfg(feature = "cuda")]
+        On::Cuda(lane, _) => return Err(lane.unsupported()),
+    }
+    Ok(output)
 }
 
 fn backward(
     op: &'static str,
     grad: &Tensor,
     saved: &BatchNormSaved<'_>,
-    origin: cpu::Origin,
+    origin: Origin,
 ) -> Result<BatchNormGrads> {
-    let input = saved.input;
-    let dims = Dims::new(op, input)?;
-    same_shape(op, grad, input)?;
-    let affine = Affine {
-        weight: saved.weight,
-        bias: saved.bias,
-    }
-    .check(op, input, &dims)?;
-    let mean = channel(op, input, saved.mean, &dims)?;
-    let invstd = channel(op, input, saved.invstd, &dims)?;
-    let out = match saved.activation {
-        BatchNormMask::ResidualRelu(out) => {
-            same_shape(op, out, input)?;
-            Some(working(op, out)?)
-        }
-        _ => None,
+    let x = saved.input;
+    let dims = Dims::new(op, x)?;
+    check_like(op, grad, x)?;
+    check_channels(op, x, [saved.weight, saved.bias], &dims)?;
+    check_channels(op, x, [Some(saved.mean), Some(saved.invstd)], &dims)?;
+    let output = match saved.activation {
+        BatchNormMask::ResidualRelu(output) => Some(output),
+        BatchNormMask::Linear | BatchNormMask::Relu => None,
     };
-    let (x, dy) = (working(op, input)?, working(op, grad)?);
-    let like = |shape: Shape| Tensor::allocate(op, shape, x.dtype(), x.device());
-    let mut dx = like(x.shape().clone())?;
-    let mut residual = out.is_some().then(|| like(x.shape().clone())).transpose()?;
-    let (mut dw, mut db) = (like(dims.c.into())?, like(dims.c.into())?);
-    match input.storage().memory() {
+    output.map_or(Ok(()), |output| check_like(op, output, x))?;
+    let like = |shape: &Shape, dtype| Tensor::allocate(op, shape.clone(), dtype, x.device());
+    let of = |param: Option<&Tensor>| {
+        let dtype = param.map_or(x.dtype().compute(), Tensor::dtype);
+        like(&dims.c.into(), dtype)
+    };
+    let mut grads = BatchNormGrads {
+        input: like(x.shape(), x.dtype())?,
+        weight: of(saved.weight)?,
+        bias: of(saved.bias)?,
+        residual: output.map(|_| like(x.shape(), x.dtype())).transpose()?,
+    };
+    let operands = ((grad, x, output), (saved.weight, saved.bias));
+    let results = (
+        out(&mut grads.input),
+        (out(&mut grads.weight), out(&mut grads.bias)),
+        grads.residual.as_mut().map(out),
+    );
+    match on(op, (operands, (saved.mean, saved.invstd), results))? {
+        On::Cpu((_, _, results)) => cpu::backward(op, &dims, grad, saved, origin, results)?,
         #[cfg(feature = "cuda")]
-        Memory::Cuda(s) => return Err(s.unsupported(op)),
-        Memory::Cpu(_) => on_real!(x, T => {
-            let (w, b) = affine.slices::<T>()?;
-            let mask = match (&out, &mut residual) {
-                (Some(out), Some(r)) => cpu::Mask::Output(out.as_slice()?, r.make_mut()?),
-                _ if matches!(saved.activation, BatchNormMask::Relu) => cpu::Mask::Input,
-                _ => cpu::Mask::None,
-            };
-            let stats = (mean.as_slice::<T>()?, invstd.as_slice::<T>()?, origin);
-            let grads = cpu::Grads { dx: dx.make_mut()?, dw: dw.make_mut()?, db: db.make_mut()? };
-            cpu::backward(&dims, dy.as_slice()?, x.as_slice()?, stats, (w, b), mask, grads);
-        }),
+        On::Cuda(lane, _) => return Err(lane.unsupported()),
     }
-    let kind = |p: Option<&Tensor>| p.map_or(x.dtype(), Tensor::dtype);
-    Ok(BatchNormGrads {
-        input: rounded(op, dx, input.dtype())?,
-        weight: rounded(op, dw, kind(saved.weight))?,
-        bias: rounded(op, db, kind(saved.bias))?,
-        residual: residual
-            .map(|r| rounded(op, r, input.dtype()))
-            .transpose()?,
-    })
+    Ok(grads)
 }

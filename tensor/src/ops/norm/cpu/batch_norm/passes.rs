@@ -1,4 +1,4 @@
-//! Batch normalisation on the CPU.
+//! The passes of batch normalisation over planes of `f32` or `f64`.
 //!
 //! The passes of one channel (mean, variance, normalise; or sums, gradient) follow each other
 //! directly, over as many channels at once as fit the second-level cache: memory is read and
@@ -9,7 +9,7 @@ use crate::cpu::math::Real;
 use crate::cpu::prefetch::prefetch;
 use crate::cpu::share::Shared;
 use crate::cpu::{parallel_for, vectorize};
-use crate::ops::norm::batch_norm::Dims;
+use crate::ops::norm::batch_norm::{Dims, Origin};
 use std::ops::Range;
 
 /// Elements of one tensor that a block of channels may have: 512 KiB of `f32`, so that the two or
@@ -20,33 +20,24 @@ const BLOCK: usize = 1 << 17;
 const CHANNELS: usize = 512;
 
 /// Scale and shift of each channel; 1 and 0 where missing.
-pub(crate) type Affine<'a, T> = (Option<&'a [T]>, Option<&'a [T]>);
+pub(super) type Affine<'a, T> = (Option<&'a [T]>, Option<&'a [T]>);
 
 /// The statistics that the forward pass writes.
-pub(crate) struct Stats<'a, T> {
+pub(super) struct Stats<'a, T> {
     pub mean: &'a mut [T],
     pub var: &'a mut [T],
     pub invstd: &'a mut [T],
 }
 
 /// The gradients that the backward pass writes.
-pub(crate) struct Grads<'a, T> {
+pub(super) struct Grads<'a, T> {
     pub dx: &'a mut [T],
     pub dw: &'a mut [T],
     pub db: &'a mut [T],
 }
 
-/// Where the statistics come from.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// From the batch itself: the gradient flows through them too.
-    Batch,
-    /// From elsewhere: they are constants.
-    Given,
-}
-
 /// Where the backward pass reads ReLU's mask.
-pub(crate) enum Mask<'a, T> {
+pub(super) enum Mask<'a, T> {
     /// There was no ReLU.
     None,
     /// From the sign of the output, computed again from the input.
@@ -123,7 +114,7 @@ fn for_planes<T, const N: usize>(
 }
 
 /// Normalises with the statistics of the batch, which are written to `stats`.
-pub(crate) fn forward<T: Real>(
+pub(super) fn forward<T: Real>(
     d: &Dims,
     x: &[T],
     affine: Affine<'_, T>,
@@ -203,15 +194,8 @@ pub(crate) fn forward<T: Real>(
     );
 }
 
-/// `1 / √(var + eps)`.
-pub(crate) fn invstd<T: Real>(var: &[T], eps: f64, out: &mut [T]) {
-    for (out, var) in out.iter_mut().zip(var) {
-        *out = T::from_f64(1.0 / (var.to_f64() + eps).sqrt());
-    }
-}
-
 /// Normalises with given mean and inverse standard deviation.
-pub(crate) fn inference<T: Real>(
+pub(super) fn inference<T: Real>(
     d: &Dims,
     x: &[T],
     (mean, invstd): (&[T], &[T]),
@@ -275,7 +259,7 @@ fn normalise<T: Real>(map: Map<T>, x: &[T], residual: Option<&[T]>, relu: bool, 
 /// The gradients. With `g` the masked gradient and `N` the elements of a channel:
 /// `db = Σg`, `dw = Σ g·x̂`, `dx = scale·(g − db/N − x̂·dw/N)` where `x̂ = (x − mean)·invstd`; with
 /// statistics that were given, `dx = scale·g`. A channel without elements has the gradients 0.
-pub(crate) fn backward<T: Real>(
+pub(super) fn backward<T: Real>(
     d: &Dims,
     dy: &[T],
     x: &[T],

@@ -1,0 +1,117 @@
+//! Kernels of batch normalisation.
+
+mod passes;
+
+use crate::cpu::working::{Wide, on_real, working};
+use crate::ops::norm::batch_norm::{BatchNormMask, BatchNormSaved, Dims, Input, Origin};
+use crate::{Element, Result, Tensor};
+
+/// Scale and shift in the working type.
+type Affine = (Option<Tensor>, Option<Tensor>);
+
+fn widen(op: &'static str, t: Option<&Tensor>) -> Result<Option<Tensor>> {
+    t.map(|t| working(op, t)).transpose()
+}
+
+fn slice<T: Element>(t: &Option<Tensor>) -> Result<Option<&[T]>> {
+    t.as_ref().map(Tensor::as_slice).transpose()
+}
+
+fn affine<T: Element>((weight, bias): &Affine) -> Result<passes::Affine<'_, T>> {
+    Ok((slice(weight)?, slice(bias)?))
+}
+
+/// Normalises with the statistics of the batch, which are written.
+pub(crate) fn forward(
+    op: &'static str,
+    d: &Dims,
+    input: &Input<'_>,
+    (mean, var, invstd): (&mut Tensor, &mut Tensor, &mut Tensor),
+    out: &mut Tensor,
+) -> Result<()> {
+    let params = (widen(op, input.affine.0)?, widen(op, input.affine.1)?);
+    let (x, residual) = (working(op, input.x)?, widen(op, input.residual)?);
+    let mut out = Wide::new(op, out)?;
+    on_real!(x, T => {
+        let stats = passes::Stats::<T> {
+            mean: mean.make_mut()?,
+            var: var.make_mut()?,
+            invstd: invstd.make_mut()?,
+        };
+        let after = (slice(&residual)?, input.relu);
+        let x = x.as_slice()?;
+        passes::forward(d, x, affine(&params)?, input.eps, after, stats, out.slice()?);
+    });
+    out.round()
+}
+
+/// Normalises with given statistics.
+pub(crate) fn inference(
+    op: &'static str,
+    d: &Dims,
+    input: &Input<'_>,
+    (mean, var): (&Tensor, &Tensor),
+    out: &mut Tensor,
+) -> Result<()> {
+    let params = (widen(op, input.affine.0)?, widen(op, input.affine.1)?);
+    let (x, residual) = (working(op, input.x)?, widen(op, input.residual)?);
+    let mean = working(op, mean)?;
+    let mut inv = Tensor::allocate(op, mean.shape().clone(), mean.dtype(), mean.device())?;
+    invstd(op, var, input.eps, &mut inv)?;
+    let mut out = Wide::new(op, out)?;
+    on_real!(x, T => {
+        let stats = (mean.as_slice::<T>()?, inv.as_slice()?);
+        let after = (slice(&residual)?, input.relu);
+        passes::inference(d, x.as_slice()?, stats, affine(&params)?, after, out.slice()?);
+    });
+    out.round()
+}
+
+/// `1 / √(var + eps)`.
+pub(crate) fn invstd(op: &'static str, var: &Tensor, eps: f64, out: &mut Tensor) -> Result<()> {
+    let var = working(op, var)?;
+    on_real!(var, T => {
+        for (out, var) in out.make_mut::<T>()?.iter_mut().zip(var.as_slice::<T>()?) {
+            *out = T::from_f64(1.0 / (var.to_f64() + eps).sqrt());
+        }
+    });
+    Ok(())
+}
+
+/// The gradients of the input, of scale and shift, and of the residual where there was one.
+pub(crate) fn backward(
+    op: &'static str,
+    d: &Dims,
+    grad: &Tensor,
+    saved: &BatchNormSaved<'_>,
+    origin: Origin,
+    (dx, (dw, db), residual): (&mut Tensor, (&mut Tensor, &mut Tensor), Option<&mut Tensor>),
+) -> Result<()> {
+    let params = (widen(op, saved.weight)?, widen(op, saved.bias)?);
+    let (mean, invstd) = (working(op, saved.mean)?, working(op, saved.invstd)?);
+    let mut masked = match (saved.activation, residual) {
+        (BatchNormMask::ResidualRelu(out), Some(r)) => Some((working(op, out)?, Wide::new(op, r)?)),
+        _ => None,
+    };
+    let (x, dy) = (working(op, saved.input)?, working(op, grad)?);
+    let mut dx = Wide::new(op, dx)?;
+    let (mut dw, mut db) = (Wide::new(op, dw)?, Wide::new(op, db)?);
+    on_real!(x, T => {
+        let mask = match (&mut masked, saved.activation) {
+            (Some((out, masked)), _) => passes::Mask::Output(out.as_slice()?, masked.slice()?),
+            (None, BatchNormMask::Relu) => passes::Mask::Input,
+            (None, _) => passes::Mask::None,
+        };
+        let stats = (mean.as_slice::<T>()?, invstd.as_slice()?, origin);
+        let (dx, dw, db) = (dx.slice()?, dw.slice()?, db.slice()?);
+        let grads = passes::Grads { dx, dw, db };
+        let (dy, x) = (dy.as_slice()?, x.as_slice()?);
+        passes::backward(d, dy, x, stats, affine(&params)?, mask, grads);
+    });
+    if let Some((_, masked)) = masked {
+        masked.round()?;
+    }
+    dw.round()?;
+    db.round()?;
+    dx.round()
+}
