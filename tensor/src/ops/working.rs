@@ -1,6 +1,6 @@
 //! Results in the type that their operands had before they were widened.
 
-pub(crate) use crate::cpu::working::{on_real, working};
+pub(crate) use crate::cpu::working::working;
 use crate::{DType, Result, Tensor};
 
 /// A working tensor rounded to `dtype`, from which it was widened.

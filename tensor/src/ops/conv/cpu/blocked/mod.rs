@@ -10,22 +10,10 @@ mod tile;
 mod weight;
 
 use super::super::geometry::Geometry;
-use crate::DType;
-use crate::cpu::math::Real;
 use crate::cpu::scratch::NoMemory;
 use crate::cpu::{SimdLevel, simd_level};
 use lanes::{Avx2, Avx512};
 use pack::Padded;
-
-/// The slice itself where its elements are `f32`: the way into kernels that exist for it alone.
-pub(super) fn f32s<T: Real>(s: &[T]) -> Option<&[f32]> {
-    (T::DTYPE == DType::F32).then(|| bytemuck::cast_slice(s))
-}
-
-/// As [`f32s`], for writing.
-pub(super) fn f32s_mut<T: Real>(s: &mut [T]) -> Option<&mut [f32]> {
-    (T::DTYPE == DType::F32).then(|| bytemuck::cast_slice_mut(s))
-}
 
 /// Whether the blocked kernels pay for `channels` lanes: half-empty vectors still beat the planar
 /// kernels, which read and write a plane for every tap.
