@@ -7,6 +7,7 @@ use crate::param::{Buffer, Param};
 use crate::slot::set_all;
 use crate::tape::Tape;
 use crate::var::Var;
+use phalanx_tensor::ops::norm::BatchNormMomentum;
 use phalanx_tensor::{DType, Shape, Tensor};
 
 /// Batch normalisation of the channels of `[n, c, h, w]` (Ioffe and Szegedy 2015), as
@@ -100,26 +101,24 @@ impl BatchNorm2d {
         let result = x.batch_norm(Some(&weight), Some(&bias), self.eps, residual, self.relu)?;
         // A batch without elements has no statistics: the running ones stay, and so does the count.
         if !tape.is_replaying() && per_channel > 0 {
-            self.track(result.mean, result.var, per_channel)?;
+            self.track(&result.mean, &result.var, per_channel)?;
         }
         Ok(result.out)
     }
 
     /// Moves the running statistics towards those of a batch with `n` elements per channel.
-    fn track(&self, mean: Tensor, var: Tensor, n: usize) -> Result<()> {
+    fn track(&self, mean: &Tensor, var: &Tensor, n: usize) -> Result<()> {
         let count = self.num_batches_tracked.read(|n| n.add_scalar(1.0))?;
         let momentum = match self.momentum {
-            Some(momentum) => momentum,
-            None => 1.0 / count.item::<f64>()?,
+            Some(share) => BatchNormMomentum::Share(share),
+            None => BatchNormMomentum::Cumulative(&count),
         };
-        let towards = |buffer: &Buffer, stat: Tensor, factor: f64| -> Result<Tensor> {
-            let stat = stat.cast(buffer.dtype())?.mul_scalar(momentum * factor)?;
-            let kept = buffer.read(|running| running.mul_scalar(1.0 - momentum))?;
-            Ok(kept.add_into(&stat)?)
-        };
+        let batch = [mean, var];
+        let [mean, var] = self.running_mean.read(|mean| {
+            self.running_var
+                .read(|var| Tensor::batch_norm_track([mean, var], batch, n, momentum))
+        })?;
         // All three or, where there is no memory, none.
-        let mean = towards(&self.running_mean, mean, 1.0)?;
-        let var = towards(&self.running_var, var, n as f64 / (n as f64 - 1.0))?;
         let buffers = [
             &self.num_batches_tracked,
             &self.running_mean,

@@ -1,7 +1,7 @@
 //! Batch normalisation against its formulas in `f64`, its gradients against central differences.
 
 use crate::util::*;
-use phalanx_tensor::ops::norm::{BatchNormGrads, BatchNormMask, BatchNormSaved};
+use phalanx_tensor::ops::norm::{BatchNormGrads, BatchNormMask, BatchNormMomentum, BatchNormSaved};
 use phalanx_tensor::{DType, Device, Error, Tensor, cpu};
 
 /// `[n, c, …]` with at least two elements per channel.
@@ -385,5 +385,45 @@ fn a_batch_without_elements_has_zero_gradients() {
                 }
             }
         }
+    }
+}
+
+/// The bits of the operations that it stands for, whether the share is a number of the host's or
+/// follows from a count on the device.
+#[test]
+fn running_statistics_move_by_a_share_or_by_a_count() {
+    let mut rng = TestRng::new(11);
+    let cpu = Device::cpu(0);
+    for dtype in FLOATS {
+        let mut draw = || rng.tensor(&[5], dtype, (0.0, 1.0));
+        let (running, batch) = ([draw(), draw()], [draw(), draw()]);
+        let batch = batch.map(|t| t.cast(dtype.compute()).unwrap());
+        let count = Tensor::scalar(7i64, cpu).unwrap();
+        for (momentum, share) in [
+            (BatchNormMomentum::Share(0.1), 0.1),
+            (BatchNormMomentum::Cumulative(&count), 1.0 / 7.0),
+        ] {
+            let got = Tensor::batch_norm_track(running.each_ref(), batch.each_ref(), 9, momentum);
+            let got = got.unwrap();
+            for (i, factor) in [1.0, 9.0 / 8.0].into_iter().enumerate() {
+                let part = batch[i].cast(dtype).unwrap().mul_scalar(share * factor);
+                let kept = running[i].mul_scalar(1.0 - share).unwrap();
+                let want = kept.add(&part.unwrap()).unwrap();
+                assert_eq!(
+                    got[i].as_bytes().unwrap(),
+                    want.as_bytes().unwrap(),
+                    "{dtype}"
+                );
+            }
+        }
+        let [t, two] = [&running[0], &tensor_of(&[1.0, 2.0], &[2], dtype)];
+        let track = |other, elements, momentum| {
+            Tensor::batch_norm_track([t, t], [t, other], elements, momentum).unwrap_err()
+        };
+        let share = BatchNormMomentum::Share(0.5);
+        assert!(matches!(track(t, 1, share), Error::InvalidArgument { .. }));
+        assert!(matches!(track(two, 2, share), Error::ShapeMismatch { .. }));
+        let float = BatchNormMomentum::Cumulative(t);
+        assert!(matches!(track(t, 2, float), Error::WrongDType { .. }));
     }
 }

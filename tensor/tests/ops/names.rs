@@ -1,6 +1,7 @@
 //! Whatever is called wrongly complains under its own name, and not under that of a part of it.
 
 use phalanx_tensor::ops::conv::Conv2dConfig;
+use phalanx_tensor::ops::norm::BatchNormMomentum;
 use phalanx_tensor::ops::optim::{
     AdamConfig, AdamState, SgdConfig, adam_step, global_norm, scale, sgd_step,
 };
@@ -161,6 +162,7 @@ fn errors_begin_with_the_name_of_what_was_called() {
         cross_entropy: x.cross_entropy(&x, &loss);
         cross_entropy_backward: x.cross_entropy_backward(&x, &list, &x, &x, &loss);
         batch_norm: line.batch_norm(None, None, 1e-5);
+        batch_norm_track: Tensor::batch_norm_track([&x; 2], [&x; 2], 1, BatchNormMomentum::Share(0.1));
         layer_norm: x.layer_norm([5], None, None, 1e-5);
         embedding: x.embedding(&x);
         embedding: line.embedding(&list);

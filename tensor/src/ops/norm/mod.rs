@@ -3,6 +3,8 @@
 mod batch_norm;
 mod cpu;
 mod layer_norm;
+mod running;
 
 pub use batch_norm::{BatchNormGrads, BatchNormMask, BatchNormOutput, BatchNormSaved};
 pub use layer_norm::{LayerNormGrads, LayerNormOutput};
+pub use running::BatchNormMomentum;

@@ -2,9 +2,11 @@
 
 mod passes;
 
+use crate::cpu::rows::C;
 use crate::cpu::working::{Wide, on_real, working};
 use crate::ops::norm::batch_norm::{BatchNormMask, BatchNormSaved, Dims, Input, Origin};
-use crate::{Element, Result, Tensor};
+use crate::ops::norm::running::BatchNormMomentum;
+use crate::{Element, Float, Result, Tensor, dispatch_float};
 
 /// Scale and shift in the working type.
 type Affine = (Option<Tensor>, Option<Tensor>);
@@ -114,4 +116,34 @@ pub(crate) fn backward(
     dw.round()?;
     db.round()?;
     dx.round()
+}
+
+/// Moves running statistics towards those of a batch. Both terms are rounded to their type.
+pub(crate) fn track(
+    op: &'static str,
+    running: &[&Tensor],
+    batch: &[&Tensor],
+    elements: usize,
+    momentum: BatchNormMomentum<'_>,
+    (mean, var): (&mut Tensor, &mut Tensor),
+) -> Result<()> {
+    let momentum = match momentum {
+        BatchNormMomentum::Share(share) => share,
+        BatchNormMomentum::Cumulative(count) => 1.0 / count.as_slice::<i64>()?[0] as f64,
+    };
+    let unbiased = elements as f64 / (elements as f64 - 1.0);
+    let results = [(mean, 1.0), (var, unbiased)];
+    for ((running, batch), (out, factor)) in running.iter().zip(batch).zip(results) {
+        let batch = batch.cast_for(op, running.dtype())?.contiguous_for(op)?;
+        let running = running.contiguous_for(op)?;
+        dispatch_float!(op, running.dtype(), T => {
+            let scaled = |x: &T, by| T::narrow(x.widen() * C::<T>::from_f64(by)).widen();
+            let terms = running.as_slice::<T>()?.iter().zip(batch.as_slice::<T>()?);
+            for (out, (running, batch)) in out.make_mut::<T>()?.iter_mut().zip(terms) {
+                let sum = scaled(running, 1.0 - momentum) + scaled(batch, momentum * factor);
+                *out = T::narrow(sum);
+            }
+        });
+    }
+    Ok(())
 }
