@@ -27,6 +27,16 @@ pub(crate) fn working(op: &'static str, t: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// As [`working`], where there is a tensor.
+pub(crate) fn working_if(op: &'static str, t: Option<&Tensor>) -> Result<Option<Tensor>> {
+    t.map(|t| working(op, t)).transpose()
+}
+
+/// The elements, where there is a tensor.
+pub(crate) fn slice_if<T: Element>(t: &Option<Tensor>) -> Result<Option<&[T]>> {
+    t.as_ref().map(Tensor::as_slice).transpose()
+}
+
 /// A result as the kernels write it: its own elements or, where it is of a half type, scratch.
 pub(crate) struct Wide<'a> {
     out: &'a mut Tensor,

@@ -5,7 +5,7 @@ mod blocked;
 mod planar;
 
 use super::geometry::Geometry;
-use crate::cpu::working::{Wide, on_real, working};
+use crate::cpu::working::{Wide, on_real, slice_if, working, working_if};
 use crate::{Result, Tensor};
 
 /// `out = x ⋆ w + bias`.
@@ -20,19 +20,23 @@ pub(super) fn forward(
     if out.numel() == 0 {
         return Ok(());
     }
-    let bias = bias.map(|b| working(op, b)).transpose()?;
+    let bias = working_if(op, bias)?;
     let (x, w) = (working(op, x)?, working(op, w)?);
     let mut out = Wide::new(op, out)?;
     #[cfg(target_arch = "x86_64")]
     if x.dtype() == crate::DType::F32 && blocked::forward_pays(g) {
-        let bias = bias.as_ref().map(Tensor::as_slice).transpose()?;
-        blocked::forward(g, x.as_slice()?, w.as_slice()?, bias, out.slice()?)
-            .map_err(|e| e.on(op, x.device()))?;
+        blocked::forward(
+            g,
+            x.as_slice()?,
+            w.as_slice()?,
+            slice_if(&bias)?,
+            out.slice()?,
+        )
+        .map_err(|e| e.on(op, x.device()))?;
         return out.round();
     }
     on_real!(x, T => {
-        let bias = bias.as_ref().map(Tensor::as_slice).transpose()?;
-        planar::forward::<T>(g, x.as_slice()?, w.as_slice()?, bias, out.slice()?);
+        planar::forward::<T>(g, x.as_slice()?, w.as_slice()?, slice_if(&bias)?, out.slice()?);
     });
     out.round()
 }

@@ -5,7 +5,7 @@ use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::rows::{LANES, load, rows_per_grain, total};
 use crate::cpu::simd::multiversion;
 use crate::cpu::vectorize;
-use crate::cpu::working::{Wide, on_real, working};
+use crate::cpu::working::{Wide, on_real, slice_if, working, working_if};
 use crate::{Result, Shape, Tensor};
 
 /// Rows of a block: the parameters' gradients are summed block by block, so that the sums do not
@@ -25,14 +25,12 @@ pub(crate) fn forward(
     (mean, rstd): (&mut Tensor, &mut Tensor),
     out: &mut Tensor,
 ) -> Result<()> {
-    let param = |p: Option<&Tensor>| p.map(|p| working(op, p)).transpose();
-    let (w, b) = (param(weight)?, param(bias)?);
+    let (w, b) = (working_if(op, weight)?, working_if(op, bias)?);
     let (x, mut out) = (working(op, x)?, Wide::new(op, out)?);
     on_real!(x, T => {
-        let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;
-        let b = b.as_ref().map(Tensor::as_slice::<T>).transpose()?;
+        let affine = (slice_if::<T>(&w)?, slice_if(&b)?);
         let stats = (mean.make_mut()?, rstd.make_mut()?);
-        run_forward(x.as_slice()?, width, (w, b), eps, stats, out.slice()?);
+        run_forward(x.as_slice()?, width, affine, eps, stats, out.slice()?);
     });
     out.round()
 }
@@ -110,7 +108,7 @@ pub(crate) fn backward(
     dx: &mut Tensor,
     params: Option<(&mut Tensor, &mut Tensor)>,
 ) -> Result<()> {
-    let w = w.map(|w| working(op, w)).transpose()?;
+    let w = working_if(op, w)?;
     let (dy, x) = (working(op, dy)?, working(op, x)?);
     let (mean, rstd) = (mean.contiguous_for(op)?, rstd.contiguous_for(op)?);
     let mut dx = Wide::new(op, dx)?;
@@ -125,8 +123,7 @@ pub(crate) fn backward(
     };
     let mut partial = Tensor::allocate(op, partial, x.dtype(), x.device())?;
     on_real!(x, T => {
-        let w = w.as_ref().map(Tensor::as_slice::<T>).transpose()?;
-        let stats = (mean.as_slice()?, rstd.as_slice()?);
+        let (w, stats) = (slice_if::<T>(&w)?, (mean.as_slice()?, rstd.as_slice()?));
         let partial = partial.make_mut()?;
         run_backward(dy.as_slice()?, x.as_slice()?, width, w, stats, dx.slice()?, partial);
         if let Some((dw, db)) = &mut params {

@@ -3,25 +3,10 @@
 mod passes;
 
 use crate::cpu::rows::C;
-use crate::cpu::working::{Wide, on_real, working};
+use crate::cpu::working::{Wide, on_real, slice_if, working, working_if};
 use crate::ops::norm::batch_norm::{BatchNormMask, BatchNormSaved, Dims, Input, Origin};
 use crate::ops::norm::running::BatchNormMomentum;
 use crate::{Element, Float, Result, Tensor, dispatch_float};
-
-/// Scale and shift in the working type.
-type Affine = (Option<Tensor>, Option<Tensor>);
-
-fn widen(op: &'static str, t: Option<&Tensor>) -> Result<Option<Tensor>> {
-    t.map(|t| working(op, t)).transpose()
-}
-
-fn slice<T: Element>(t: &Option<Tensor>) -> Result<Option<&[T]>> {
-    t.as_ref().map(Tensor::as_slice).transpose()
-}
-
-fn affine<T: Element>((weight, bias): &Affine) -> Result<passes::Affine<'_, T>> {
-    Ok((slice(weight)?, slice(bias)?))
-}
 
 /// Normalises with the statistics of the batch, which are written.
 pub(crate) fn forward(
@@ -31,18 +16,17 @@ pub(crate) fn forward(
     (mean, var, invstd): (&mut Tensor, &mut Tensor, &mut Tensor),
     out: &mut Tensor,
 ) -> Result<()> {
-    let params = (widen(op, input.affine.0)?, widen(op, input.affine.1)?);
-    let (x, residual) = (working(op, input.x)?, widen(op, input.residual)?);
+    let (w, b) = (
+        working_if(op, input.affine.0)?,
+        working_if(op, input.affine.1)?,
+    );
+    let (x, residual) = (working(op, input.x)?, working_if(op, input.residual)?);
     let mut out = Wide::new(op, out)?;
     on_real!(x, T => {
-        let stats = passes::Stats::<T> {
-            mean: mean.make_mut()?,
-            var: var.make_mut()?,
-            invstd: invstd.make_mut()?,
-        };
-        let after = (slice(&residual)?, input.relu);
-        let x = x.as_slice()?;
-        passes::forward(d, x, affine(&params)?, input.eps, after, stats, out.slice()?);
+        let stats = [mean.make_mut()?, var.make_mut()?, invstd.make_mut()?];
+        let affine = (slice_if(&w)?, slice_if(&b)?);
+        let (x, after) = (x.as_slice::<T>()?, (slice_if(&residual)?, input.relu));
+        passes::forward(d, x, affine, input.eps, after, stats, out.slice()?);
     });
     out.round()
 }
@@ -55,16 +39,19 @@ pub(crate) fn inference(
     (mean, var): (&Tensor, &Tensor),
     out: &mut Tensor,
 ) -> Result<()> {
-    let params = (widen(op, input.affine.0)?, widen(op, input.affine.1)?);
-    let (x, residual) = (working(op, input.x)?, widen(op, input.residual)?);
+    let (w, b) = (
+        working_if(op, input.affine.0)?,
+        working_if(op, input.affine.1)?,
+    );
+    let (x, residual) = (working(op, input.x)?, working_if(op, input.residual)?);
     let mean = working(op, mean)?;
     let mut inv = Tensor::allocate(op, mean.shape().clone(), mean.dtype(), mean.device())?;
     invstd(op, var, input.eps, &mut inv)?;
     let mut out = Wide::new(op, out)?;
     on_real!(x, T => {
-        let stats = (mean.as_slice::<T>()?, inv.as_slice()?);
-        let after = (slice(&residual)?, input.relu);
-        passes::inference(d, x.as_slice()?, stats, affine(&params)?, after, out.slice()?);
+        let (stats, affine) = ((mean.as_slice()?, inv.as_slice()?), (slice_if(&w)?, slice_if(&b)?));
+        let (x, after) = (x.as_slice::<T>()?, (slice_if(&residual)?, input.relu));
+        passes::inference(d, x, stats, affine, after, out.slice()?);
     });
     out.round()
 }
@@ -89,7 +76,7 @@ pub(crate) fn backward(
     origin: Origin,
     (dx, (dw, db), residual): (&mut Tensor, (&mut Tensor, &mut Tensor), Option<&mut Tensor>),
 ) -> Result<()> {
-    let params = (widen(op, saved.weight)?, widen(op, saved.bias)?);
+    let (w, b) = (working_if(op, saved.weight)?, working_if(op, saved.bias)?);
     let (mean, invstd) = (working(op, saved.mean)?, working(op, saved.invstd)?);
     let mut masked = match (saved.activation, residual) {
         (BatchNormMask::ResidualRelu(out), Some(r)) => Some((working(op, out)?, Wide::new(op, r)?)),
@@ -105,10 +92,9 @@ pub(crate) fn backward(
             (None, _) => passes::Mask::None,
         };
         let stats = (mean.as_slice::<T>()?, invstd.as_slice()?, origin);
-        let (dx, dw, db) = (dx.slice()?, dw.slice()?, db.slice()?);
-        let grads = passes::Grads { dx, dw, db };
-        let (dy, x) = (dy.as_slice()?, x.as_slice()?);
-        passes::backward(d, dy, x, stats, affine(&params)?, mask, grads);
+        let grads = [dx.slice()?, dw.slice()?, db.slice()?];
+        let affine = (slice_if(&w)?, slice_if(&b)?);
+        passes::backward(d, dy.as_slice()?, x.as_slice()?, stats, affine, mask, grads);
     });
     if let Some((_, masked)) = masked {
         masked.round()?;

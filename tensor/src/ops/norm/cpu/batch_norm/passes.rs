@@ -22,20 +22,6 @@ const CHANNELS: usize = 512;
 /// Scale and shift of each channel; 1 and 0 where missing.
 pub(super) type Affine<'a, T> = (Option<&'a [T]>, Option<&'a [T]>);
 
-/// The statistics that the forward pass writes.
-pub(super) struct Stats<'a, T> {
-    pub mean: &'a mut [T],
-    pub var: &'a mut [T],
-    pub invstd: &'a mut [T],
-}
-
-/// The gradients that the backward pass writes.
-pub(super) struct Grads<'a, T> {
-    pub dx: &'a mut [T],
-    pub dw: &'a mut [T],
-    pub db: &'a mut [T],
-}
-
 /// Where the backward pass reads ReLU's mask.
 pub(super) enum Mask<'a, T> {
     /// There was no ReLU.
@@ -113,18 +99,19 @@ fn for_planes<T, const N: usize>(
     }
 }
 
-/// Normalises with the statistics of the batch, which are written to `stats`.
+/// Normalises with the statistics of the batch, which are written to `stats`: mean, variance, and
+/// the inverse of the deviation.
 pub(super) fn forward<T: Real>(
     d: &Dims,
     x: &[T],
     affine: Affine<'_, T>,
     eps: f64,
     (residual, relu): (Option<&[T]>, bool),
-    stats: Stats<'_, T>,
+    stats: [&mut [T]; 3],
     out: &mut [T],
 ) {
     let count = (d.n * d.plane) as f64;
-    let [mean, var, invstd] = [stats.mean, stats.var, stats.invstd].map(Shared::new);
+    let [mean, var, invstd] = stats.map(Shared::new);
     let out = Shared::new(out);
     for_blocks(
         d,
@@ -256,7 +243,7 @@ fn normalise<T: Real>(map: Map<T>, x: &[T], residual: Option<&[T]>, relu: bool, 
     }
 }
 
-/// The gradients. With `g` the masked gradient and `N` the elements of a channel:
+/// The gradients `[dx, dw, db]`. With `g` the masked gradient and `N` the elements of a channel:
 /// `db = Σg`, `dw = Σ g·x̂`, `dx = scale·(g − db/N − x̂·dw/N)` where `x̂ = (x − mean)·invstd`; with
 /// statistics that were given, `dx = scale·g`. A channel without elements has the gradients 0.
 pub(super) fn backward<T: Real>(
@@ -266,7 +253,7 @@ pub(super) fn backward<T: Real>(
     (mean, invstd, origin): (&[T], &[T], Origin),
     affine: Affine<'_, T>,
     mask: Mask<'_, T>,
-    grads: Grads<'_, T>,
+    grads: [&mut [T]; 3],
 ) {
     let (from_input, from_output) = match mask {
         Mask::None => (false, None),
@@ -276,7 +263,7 @@ pub(super) fn backward<T: Real>(
     let empty = d.n * d.plane == 0;
     let count = ((d.n * d.plane) as f64).max(1.0);
     let zero = T::default();
-    let [dx, dw, db] = [grads.dx, grads.dw, grads.db].map(Shared::new);
+    let [dx, dw, db] = grads.map(Shared::new);
     for_blocks(
         d,
         #[inline(always)]
