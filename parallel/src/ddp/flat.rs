@@ -8,8 +8,9 @@ use phalanx_tensor::{Device, Shape, Tensor};
 
 /// An empty flat buffer for `bucket`, and for `more` elements behind it; these, the gaps, and the
 /// slots that `missing` names, are zero. Where its members live now, since the module may have moved
-/// after it was planned.
+/// after it was planned. It is `kept`, of an earlier step, where that fits and nobody holds any of it.
 pub(super) fn allocate(
+    kept: Option<Tensor>,
     bucket: &Bucket,
     more: usize,
     device: Device,
@@ -17,7 +18,13 @@ pub(super) fn allocate(
     missing: impl Fn(usize) -> bool,
 ) -> Result<Tensor> {
     let len = bucket.len + more;
-    let mut flat = Tensor::empty(len, bucket.dtype, device)?;
+    let fits = |t: &Tensor| {
+        t.is_unique() && t.dims() == [len] && t.dtype() == bucket.dtype && t.device() == device
+    };
+    let mut flat = match kept.filter(fits) {
+        Some(kept) => kept,
+        None => Tensor::empty(len, bucket.dtype, device)?,
+    };
     let size = bucket.dtype.size();
     let bytes = flat.bytes_mut()?;
     let ends = bucket.slots.iter().skip(1).map(|s| s.offset).chain([len]);
@@ -64,7 +71,7 @@ impl Broadcast {
             let buffer = |i: usize| &buffers[i].1;
             let device = buffer(bucket.slots[0].param).device();
             let numel = |i: usize| buffer(i).shape().numel();
-            let mut flat = allocate(bucket, 0, device, numel, |_| false)?;
+            let mut flat = allocate(None, bucket, 0, device, numel, |_| false)?;
             for slot in &bucket.slots {
                 buffer(slot.param).read(|value| put(&mut flat, slot.offset, value))?;
             }

@@ -71,7 +71,7 @@ pub struct Ddp<M> {
 impl<M: Module> Ddp<M> {
     /// Wraps `module`. Checks that all ranks hold the same parameters and buffers (names, shapes,
     /// element types, in order; frozen ones too) and use the same configuration, then takes rank 0's
-    /// values. Every rank must call it.
+    /// values, which are written in place. Every rank must call it.
     ///
     /// The wrapper claims the parameters: as long as it lives, a plain [`Tape::backward`] that reaches
     /// one is an error, since that rank's replica would go its own way.
@@ -130,6 +130,9 @@ impl<M: Module> Ddp<M> {
 
     /// Differentiates `loss` and averages the gradients over all ranks, bucket by bucket while the
     /// sweep runs. Adds what [`accumulate`](Ddp::accumulate) has kept. Every rank must call it.
+    ///
+    /// Gradients that travel together lie in one buffer, which the next step fills again: drop them
+    /// before it, or they keep that memory, and the step takes other memory.
     ///
     /// A parameter that the loss of no rank reaches has no gradient (not zero); one that only some
     /// reach gets their sum over the number of ranks. With [`DdpConfig::uneven_inputs`], the

@@ -35,9 +35,9 @@ fn world_rank(group: &dyn ProcessGroup) -> usize {
     group.world_ranks()[group.rank()]
 }
 
-fn divided(sum: Tensor, divisor: f64) -> Result<Tensor> {
+fn divided(sum: &Tensor, divisor: f64) -> Result<Tensor> {
     Ok(match divisor == 1.0 {
-        true => sum,
+        true => sum.clone(),
         false => sum.div_scalar(divisor)?,
     })
 }
@@ -69,6 +69,8 @@ pub(super) struct Reducer<'a> {
     pending: Vec<usize>,
     /// For each bucket: the tensor that will travel, from its first gradient on.
     filling: Vec<Option<Tensor>>,
+    /// For each bucket: the flat buffer of the last step, until this one fills it.
+    flats: Vec<Option<Tensor>>,
     flights: Vec<Flight>,
     /// So many of them, the first ones, have been seen to be complete.
     landed: usize,
@@ -119,6 +121,7 @@ impl<'a> Reducer<'a> {
         let mut reducer = Reducer {
             pending: pending.collect(),
             filling: plan.iter().map(|_| None).collect(),
+            flats: joint.take_flats(&plan),
             flights: Vec::with_capacity(plan.len()),
             landed: 0,
             place,
@@ -159,7 +162,7 @@ impl<'a> Reducer<'a> {
                 Some(flat) => flat,
                 None => self.allocate(b)?,
             };
-            flat::put(&mut flat, bucket.slots[s].offset, &gradient)?;
+            flat::put(&mut flat, self.plan[b].slots[s].offset, &gradient)?;
             self.filling[b] = Some(flat);
         }
         self.arrived[i] = true;
@@ -181,14 +184,15 @@ impl<'a> Reducer<'a> {
         }
     }
 
-    fn allocate(&self, b: usize) -> Result<Tensor> {
+    fn allocate(&mut self, b: usize) -> Result<Tensor> {
+        let kept = self.flats.get_mut(b).and_then(Option::take);
         let bucket = &self.plan[b];
         let param = |p: usize| &self.joint.param(p).1;
         let device = param(bucket.slots[0].param).device();
         let numel = |p: usize| param(p).shape().numel();
         let carries = self.uses.are_within(b);
         let more = if carries { self.used.len() } else { 0 };
-        let mut flat = flat::allocate(bucket, more, device, numel, |p| !self.used[p])?;
+        let mut flat = flat::allocate(kept, bucket, more, device, numel, |p| !self.used[p])?;
         if carries {
             uses::write(&mut flat, bucket.len, &self.used)?;
         }
@@ -242,13 +246,16 @@ impl<'a> Reducer<'a> {
         self.all_launched()?;
         let group = self.joint.group();
         let mut reduced = Vec::with_capacity(self.plan.len());
+        let mut flats = Vec::with_capacity(self.plan.len());
         for (b, flight) in self.flights.into_iter().enumerate() {
-            reduced.push(match flight {
-                Flight::Plain(work) => divided(work.wait()?, self.divisor)?,
-                Flight::Hooked(completion) => {
-                    stand_for(b, &self.plan[b], completion.finish()?, group)?
-                }
-            });
+            let (bucket, divisor) = (&self.plan[b], self.divisor);
+            let sum = match flight {
+                Flight::Plain(work) => work.wait()?,
+                Flight::Hooked(completion) => stand_for(b, bucket, completion.finish()?, group)?,
+            };
+            reduced.push(divided(&sum, divisor)?);
+            // A gradient that travels alone is not copied into a buffer, and leaves none.
+            flats.push((!bucket.is_single()).then_some(sum));
             if b >= self.landed {
                 self.trace.record(|| TraceEvent::Reduced(b));
             }
@@ -262,6 +269,7 @@ impl<'a> Reducer<'a> {
                 gradients.insert(param, gradient.to_device(param.device())?);
             }
         }
+        self.joint.keep_flats(&self.plan, flats);
         Ok((gradients, self.trace))
     }
 }

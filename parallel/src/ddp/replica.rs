@@ -25,6 +25,9 @@ const HOLDER: Holder = Holder {
 pub(super) struct Known {
     pub(super) with: Vec<u64>,
     pub(super) plan: Arc<[Bucket]>,
+    /// The flat buffers of the last step, by bucket: the next one fills them again, so that they stay
+    /// where they are.
+    pub(super) flats: Vec<Option<Tensor>>,
 }
 
 /// What lasts from step to step.

@@ -341,7 +341,28 @@ impl<'a> Joint<'a> {
         self.lead().state().plans.push(Known {
             with,
             plan: Arc::clone(&plan),
+            flats: Vec::new(),
         });
         Ok(plan)
+    }
+
+    /// The flat buffers that the last step of this plan has left, or nothing.
+    pub(super) fn take_flats(&self, plan: &Arc<[Bucket]>) -> Vec<Option<Tensor>> {
+        let mut flats = Vec::new();
+        self.swap_flats(plan, &mut flats);
+        flats
+    }
+
+    /// Leaves the flat buffers of a step for the next one of this plan.
+    pub(super) fn keep_flats(&self, plan: &Arc<[Bucket]>, mut flats: Vec<Option<Tensor>>) {
+        self.swap_flats(plan, &mut flats);
+    }
+
+    fn swap_flats(&self, plan: &Arc<[Bucket]>, flats: &mut Vec<Option<Tensor>>) {
+        let mut state = self.lead().state();
+        let mut known = state.plans.iter_mut();
+        if let Some(known) = known.find(|known| Arc::ptr_eq(&known.plan, plan)) {
+            std::mem::swap(&mut known.flats, flats);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! `Ddp` against the single process, against PyTorch's values, and where things go wrong.
 
+mod addresses;
 mod buffers;
 mod claims;
 mod drift;
