@@ -1,5 +1,6 @@
 //! A training loop at steady state asks the system for nothing: after the first rounds every buffer
-//! comes from the device's pool, and every round ends with as much live as the one before.
+//! comes from the device's pool, every round ends with as much live as the one before, and what stays
+//! from round to round stays where it is.
 
 mod level;
 
@@ -38,6 +39,20 @@ impl Model {
             targets: Tensor::randint(0, 8 * 16, [6], device, &mut rng)?,
             rng,
         })
+    }
+
+    /// What a step changes in place.
+    fn kept(&self) -> Vec<&Tensor> {
+        let moments = self.moments.iter().flatten();
+        let moments = moments.flat_map(|m| [&m.exp_avg, &m.exp_avg_sq]);
+        let momenta = self.momenta.iter().flatten();
+        self.params.iter().chain(momenta).chain(moments).collect()
+    }
+
+    /// Where it is.
+    fn addresses(&self) -> Vec<*const u8> {
+        let kept = self.kept().into_iter();
+        kept.map(|t| t.as_bytes().unwrap().as_ptr()).collect()
     }
 
     /// Forward, backward and update, through an operation of each family.
@@ -126,7 +141,14 @@ fn a_training_loop_takes_nothing_from_the_system_once_it_is_warm() {
         let device = Device::cpu(index);
         cpu::with_threads(threads, || -> Result<()> {
             let mut model = Model::new(dtype, device)?;
-            for _ in 0..3 {
+            model.step()?;
+            let addresses = model.addresses();
+            assert_eq!(addresses.len(), 20, "parameters, momenta and two moments");
+            let kept = model.kept().into_iter();
+            let snapshot = kept.map(Tensor::copy).collect::<Result<Vec<_>>>()?;
+            let bytes = |t: &Tensor| t.as_bytes().unwrap().to_vec();
+            let taken: Vec<_> = snapshot.iter().map(bytes).collect();
+            for _ in 0..2 {
                 model.step()?;
             }
             let warm = device.memory()?;
@@ -135,7 +157,11 @@ fn a_training_loop_takes_nothing_from_the_system_once_it_is_warm() {
                 model.step()?;
                 let now = device.memory()?;
                 assert_eq!(now, warm, "{dtype}, {threads} threads, round {round}");
+                assert_eq!(model.addresses(), addresses, "{dtype}, round {round}");
             }
+            assert_eq!(warm.copies, 0);
+            assert!(snapshot.iter().map(bytes).eq(taken.iter().cloned()));
+            assert!(model.kept().into_iter().map(bytes).ne(taken));
             Ok(())
         })
         .unwrap();
