@@ -255,6 +255,29 @@ macro_rules! unary_table {
                 backward softplus_backward |g, x| g * x.sigmoid(), "return g * unary_sigmoid(x);";
                 test |x| x.exp().ln_1p(), roundings 3.0, range (-4.0, 4.0);
             }
+            /// x · tanh(softplus(x)) (Misra 2019).
+            Mish: mish() {
+                example {
+                    /// ```
+                    /// # use phalanx_tensor::{Device, Tensor};
+                    /// let x = Tensor::scalar(1.0f64, Device::cpu(0))?;
+                    /// assert!((x.mish()?.item::<f64>()? - 0.865_098).abs() < 1e-6);
+                    /// # Ok::<(), phalanx_tensor::Error>(())
+                    /// ```
+                }
+                forward |x| x * softplus(x).tanh(), "return x * tanh(unary_softplus(x));";
+                backward mish_backward |g, x| {
+                    let t = softplus(x).tanh();
+                    g * (t + x * x.sigmoid() * (R::ONE - t * t))
+                }, "\
+                    R t = tanh(unary_softplus(x));
+                    return g * (t + x * unary_sigmoid(x) * (R(1) - t * t));";
+                module {}
+                activation {}
+                // tanh ln(1 + eˣ) without either of them.
+                test |x| x - 2.0 * x / (2.0 + x.exp() * (2.0 + x.exp())), roundings 4.0,
+                    range (-4.0, 4.0);
+            }
         }
     };
     (@rows $callback:ident $which:tt |$vx:ident, $vout:ident, $vg:ident| $(
