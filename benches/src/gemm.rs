@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::Args;
 use phalanx_examples::cli::{at_least_one, threads};
-use phalanx_tensor::cpu::gemm::{Epilogue, MatMut, MatRef, Scalar, gemm_at};
+use phalanx_tensor::cpu::internals::{Epilogue, MatMut, MatRef, Scalar, gemm_at};
 use phalanx_tensor::{DType, Device, Element, Rng, Tensor, bf16, cpu, f16};
 use serde::Serialize;
 

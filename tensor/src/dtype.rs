@@ -1,11 +1,11 @@
 //! Element types: the [`DType`] tag, the [`Element`] trait that ties a Rust type to it, and the
 //! macros that turn a tag into a type.
 
-use crate::cpu::math::Real;
 use crate::error::Error;
 use crate::number::{Number, exact_float};
 pub use half::{bf16, f16};
 use std::fmt;
+use std::ops::{Add, Div, Mul, Neg, Sub};
 use std::str::FromStr;
 
 /// The type of a tensor's elements.
@@ -123,7 +123,13 @@ pub trait Element:
 /// A floating-point element and the type in which its sums and products are computed.
 pub trait Float: Element {
     /// `f32` for `f32`, `bf16` and `f16`; `f64` for `f64`.
-    type Compute: Real;
+    type Compute: Float<Compute = Self::Compute>
+        + Default
+        + Neg<Output = Self::Compute>
+        + Add<Output = Self::Compute>
+        + Sub<Output = Self::Compute>
+        + Mul<Output = Self::Compute>
+        + Div<Output = Self::Compute>;
     /// Widens to the type of computation: exact.
     fn widen(self) -> Self::Compute;
     /// Rounds to nearest even from the type of computation.

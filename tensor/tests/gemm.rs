@@ -3,7 +3,7 @@
 mod level;
 
 use half::{bf16, f16};
-use phalanx_tensor::cpu::gemm::{
+use phalanx_tensor::cpu::internals::{
     Bias, Epilogue, MatMut, MatRef, Scalar, gemm, gemm_at, gemm_on_unit, has_matrix_unit,
 };
 use phalanx_tensor::cpu::{SimdLevel, simd_level, with_threads};

@@ -8,7 +8,8 @@ mod level;
 #[path = "ops/util.rs"]
 mod util;
 
-use phalanx_tensor::cpu::{SimdLevel, limit, simd_level};
+use phalanx_tensor::cpu::internals::limit;
+use phalanx_tensor::cpu::{SimdLevel, simd_level};
 use phalanx_tensor::ops::norm::{BatchNormMask, BatchNormSaved};
 use phalanx_tensor::ops::optim::{AdamConfig, SgdConfig, adam_step, global_norm, scale, sgd_step};
 use phalanx_tensor::ops::pool::Pool2dConfig;

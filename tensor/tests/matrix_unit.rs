@@ -4,7 +4,7 @@
 mod level;
 
 use half::bf16;
-use phalanx_tensor::cpu::gemm::{
+use phalanx_tensor::cpu::internals::{
     Bias, Epilogue, MatMut, MatRef, Scalar, gemm_at, gemm_on_unit, has_matrix_unit,
 };
 use phalanx_tensor::cpu::{simd_level, with_threads};

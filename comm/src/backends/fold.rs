@@ -167,7 +167,7 @@ unsafe fn run<T: Copy, A: Copy, const L: usize>(
 macro_rules! run_at_level {
     ($name:ident, $features:literal) => {
         /// [`run_all`], compiled for one SIMD level. (Through a closure, as in
-        /// `phalanx_tensor::cpu::vectorize`, a loop of this size stays a function of its own,
+        /// the `vectorize` of phalanx-tensor, a loop of this size stays a function of its own,
         /// compiled for the baseline, at half the speed.)
         ///
         /// # Safety

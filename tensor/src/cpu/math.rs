@@ -7,7 +7,7 @@
 //! | [`ln`] | 1.0 | 0.834 |
 //! | [`ln_1p_unit`] | 1.5 | 1.387 |
 //! | [`tanh`] | 1.5 | 1.333 |
-//! | [`sigmoid`] | 2.5 | 2.402 |
+//! | [`sigmoid`](Real::sigmoid) | 2.5 | 2.402 |
 //! | [`erf`] | 1.5 | 1.215 |
 //!
 //! Subnormal arguments and results are included. The tests below compare with `f64`: four million
@@ -26,7 +26,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 ///
 /// On a variable that is known to be an `f32`, `x.exp()` means the standard library's; in code
 /// generic over `R: Real` it means the vectorising one.
-pub trait Real:
+pub(crate) trait Real:
     Float<Compute = Self>
     + Add<Output = Self>
     + Sub<Output = Self>
@@ -47,8 +47,6 @@ pub trait Real:
     fn abs(self) -> Self;
     /// √x, correctly rounded.
     fn sqrt(self) -> Self;
-    /// `self · a + b`; with one rounding where the processor has the instruction.
-    fn mul_add(self, a: Self, b: Self) -> Self;
     /// |self| with the sign of `sign`.
     fn copysign(self, sign: Self) -> Self;
     /// Whether it is NaN.
@@ -73,9 +71,15 @@ pub trait Real:
     fn powf(self, exponent: Self) -> Self;
 }
 
+/// What the kernels know of a [`Float`]: that its type of computation is [`Real`]. That of every float
+/// type is.
+pub(crate) trait Computed: Float<Compute: Real> {}
+
+impl<T: Float<Compute: Real>> Computed for T {}
+
 macro_rules! real {
     ($t:ty, exp: $exp:path, ln: $ln:path, ln_1p_unit: $ln_1p:path, tanh: $tanh:path,
-     erf: $erf:path, mul_add: |$x:ident, $a:ident, $b:ident| $mul_add:expr) => {
+     erf: $erf:path) => {
         impl Real for $t {
             const ZERO: $t = 0.0;
             const ONE: $t = 1.0;
@@ -87,11 +91,6 @@ macro_rules! real {
             #[inline(always)]
             fn sqrt(self) -> $t {
                 <$t>::sqrt(self)
-            }
-            #[inline(always)]
-            fn mul_add(self, $a: $t, $b: $t) -> $t {
-                let $x = self;
-                $mul_add
             }
             #[inline(always)]
             fn copysign(self, sign: $t) -> $t {
@@ -145,12 +144,10 @@ macro_rules! real {
     };
 }
 real!(
-    f32, exp: exp, ln: ln, ln_1p_unit: ln_1p_unit, tanh: tanh, erf: erf,
-    mul_add: |x, a, b| f32::mul_add(x, a, b)
+    f32, exp: exp, ln: ln, ln_1p_unit: ln_1p_unit, tanh: tanh, erf: erf
 );
 real!(
-    f64, exp: f64::exp, ln: f64::ln, ln_1p_unit: f64::ln_1p, tanh: f64::tanh, erf: libm::erf,
-    mul_add: |x, a, b| x * a + b
+    f64, exp: f64::exp, ln: f64::ln, ln_1p_unit: f64::ln_1p, tanh: f64::tanh, erf: libm::erf
 );
 
 /// Horner's scheme, lowest coefficient first.
@@ -171,7 +168,7 @@ const LN_2_LOW: f32 = -1.904_654_2e-9;
 
 /// eˣ. Overflows to +∞ above 88.72, passes through subnormal numbers to 0 below −103.97.
 #[inline(always)]
-pub fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     // Beyond these the result is ∞ or 0 anyway, and the exponent arithmetic below stays in range.
     // Comparisons with NaN are false, so NaN stays.
     let x = if x > 89.0 { 89.0 } else { x };
@@ -224,7 +221,7 @@ fn ln_reduced(f: f32, exponent: f32) -> f32 {
 
 /// The natural logarithm: −∞ at 0, NaN below.
 #[inline(always)]
-pub fn ln(x: f32) -> f32 {
+pub(crate) fn ln(x: f32) -> f32 {
     const SQRT_HALF: i32 = 0x3f35_04f3;
     let tiny = x < f32::MIN_POSITIVE;
     let scaled = if tiny { x * 8_388_608.0 } else { x }; // 2²³
@@ -241,7 +238,7 @@ pub fn ln(x: f32) -> f32 {
 /// ln(1 + x) for 0 ≤ x ≤ 1, accurate for small x; any other argument gives an arbitrary result
 /// (NaN for NaN).
 #[inline(always)]
-pub fn ln_1p_unit(x: f32) -> f32 {
+pub(crate) fn ln_1p_unit(x: f32) -> f32 {
     // 1 + x = 2 (1 + f) brings the upper half into range, exactly.
     let upper = x > std::f32::consts::SQRT_2 - 1.0;
     let f = if upper { x.mul_add(0.5, -0.5) } else { x };
@@ -250,7 +247,7 @@ pub fn ln_1p_unit(x: f32) -> f32 {
 
 /// The hyperbolic tangent.
 #[inline(always)]
-pub fn tanh(x: f32) -> f32 {
+pub(crate) fn tanh(x: f32) -> f32 {
     let a = x.abs();
     let s = a * a;
     let p = polynomial(
@@ -268,15 +265,9 @@ pub fn tanh(x: f32) -> f32 {
     (if a < 0.625 { small } else { large }).copysign(x)
 }
 
-/// The logistic function 1 / (1 + e⁻ˣ).
-#[inline(always)]
-pub fn sigmoid(x: f32) -> f32 {
-    Real::sigmoid(x)
-}
-
 /// The error function.
 #[inline(always)]
-pub fn erf(x: f32) -> f32 {
+pub(crate) fn erf(x: f32) -> f32 {
     let a = x.abs();
     let p = polynomial(
         a * a,
@@ -382,7 +373,7 @@ mod tests {
             )
         }),
         ("tanh", 1.5, |s| worst(s, tanh, f64::tanh)),
-        ("sigmoid", 2.5, |s| worst(s, sigmoid, Real::sigmoid)),
+        ("sigmoid", 2.5, |s| worst(s, Real::sigmoid, Real::sigmoid)),
         ("erf", 1.5, |s| worst(s, erf, libm::erf)),
     ];
 
@@ -466,9 +457,10 @@ mod tests {
             (exp(inf), exp(-inf), exp(0.0), ln(1.0)),
             (inf, 0.0, 1.0, 0.0)
         );
-        assert_eq!((sigmoid(inf), sigmoid(-inf), sigmoid(0.0)), (1.0, 0.0, 0.5));
+        let s: fn(f32) -> f32 = Real::sigmoid;
+        assert_eq!((s(inf), s(-inf), s(0.0)), (1.0, 0.0, 0.5));
         assert!(tanh(-0.0).is_sign_negative() && erf(-0.0).is_sign_negative());
-        assert!(sigmoid(-88.9) > 0.0, "a subnormal result is not flushed");
+        assert!(s(-88.9) > 0.0, "a subnormal result is not flushed");
     }
 
     #[test]

@@ -1,14 +1,15 @@
-//! What every CPU kernel stands on: buffers from a pool, threads under control, SIMD dispatch,
-//! walks over strided views.
+//! The CPU backend: buffers from a pool, threads under control, SIMD dispatch, walks over strided
+//! views, products. What is public here is how many threads a program's operations use, and which
+//! instructions; all else is for the kernels.
 
 pub(crate) mod buffer;
 pub(crate) mod convert;
 pub(crate) mod elementwise;
-pub mod gemm;
+pub(crate) mod gemm;
 #[cfg_attr(phalanx_tsan, path = "helpers_tsan.rs")]
 mod helpers;
 pub(crate) mod home;
-pub mod math;
+pub(crate) mod math;
 pub(crate) mod pieces;
 pub(crate) mod pool;
 pub(crate) mod prefetch;
@@ -22,6 +23,9 @@ mod threads;
 pub(crate) mod working;
 
 #[doc(hidden)]
-pub use simd::limit;
-pub use simd::{SimdLevel, simd_level, vectorize};
-pub use threads::{parallel_chunks, parallel_for, threads, with_threads};
+pub mod internals;
+
+pub(crate) use simd::vectorize;
+pub use simd::{SimdLevel, simd_level};
+pub(crate) use threads::{parallel_chunks, parallel_for};
+pub use threads::{threads, with_threads};

@@ -2,6 +2,7 @@
 //! over it. It is taken in full vectors, the last one padded, so that a row of ten classes costs
 //! one exponential of a vector and not ten of a scalar.
 
+use super::math::Computed;
 use super::math::Real;
 use crate::Float;
 
@@ -14,7 +15,7 @@ pub(crate) const LANES: usize = 16;
 pub(crate) type C<T> = <T as Float>::Compute;
 
 /// Whether results can be stored and read back without a rounding.
-pub(crate) const fn is_exact<T: Float>() -> bool {
+pub(crate) const fn is_exact<T: Computed>() -> bool {
     size_of::<T>() == size_of::<C<T>>()
 }
 
@@ -25,7 +26,7 @@ pub(crate) fn rows_per_grain(width: usize) -> usize {
 
 /// The vector from `at` on; `pad` beyond the end of the row.
 #[inline(always)]
-pub(crate) fn load<T: Float>(row: &[T], at: usize, pad: C<T>) -> [C<T>; LANES] {
+pub(crate) fn load<T: Computed>(row: &[T], at: usize, pad: C<T>) -> [C<T>; LANES] {
     let mut v = [pad; LANES];
     let row = &row[at..];
     if let Some(full) = row.first_chunk::<LANES>() {
@@ -40,7 +41,7 @@ pub(crate) fn load<T: Float>(row: &[T], at: usize, pad: C<T>) -> [C<T>; LANES] {
 
 /// Writes the vector from `at` on, as far as the row goes.
 #[inline(always)]
-pub(crate) fn store<T: Float>(row: &mut [T], at: usize, v: [C<T>; LANES]) {
+pub(crate) fn store<T: Computed>(row: &mut [T], at: usize, v: [C<T>; LANES]) {
     let row = &mut row[at..];
     if let Some(full) = row.first_chunk_mut::<LANES>() {
         for i in 0..LANES {
@@ -72,7 +73,7 @@ pub(crate) fn total<R: Real>(lanes: [R; LANES]) -> R {
 
 /// The largest element; NaN is passed over (the sum of the exponentials will find it).
 #[inline(always)]
-pub(crate) fn max_of<T: Float>(row: &[T]) -> C<T> {
+pub(crate) fn max_of<T: Computed>(row: &[T]) -> C<T> {
     let low = -C::<T>::INFINITY;
     let mut lanes = [low; LANES];
     for at in (0..row.len()).step_by(LANES) {
@@ -88,7 +89,7 @@ pub(crate) fn max_of<T: Float>(row: &[T]) -> C<T> {
 
 /// `Σ exp(x − max)`.
 #[inline(always)]
-pub(crate) fn exp_sum<T: Float>(row: &[T], max: C<T>) -> C<T> {
+pub(crate) fn exp_sum<T: Computed>(row: &[T], max: C<T>) -> C<T> {
     let mut lanes = [C::<T>::ZERO; LANES];
     for at in (0..row.len()).step_by(LANES) {
         let v = load(row, at, -C::<T>::INFINITY);

@@ -110,19 +110,8 @@ fn run_avx512<R>(f: impl FnOnce() -> R) -> R {
 /// closure too, since a large one is otherwise compiled on its own, for the plainest processor,
 /// where `mul_add` is a call into the C library: GELU's derivative took 61 ns an element instead
 /// of 0.9 (2026-11-23).
-///
-/// ```
-/// let x = vec![1.0f32; 1000];
-/// let mut y = vec![2.0f32; 1000];
-/// phalanx_tensor::cpu::vectorize(#[inline(always)] || {
-///     for (y, x) in y.iter_mut().zip(&x) {
-///         *y = x.mul_add(3.0, *y);
-///     }
-/// });
-/// assert_eq!(y[999], 5.0);
-/// ```
 #[inline(always)]
-pub fn vectorize<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn vectorize<R>(f: impl FnOnce() -> R) -> R {
     match simd_level() {
         // SAFETY: the level says that the processor has the features.
         #[cfg(target_arch = "x86_64")]

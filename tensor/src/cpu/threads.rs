@@ -85,7 +85,7 @@ pub fn threads() -> usize {
 ///
 /// The split depends on the number of threads, so `f` must compute each index independently of
 /// the range that it comes in.
-pub fn parallel_for(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
+pub(crate) fn parallel_for(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
     let Some((helpers, step)) = split(len, grain) else {
         return f(0..len);
     };
@@ -97,15 +97,11 @@ pub fn parallel_for(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
 
 /// As [`parallel_for`], over a slice that is written: `f(start, piece)` gets the elements
 /// `start..start + piece.len()` of `out`, and `start` is a multiple of `grain`.
-///
-/// ```
-/// let mut squares = vec![0usize; 1000];
-/// phalanx_tensor::cpu::parallel_chunks(&mut squares, 64, |start, piece| {
-///     piece.iter_mut().enumerate().for_each(|(i, v)| *v = (start + i).pow(2));
-/// });
-/// assert_eq!(squares[999], 999 * 999);
-/// ```
-pub fn parallel_chunks<T: Send>(out: &mut [T], grain: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+pub(crate) fn parallel_chunks<T: Send>(
+    out: &mut [T],
+    grain: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) {
     let Some((helpers, step)) = split(out.len(), grain) else {
         return f(0, out);
     };

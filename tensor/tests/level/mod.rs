@@ -6,8 +6,9 @@
 //! `no instructions: LEVEL` and runs no test: one that ran at another level would say nothing.
 #![allow(unsafe_code)]
 
-use phalanx_tensor::cpu::gemm::has_matrix_unit;
-use phalanx_tensor::cpu::{SimdLevel, limit, simd_level};
+use phalanx_tensor::cpu::internals::has_matrix_unit;
+use phalanx_tensor::cpu::internals::limit;
+use phalanx_tensor::cpu::{SimdLevel, simd_level};
 use std::process::exit;
 
 /// The system calls it before `main`.

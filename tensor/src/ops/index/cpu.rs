@@ -3,10 +3,11 @@
 
 use super::lines;
 use crate::cpu::elementwise::{on_bits, raw_bits};
+use crate::cpu::math::Computed;
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::strided::Walk;
 use crate::cpu::vectorize;
-use crate::{Error, Float, Layout, Result, Tensor, dispatch_float};
+use crate::{Error, Layout, Result, Tensor, dispatch_float};
 use bytemuck::{Pod, cast_slice_mut};
 use std::ops::Range;
 
@@ -99,7 +100,7 @@ pub(super) fn add(
 
 /// Adds rows of `width`: for each group of `extent` rows of `sum`, the next rows of `source` to
 /// those at `indices`, in order. Threads share out the rows of `sum`; each reads all indices.
-fn add_rows<T: Float>(
+fn add_rows<T: Computed>(
     source: &[T],
     indices: &[i64],
     extent: usize,
@@ -211,7 +212,7 @@ pub(super) fn scatter_add(
 /// `sum[line of place + index · stride] += source[place]`, in the order of the places, for each of
 /// `outer` parts of all three arrays, each of which has the layouts `[indices, source, lines]`; a
 /// part of `sum` is `part` elements long.
-fn scatter_add_parts<T: Float>(
+fn scatter_add_parts<T: Computed>(
     index: &[i64],
     source: &[T],
     layouts: &[Layout; 3],

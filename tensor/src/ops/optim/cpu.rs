@@ -3,7 +3,7 @@
 //! the compiler outside the loop.
 
 use super::{AdamConfig, DecayMode, Item, SgdConfig};
-use crate::cpu::math::Real;
+use crate::cpu::math::{Computed, Real};
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::{parallel_chunks, vectorize};
 use crate::{DType, Element, Float, Result, Tensor, dispatch_float};
@@ -18,7 +18,7 @@ const BLOCKS_PER_THREAD: usize = GRAIN / BLOCK;
 
 type C<T> = <T as Float>::Compute;
 
-fn c<T: Float>(value: f64) -> C<T> {
+fn c<T: Computed>(value: f64) -> C<T> {
     C::<T>::from_f64(value)
 }
 
@@ -78,7 +78,7 @@ pub(super) fn adam(
 }
 
 /// SGD without momentum.
-fn sgd_plain<T: Float, G: Float<Compute = C<T>>>(p: &mut [T], g: &[G], config: &SgdConfig) {
+fn sgd_plain<T: Computed, G: Computed<Compute = C<T>>>(p: &mut [T], g: &[G], config: &SgdConfig) {
     let (lr, decay) = (c::<T>(config.lr), c::<T>(config.weight_decay));
     parallel_pieces((p, g), GRAIN, |_, (p, g)| {
         vectorize(
@@ -94,7 +94,7 @@ fn sgd_plain<T: Float, G: Float<Compute = C<T>>>(p: &mut [T], g: &[G], config: &
 }
 
 /// SGD with momentum; the `first` step sets the momentum and does not read it.
-fn sgd_momentum<T: Float, G: Float<Compute = C<T>>>(
+fn sgd_momentum<T: Computed, G: Computed<Compute = C<T>>>(
     p: &mut [T],
     g: &[G],
     m: &mut [C<T>],
@@ -111,7 +111,7 @@ fn sgd_momentum<T: Float, G: Float<Compute = C<T>>>(
     }
 }
 
-fn momentum<T: Float, G: Float<Compute = C<T>>, const FIRST: bool, const NESTEROV: bool>(
+fn momentum<T: Computed, G: Computed<Compute = C<T>>, const FIRST: bool, const NESTEROV: bool>(
     p: &mut [T],
     g: &[G],
     m: &mut [C<T>],
@@ -138,7 +138,7 @@ fn momentum<T: Float, G: Float<Compute = C<T>>, const FIRST: bool, const NESTERO
 }
 
 /// Adam or AdamW at the step `step`, counted from 1.
-fn adam_one<T: Float, G: Float<Compute = C<T>>>(
+fn adam_one<T: Computed, G: Computed<Compute = C<T>>>(
     p: &mut [T],
     g: &[G],
     m: &mut [C<T>],
@@ -175,7 +175,7 @@ fn adam_one<T: Float, G: Float<Compute = C<T>>>(
 }
 
 /// Multiplies by `factor`.
-pub(super) fn scale<T: Float>(x: &mut [T], factor: f64) {
+pub(super) fn scale<T: Computed>(x: &mut [T], factor: f64) {
     let factor = c::<T>(factor);
     parallel_chunks(x, GRAIN, |_, x| {
         vectorize(
@@ -189,7 +189,7 @@ pub(super) fn scale<T: Float>(x: &mut [T], factor: f64) {
 }
 
 /// The sum of the squares, taken block by block: the same bits whatever the number of threads.
-pub(super) fn square_sum<T: Float>(op: &'static str, x: &Tensor) -> Result<f64> {
+pub(super) fn square_sum<T: Computed>(op: &'static str, x: &Tensor) -> Result<f64> {
     let (device, x) = (x.device(), x.as_slice::<T>()?);
     let blocks = x.len().div_ceil(BLOCK);
     if blocks <= BLOCKS_PER_THREAD {
@@ -208,7 +208,7 @@ pub(super) fn square_sum<T: Float>(op: &'static str, x: &Tensor) -> Result<f64> 
 }
 
 /// The sum of the squares of up to [`BLOCK`] elements.
-fn block<T: Float>(x: &[T]) -> f64 {
+fn block<T: Computed>(x: &[T]) -> f64 {
     const LANES: usize = 16;
     let (chunks, rest) = x.as_chunks::<LANES>();
     let mut lanes = [0.0f64; LANES];

@@ -1,14 +1,14 @@
 //! Kernels of the cross-entropy: the losses from one read of the logits, their gradient from
 //! another.
 
-use crate::cpu::math::Real;
+use crate::cpu::math::{Computed, Real};
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::rows::{C, LANES, exp_sum, load, max_of, rows_per_grain, store};
 use crate::cpu::scratch::room;
 use crate::cpu::simd::multiversion;
 use crate::ops::index::cpu::first_outside;
 use crate::ops::softmax::{CrossEntropyConfig, Reduction};
-use crate::{Element, Error, Float, Result, Tensor, dispatch_float};
+use crate::{Element, Error, Result, Tensor, dispatch_float};
 
 /// The loss of a row with the target `t` is `on · w[t] · nll[t] + off · Σ w[c] · nll[c]`, where
 /// `nll` are the negative log-probabilities.
@@ -23,7 +23,7 @@ struct Terms<C> {
 }
 
 impl<C: Real> Terms<C> {
-    fn new<T: Float<Compute = C>>(
+    fn new<T: Computed<Compute = C>>(
         op: &'static str,
         classes: usize,
         weight: Option<&Tensor>,
@@ -134,7 +134,7 @@ fn divisor(config: &CrossEntropyConfig, total_weight: f64) -> f64 {
     }
 }
 
-fn forward<T: Float>(
+fn forward<T: Computed>(
     x: &[T],
     targets: &[i64],
     terms: &Terms<C<T>>,
@@ -158,7 +158,7 @@ fn forward<T: Float>(
 }
 
 multiversion! {
-    fn forward_rows[T: Float](
+    fn forward_rows[T: Computed](
         x: &[T],
         targets: &[i64],
         terms: &Terms<C<T>>,
@@ -185,7 +185,7 @@ multiversion! {
 
 /// `Σ w[c] · nll[c]`.
 #[inline(always)]
-fn spread<T: Float>(x: &[T], max: C<T>, log_sum: C<T>, terms: &Terms<C<T>>) -> C<T> {
+fn spread<T: Computed>(x: &[T], max: C<T>, log_sum: C<T>, terms: &Terms<C<T>>) -> C<T> {
     let mut below = C::<T>::ZERO;
     match &terms.weights {
         Some(weights) => {
@@ -220,7 +220,7 @@ pub(crate) fn cross_entropy_backward(
     Ok(())
 }
 
-fn backward<T: Float>(
+fn backward<T: Computed>(
     grad: &[C<T>],
     scale: f64,
     (x, saved): (&[T], &[C<T>]),
@@ -250,7 +250,7 @@ fn backward<T: Float>(
 }
 
 multiversion! {
-    fn backward_rows[T: Float](
+    fn backward_rows[T: Computed](
         x: &[T],
         saved: &[C<T>],
         targets: &[i64],

@@ -5,11 +5,11 @@ mod cross_entropy;
 pub(super) use cross_entropy::{cross_entropy, cross_entropy_backward};
 
 use super::Kind;
-use crate::cpu::math::Real;
+use crate::cpu::math::{Computed, Real};
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::rows::{C, LANES, exp_sum, is_exact, load, max_of, rows_per_grain, store, total};
 use crate::cpu::simd::multiversion;
-use crate::{Float, Result, Tensor, dispatch_float};
+use crate::{Result, Tensor, dispatch_float};
 
 /// `y = kind(x)` along the last axis.
 pub(super) fn forward(op: &'static str, kind: Kind, x: &Tensor, y: &mut Tensor) -> Result<()> {
@@ -59,7 +59,7 @@ fn width(t: &Tensor) -> Option<usize> {
 }
 
 multiversion! {
-    fn softmax_rows[T: Float](x: &[T], out: &mut [T], width: usize) {
+    fn softmax_rows[T: Computed](x: &[T], out: &mut [T], width: usize) {
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
             let max = max_of(x);
             if is_exact::<T>() {
@@ -90,7 +90,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn log_softmax_rows[T: Float](x: &[T], out: &mut [T], width: usize) {
+    fn log_softmax_rows[T: Computed](x: &[T], out: &mut [T], width: usize) {
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
             let max = max_of(x);
             let log_sum = exp_sum(x, max).ln();
@@ -101,7 +101,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn softmax_backward_rows[T: Float](g: &[T], y: &[T], dx: &mut [T], width: usize) {
+    fn softmax_backward_rows[T: Computed](g: &[T], y: &[T], dx: &mut [T], width: usize) {
         let zero = C::<T>::ZERO;
         let inputs = g.chunks_exact(width).zip(y.chunks_exact(width));
         for ((g, y), dx) in inputs.zip(dx.chunks_exact_mut(width)) {
@@ -120,7 +120,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn log_softmax_backward_rows[T: Float](g: &[T], y: &[T], dx: &mut [T], width: usize) {
+    fn log_softmax_backward_rows[T: Computed](g: &[T], y: &[T], dx: &mut [T], width: usize) {
         let zero = C::<T>::ZERO;
         let inputs = g.chunks_exact(width).zip(y.chunks_exact(width));
         for ((g, y), dx) in inputs.zip(dx.chunks_exact_mut(width)) {
