@@ -3,7 +3,7 @@
 
 use super::driver::{driver, failed};
 use super::index::IndexFlag;
-use super::lanes::{Lane, Lanes};
+use super::lanes::Lanes;
 use super::memory::Dead;
 use super::modules::Modules;
 use super::staging::Staging;
@@ -109,8 +109,6 @@ impl Gpu {
         .result()
         .map_err(failed("setting up the memory pool"))?;
         let lanes = Lanes::new().map_err(failed("making the lanes"))?;
-        let index = IndexFlag::new(lanes.stream(Lane::Compute))
-            .map_err(failed("making the flag for indices out of range"))?;
         Ok(Gpu {
             ordinal,
             context: Handle(context),
@@ -121,7 +119,7 @@ impl Gpu {
             dead: Mutex::default(),
             modules: Modules::default(),
             staging: Staging::default(),
-            index,
+            index: IndexFlag::default(),
         })
     }
 

@@ -6,10 +6,21 @@
 use super::gpu::Issuing;
 use super::lanes::{Lane, Stamp};
 use super::memory::Uses;
+use super::modules::{Source, Variant};
 use crate::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::sys::{CUdeviceptr, CUstream};
+use cudarc::driver::sys::CUdeviceptr;
 use std::sync::{Mutex, PoisonError};
+
+/// The flag itself, a variable of a module of its own.
+pub(super) static SOURCE: Source = Source {
+    family: "index-flag",
+    path: "tensor/src/cuda/index.rs",
+    before: "",
+    text: "extern \"C\" { __device__ IndexFault index_fault; }",
+    after: "",
+    types: &[&[]],
+};
 
 /// What a kernel notes: `IndexFault` of the prelude.
 #[repr(C)]
@@ -23,66 +34,53 @@ pub(super) struct Note {
 }
 
 /// The flag of one card, in its memory.
-#[derive(Debug)]
-pub(super) struct IndexFlag {
-    address: CUdeviceptr,
-    state: Mutex<State>,
-}
+#[derive(Debug, Default)]
+pub(super) struct IndexFlag(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     /// Operations that may set the flag.
     ops: Vec<&'static str>,
-    /// What uses the flag's memory; `None` while no kernel has had it.
-    uses: Option<Uses>,
+    /// The flag's address and what uses its memory; `None` while no kernel has had it.
+    flag: Option<(CUdeviceptr, Uses)>,
 }
 
 impl IndexFlag {
-    pub(super) fn new(stream: CUstream) -> Result<IndexFlag, DriverError> {
-        let bytes = size_of::<Note>();
-        // SAFETY: the stream belongs to the card, whose context is current; the memory has `bytes`
-        // bytes and is zeroed before anything else uses it, on the lane of the kernels.
-        let address = unsafe {
-            let address = result::malloc_async(stream, bytes)?;
-            result::memset_d8_async(address, 0, bytes, stream)?;
-            address
-        };
-        Ok(IndexFlag {
-            address,
-            state: Mutex::default(),
-        })
-    }
-
-    pub(super) fn address(&self) -> CUdeviceptr {
-        self.address
-    }
-
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A kernel of the operation `op`, issued as `stamp`, may set the flag: the number under which
-    /// it notes itself.
+    /// A kernel of the operation `op`, issued as `stamp`, may set the flag: its address, and the
+    /// number under which the operation notes itself.
     pub(super) fn lend(
         &self,
         op: &'static str,
         issuing: &mut Issuing,
         stamp: Stamp,
-    ) -> Result<u32, DriverError> {
+    ) -> Result<(CUdeviceptr, i32)> {
+        let gpu = issuing.gpu();
         let mut state = self.state();
-        if let Some(uses) = &state.uses {
-            uses.before_write(issuing.lanes(), stamp.lane)?;
-        }
-        match &mut state.uses {
-            Some(uses) => uses.written(stamp),
-            none => *none = Some(Uses::new(stamp)),
-        }
+        let address = match &mut state.flag {
+            Some((address, uses)) => {
+                uses.before_write(issuing.lanes(), stamp.lane)
+                    .map_err(|e| gpu.failed(op, "waiting for the index flag", e))?;
+                uses.written(stamp);
+                *address
+            }
+            none => {
+                // The driver zeroes it when it loads the module.
+                let variant = Variant::new(&SOURCE, &[]);
+                let address = gpu.modules.variable(op, gpu, &variant, "index_fault")?;
+                *none = Some((address, Uses::new(stamp)));
+                address
+            }
+        };
         let known = state.ops.iter().position(|known| *known == op);
         let place = known.unwrap_or_else(|| {
             state.ops.push(op);
             state.ops.len() - 1
         });
-        Ok(u32::try_from(place).unwrap_or(u32::MAX))
+        Ok((address, i32::try_from(place).unwrap_or(i32::MAX)))
     }
 
     /// Puts a copy of the flag to `target` behind what was issued as `stamp`; `false` where no kernel
@@ -97,14 +95,14 @@ impl IndexFlag {
         target: &mut [u8],
     ) -> Result<bool, DriverError> {
         let mut state = self.state();
-        let Some(uses) = &mut state.uses else {
+        let Some((address, uses)) = &mut state.flag else {
             return Ok(false);
         };
         uses.before_read(issuing.lanes(), stamp.lane)?;
         uses.read(stamp);
         let stream = issuing.lanes().stream(stamp.lane);
         // SAFETY: the flag's memory lives as long as the process; the caller vouches for the target.
-        unsafe { result::memcpy_dtoh_async(target, self.address, stream) }?;
+        unsafe { result::memcpy_dtoh_async(target, *address, stream) }?;
         Ok(true)
     }
 
@@ -126,7 +124,7 @@ impl IndexFlag {
     pub(super) fn clear(&self, issuing: &mut Issuing) -> Result<(), DriverError> {
         let mut state = self.state();
         let lanes = issuing.lanes();
-        let Some(uses) = &mut state.uses else {
+        let Some((address, uses)) = &mut state.flag else {
             return Ok(());
         };
         let stamp = lanes.next(Lane::Compute);
@@ -134,7 +132,7 @@ impl IndexFlag {
         uses.written(stamp);
         let stream = lanes.stream(stamp.lane);
         // SAFETY: the flag's memory has the size of a note and lives as long as the process.
-        unsafe { result::memset_d8_async(self.address, 0, size_of::<Note>(), stream) }?;
+        unsafe { result::memset_d8_async(*address, 0, size_of::<Note>(), stream) }?;
         lanes.issued(stamp)
     }
 }

@@ -166,9 +166,8 @@ impl Issue {
     /// The flag for an index out of range, and the number under which this operation notes itself.
     pub(crate) fn index_flag(&mut self) -> Result<[Arg<'static>; 2]> {
         let (op, stamp, flag) = (self.op, self.stamp, &self.gpu().index);
-        let lent = flag.lend(op, &mut self.issuing, stamp);
-        let place = lent.map_err(|e| self.failed("waiting for the index flag", e))?;
-        Ok([Arg::Address(flag.address()), Arg::Small(place as i32)])
+        let (address, place) = flag.lend(op, &mut self.issuing, stamp)?;
+        Ok([Arg::Address(address), Arg::Small(place)])
     }
 
     /// Launches the kernel `name` of a family, compiled for `types`.

@@ -238,6 +238,7 @@ impl Gpu {
         let mut issuing = self.lock();
         let failed = |e| self.failed(op, "giving memory back", e);
         issuing.lanes().synchronize().map_err(failed)?;
+        self.staging.empty().map_err(failed)?;
         trim(self).map_err(failed)?;
         self.account().reserves(reserved(self).map_err(failed)?);
         Ok(())

@@ -65,7 +65,9 @@ impl Variant {
 
     /// All variants of all families.
     pub(crate) fn all() -> impl Iterator<Item = Variant> {
-        let sources = [&COPY].into_iter().chain(KERNELS.iter().copied());
+        let sources = [&COPY, &super::index::SOURCE]
+            .into_iter()
+            .chain(KERNELS.iter().copied());
         sources.flat_map(|source| source.types.iter().map(|types| Variant::new(source, types)))
     }
 
@@ -124,6 +126,27 @@ impl Modules {
         let function: &'static Function = Box::leak(Box::new(function));
         loaded.functions.insert(key, function);
         Ok(function)
+    }
+
+    /// The address of a variable of a variant.
+    pub(super) fn variable(
+        &self,
+        op: &'static str,
+        gpu: &Gpu,
+        variant: &Variant,
+        name: &str,
+    ) -> Result<sys::CUdeviceptr> {
+        let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = loaded.module(op, gpu, variant)?;
+        let missing = |e| gpu.failed(op, name, e);
+        let invalid = |_| missing(DriverError(CUresult::CUDA_ERROR_INVALID_VALUE));
+        let text = CString::new(name).map_err(invalid)?;
+        let (mut address, mut bytes) = (0, 0);
+        // SAFETY: the module is loaded, the name is a C string, both pointers are valid.
+        unsafe { sys::cuModuleGetGlobal_v2(&mut address, &mut bytes, module, text.as_ptr()) }
+            .result()
+            .map_err(missing)?;
+        Ok(address)
     }
 
     /// Loads every kernel that there is.

@@ -5,7 +5,7 @@
 use super::gpu::{Gpu, Handle};
 use super::lanes::Stamp;
 use crate::Result;
-use cudarc::driver::result;
+use cudarc::driver::result::{self, DriverError};
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
@@ -24,10 +24,6 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
-    pub(super) fn address(&self) -> *mut c_void {
-        self.address.0
-    }
-
     /// The contents. Nothing is in flight: [`Staging::take`] hands out only such buffers, and who
     /// has issued a transfer into one waits for it first.
     pub(super) fn bytes(&mut self) -> &mut [u8] {
@@ -37,7 +33,7 @@ impl Pinned {
     }
 }
 
-/// The pinned buffers of one card. They are kept for the life of the process.
+/// The pinned buffers of one card, kept for the next transfer until the cache is emptied.
 #[derive(Debug, Default)]
 pub(super) struct Staging(Mutex<Vec<(Pinned, Option<Stamp>)>>);
 
@@ -65,6 +61,15 @@ impl Staging {
                 gpu.wait(op, oldest)?;
             }
         }
+    }
+
+    /// Frees the buffers that no transfer uses. Nothing is in flight on the card.
+    pub(super) fn empty(&self) -> Result<(), DriverError> {
+        let slots = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        slots.into_iter().try_for_each(|(pinned, _)| {
+            // SAFETY: the buffer was allocated as pinned memory, and nobody else has it.
+            unsafe { result::free_host(pinned.address.0) }
+        })
     }
 
     /// Gives a buffer back, which the transfer `stamp` still uses.
