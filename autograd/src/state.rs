@@ -242,6 +242,7 @@ impl State {
                 Dtype::BF16 => DType::BF16,
                 Dtype::F16 => DType::F16,
                 Dtype::I64 => DType::I64,
+                Dtype::I32 => DType::I32,
                 Dtype::U8 => DType::U8,
                 other => {
                     return Err(Error::Format {
@@ -387,6 +388,7 @@ fn saved_dtype(dtype: DType) -> Dtype {
         DType::BF16 => Dtype::BF16,
         DType::F16 => Dtype::F16,
         DType::I64 => Dtype::I64,
+        DType::I32 => Dtype::I32,
         DType::U8 => Dtype::U8,
     }
 }

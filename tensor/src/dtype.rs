@@ -24,18 +24,21 @@ pub enum DType {
     F16,
     /// Signed 64-bit integers: class labels, token ids, indices.
     I64,
+    /// Signed 32-bit integers: indices in half the memory.
+    I32,
     /// Unsigned bytes: masks, raw images.
     U8,
 }
 
 impl DType {
     /// Every element type, in the order of declaration.
-    pub const ALL: [DType; 6] = [
+    pub const ALL: [DType; 7] = [
         DType::F32,
         DType::F64,
         DType::BF16,
         DType::F16,
         DType::I64,
+        DType::I32,
         DType::U8,
     ];
 
@@ -44,7 +47,7 @@ impl DType {
         match self {
             DType::U8 => 1,
             DType::BF16 | DType::F16 => 2,
-            DType::F32 => 4,
+            DType::F32 | DType::I32 => 4,
             DType::F64 | DType::I64 => 8,
         }
     }
@@ -59,7 +62,7 @@ impl DType {
     pub const fn compute(self) -> DType {
         match self {
             DType::BF16 | DType::F16 => DType::F32,
-            DType::F32 | DType::F64 | DType::I64 | DType::U8 => self,
+            DType::F32 | DType::F64 | DType::I64 | DType::I32 | DType::U8 => self,
         }
     }
 
@@ -71,6 +74,7 @@ impl DType {
             DType::BF16 => "bf16",
             DType::F16 => "f16",
             DType::I64 => "i64",
+            DType::I32 => "i32",
             DType::U8 => "u8",
         }
     }
@@ -91,7 +95,7 @@ impl FromStr for DType {
             .find(|d| d.name() == s)
             .ok_or_else(|| Error::InvalidArgument {
                 op: "DType::from_str",
-                reason: format!("`{s}` is none of f32, f64, bf16, f16, i64, u8"),
+                reason: format!("`{s}` is none of f32, f64, bf16, f16, i64, i32, u8"),
             })
     }
 }
@@ -196,6 +200,14 @@ element!(
     |s| s.to_f64()
 );
 element!(i64, I64, integer, |v| v as i64, |i| i, |s| s as f64);
+element!(
+    i32,
+    I32,
+    integer,
+    |v| v as i32,
+    |i| i.clamp(i32::MIN.into(), i32::MAX.into()) as i32,
+    |s| f64::from(s)
+);
 element!(
     u8,
     U8,
@@ -308,7 +320,7 @@ macro_rules! dispatch_any {
     ($dtype:expr, $t:ident => $body:expr) => {
         $crate::dispatch_types!(
             $dtype, $t => $body,
-            [F32: f32, F64: f64, BF16: $crate::bf16, F16: $crate::f16, I64: i64, U8: u8];
+            [F32: f32, F64: f64, BF16: $crate::bf16, F16: $crate::f16, I64: i64, I32: i32, U8: u8];
         )
     };
 }

@@ -7,7 +7,7 @@ use crate::param::Param;
 use crate::tape::Tape;
 use crate::var::Var;
 
-/// The rows of a table at given ids, `[…]` of type `i64` to `[…, width]`, as
+/// The rows of a table at given ids, `[…]` of type `i64` or `i32` to `[…, width]`, as
 /// `torch.nn.Embedding`: the parameter `weight` `[entries, width]`, normal with variance 1.
 #[derive(Debug)]
 pub struct Embedding {

@@ -69,6 +69,7 @@ unsafe fn fold_at(
             DType::BF16 => float::<bf16, 32>(io, op),
             DType::F16 => float::<f16, 32>(io, op),
             DType::I64 => integer_i64(io, op),
+            DType::I32 => integer_i32(io, op),
             DType::U8 => integer_u8(io, op),
         }
     }
@@ -138,6 +139,7 @@ macro_rules! integer {
     };
 }
 integer!(integer_i64, i64, 16);
+integer!(integer_i32, i32, 32);
 integer!(integer_u8, u8, 64);
 
 fn not_supported(op: ReduceOp) -> ! {
@@ -299,7 +301,7 @@ mod tests {
         })
     }
 
-    /// The same for integers. What wraps at 64 bits is right in the low 8, too.
+    /// The same for integers. What wraps at 64 bits is right in the low 32 and 8, too.
     fn integer_result(op: ReduceOp, ranks: impl Iterator<Item = i64>) -> i64 {
         let combine = match op {
             ReduceOp::Sum => i64::wrapping_add,
@@ -359,6 +361,9 @@ mod tests {
             for dtype in DType::ALL.into_iter().filter(|dtype| op.supports(*dtype)) {
                 match dtype {
                     DType::I64 => check::<i64>(op, |op, x| integer_result(op, x.iter().copied())),
+                    DType::I32 => check::<i32>(op, |op, x| {
+                        integer_result(op, x.iter().map(|x| i64::from(*x))) as i32
+                    }),
                     DType::U8 => check::<u8>(op, |op, x| {
                         integer_result(op, x.iter().map(|x| i64::from(*x))) as u8
                     }),

@@ -53,7 +53,7 @@ proptest! {
         let mut rng = TestRng::new(seed);
         let shape = rng.shape(3, 6);
         let below = rng.shape_below(&shape);
-        for dtype in [DType::I64, DType::U8] {
+        for dtype in [DType::I64, DType::I32, DType::U8] {
             let a = rng.tensor(&shape, dtype, (0.0, 256.0));
             let b = rng.tensor(&below, dtype, (0.0, 256.0));
             let y = broadcast(&values(&b), &below, &shape);
@@ -135,7 +135,7 @@ proptest! {
             let expected = view.add(&wide(&b)).unwrap();
             assert_same(&view.add_into(&b).unwrap(), &expected, "a view");
         }
-        for dtype in [DType::F32, DType::F64, DType::I64, DType::U8] {
+        for dtype in [DType::F32, DType::F64, DType::I64, DType::I32, DType::U8] {
             let a = rng.tensor(&shape, dtype, (0.0, 100.0));
             let b = rng.tensor(&below, dtype, (0.0, 100.0));
             assert_same(&a.add_widened(&b).unwrap(), &a.add(&b).unwrap(), "other types");

@@ -19,7 +19,7 @@ proptest! {
             for to in DType::ALL {
                 // `from_f64` of the test's reference rounds once from the exact value.
                 // Between integers it is the language's `as`: the low byte.
-                let low_byte = |v: f64| if from == DType::I64 && to == DType::U8 { v.rem_euclid(256.0) } else { v };
+                let low_byte = |v: f64| if !from.is_float() && to == DType::U8 { v.rem_euclid(256.0) } else { v };
                 let exact: Vec<f64> = values(&x).into_iter().map(low_byte).collect();
                 let expected = values(&tensor_of(&exact, &shape, to));
                 let y = x.cast(to).unwrap();
@@ -99,12 +99,27 @@ fn integers_truncate_and_saturate() {
             t.cast(DType::U8).unwrap().to_vec::<u8>().unwrap(),
             [0, 1, 255, 255, 0, 255, 0, 255]
         );
+        assert_eq!(
+            t.cast(DType::I32).unwrap().to_vec::<i32>().unwrap(),
+            [-1, 1, 255, 256, i32::MIN, i32::MAX, 0, i32::MAX]
+        );
     }
     let wide = Tensor::from_vec(vec![-1i64, 300], [2], Device::cpu(0)).unwrap();
     // Between integers it is the language's `as`: the low byte.
     assert_eq!(
         wide.cast(DType::U8).unwrap().to_vec::<u8>().unwrap(),
         [255, 44]
+    );
+    let wide = Tensor::from_vec(vec![-1i64, (1 << 32) + 7], [2], Device::cpu(0)).unwrap();
+    assert_eq!(
+        wide.cast(DType::I32).unwrap().to_vec::<i32>().unwrap(),
+        [-1, 7]
+    );
+    // Just above a tie of the half type, which f32 does not hold.
+    let tie = Tensor::from_vec(vec![(1i32 << 30) + (1 << 22) + 1], [1], Device::cpu(0)).unwrap();
+    assert_eq!(
+        tie.cast(DType::BF16).unwrap().item::<f64>().unwrap(),
+        f64::from((1 << 30) + (1 << 23))
     );
 }
 

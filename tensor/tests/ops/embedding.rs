@@ -7,7 +7,10 @@ fn ids(rng: &mut TestRng, shape: &[usize], entries: usize) -> (Tensor, Vec<usize
     let n = shape.iter().product();
     let ids: Vec<usize> = (0..n).map(|_| rng.below(entries)).collect();
     let values: Vec<f64> = ids.iter().map(|&i| i as f64).collect();
-    (tensor_of(&values, shape, DType::I64), ids)
+    (
+        tensor_of(&values, shape, [DType::I64, DType::I32][n % 2]),
+        ids,
+    )
 }
 
 #[test]

@@ -6,7 +6,8 @@ use phalanx_tensor::{DType, Device, Error, Tensor, cpu};
 /// Indices below `extent` as a random view, and their values.
 fn indices(rng: &mut TestRng, shape: &[usize], extent: usize) -> (Tensor, Vec<usize>) {
     // Truncated to integers when the tensor is made.
-    let t = rng.tensor(shape, DType::I64, (0.0, extent as f64));
+    let dtype = [DType::I64, DType::I32][rng.below(2)];
+    let t = rng.tensor(shape, dtype, (0.0, extent as f64));
     let plain = values(&t).iter().map(|&v| v as usize).collect();
     (t, plain)
 }

@@ -175,7 +175,10 @@ fn integers_have_what_makes_sense() {
     assert_eq!(x.neg().unwrap().to_vec::<i64>().unwrap(), [3, 0, i64::MIN]);
     assert_eq!(x.sign().unwrap().to_vec::<i64>().unwrap(), [-1, 0, -1]);
     assert_eq!(x.relu().unwrap().to_vec::<i64>().unwrap(), [0, 0, 0]);
-    let e = x.exp().unwrap_err();
+    let x = Tensor::from_vec(vec![-3i32, 0, i32::MIN], [3], Device::cpu(0)).unwrap();
+    assert_eq!(x.neg().unwrap().to_vec::<i32>().unwrap(), [3, 0, i32::MIN]);
+    assert_eq!(x.square().unwrap().to_vec::<i32>().unwrap(), [9, 0, 0]);
+    let e = x.cast(DType::I64).unwrap().exp().unwrap_err();
     assert_eq!(
         e,
         Error::UnsupportedDType {

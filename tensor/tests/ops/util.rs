@@ -120,6 +120,7 @@ pub fn tensor_of(values: &[f64], shape: &[usize], dtype: DType) -> Tensor {
         DType::BF16 => of::<bf16>(values, shape),
         DType::F16 => of::<f16>(values, shape),
         DType::I64 => of::<i64>(values, shape),
+        DType::I32 => of::<i32>(values, shape),
         DType::U8 => of::<u8>(values, shape),
     }
 }
@@ -139,6 +140,7 @@ pub fn values(t: &Tensor) -> Vec<f64> {
         DType::BF16 => of::<bf16>(t),
         DType::F16 => of::<f16>(t),
         DType::I64 => of::<i64>(t),
+        DType::I32 => of::<i32>(t),
         DType::U8 => of::<u8>(t),
     }
 }
@@ -151,7 +153,7 @@ pub fn rounding(dtype: DType) -> f64 {
         DType::F32 => 2f64.powi(-24),
         DType::F16 => 2f64.powi(-11),
         DType::BF16 => 2f64.powi(-8),
-        DType::I64 | DType::U8 => 0.0,
+        DType::I64 | DType::I32 | DType::U8 => 0.0,
     }
 }
 

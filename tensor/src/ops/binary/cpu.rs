@@ -20,6 +20,7 @@ pub(super) fn binary(
     ];
     match out.dtype() {
         DType::I64 => integer::<i64>(kind, x, out.make_mut()?),
+        DType::I32 => integer::<i32>(kind, x, out.make_mut()?),
         DType::U8 => integer::<u8>(kind, x, out.make_mut()?),
         _ => map_real(op, x, out, &kind)?,
     }
@@ -130,7 +131,7 @@ macro_rules! integer {
         }
     )*};
 }
-integer!(i64, u8);
+integer!(i64, i32, u8);
 
 /// The functions that integers have.
 fn integer<T: Integer>(kind: Binary, operands: [&Tensor; 2], out: &mut [T]) {
@@ -156,6 +157,7 @@ pub(super) fn add_into(op: &'static str, out: &mut Tensor, rhs: &Tensor) -> Resu
         DType::BF16 => accumulate_half::<bf16>(out.make_mut()?, rhs),
         DType::F16 => accumulate_half::<f16>(out.make_mut()?, rhs),
         DType::I64 => accumulate(out.make_mut()?, rhs, i64::wrapping_add),
+        DType::I32 => accumulate(out.make_mut()?, rhs, i32::wrapping_add),
         DType::U8 => accumulate(out.make_mut()?, rhs, u8::wrapping_add),
     }
     Ok(())

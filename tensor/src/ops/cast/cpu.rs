@@ -11,6 +11,7 @@ pub(crate) fn cast(op: &'static str, x: &Tensor, out: &mut Tensor) -> Result<()>
         DType::F32 => from_native::<f32>(x, out),
         DType::F64 => from_native::<f64>(x, out),
         DType::I64 => from_native::<i64>(x, out),
+        DType::I32 => from_native::<i32>(x, out),
         DType::U8 => from_native::<u8>(x, out),
         DType::BF16 => from_half::<bf16>(x, out),
         DType::F16 => from_half::<f16>(x, out),
@@ -18,8 +19,8 @@ pub(crate) fn cast(op: &'static str, x: &Tensor, out: &mut Tensor) -> Result<()>
 }
 
 /// A type that the processor converts itself.
-trait Native: Element + As<f32> + As<f64> + As<i64> + As<u8> {}
-impl<T: Element + As<f32> + As<f64> + As<i64> + As<u8>> Native for T {}
+trait Native: Element + As<f32> + As<f64> + As<i64> + As<i32> + As<u8> {}
+impl<T: Element + As<f32> + As<f64> + As<i64> + As<i32> + As<u8>> Native for T {}
 
 /// Integers up to here are exact in `f32`, whatever their sign.
 const EXACT: u64 = 1 << 24;
@@ -40,10 +41,11 @@ macro_rules! as_ {
     )*)*};
 }
 as_! {
-    f32 => f32 f64 i64 u8;
-    f64 => f32 f64 i64 u8;
-    i64 => f32 f64 i64 u8;
-    u8 => f32 f64 i64 u8;
+    f32 => f32 f64 i64 i32 u8;
+    f64 => f32 f64 i64 i32 u8;
+    i64 => f32 f64 i64 i32 u8;
+    i32 => f32 f64 i64 i32 u8;
+    u8 => f32 f64 i64 i32 u8;
 }
 
 #[inline(always)]
@@ -63,6 +65,9 @@ fn from_native<T: Native>(x: &Tensor, out: &mut Tensor) -> Result<()> {
             run(x, y)
         }),
         DType::I64 => map([x], out.make_mut::<i64>()?, &|_, [x]: [&[T]; 1], y| {
+            run(x, y)
+        }),
+        DType::I32 => map([x], out.make_mut::<i32>()?, &|_, [x]: [&[T]; 1], y| {
             run(x, y)
         }),
         DType::U8 => map([x], out.make_mut::<u8>()?, &|_, [x]: [&[T]; 1], y| {
@@ -89,14 +94,14 @@ fn to_half<T: Native, H: Float<Compute = f32>>(x: &Tensor, out: &mut [H]) {
         let mut wide = [0f32; BLOCK];
         for (out, x) in out.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
             let wide = &mut wide[..x.len()];
-            if T::DTYPE == DType::I64 {
-                let x = bytemuck::cast_slice::<T, i64>(x);
-                let beyond = |far, x: &i64| far | (x.unsigned_abs() > EXACT);
+            if matches!(T::DTYPE, DType::I64 | DType::I32) {
+                let integer = |x: &T| As::<i64>::as_(*x);
+                let beyond = |far, x| far | (integer(x).unsigned_abs() > EXACT);
                 if x.iter().fold(false, beyond) {
                     // Not through f32 either.
                     out.iter_mut()
                         .zip(x)
-                        .for_each(|(o, x)| *o = H::from_i64(*x));
+                        .for_each(|(o, x)| *o = H::from_i64(integer(x)));
                     continue;
                 }
             }
@@ -113,6 +118,7 @@ fn from_half<H: Float<Compute = f32>>(x: &Tensor, out: &mut Tensor) -> Result<()
         }),
         DType::F64 => widened::<H, _>(x, out.make_mut()?, run::<f32, f64>),
         DType::I64 => widened::<H, _>(x, out.make_mut()?, run::<f32, i64>),
+        DType::I32 => widened::<H, _>(x, out.make_mut()?, run::<f32, i32>),
         DType::U8 => widened::<H, _>(x, out.make_mut()?, run::<f32, u8>),
         DType::BF16 => widened::<H, _>(x, out.make_mut()?, convert::narrow::<bf16>),
         DType::F16 => widened::<H, _>(x, out.make_mut()?, convert::narrow::<f16>),

@@ -10,7 +10,7 @@ impl Tensor {
     ///
     /// To floats, values round to nearest even, and what is too large becomes an infinity
     /// (`i64` to a half type rounds to `f32` on the way). From floats to integers they truncate
-    /// towards zero and saturate, and NaN becomes 0. From `i64` to `u8` the low byte remains.
+    /// towards zero and saturate, and NaN becomes 0. Between integers the low bytes remain.
     ///
     /// ```
     /// # use phalanx_tensor::{DType, Device, Tensor};

@@ -22,6 +22,7 @@ pub(super) fn compare(
         DType::F32 => map(operands, out, &|_, x, y| run::<f32>(kind, x, y)),
         DType::F64 => map(operands, out, &|_, x, y| run::<f64>(kind, x, y)),
         DType::I64 => map(operands, out, &|_, x, y| run::<i64>(kind, x, y)),
+        DType::I32 => map(operands, out, &|_, x, y| run::<i32>(kind, x, y)),
         DType::U8 => map(operands, out, &|_, x, y| run::<u8>(kind, x, y)),
         DType::BF16 => map(operands, out, &|_, x, y| run_half::<bf16>(kind, x, y)),
         DType::F16 => map(operands, out, &|_, x, y| run_half::<f16>(kind, x, y)),

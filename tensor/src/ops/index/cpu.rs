@@ -7,7 +7,7 @@ use crate::cpu::math::Computed;
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::strided::Walk;
 use crate::cpu::vectorize;
-use crate::{Error, Layout, Result, Tensor, dispatch_float};
+use crate::{DType, Error, Layout, Result, Tensor, dispatch_float};
 use bytemuck::{Pod, cast_slice_mut};
 use std::ops::Range;
 
@@ -24,9 +24,12 @@ pub(crate) fn first_outside(
     Ok(indices.as_slice()?.iter().copied().find(outside))
 }
 
-/// The indices, contiguous and all in `0..extent`.
+/// The indices as `i64`, contiguous and all in `0..extent`.
 fn checked(op: &'static str, indices: &Tensor, extent: usize) -> Result<Tensor> {
-    let indices = indices.contiguous_for(op)?;
+    let indices = match indices.dtype() {
+        DType::I32 => indices.cast_for(op, DType::I64)?,
+        _ => indices.contiguous_for(op)?,
+    };
     match first_outside(&indices, 0..extent as i64, None)? {
         None => Ok(indices),
         Some(index) => Err(Error::IndexOutOfRange {

@@ -1,6 +1,6 @@
 //! Reading and adding by index: `gather`, `scatter_add`, `index_select`, `index_add`.
 //!
-//! Indices are `I64` in `0..extent`; there are no negative ones. Elements that meet at one index
+//! Indices are `I64` or `I32` in `0..extent`; none is negative. Elements that meet at one index
 //! are added in the order of the indices, whatever the number of threads; half types add in `f32`.
 
 pub(super) mod cpu;
@@ -13,7 +13,7 @@ use crate::{DType, Error, Layout, Result, Shape, Tensor};
 pub(super) use cpu::first_outside;
 
 impl Tensor {
-    /// The slices of `axis` at `indices` (`I64`, one axis), in their order. Any element type.
+    /// The slices of `axis` at `indices` (`I64` or `I32`, one axis), in their order. Any element type.
     ///
     /// ```
     /// # use phalanx_tensor::{DType, Device, Tensor};
@@ -65,7 +65,7 @@ impl Tensor {
     /// For each place of `indices` the element of `self` at that place, but at the index on
     /// `axis`: `out[i, j] = self[indices[i, j], j]` for axis 0. Any element type.
     ///
-    /// `indices` (`I64`) has as many axes as `self`, and but for `axis` no larger extents.
+    /// `indices` (`I64` or `I32`) has as many axes as `self`, and but for `axis` no larger extents.
     ///
     /// # Errors
     /// [`Error::IndexOutOfRange`], [`Error::AxisOutOfRange`], [`Error::ShapeMismatch`],
@@ -146,7 +146,10 @@ impl Tensor {
     /// their values.
     pub(super) fn expect_indices(&self, op: &'static str, indices: &Tensor) -> Result<()> {
         self.expect_same_device(op, indices)?;
-        indices.expect_operand(op, "indices", DType::I64)
+        match indices.dtype() {
+            DType::I32 => Ok(()),
+            _ => indices.expect_operand(op, "indices", DType::I64),
+        }
     }
 }
 

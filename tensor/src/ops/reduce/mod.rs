@@ -225,7 +225,7 @@ impl Tensor {
             .collect();
         self.expect_choice(op, kind, self.count(mask), &kept)?;
         let dtype = match (self.dtype(), kind) {
-            (DType::U8, Reduction::Sum) => DType::I64,
+            (DType::I32 | DType::U8, Reduction::Sum) => DType::I64,
             (dtype, _) => dtype,
         };
         let mut y = Tensor::allocate(op, kept, dtype, self.device())?;

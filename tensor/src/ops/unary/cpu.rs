@@ -16,7 +16,7 @@ const GELU_CUBIC: f64 = 0.044715;
 pub(super) fn unary(op: &'static str, kind: Unary, x: &Tensor, out: &mut Tensor) -> Result<()> {
     let x = readable(op, x)?;
     match x.dtype() {
-        DType::I64 => integer(op, kind, &x, out),
+        DType::I64 | DType::I32 => integer(op, kind, &x, out),
         _ => map_real(op, [&x], out, &kind),
     }
 }
@@ -130,9 +130,15 @@ macro_rules! kernels {
                     return Err(Error::UnsupportedDType { op, dtype });
                 }
             };
-            map([x], out.make_mut::<i64>()?, &|_, [x]: [&[i64]; 1], out| {
-                out.iter_mut().zip(x).for_each(|(o, x)| *o = f(*x));
-            });
+            match x.dtype() {
+                // What wraps at 64 bits is right in the low 32, too.
+                DType::I32 => map([x], out.make_mut::<i32>()?, &|_, [x]: [&[i32]; 1], out| {
+                    out.iter_mut().zip(x).for_each(|(o, x)| *o = f((*x).into()) as i32);
+                }),
+                _ => map([x], out.make_mut::<i64>()?, &|_, [x]: [&[i64]; 1], out| {
+                    out.iter_mut().zip(x).for_each(|(o, x)| *o = f(*x));
+                }),
+            }
             Ok(())
         }
     };

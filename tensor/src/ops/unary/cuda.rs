@@ -101,13 +101,14 @@ pub(crate) static KERNELS: Source = Source {
         &[DType::BF16],
         &[DType::F16],
         &[DType::I64],
+        &[DType::I32],
     ],
 };
 
 /// `y = kind(x)`.
 pub(super) fn unary(lane: &mut Issue, kind: Unary, x: &Tensor, y: &mut Tensor) -> Result<()> {
     let dtype = x.dtype();
-    if !dtype.is_float() && (dtype != DType::I64 || !kind.of_integers()) {
+    if !dtype.is_float() && (dtype == DType::U8 || !kind.of_integers()) {
         return Err(Error::UnsupportedDType {
             op: lane.op(),
             dtype,

@@ -9,7 +9,7 @@ macro_rules! texts {
         $module:tt $activation:tt $doc:tt $example:tt [$x:ident [$forward:expr] $cuda:literal]
     })*) => {
         /// A device function for each row and for each derivative, over `R`, which is `float` or
-        /// `double`, or `long long` where integers have the function:
+        /// `double`, or `long long` or `int` where integers have the function:
         ///
         /// ```text
         /// template <class R> __device__ R unary_silu(R x)
@@ -23,7 +23,10 @@ macro_rules! texts {
             "template <class R> __device__ R unary_", stringify!($name), "(R ", stringify!($x),
             $(", R ", stringify!($arg),)? ") { ", $cuda, " }\n",
             $("inline __device__ long long unary_", stringify!($name), "(long long ",
-            stringify!($ix), ") { ", $integer_cuda, " }\n",)?
+            stringify!($ix), ") { ", $integer_cuda, " }\n",
+            // What wraps at 64 bits is right in the low 32, too.
+            "inline __device__ int unary_", stringify!($name), "(int ", stringify!($ix),
+            ") { return (int)unary_", stringify!($name), "((long long)", stringify!($ix), "); }\n",)?
             derivative!(($($arg)?) $backward),
         )*);
     };

@@ -9,7 +9,7 @@
 //! Name: method(argument: Type) {              // the argument is optional
 //!     example { /// Text for the tensor's method. }                              (optional)
 //!     forward |x| formula, "CUDA C";
-//!     integers |x| formula, "CUDA C";         // a function of `i64`; overflow wraps (optional)
+//!     integers |x| formula, "CUDA C";         // of `i64`, and so of `i32`; it wraps (optional)
 //!     backward method_backward |g, x| formula, "CUDA C";     // an operation of its own, or
 //!     gradient [out] g.mul(out);                             // one of operations that there are
 //!     module { /// Text for the layer. }      // there is a layer `Name`         (optional)
@@ -46,14 +46,14 @@
 macro_rules! unary_table {
     ($callback:ident $($which:ident)?) => {
         $crate::unary_table! { @rows $callback [$($which)?] |x, out, g|
-            /// −x. Also of `i64`.
+            /// −x. Also of `i64` and `i32`.
             Neg: neg() {
                 forward |x| -x, "return -x;";
                 integers |x| x.wrapping_neg(), "return (long long)(0ull - (unsigned long long)x);";
                 gradient [] g.neg();
                 test |x| -x, roundings 0.0, range (-2.0, 2.0);
             }
-            /// |x|. Also of `i64`. The subgradient at 0 is 0, and NaN at NaN.
+            /// |x|. Also of `i64` and `i32`. The subgradient at 0 is 0, and NaN at NaN.
             Abs: abs() {
                 forward |x| x.abs(), "return fabs(x);";
                 integers |x| x.wrapping_abs(),
@@ -62,7 +62,7 @@ macro_rules! unary_table {
                     "return g * (fabs(x) > R(0) ? copysign(R(1), x) : x);";
                 test |x| x.abs(), roundings 0.0, range (-2.0, 2.0);
             }
-            /// −1, 0 or 1; NaN for NaN. Also of `i64`. The gradient is 0 everywhere.
+            /// −1, 0 or 1; NaN for NaN. Also of `i64` and `i32`. The gradient is 0 everywhere.
             Sign: sign() {
                 // Neither above nor below: ±0 and NaN are their own sign.
                 forward |x| {
@@ -73,7 +73,7 @@ macro_rules! unary_table {
                 gradient [] $crate::Tensor::zeros(g.shape(), g.dtype(), g.device());
                 test |x| x.signum(), roundings 0.0, range (-2.0, 2.0);
             }
-            /// x². Also of `i64`.
+            /// x². Also of `i64` and `i32`.
             Square: square() {
                 forward |x| x * x, "return x * x;";
                 integers |x| x.wrapping_mul(x),
