@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::param::{IdMap, Param, ParamId};
 use crate::tape::NodeRef;
 use crate::var::Var;
+use phalanx_tensor::ops::Scalar;
 use phalanx_tensor::{DType, Tensor};
 
 /// Gradients by parameter, and by variable where inputs were asked for.
@@ -124,11 +125,12 @@ impl Gradients {
         Ok(())
     }
 
-    /// Multiplies every gradient by `factor`, in place where nobody shares it.
+    /// Multiplies every gradient by `factor`, a number or a tensor with one float, in place where
+    /// nobody shares it.
     ///
     /// # Errors
     /// As [`scale`](phalanx_tensor::ops::optim::scale).
-    pub fn scale(&mut self, factor: f64) -> Result<()> {
+    pub fn scale<'f>(&mut self, factor: impl Into<Scalar<'f>>) -> Result<()> {
         let params = self.params.iter_mut().filter_map(|(_, grad)| grad.as_mut());
         let all = params.chain(self.vars.iter_mut().map(|(_, grad)| grad));
         Ok(phalanx_tensor::ops::optim::scale(all, factor)?)

@@ -113,8 +113,8 @@ impl Model {
             *g = g.cast(logits.dtype())?;
         }
         let norm = global_norm(&grads)?;
-        assert!(norm.is_finite() && out.loss.item::<f64>()?.is_finite());
-        scale(&mut grads, 1.0 / norm.max(1.0))?;
+        assert!(norm.item::<f64>()?.is_finite() && out.loss.item::<f64>()?.is_finite());
+        scale(&mut grads, &norm.maximum_scalar(1.0)?.recip()?)?;
         let sgd = SgdConfig {
             momentum: 0.9,
             ..SgdConfig::default()

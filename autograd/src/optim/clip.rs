@@ -3,27 +3,32 @@
 use crate::error::{Error, Result};
 use crate::grads::Gradients;
 use phalanx_tensor::ops::optim::{global_norm, scale};
+use phalanx_tensor::{DType, Tensor};
 
-/// The Euclidean norm of all gradients together.
+/// The Euclidean norm of all gradients together: an `f64` of rank 0 on the first gradient's device,
+/// where it stays until the program reads it ([`Tensor::item`]).
 ///
 /// # Errors
 /// As [`global_norm`].
-pub fn grad_norm(gradients: &Gradients) -> Result<f64> {
+pub fn grad_norm(gradients: &Gradients) -> Result<Tensor> {
     let norm = global_norm(gradients.iter().map(|(_, grad)| grad));
     Ok(norm.map_err(|error| error.of("grad_norm"))?)
 }
 
 /// Scales all gradients by one factor so that their common norm is at most `max_norm`; returns the
-/// norm before (Pascanu et al. 2013; PyTorch: `clip_grad_norm_`, whose factor is
-/// `max_norm / (norm + 1e-6)` where that is below 1).
+/// norm before, as [`grad_norm`] does (Pascanu et al. 2013; PyTorch: `clip_grad_norm_`, whose factor
+/// is `max_norm / (norm + 1e-6)` where that is below 1, else 1).
+///
+/// Norm and factor are computed on the device and stay there: clipping never waits. So every
+/// gradient is multiplied, by 1 where nothing is clipped, and one that somebody shares is copied.
 ///
 /// A norm that is infinite or no number is returned, and the gradients are scaled by what the
-/// formula gives: look at the value before stepping.
+/// formula gives: a program that wants to know reads the value before it steps.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for a `max_norm` that is negative or no number, which would turn the
 /// gradients round or spoil them. As [`global_norm`] and [`scale`]. No gradient is changed then.
-pub fn clip_grad_norm(gradients: &mut Gradients, max_norm: f64) -> Result<f64> {
+pub fn clip_grad_norm(gradients: &mut Gradients, max_norm: f64) -> Result<Tensor> {
     const OP: &str = "clip_grad_norm";
     if max_norm.is_nan() || max_norm < 0.0 {
         return Err(Error::InvalidArgument {
@@ -32,10 +37,14 @@ pub fn clip_grad_norm(gradients: &mut Gradients, max_norm: f64) -> Result<f64> {
         });
     }
     let norm = grad_norm(gradients).map_err(|error| error.of(OP))?;
-    let factor = max_norm / (norm + 1e-6);
-    if factor < 1.0 || factor.is_nan() {
-        let scaled = scale(gradients.iter_mut().map(|(_, grad)| grad), factor);
-        scaled.map_err(|error| error.of(OP))?;
-    }
+    let scaled = factor(&norm, max_norm)
+        .and_then(|factor| scale(gradients.iter_mut().map(|(_, grad)| grad), &factor));
+    scaled.map_err(|error| error.of(OP))?;
     Ok(norm)
+}
+
+/// `min(1, max_norm / (norm + 1e-6))`; no number where the quotient is none.
+fn factor(norm: &Tensor, max_norm: f64) -> phalanx_tensor::Result<Tensor> {
+    let max_norm = Tensor::full((), max_norm, DType::F64, norm.device())?;
+    max_norm.div(&norm.add_scalar(1e-6)?)?.minimum_scalar(1.0)
 }

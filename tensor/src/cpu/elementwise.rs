@@ -10,7 +10,10 @@ use super::convert;
 use super::math::Real;
 use super::strided::Walk;
 use super::threads::parallel_chunks;
-use crate::{DType, Element, Error, Float, Layout, Result, Shape, Tensor, bf16, f16};
+use crate::ops::Scalar;
+use crate::{
+    DType, Element, Error, Float, Layout, Result, Shape, Tensor, bf16, dispatch_float, f16,
+};
 use bytemuck::Pod;
 use std::array::from_fn;
 use std::ops::Range;
@@ -67,6 +70,16 @@ pub(crate) use on_bits;
 /// All elements of a tensor's storage as bits, to be read through its layout.
 pub(crate) fn raw_bits<U: Pod>(t: &Tensor) -> &[U] {
     t.storage().cpu().as_raw()
+}
+
+/// The value of a number, which is in the host's memory.
+pub(crate) fn number(op: &'static str, scalar: Scalar<'_>) -> Result<f64> {
+    match scalar {
+        Scalar::Host(value) => Ok(value),
+        Scalar::Device(t) => dispatch_float!(op, t.dtype(), T => {
+            Ok(raw::<T>(t)[t.layout().offset()].to_f64())
+        }),
+    }
 }
 
 /// Brings an operand into a form that the loop reads well: rows of neighbouring (or equal)

@@ -16,11 +16,14 @@ pub mod optim;
 pub mod pool;
 pub mod random;
 pub mod reduce;
+mod scalar;
 mod shape;
 pub mod softmax;
 pub mod unary;
 mod window;
 mod working;
+
+pub use scalar::Scalar;
 
 /// The kernels for cards, by family.
 #[cfg(feature = "cuda")]

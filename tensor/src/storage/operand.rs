@@ -1,6 +1,7 @@
 //! What an operation hands to [`on`](super::on): tensors that are read, written or updated, alone,
-//! optional or in lists.
+//! optional or in lists, and numbers.
 
+use crate::ops::Scalar;
 use crate::{Result, Tensor};
 use std::borrow::{Borrow, BorrowMut};
 
@@ -65,6 +66,28 @@ impl<O: Operand> Operand for Option<O> {
     #[inline(always)]
     fn ready(self) -> Self::Ready {
         self.map(O::ready)
+    }
+}
+
+impl<'a> Operand for Scalar<'a> {
+    type Ready = Scalar<'a>;
+
+    #[inline(always)]
+    fn each(&self, f: &mut impl FnMut(&Tensor, Use) -> Result<()>) -> Result<()> {
+        match self {
+            Scalar::Host(_) => Ok(()),
+            Scalar::Device(tensor) => f(tensor, Use::Read),
+        }
+    }
+
+    #[inline(always)]
+    fn prepare(&mut self, _: &'static str) -> Result<()> {
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn ready(self) -> Self::Ready {
+        self
     }
 }
 

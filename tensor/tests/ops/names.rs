@@ -179,6 +179,7 @@ fn errors_begin_with_the_name_of_what_was_called() {
         );
         global_norm: global_norm([&ints]);
         scale: scale([&mut ints.clone()], 2.0);
+        scale: scale([&mut x.clone()], &x);
     }
 
     macro_rules! table {

@@ -3,10 +3,12 @@
 //! the compiler outside the loop.
 
 use super::{AdamConfig, DecayMode, Item, SgdConfig};
+use crate::cpu::elementwise::number;
 use crate::cpu::math::{Computed, Real};
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::{parallel_chunks, vectorize};
-use crate::{DType, Element, Float, Result, Tensor, dispatch_float};
+use crate::ops::Scalar;
+use crate::{DType, Device, Element, Float, Result, Tensor, dispatch_float};
 
 /// Elements to a thread, at least: some 50 µs of work.
 const GRAIN: usize = 32 * 1024;
@@ -175,22 +177,39 @@ fn adam_one<T: Computed, G: Computed<Compute = C<T>>>(
 }
 
 /// Multiplies by `factor`.
-pub(super) fn scale<T: Computed>(x: &mut [T], factor: f64) {
-    let factor = c::<T>(factor);
-    parallel_chunks(x, GRAIN, |_, x| {
-        vectorize(
-            #[inline(always)]
-            || {
-                x.iter_mut()
-                    .for_each(|x| *x = T::narrow(x.widen() * factor))
-            },
-        );
-    });
+pub(super) fn scale(
+    op: &'static str,
+    tensors: &mut [&mut Tensor],
+    factor: Scalar<'_>,
+) -> Result<()> {
+    let factor = number(op, factor)?;
+    for tensor in tensors {
+        dispatch_float!(op, tensor.dtype(), T => {
+            let factor = c::<T>(factor);
+            parallel_chunks(tensor.make_mut::<T>()?, GRAIN, |_, x| {
+                vectorize(
+                    #[inline(always)]
+                    || x.iter_mut().for_each(|x| *x = T::narrow(x.widen() * factor)),
+                );
+            });
+        });
+    }
+    Ok(())
 }
 
-/// The sum of the squares, taken block by block: the same bits whatever the number of threads.
-pub(super) fn square_sum<T: Computed>(op: &'static str, x: &Tensor) -> Result<f64> {
-    let (device, x) = (x.device(), x.as_slice::<T>()?);
+/// `sum` = the sum of the squares, taken tensor by tensor and block by block: the same bits whatever
+/// the number of threads.
+pub(super) fn square_sum(op: &'static str, tensors: &[&Tensor], sum: &mut Tensor) -> Result<()> {
+    let mut total = 0.0;
+    for tensor in tensors {
+        let x = tensor.contiguous_for(op)?;
+        total += dispatch_float!(op, x.dtype(), T => squares(op, x.as_slice::<T>()?, x.device())?);
+    }
+    sum.make_mut::<f64>()?.fill(total);
+    Ok(())
+}
+
+fn squares<T: Computed>(op: &'static str, x: &[T], device: Device) -> Result<f64> {
     let blocks = x.len().div_ceil(BLOCK);
     if blocks <= BLOCKS_PER_THREAD {
         return Ok(x.chunks(BLOCK).map(block).sum());

@@ -9,10 +9,11 @@
 //! **A step takes place whole or not at all.** Everything that can fail (checks, copies, new
 //! states) comes before the first change, so a step that has failed can be repeated.
 
-use crate::storage::{Memory, On, inouts, on};
-use crate::{Device, Error, Result, Tensor, dispatch_float};
+use crate::ops::Scalar;
+use crate::storage::{On, inouts, on, out};
+use crate::{DType, Device, Error, Result, Tensor};
 use smallvec::SmallVec;
-use std::borrow::{Borrow, BorrowMut, Cow};
+use std::borrow::{Borrow, BorrowMut};
 
 mod adam;
 mod check;
@@ -39,61 +40,71 @@ pub struct Part<'a, P, G, S, C> {
     pub config: C,
 }
 
-/// The Euclidean norm of all elements of all tensors together, accumulated in `f64`.
+/// The Euclidean norm of all elements of all tensors together, accumulated in `f64`: a tensor of rank
+/// 0 and type `f64` on the first tensor's device (on `cpu:0` where there is none). It stays there:
+/// nothing waits for it.
 ///
-/// The sum is taken over fixed blocks in order: the same bits whatever the number of threads.
+/// The sum is taken over fixed blocks in order: the same bits whatever the number of threads. What
+/// other devices hold is summed there, and the sums are added in the order of the devices.
 ///
 /// # Errors
-/// [`Error::UnsupportedDType`] for integer tensors.
-pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<f64> {
-    let mut total = 0.0;
-    for tensor in tensors {
-        total += square_sum(tensor)?;
-    }
-    Ok(total.sqrt())
-}
-
-fn square_sum(tensor: &Tensor) -> Result<f64> {
+/// [`Error::UnsupportedDType`] for integer tensors; [`Error::OutOfMemory`].
+pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
     const OP: &str = "global_norm";
-    let tensor = dense(OP, tensor)?;
-    match tensor.storage().memory() {
-        #[cfg(feature = "cuda")]
-        Memory::Cuda(s) => return Err(s.unsupported(OP)),
-        Memory::Cpu(_) => {
-            dispatch_float!(OP, tensor.dtype(), T => cpu::square_sum::<T>(OP, &tensor))
-        }
+    let mut lists: ByDevice<List<&Tensor>> = ByDevice::new();
+    let mut first = None;
+    for tensor in tensors {
+        tensor.expect_float(OP)?;
+        first.get_or_insert(tensor.device());
+        lists.of(tensor.device()).push(tensor);
     }
+    let first = first.unwrap_or(Device::cpu(0));
+    let mut total = Tensor::zeros_for(OP, ().into(), DType::F64, first)?;
+    for (device, list) in &lists.0 {
+        let mut sum = Tensor::allocate(OP, ().into(), DType::F64, *device)?;
+        match on(OP, (&list[..], out(&mut sum)))? {
+            On::Cpu((tensors, sum)) => cpu::square_sum(OP, tensors, sum)?,
+            #[cfg(feature = "cuda")]
+            On::Cuda(lane, _) => return Err(lane.unsupported()),
+        }
+        let sum = sum.to_device(first);
+        total = sum
+            .and_then(|sum| total.add_into(&sum))
+            .map_err(|e| e.of(OP))?;
+    }
+    total.sqrt().map_err(|error| error.of(OP))
 }
 
-/// Multiplies every element of every tensor by `factor`; in place where nobody shares a tensor.
+/// Multiplies every element of every tensor by `factor`; in place where nobody shares a tensor. The
+/// factor may be a number, or a tensor with one float on any device.
 ///
 /// # Errors
-/// [`Error::UnsupportedDType`] for integer tensors; [`Error::OutOfMemory`]. No tensor is multiplied
-/// then.
-pub fn scale<'a>(tensors: impl IntoIterator<Item = &'a mut Tensor>, factor: f64) -> Result<()> {
-    let mut tensors: SmallVec<[&mut Tensor; 8]> = tensors.into_iter().collect();
-    for tensor in &mut tensors {
-        tensor.expect_float("scale")?;
-        tensor.own("scale")?;
-    }
+/// [`Error::UnsupportedDType`] for integer tensors, [`Error::InvalidShape`] for a factor that has not
+/// one element; [`Error::OutOfMemory`]. No tensor is multiplied then.
+pub fn scale<'a, 'f>(
+    tensors: impl IntoIterator<Item = &'a mut Tensor>,
+    factor: impl Into<Scalar<'f>>,
+) -> Result<()> {
+    const OP: &str = "scale";
+    let factor = factor.into();
+    factor.expect_one(OP)?;
+    let mut lists: ByDevice<(List<&mut Tensor>, Option<Tensor>)> = ByDevice::new();
     for tensor in tensors {
-        dispatch_float!("scale", tensor.dtype(), T => {
-            match tensor.storage().memory() {
-                #[cfg(feature = "cuda")]
-                Memory::Cuda(s) => return Err(s.unsupported("scale")),
-                Memory::Cpu(_) => cpu::scale::<T>(tensor.make_mut()?, factor),
-            }
-        });
+        tensor.expect_float(OP)?;
+        tensor.own(OP)?;
+        lists.of(tensor.device()).0.push(tensor);
     }
-    Ok(())
-}
-
-/// The tensor itself where it is contiguous, without even a clone.
-fn dense<'a>(op: &'static str, tensor: &'a Tensor) -> Result<Cow<'a, Tensor>> {
-    Ok(if tensor.is_contiguous() {
-        Cow::Borrowed(tensor)
-    } else {
-        Cow::Owned(tensor.contiguous_for(op)?)
+    for (device, (_, copy)) in &mut lists.0 {
+        *copy = factor.copy_for(OP, *device)?;
+    }
+    let mut ready: SmallVec<[_; 1]> = SmallVec::new();
+    for (_, (list, copy)) in &mut lists.0 {
+        ready.push(on(OP, (inouts(list), factor.or(copy.as_ref())))?);
+    }
+    ready.into_iter().try_for_each(|on| match on {
+        On::Cpu((tensors, factor)) => cpu::scale(OP, tensors, factor),
+        #[cfg(feature = "cuda")]
+        On::Cuda(lane, _) => Err(lane.unsupported()),
     })
 }
 
@@ -118,30 +129,40 @@ struct Item<'a, C> {
 
 type List<T> = SmallVec<[T; 8]>;
 
-/// The batches of a step, by device.
-struct Batches<'a, C>(SmallVec<[(Device, Batch<'a, C>); 1]>);
+/// Something for each device, in the order of devices, so that threads which lock several cards lock
+/// them in one order.
+struct ByDevice<B>(SmallVec<[(Device, B); 1]>);
 
-impl<'a, C> Batches<'a, C> {
-    fn new() -> Batches<'a, C> {
-        Batches(SmallVec::new())
+impl<B: Default> ByDevice<B> {
+    fn new() -> ByDevice<B> {
+        ByDevice(SmallVec::new())
     }
 
-    /// The batch of `device`. They are in the order of devices, so that threads which lock several
-    /// cards lock them in one order.
-    fn of(&mut self, device: Device) -> &mut Batch<'a, C> {
+    /// That of `device`.
+    fn of(&mut self, device: Device) -> &mut B {
         let at = self.0.partition_point(|(other, _)| *other < device);
         if self.0.get(at).is_none_or(|(other, _)| *other != device) {
-            let batch = Batch {
-                params: List::new(),
-                grads: List::new(),
-                states: List::new(),
-                items: List::new(),
-            };
-            self.0.insert(at, (device, batch));
+            self.0.insert(at, (device, B::default()));
         }
         &mut self.0[at].1
     }
+}
 
+/// The batches of a step.
+type Batches<'a, C> = ByDevice<Batch<'a, C>>;
+
+impl<C> Default for Batch<'_, C> {
+    fn default() -> Self {
+        Batch {
+            params: List::new(),
+            grads: List::new(),
+            states: List::new(),
+            items: List::new(),
+        }
+    }
+}
+
+impl<'a, C> Batches<'a, C> {
     /// Makes all batches ready, and then runs the kernels of each: where a device gives an error,
     /// nothing has been changed on any.
     fn run(
