@@ -192,6 +192,7 @@ fn cross_entropy_matches_its_definition_and_central_differences() {
                 let what = format!("{dtype} {} {config:?}", show(&shape));
                 let wide = out.saved.dtype();
                 assert_eq!(out.loss.dtype(), wide, "{what}");
+                assert_eq!(out.total_weight.item::<f64>().unwrap(), counted, "{what}");
                 assert_close(
                     &out.loss,
                     loss_shape,
