@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use phalanx_comm::env::Start;
 use phalanx_comm::{LaunchConfig, ProcessGroup, Ranks, RunConfig};
+use phalanx_tensor::Device;
 
 /// The most ranks that one process runs: each has a thread and a replica of the model.
 const MOST_RANKS: usize = 256;
@@ -29,9 +30,9 @@ pub struct World {
     /// What carries messages between ranks [default: mpi under mpirun; else local]
     #[arg(long, value_enum)]
     pub backend: Option<Backend>,
-    /// The kind of device that each rank computes on
-    #[arg(long, value_enum, default_value_t = DeviceKind::Cpu)]
-    pub device: DeviceKind,
+    /// The device that each rank computes on: cpu, or a card, as in cuda:0
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
+    pub device: Device,
 }
 
 /// What carries messages between ranks.
@@ -43,26 +44,11 @@ pub enum Backend {
     Mpi,
 }
 
-/// The kind of device that a rank computes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DeviceKind {
-    /// A virtual CPU device
-    Cpu,
-}
-
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Backend::Local => "local",
             Backend::Mpi => "mpi",
-        })
-    }
-}
-
-impl fmt::Display for DeviceKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            DeviceKind::Cpu => "cpu",
         })
     }
 }
@@ -90,6 +76,14 @@ impl World {
         alone: usize,
         program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T> + Send + Sync,
     ) -> Result<Option<Outcome<T>>> {
+        if !self.device.is_cpu() {
+            // What is missing first: the feature, the driver, the card.
+            self.device.memory()?;
+            bail!(
+                "{} is there, but groups of ranks work on cpu devices only, so the examples do",
+                self.device
+            );
+        }
         let backend = match Start::detect()? {
             Start::Alone => Backend::Local,
             Start::Torchrun(process) if process.size == 1 => Backend::Local,
@@ -131,6 +125,26 @@ impl World {
             world_size,
             backend,
         }))
+    }
+}
+
+/// Reads a device. Each rank has a CPU device of its own, so no number goes with `cpu`.
+///
+/// # Errors
+/// A sentence that says what can be written.
+pub fn device(text: &str) -> Result<Device, String> {
+    match text.parse() {
+        Ok(device @ Device::Cuda(_)) => Ok(device),
+        Ok(device) if text == "cpu" => Ok(device),
+        _ => Err("write cpu, cuda or cuda:1".into()),
+    }
+}
+
+/// The kind of a device: each rank has one of its own.
+pub fn kind(device: Device) -> &'static str {
+    match device.is_cpu() {
+        true => "cpu",
+        false => "cuda",
     }
 }
 

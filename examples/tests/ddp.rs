@@ -186,7 +186,8 @@ fn mistakes_are_answered_by_a_sentence() {
             "the training has diverged",
         ),
         (vec!["--model", "rnn"], 2, "possible values: mlp, cnn"),
-        (vec!["--device", "abacus"], 2, "possible values: cpu"),
+        (vec!["--device", "abacus"], 2, "write cpu, cuda or cuda:1"),
+        (vec!["--device", "cuda:63"], 1, "device cuda:63 is not available"),
         (vec!["--data", "/no/such/folder"], 1, "/no/such/folder"),
         (
             vec!["--data", broken],

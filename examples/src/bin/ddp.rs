@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use phalanx_autograd::nn::Factory;
-use phalanx_examples::cli::{World, at_least_one, exit, not_negative, say};
+use phalanx_examples::cli::{World, at_least_one, exit, kind, not_negative, say};
 use phalanx_examples::data::{self, Dataset, Split};
 use phalanx_examples::report::{Summary, count};
 use phalanx_examples::train::{TrainConfig, train};
@@ -101,7 +101,7 @@ fn run(cli: &Cli) -> Result<()> {
         example: "ddp",
         model: model.to_owned(),
         backend: outcome.backend.to_string(),
-        device: cli.world.device.to_string(),
+        device: kind(cli.world.device).to_owned(),
         world_size: outcome.world_size,
         threads: cli.world.threads,
         epochs: cli.epochs,
