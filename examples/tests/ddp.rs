@@ -187,7 +187,11 @@ fn mistakes_are_answered_by_a_sentence() {
         ),
         (vec!["--model", "rnn"], 2, "possible values: mlp, cnn"),
         (vec!["--device", "abacus"], 2, "write cpu, cuda or cuda:1"),
-        (vec!["--device", "cuda:63"], 1, "device cuda:63 is not available"),
+        (
+            vec!["--device", "cuda:63"],
+            1,
+            "device cuda:63 is not available",
+        ),
         (vec!["--data", "/no/such/folder"], 1, "/no/such/folder"),
         (
             vec!["--data", broken],

@@ -1,0 +1,116 @@
+//! Training on a card against training on the CPU. Where there is no card, each test says so.
+#![cfg(feature = "cuda")]
+
+use phalanx_autograd::nn::{Activation, Factory, Linear, Module, Sequential};
+use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
+use phalanx_autograd::{Result, Tape};
+use phalanx_tensor::{DType, Device, Error, Rng, Tensor};
+
+/// The card, or a loud line that says why there is none.
+fn card(test: &str) -> Option<Device> {
+    let device = Device::cuda(0);
+    match device.memory() {
+        Ok(_) => Some(device),
+        Err(Error::DeviceUnavailable { reason, .. }) => {
+            assert!(
+                std::env::var_os("PHALANX_REQUIRE_CARD").is_none(),
+                "{test}: a card is required: {reason}"
+            );
+            eprintln!("SKIPPED: {test}: {reason}");
+            None
+        }
+        Err(e) => panic!("{test}: {e}"),
+    }
+}
+
+/// What training leaves: the losses and all parameters.
+struct Outcome {
+    losses: Vec<f64>,
+    params: Vec<f64>,
+}
+
+/// Twenty steps of an MLP of odd sizes, which is made on the CPU and trained on `device`.
+fn train(device: Device, dtype: DType, seed: u64) -> Result<Outcome> {
+    let mut f = Factory::new(Device::cpu(0), seed);
+    f.dtype = dtype;
+    let model = Sequential::new()
+        .with(Linear::new(7, 33, &mut f)?.with_activation(Activation::Relu))
+        .with(Linear::new(33, 17, &mut f)?.with_activation(Activation::Silu))
+        .with(Linear::new(17, 5, &mut f)?);
+    for param in model.parameters() {
+        param.to_device(device)?;
+    }
+    let mut rng = Rng::new(seed + 1);
+    let x = Tensor::randn([19, 7], dtype, Device::cpu(0), &mut rng)?;
+    let y = x.narrow(1, 0, 5)?.sin()?.to_device(device)?;
+    let x = x.to_device(device)?;
+    let config = SgdConfig {
+        lr: 0.05,
+        momentum: 0.9,
+        weight_decay: 1e-3,
+        ..SgdConfig::default()
+    };
+    let mut sgd = Sgd::new(model.parameters(), config)?;
+    let tape = Tape::new();
+    let mut losses = Vec::new();
+    let (mut live, mut places) = (0, Vec::new());
+    for step in 0..20 {
+        let out = model.forward(&tape, &tape.constant(x.clone()))?.tanh()?;
+        let loss = out.sub(&tape.constant(y.clone()))?.square()?.mean_all()?;
+        losses.push(loss.value().clone());
+        sgd.step(&tape.backward(&loss)?)?;
+        drop((out, loss));
+        let memory = device.memory()?;
+        match step {
+            0..3 => (live, places) = (memory.reserved, vec![memory.system_allocations]),
+            // After the third step nothing more is asked of the system.
+            _ => assert_eq!(
+                (memory.reserved, vec![memory.system_allocations]),
+                (live, places.clone())
+            ),
+        }
+    }
+    let mut params = Vec::new();
+    for param in model.parameters() {
+        params.extend(read(&param.value()?)?);
+    }
+    let losses = losses
+        .iter()
+        .map(|loss| Ok(read(loss)?[0]))
+        .collect::<Result<_>>()?;
+    Ok(Outcome { losses, params })
+}
+
+fn read(t: &Tensor) -> Result<Vec<f64>> {
+    Ok(t.to_device(Device::cpu(0))?.cast(DType::F64)?.to_vec()?)
+}
+
+fn distance(got: &[f64], expected: &[f64]) -> f64 {
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    norm(&mut got.iter().zip(expected).map(|(g, e)| g - e)) / norm(&mut expected.iter().copied())
+}
+
+#[test]
+fn an_mlp_trains_as_on_the_cpu() {
+    let Some(device) = card("an_mlp_trains_as_on_the_cpu") else {
+        return;
+    };
+    for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
+        for seed in [1, 2, 3] {
+            let here = train(Device::cpu(0), dtype, seed).unwrap();
+            let there = train(device, dtype, seed).unwrap();
+            assert!(here.losses[19] < 0.9 * here.losses[0], "{:?}", here.losses);
+            for (name, got, expected) in [
+                ("losses", &there.losses, &here.losses),
+                ("parameters", &there.params, &here.params),
+            ] {
+                let apart = distance(got, expected);
+                eprintln!("{dtype}, seed {seed}: {name} are {apart:.1e} apart");
+                assert!(
+                    apart <= tolerance,
+                    "{dtype}, seed {seed}: {name} are {apart} apart"
+                );
+            }
+        }
+    }
+}

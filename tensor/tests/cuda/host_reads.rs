@@ -1,0 +1,66 @@
+//! No way of reading a tensor on a card gives out a number that is undefined.
+
+#[path = "../host_reads/walk.rs"]
+mod walk;
+
+use crate::support::*;
+use phalanx_tensor::{DType, Device, Error, Tensor};
+
+#[test]
+fn lost_writes_are_never_read() {
+    let (device, _turn) = card!();
+    walk::lost_writes_are_never_read(device);
+}
+
+/// An index out of range is seen by whatever is copied to the host next, and by everything after it,
+/// until the error is cleared.
+#[test]
+fn an_index_out_of_range_is_seen_by_every_copy_to_the_host() {
+    let (device, _turn) = card!();
+    let table = values(&[4, 3], DType::F32, 1);
+    let ids = Tensor::from_slice(&[1i64, 7, 9], [3], Device::cpu(0)).unwrap();
+    let (there, ids) = (
+        table.to_device(device).unwrap(),
+        ids.to_device(device).unwrap(),
+    );
+    let unrelated = walk::matrix(device);
+    let rows = there.index_select(0, &ids).unwrap();
+    let late = |e: &Error| {
+        let Error::IndexOutOfRange {
+            op,
+            index,
+            extent,
+            late,
+        } = e
+        else {
+            return false;
+        };
+        (*op, *extent, *late) == ("index_select", 4, true) && (*index == 7 || *index == 9)
+    };
+    for read in walk::READS.iter().filter(|read| read.copies) {
+        let e = (read.run)(&unrelated).expect_err(read.name);
+        assert!(late(&e), "{}: {e}", read.name);
+    }
+    let e = rows.to_vec::<f32>().unwrap_err();
+    assert!(late(&e), "{e}");
+    assert!(
+        e.to_string()
+            .ends_with("computed on the device since is undefined)"),
+        "{e}"
+    );
+    assert!(late(&device.synchronize().unwrap_err()));
+    device.clear_index_error().unwrap();
+    device.synchronize().unwrap();
+    assert_eq!(
+        unrelated.to_vec::<f32>().unwrap(),
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    );
+    let ids = Tensor::from_slice(&[3i64, 0], [2], device).unwrap();
+    let got = there
+        .index_select(0, &ids)
+        .unwrap()
+        .to_vec::<f32>()
+        .unwrap();
+    let all = table.to_vec::<f32>().unwrap();
+    assert_eq!(got, [&all[9..], &all[..3]].concat());
+}
