@@ -25,8 +25,7 @@ pub(super) fn allocate(
         Some(kept) => kept,
         None => Tensor::empty(len, bucket.dtype, device)?,
     };
-    let size = bucket.dtype.size();
-    let bytes = flat.bytes_mut()?;
+    let zero = Tensor::zeros([1], bucket.dtype, device)?;
     let ends = bucket.slots.iter().skip(1).map(|s| s.offset).chain([len]);
     for (slot, end) in bucket.slots.iter().zip(ends) {
         let from = if missing(slot.param) {
@@ -34,20 +33,11 @@ pub(super) fn allocate(
         } else {
             slot.offset + shapes(slot.param)
         };
-        bytes[from * size..end * size].fill(0);
+        if from < end {
+            flat.write_at(from, &zero.broadcast_to([end - from])?)?;
+        }
     }
     Ok(flat)
-}
-
-/// Copies `value` to its place.
-pub(super) fn put(flat: &mut Tensor, offset: usize, value: &Tensor) -> Result<()> {
-    let (from, size) = (
-        offset * value.dtype().size(),
-        value.numel() * value.dtype().size(),
-    );
-    let value = value.contiguous()?;
-    flat.bytes_mut()?[from..from + size].copy_from_slice(value.as_bytes()?);
-    Ok(())
 }
 
 /// The tensor of `shape` that starts at `offset`: a view.
@@ -73,7 +63,7 @@ impl Broadcast {
             let numel = |i: usize| buffer(i).shape().numel();
             let mut flat = allocate(None, bucket, 0, device, numel, |_| false)?;
             for slot in &bucket.slots {
-                buffer(slot.param).read(|value| put(&mut flat, slot.offset, value))?;
+                buffer(slot.param).read(|value| flat.write_at(slot.offset, value))?;
             }
             Ok((bucket.clone(), group.broadcast(flat, root)?))
         };

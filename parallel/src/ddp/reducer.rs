@@ -162,7 +162,7 @@ impl<'a> Reducer<'a> {
                 Some(flat) => flat,
                 None => self.allocate(b)?,
             };
-            flat::put(&mut flat, self.plan[b].slots[s].offset, &gradient)?;
+            flat.write_at(self.plan[b].slots[s].offset, &gradient)?;
             self.filling[b] = Some(flat);
         }
         self.arrived[i] = true;

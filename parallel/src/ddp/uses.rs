@@ -3,7 +3,7 @@
 use super::bucket::Bucket;
 use crate::Result;
 use phalanx_comm::{ProcessGroup, ReduceOp, Work};
-use phalanx_tensor::{Element, Tensor, dispatch_float};
+use phalanx_tensor::{DType, Tensor};
 
 /// The count of one step, on its way.
 pub(super) enum Uses {
@@ -55,18 +55,18 @@ impl Uses {
 /// Writes this rank's part of the count behind the gradients, from element `start` on, where all is
 /// zero.
 pub(super) fn write(flat: &mut Tensor, start: usize, used: &[bool]) -> phalanx_tensor::Result<()> {
-    dispatch_float!("Ddp::backward", flat.dtype(), T => {
-        let counts = flat.make_mut::<T>()?[start..].iter_mut();
-        counts.zip(used).for_each(|(count, &used)| *count = T::from_f64(f64::from(u8::from(used))));
-    });
-    Ok(())
+    let counts: Vec<f64> = used.iter().map(|&used| f64::from(u8::from(used))).collect();
+    let counts = Tensor::from_vec(counts, used.len(), flat.device())?;
+    flat.write_at(start, &counts.cast(flat.dtype())?)
 }
 
 /// What [`write`] left, once it is reduced.
 fn read(flat: &Tensor, start: usize) -> phalanx_tensor::Result<Vec<bool>> {
-    Ok(dispatch_float!("Ddp::backward", flat.dtype(), T => {
-        flat.as_slice::<T>()?[start..].iter().map(|count| count.to_f64() > 0.0).collect()
-    }))
+    let counts = flat
+        .narrow(0, start, flat.numel() - start)?
+        .cast(DType::F64)?;
+    let counts = counts.to_vec::<f64>()?.into_iter();
+    Ok(counts.map(|count| count > 0.0).collect())
 }
 
 #[cfg(test)]

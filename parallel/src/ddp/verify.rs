@@ -168,7 +168,10 @@ pub(super) fn values_agree(replica: &Replica) -> Result<()> {
 
 /// 64 bits that depend on every bit of the elements, in order.
 fn hash(value: &Tensor) -> Result<i64> {
-    let value = value.contiguous()?;
+    let value = match value.device().is_cpu() {
+        true => value.contiguous()?,
+        false => value.to_device(Device::cpu(0))?,
+    };
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(value.as_bytes()?);
     Ok(hasher.finish() as i64)
