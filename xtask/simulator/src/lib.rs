@@ -34,15 +34,21 @@
 //! - **Leaks**: when a context ends, all that it still has; when the process ends, device memory and pinned memory. What
 //!   a program keeps on purpose it can name ([`driver::counts::phalanx_simulator_keep`]).
 //! - **A deadlock**: a wait during which nothing happens for as long as the patience says.
-//! - **Pinned memory that is freed while an operation needs it**, and host functions that call the driver.
+//! - **Pinned memory that the host frees or fills again while a copy needs it.** A pinned buffer that a copy is going to
+//!   write holds `0xff` until the copy has run, so that who reads it too early does not find the right values there.
+//! - **Host functions that call the driver.**
 //! - **Calls that are not simulated**: they return `CUDA_ERROR_NOT_SUPPORTED` and never a wrong answer.
 //!
 //! # What it cannot find
 //!
 //! - How long anything takes, what overlaps, and what real hardware does with its caches.
-//! - A host thread that touches memory directly: pinned memory before a copy has run, or device memory.
+//! - A host thread that reads pinned memory too early, but for the values that it finds; and one that touches device
+//!   memory directly, unless that is freed.
 //! - Host threads that are not ordered among themselves: the wait of one thread counts for all of them.
-//! - A race between operations of which one never runs, because the process ends without waiting for it.
+//! - A host thread that waits by looking at pinned memory alone waits for ever: nothing runs before a call of the driver.
+//!   (What `cuLaunchHostFunc` was given does run after a while in which nothing else happens.)
+//! - A race between operations of which one never runs, because the process ends without waiting for it. A line on
+//!   stderr says so.
 //! - What a kernel touches is known as one range of bytes for each allocation. Two kernels that use alternating bytes
 //!   of one allocation at the same time are reported, although they may be right.
 #![allow(non_snake_case)] // the names are the driver's

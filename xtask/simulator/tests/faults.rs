@@ -4,33 +4,7 @@ mod support;
 
 use simulator::exec::FindingKind;
 use support::Arg::{Int, Pointer};
-use support::Bench;
-
-/// The number of the line of `source` that holds `mark`.
-fn line(source: &str, mark: &str) -> u32 {
-    let found = source.lines().position(|line| line.contains(mark));
-    found.unwrap_or_else(|| panic!("no line holds {mark}")) as u32 + 1
-}
-
-/// Runs `kernel` on `n` values of input and output; `FAULT` in the source is 1 for the fault, 0 for its twin.
-fn both(name: &str, source: &str, kind: FindingKind, block: u32, n: i32) {
-    for fault in [0, 1] {
-        let text = source.replace("FAULT", &fault.to_string());
-        let Some(mut bench) = Bench::new(name, &text) else {
-            return;
-        };
-        for seed in 0..4 {
-            bench.seed = seed;
-            let x = bench.device.with(&vec![1.5f32; n as usize]);
-            let y = bench.device.empty(4 * n as usize);
-            let args = [Pointer(x), Pointer(y), Int(n)];
-            match fault {
-                0 => bench.go("k", 1, block, &args),
-                _ => bench.wrong("k", 1, block, &args, kind, line(&text, "HERE")),
-            }
-        }
-    }
-}
+use support::{Bench, both, line};
 
 #[test]
 fn a_read_behind_the_end() {
@@ -67,236 +41,18 @@ extern "C" __global__ void k(float* y) {
 }
 
 #[test]
-fn a_missing_barrier() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    __shared__ float s[128];
-    s[threadIdx.x] = x[threadIdx.x];
-    if (!FAULT) __syncthreads();
-    y[threadIdx.x] = s[127 - threadIdx.x]; // HERE
-}"#;
-    // A thread that comes before the writer finds bytes that nobody wrote; that is the other face of the same fault.
-    for fault in [0, 1] {
-        let text = source.replace("FAULT", &fault.to_string());
-        let Some(mut bench) = Bench::new("missing.cu", &text) else {
-            return;
-        };
-        for seed in 0..8 {
-            bench.seed = seed;
-            let args = [
-                Pointer(bench.device.with(&[1f32; 128])),
-                Pointer(bench.device.empty(512)),
-                Int(128),
-            ];
-            let found = bench.launch("k", [1, 1, 1], [128, 1, 1], 0, &args);
-            match fault {
-                0 => assert!(found.is_ok(), "{found:?}"),
-                _ => {
-                    let finding = found.expect_err("the race was not found");
-                    assert!(
-                        matches!(
-                            finding.kind,
-                            FindingKind::SharedRace | FindingKind::Uninitialised
-                        ),
-                        "{finding}"
-                    );
-                    assert!(
-                        finding
-                            .message
-                            .contains(&format!("missing.cu:{}", line(&text, "HERE"))),
-                        "{finding}"
-                    );
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn a_race_between_a_read_and_the_next_write() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    __shared__ float s[64];
-    float v = x[threadIdx.x];
-    for (int round = 0; round < 3; round++) {
-        s[threadIdx.x] = v + round; // HERE
-        __syncthreads();
-        v += s[(threadIdx.x + 33) % 64]; // HERE
-        if (!FAULT) __syncthreads();
-    }
-    y[threadIdx.x] = v;
-}"#;
-    for fault in [0, 1] {
-        let text = source.replace("FAULT", &fault.to_string());
-        let Some(mut bench) = Bench::new("next.cu", &text) else {
-            return;
-        };
-        for seed in 0..8 {
-            bench.seed = seed;
-            let args = [
-                Pointer(bench.device.with(&[1f32; 64])),
-                Pointer(bench.device.empty(256)),
-                Int(64),
-            ];
-            let found = bench.launch("k", [1, 1, 1], [64, 1, 1], 0, &args);
-            match fault {
-                0 => assert!(found.is_ok(), "{found:?}"),
-                _ => assert_eq!(
-                    found.expect_err("the race was not found").kind,
-                    FindingKind::SharedRace
-                ),
-            }
-        }
-    }
-}
-
-#[test]
-fn a_race_of_16_bit_neighbours_is_none() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    __shared__ unsigned short s[128];
-    s[threadIdx.x] = (unsigned short)threadIdx.x;
-    if (FAULT && threadIdx.x == 5) s[6] = 0; // HERE
-    __syncthreads();
-    y[threadIdx.x] = s[127 - threadIdx.x] + x[threadIdx.x];
-}"#;
-    for fault in [0, 1] {
-        let text = source.replace("FAULT", &fault.to_string());
-        let Some(bench) = Bench::new("halves.cu", &text) else {
-            return;
-        };
-        let args = [
-            Pointer(bench.device.with(&[1f32; 128])),
-            Pointer(bench.device.empty(512)),
-            Int(128),
-        ];
-        let found = bench.launch("k", [1, 1, 1], [128, 1, 1], 0, &args);
-        match fault {
-            0 => assert!(found.is_ok(), "{found:?}"),
-            _ => assert_eq!(
-                found.expect_err("the race was not found").kind,
-                FindingKind::SharedRace
-            ),
-        }
-    }
-}
-
-#[test]
-fn warps_that_synchronise_do_not_race() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    __shared__ float s[64];
-    int t = threadIdx.x;
-    s[t] = x[t];
-    __syncwarp();
-    float v = s[t ^ 1];
-    if (!FAULT) __syncwarp();
-    s[t] = v; // HERE
-    __syncwarp();
-    y[t] = s[t ^ 2];
-}"#;
-    both("warps.cu", source, FindingKind::SharedRace, 64, 64);
-}
-
-#[test]
-fn atomics_in_shared_memory_do_not_race() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    __shared__ int s;
-    if (threadIdx.x == 0) s = 0;
-    __syncthreads();
-    if (FAULT) s += 1; // HERE
-    else atomicAdd(&s, 1);
-    __syncthreads();
-    y[threadIdx.x] = s + x[threadIdx.x];
-}"#;
-    both("atomics.cu", source, FindingKind::SharedRace, 64, 64);
-}
-
-#[test]
-fn a_divergent_barrier() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    __shared__ float s[64];
-    s[threadIdx.x] = x[threadIdx.x];
-    if (threadIdx.x < (FAULT ? 40 : 64)) {
-        y[threadIdx.x] = 0;
-        __syncthreads(); // HERE
-    }
-    y[threadIdx.x] += s[threadIdx.x];
-    __syncthreads();
-    y[threadIdx.x] += s[63 - threadIdx.x];
-}"#;
-    for fault in [0, 1] {
-        let text = source.replace("FAULT", &fault.to_string());
-        let Some(mut bench) = Bench::new("divergent.cu", &text) else {
-            return;
-        };
-        for seed in 0..4 {
-            bench.seed = seed;
-            let args = [
-                Pointer(bench.device.with(&[1f32; 64])),
-                Pointer(bench.device.with(&[1f32; 64])),
-                Int(64),
-            ];
-            let found = bench.launch("k", [1, 1, 1], [64, 1, 1], 0, &args);
-            match fault {
-                0 => assert!(found.is_ok(), "{found:?}"),
-                _ => {
-                    let finding = found.expect_err("the barrier was not found");
-                    assert_eq!(finding.kind, FindingKind::DivergentBarrier, "{finding}");
-                    assert!(
-                        finding
-                            .message
-                            .contains(&format!("divergent.cu:{}", line(&text, "HERE"))),
-                        "{finding}"
-                    );
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn threads_that_have_ended_count_as_arrived() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    if (threadIdx.x >= n) return;
-    __syncthreads();
-    y[threadIdx.x] = x[threadIdx.x];
-}"#;
-    let Some(bench) = Bench::new("ended.cu", source) else {
-        return;
-    };
-    let args = [
-        Pointer(bench.device.with(&[1f32; 40])),
-        Pointer(bench.device.empty(160)),
-        Int(40),
-    ];
-    bench.go("k", 3, 96, &args);
-}
-
-#[test]
 fn a_vector_at_an_odd_place() {
     let source = r#"
 extern "C" __global__ void k(const float* x, float* y, int n) {
     if (threadIdx.x) return;
-    float4 v = *(const float4*)(x + FAULT); // HERE
-    y[0] = v.x + v.y + v.z + v.w;
+    y[0] = 0;
+    #pragma unroll 1
+    for (int i = 0; i + 8 < n; i += 4 + FAULT) {
+        float4 v = *(const float4*)(x + i); // HERE
+        y[0] += v.x + v.y + v.z + v.w;
+    }
 }"#;
     both("odd.cu", source, FindingKind::Misaligned, 32, 100);
-}
-
-#[test]
-fn shared_memory_that_nobody_wrote() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    __shared__ float s[64];
-    if (threadIdx.x < 64 - FAULT) s[threadIdx.x] = x[threadIdx.x];
-    __syncthreads();
-    y[threadIdx.x] = s[63 - threadIdx.x]; // HERE
-}"#;
-    both("poison.cu", source, FindingKind::Uninitialised, 64, 64);
 }
 
 #[test]
@@ -307,41 +63,6 @@ extern "C" __global__ void k(const float* x, float* y, int n) {
     y[threadIdx.x] += x[threadIdx.x]; // HERE
 }"#;
     both("fresh.cu", source, FindingKind::Uninitialised, 64, 64);
-}
-
-#[test]
-fn shared_memory_behind_its_end() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    __shared__ float s[64];
-    s[threadIdx.x + FAULT] = x[threadIdx.x]; // HERE
-    y[threadIdx.x] = s[threadIdx.x + FAULT];
-}"#;
-    both("behind.cu", source, FindingKind::SharedOutOfBounds, 64, 64);
-}
-
-#[test]
-fn a_mask_without_its_own_lane() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    unsigned mask = FAULT ? 0x7fffffffu : 0xffffffffu;
-    y[threadIdx.x] = __shfl_xor_sync(mask, x[threadIdx.x], 1); // HERE
-}"#;
-    both("own.cu", source, FindingKind::BadWarpMask, 32, 32);
-}
-
-#[test]
-fn a_mask_with_lanes_that_never_come() {
-    let source = r#"
-extern "C" __global__ void k(const float* x, float* y, int n) {
-    float v = x[threadIdx.x];
-    if (threadIdx.x < 16) {
-        v = __shfl_xor_sync(FAULT ? 0xffffffffu : 0xffffu, v, 1); // HERE
-    }
-    __syncthreads();
-    y[threadIdx.x] = v;
-}"#;
-    both("never.cu", source, FindingKind::BadWarpMask, 32, 32);
 }
 
 #[test]
@@ -380,4 +101,74 @@ extern "C" __global__ void __launch_bounds__(64) k(float* y) { extern __shared__
         launch([1, 1, 1], [1, 1, 1], 0),
         Err(FindingKind::SharedOutOfBounds)
     );
+}
+
+#[test]
+fn a_thread_that_waits_for_nobody() {
+    let source = r#"
+extern "C" __global__ void spin(volatile int* flag, int* y) {
+    if (threadIdx.x == 0) {
+        while (*flag == 0)
+            ; // HERE
+        y[0] = 1;
+    }
+}
+extern "C" __global__ void handshake(volatile int* flag, int* y) {
+    if (threadIdx.x == 0) { while (*flag == 0) ; y[0] = 1; }
+    if (threadIdx.x == 32) { *flag = 1; }
+    __syncthreads();
+    y[1 + threadIdx.x] = y[0];
+}"#;
+    let Some(mut bench) = Bench::new("spin.cu", source) else {
+        return;
+    };
+    for seed in 0..4 {
+        bench.seed = seed;
+        let args = [
+            Pointer(bench.device.with(&[0i32])),
+            Pointer(bench.device.empty(300)),
+        ];
+        bench.go("handshake", 1, 64, &args);
+    }
+    let args = [
+        Pointer(bench.device.with(&[0i32])),
+        Pointer(bench.device.empty(300)),
+    ];
+    bench.wrong(
+        "spin",
+        1,
+        64,
+        &args,
+        FindingKind::Deadlock,
+        line(source, "HERE") - 1,
+    );
+}
+
+#[test]
+fn a_function_that_calls_itself_for_ever() {
+    let source = r#"
+__noinline__ __device__ int deep(int* y, int n) {
+    if (n == 0) return y[0];
+    int a = deep(y, n - 1); // HERE
+    y[1] = a;
+    return a * n + deep(y, n / 2);
+}
+extern "C" __global__ void k(int* y, int n) { y[threadIdx.x] = deep(y, n); }
+extern "C" __global__ void waits(int* y, int n) { __syncthreads(); y[threadIdx.x] = deep(y, n); }
+"#;
+    let Some(bench) = Bench::new("deep.cu", source) else {
+        return;
+    };
+    let y = bench.device.with(&[1i32; 64]);
+    for kernel in ["k", "waits"] {
+        bench.go(kernel, 1, 64, &[Pointer(y), Int(20)]);
+        bench.wrong(
+            kernel,
+            1,
+            64,
+            &[Pointer(y), Int(1 << 30)],
+            FindingKind::Limit,
+            2,
+        );
+    }
 }

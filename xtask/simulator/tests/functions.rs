@@ -216,9 +216,9 @@ extern "C" __global__ void k(const float* x, unsigned short* b, unsigned short* 
         6e-8,
         2.98e-8,
         3e-8,
-        1.0009765625,
-        1.00048828125,
-        1.00146484375,
+        1.0 + 1.0 / 1024.0,
+        1.0 + 1.0 / 2048.0,
+        1.0 + 3.0 / 2048.0,
     ]);
     let (n, device) = (x.len(), &bench.device);
     let (b, h, bits, back) = (

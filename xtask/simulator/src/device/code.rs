@@ -15,6 +15,7 @@ impl Code {
     pub const INVALID_VALUE: Code = Code(1);
     pub const OUT_OF_MEMORY: Code = Code(2);
     pub const NOT_INITIALIZED: Code = Code(3);
+    pub const NO_DEVICE: Code = Code(100);
     pub const INVALID_DEVICE: Code = Code(101);
     pub const INVALID_CONTEXT: Code = Code(201);
     pub const INVALID_PTX: Code = Code(218);

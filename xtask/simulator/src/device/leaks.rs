@@ -4,7 +4,6 @@ use std::sync::Once;
 
 use super::machine::{Guard, Machine};
 use super::memory::{Life, Owner};
-use super::operation::Work;
 
 /// Ends the context of a GPU with its last release: what has been enqueued runs, all that the program left behind is
 /// reported, and all of it is freed.
@@ -97,6 +96,13 @@ extern "C" fn at_exit() {
     let Some(state) = machine.lock_if_free() else {
         return;
     };
+    let unfinished = state.unfinished();
+    if unfinished > 0 {
+        machine.report.note(&format!(
+            "The process ends, and {unfinished} operations have not run, because nothing waited for them; what they \
+             would have done wrong is not known."
+        ));
+    }
     for gpu in 0..machine.settings.gpus {
         let context = &state.contexts[gpu];
         if context.error.is_none() && context.retained > 0 {
@@ -111,38 +117,5 @@ extern "C" fn at_exit() {
             let sentence = format!("Leak: {block} is left when the process ends.");
             machine.report.finding(&sentence);
         }
-    }
-}
-
-impl Machine {
-    /// Unloads a module: its variables and its functions are gone.
-    pub fn unload(&self, state: &mut super::state::State, id: u64) {
-        let Some(module) = state.modules.remove(&id) else {
-            return;
-        };
-        for function in module.functions {
-            state.functions[function as usize] = None;
-        }
-        for block in self.space.alive(module.gpu) {
-            if block.owner == Owner::Module(id) {
-                self.space.set_life(block.id, Life::Freed(None));
-                let plain = &mut state.contexts[module.gpu].plain;
-                *plain = plain.saturating_sub(super::pool::rounded(block.len));
-                self.close(state, block);
-            }
-        }
-    }
-
-    /// Whether a copy that has not run yet uses a pinned buffer.
-    pub fn is_awaited(&self, state: &super::state::State, base: u64, len: u64) -> bool {
-        use super::operation::Place;
-        let inside =
-            |place: &Place| matches!(place, Place::Known(at) if at.wrapping_sub(base) < len);
-        let mut queued = state.streams.iter().flat_map(|stream| &stream.queue);
-        queued.any(|operation| match &operation.work {
-            Work::Copy(copy) => inside(&copy.from) || inside(&copy.to),
-            Work::Launch(launch) => launch.pointers().any(|at| at.wrapping_sub(base) < len),
-            _ => false,
-        })
     }
 }

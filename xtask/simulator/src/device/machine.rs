@@ -9,12 +9,13 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError}
 use std::time::{Duration, Instant};
 
 use super::code::{Code, Result};
-use super::history::Access;
+use super::history::{Access, What};
 use super::memory::{Block, Life, Space};
-use super::operation::{Failure, Operation, View, Work};
+use super::operation::{Failure, Operation, Work};
 use super::report::{Count, Report};
 use super::settings::Settings;
 use super::state::State;
+use super::view::View;
 
 /// How many operations a stream holds before the call that adds one more runs some.
 const DEEPEST: usize = 1024;
@@ -52,7 +53,7 @@ impl Machine {
         let made = MACHINE.get_or_init(|| {
             let settings = Settings::read()?;
             Ok(Machine {
-                report: Report::new(settings.report.clone()),
+                report: Report::new(settings.report.clone(), true),
                 space: Space::new(settings.gpus)?,
                 state: Mutex::new(State::new(settings.gpus, settings.seed)),
                 changed: Condvar::new(),
@@ -103,15 +104,23 @@ impl Machine {
 
     /// Tells the threads that wait that something may have become ready.
     pub fn notify(&self) {
-        self.lock().progress += 1;
-        self.changed.notify_all();
+        let mut state = self.lock();
+        state.progress += 1;
+        self.wake(&state);
+    }
+
+    /// Wakes the threads that wait: to call the system for nothing would be half of the work of a small operation.
+    fn wake(&self, state: &State) {
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
     /// Reports a finding and makes the context of a GPU fail.
     pub fn fail(&self, state: &mut State, gpu: usize, failure: &Failure) {
         self.report.finding(&failure.message);
         state.fail(gpu, failure.code);
-        self.changed.notify_all();
+        self.wake(state);
     }
 
     /// Runs one operation that can run. False if there is none.
@@ -133,6 +142,7 @@ impl Machine {
         if operation.work.is_short() {
             let outcome = operation.work.run(&view);
             self.settle(&mut state, stream, operation, outcome);
+            self.wake(&state);
             return (state, true);
         }
         state.started += 1;
@@ -146,7 +156,7 @@ impl Machine {
         let mut state = self.lock();
         state.running.remove(&ticket);
         self.settle(&mut state, stream, operation, outcome);
-        self.changed.notify_all();
+        self.wake(&state);
         (state, true)
     }
 
@@ -166,6 +176,7 @@ impl Machine {
             ..
         } = operation;
         if state.contexts[gpu].error.is_none() {
+            let found_by_run = outcome.is_err();
             let verdict = outcome.and_then(|touched| {
                 for touched in touched {
                     let uses = [(touched.read, false), (touched.written, true)];
@@ -187,13 +198,16 @@ impl Machine {
                 Ok(())
             });
             if let Err(mut failure) = verdict {
+                let name = state.name(stream);
+                let sentence = failure.message.trim_end_matches('.');
+                failure.message = format!("{sentence}. This was operation {sequence} of {name}.");
                 let blocks = work
                     .addresses()
                     .into_iter()
                     .filter_map(|at| self.space.locate(at));
                 let mut others =
                     blocks.filter_map(|block| state.unordered(stream, sequence, &clock, &block));
-                if let Some(other) = others.next() {
+                if let Some(other) = others.next().filter(|_| found_by_run) {
                     failure.message += &format!(" A wait may be missing: {other}.");
                 }
                 self.fail(state, gpu, &failure);
@@ -283,6 +297,7 @@ impl Machine {
         };
         let what = work.what();
         let sequence = state.enqueue(stream, work, Vec::new(), None);
+        self.wake(&state);
         if let Some(block) = block {
             let clock = state.streams[stream].clock.clone();
             let access = Access {
@@ -301,9 +316,36 @@ impl Machine {
         Ok((state, sequence))
     }
 
-    fn glance<'a>(&'a self, state: Guard<'a>) -> Guard<'a> {
+    /// Refuses work that was given an address in freed memory: the context fails.
+    ///
+    /// # Errors
+    /// The code with which it fails.
+    pub fn refuse_stale(&self, state: &mut State, gpu: usize, work: &Work) -> Result<()> {
+        for address in work.addresses() {
+            let block = self.space.locate(address);
+            if block.is_some_and(|block| block.life != Life::Live) {
+                let who = match work.what() {
+                    What::Kernel(name) => format!("The kernel {name} is launched"),
+                    What::Custom(name) => format!("A library calls {name}"),
+                    _ => "An operation is enqueued".to_owned(),
+                };
+                let failure = Failure::address(format!(
+                    "{who} with the stale pointer {address:#x}: it lies {}.",
+                    self.space.explain(address)
+                ));
+                self.fail(state, gpu, &failure);
+                return Err(failure.code);
+            }
+        }
+        Ok(())
+    }
+
+    fn glance<'a>(&'a self, mut state: Guard<'a>) -> Guard<'a> {
+        state.waiting += 1;
         let waited = self.changed.wait_timeout(state, GLANCE);
-        waited.unwrap_or_else(PoisonError::into_inner).0
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        state.waiting -= 1;
+        state
     }
 
     /// Runs operations until `done` holds. A wait that nothing can end is reported and makes the context fail.

@@ -1,8 +1,8 @@
 //! The memory of the GPUs and the pinned memory of the host: where it lies, who may touch it, and what is at an address.
 //!
 //! Each GPU has a range of addresses that nothing else uses. An allocation gets pages of its own with a page behind it
-//! that nobody can touch, and its addresses are never given out again. Its bytes start as `0xff`; beside each byte
-//! stands another one, at a fixed distance, that says whether the byte was ever written.
+//! that nobody can touch, and its addresses are never given out again. Its bytes start as `0xff`; behind them stands one
+//! more byte for each, which says whether the byte was ever written.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -11,8 +11,8 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use super::code::{Code, Result};
 use super::pages;
 
-/// Bytes of addresses of one GPU, and the distance from a byte of memory to the byte that says whether it is valid.
-pub const SPAN: u64 = 1 << 40;
+/// Bytes of addresses of one GPU.
+const SPAN: u64 = 1 << 40;
 
 /// What becomes of an allocation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +109,9 @@ struct Spare {
     blocks: HashMap<u64, Vec<u64>>,
 }
 
+/// From how many bytes on it is quicker to move pages than to get new ones.
+const WORTH: u64 = 64 << 10;
+
 /// How many bytes of freed blocks a GPU keeps.
 const SPARE: u64 = 256 << 20;
 
@@ -141,7 +144,7 @@ impl Space {
     /// A sentence: the process may not have so many addresses.
     pub fn new(gpus: usize) -> std::result::Result<Space, String> {
         let gpus = (0..gpus).map(|_| {
-            let start = pages::reserve(2 * SPAN);
+            let start = pages::reserve(SPAN);
             start.map(|start| Gpu {
                 start,
                 allocations: RwLock::default(),
@@ -172,13 +175,15 @@ impl Space {
         let mut allocations = allocations.write().unwrap_or_else(PoisonError::into_inner);
         let number = allocations.len() as u64;
         let page = match allocations.last() {
-            Some(last) => last.base - last.base % pages::SIZE + pages::span(last.len) + pages::SIZE,
+            Some(last) => {
+                last.base - last.base % pages::SIZE + 2 * pages::span(last.len) + pages::SIZE
+            }
             None => *start,
         };
         // The start moves within the page, as a multiple of 256 bytes, which is all that the driver promises. Were all
         // starts alike, then the caches of the processor would be used badly.
         let base = page + (number * 1792) % pages::SIZE;
-        if len > SPAN || page + pages::span(len) + pages::SIZE > start + SPAN {
+        if len > SPAN || page + 2 * pages::span(len) + pages::SIZE > start + SPAN {
             return Err(Code::OUT_OF_MEMORY);
         }
         let mut spare = spare.lock().unwrap_or_else(PoisonError::into_inner);
@@ -186,15 +191,13 @@ impl Space {
         let opened = match old {
             Some(old) => {
                 spare.bytes -= pages::span(len);
-                let both = pages::take_over(old, base, len);
-                let both = both.and_then(|()| pages::take_over(old + SPAN, base + SPAN, len));
-                both.inspect(|()| pages::fill(base + SPAN, len, 0))
+                let moved = pages::take_over(old, base, len);
+                moved.inspect(|()| pages::fill(base + pages::span(len), len, 0))
             }
-            None => pages::open(base, len).and_then(|()| pages::open(base + SPAN, len)),
+            None => pages::open(base, len),
         };
         if opened.is_err() {
             pages::close(base, len);
-            pages::close(base + SPAN, len);
             return Err(Code::OUT_OF_MEMORY);
         }
         pages::fill(base, len, 0xff);
@@ -248,13 +251,12 @@ impl Space {
             .spare
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let fits = spare.bytes + pages::span(len) <= SPARE;
-        if fits && pages::shut(base, len).is_ok() && pages::shut(base + SPAN, len).is_ok() {
+        let fits = spare.bytes + pages::span(len) <= SPARE && pages::span(len) >= WORTH;
+        if fits && pages::shut(base, len).is_ok() {
             spare.bytes += pages::span(len);
             spare.blocks.entry(pages::span(len)).or_default().push(base);
         } else {
             pages::close(base, len);
-            pages::close(base + SPAN, len);
         }
     }
 
@@ -358,7 +360,7 @@ impl Space {
     /// writes is not seen, and so all of it counts as valid.
     pub fn validity(&self, block: &Block) -> *mut u8 {
         match block.gpu {
-            Some(_) => (block.base + SPAN) as *mut u8,
+            Some(_) => (block.base + pages::span(block.len)) as *mut u8,
             None => std::ptr::null_mut(),
         }
     }

@@ -3,6 +3,7 @@
 pub mod clock;
 pub mod code;
 pub mod history;
+pub mod idle;
 pub mod leaks;
 pub mod machine;
 pub mod memory;
@@ -13,3 +14,5 @@ pub mod pool;
 pub mod report;
 pub mod settings;
 pub mod state;
+pub mod transfer;
+pub mod view;

@@ -4,6 +4,10 @@ use std::ffi::CString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::machine::Machine;
+use super::memory::{Life, Owner};
+use super::pool::rounded;
+use super::state::State;
 use crate::exec;
 
 /// The most shared memory that a block has without asking, in bytes.
@@ -101,5 +105,25 @@ impl Module {
         variables
             .find(|(variable, _)| variable == name)
             .map(|(_, address)| *address)
+    }
+}
+
+impl Machine {
+    /// Unloads a module: its variables and its functions are gone.
+    pub fn unload(&self, state: &mut State, id: u64) {
+        let Some(module) = state.modules.remove(&id) else {
+            return;
+        };
+        for function in module.functions {
+            state.functions[function as usize] = None;
+        }
+        for block in self.space.alive(module.gpu) {
+            if block.owner == Owner::Module(id) {
+                self.space.set_life(block.id, Life::Freed(None));
+                let plain = &mut state.contexts[module.gpu].plain;
+                *plain = plain.saturating_sub(rounded(block.len));
+                self.close(state, block);
+            }
+        }
     }
 }

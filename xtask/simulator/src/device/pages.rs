@@ -26,13 +26,13 @@ pub fn reserve(bytes: u64) -> io::Result<u64> {
     map(bytes, libc::PROT_NONE)
 }
 
-/// The whole pages of a block, as many for each block of this length, wherever in a page it starts: that is at a
-/// multiple of 256 bytes.
+/// The pages of a block: those of its bytes, and as many behind them for what is to be known of each byte. They are as
+/// many for each block of a length, wherever in a page it starts: that is at a multiple of 256 bytes.
 fn whole(base: u64, len: u64) -> (u64, u64) {
-    (base - base % SIZE, span(len))
+    (base - base % SIZE, 2 * span(len))
 }
 
-/// Bytes of the pages of a block.
+/// Bytes of the pages of a block's bytes.
 pub fn span(len: u64) -> u64 {
     up(len + SIZE - 256)
 }
@@ -47,17 +47,17 @@ fn protect(base: u64, len: u64, protection: i32) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens reserved pages for reading and writing. They hold zeros.
+/// Opens the reserved pages of a block for reading and writing. They hold zeros.
 pub fn open(base: u64, len: u64) -> io::Result<()> {
     protect(base, len, libc::PROT_READ | libc::PROT_WRITE)
 }
 
-/// Closes pages that were opened, and keeps what they hold: they can be moved.
+/// Closes the pages of a block, and keeps what they hold: they can be moved.
 pub fn shut(base: u64, len: u64) -> io::Result<()> {
     protect(base, len, libc::PROT_NONE)
 }
 
-/// Closes pages that were opened, and drops what they hold.
+/// Closes the pages of a block, and drops what they hold.
 pub fn close(base: u64, len: u64) {
     let (start, bytes) = whole(base, len);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
@@ -90,7 +90,8 @@ pub fn take_over(from: u64, to: u64, len: u64) -> io::Result<()> {
 
 /// Fills bytes of open pages.
 pub fn fill(base: u64, len: u64, value: u8) {
-    // SAFETY: the bytes were opened, and nobody else knows of them yet.
+    // SAFETY: the bytes were opened and nobody else knows of them yet, or they are a pinned buffer that the program has
+    // given away until its copy has run.
     unsafe { ptr::write_bytes(base as *mut u8, value, len as usize) };
 }
 

@@ -32,44 +32,67 @@ pub enum Count {
 
 const COUNTS: usize = 9;
 
+/// How many findings are kept and written; of more only the number is known.
+const MOST: usize = 1000;
+
 /// The findings and the counts of a process.
 #[derive(Debug)]
 pub struct Report {
     file: Option<PathBuf>,
+    loud: bool,
     findings: Mutex<Vec<String>>,
+    found: AtomicU64,
     counts: [AtomicU64; COUNTS],
 }
 
 impl Report {
-    /// An empty report that also appends to `file`.
-    pub fn new(file: Option<PathBuf>) -> Report {
+    /// An empty report that also appends to `file`, and writes to stderr if it is `loud`.
+    pub fn new(file: Option<PathBuf>, loud: bool) -> Report {
         Report {
             file,
+            loud,
             findings: Mutex::default(),
+            found: AtomicU64::new(0),
             counts: Default::default(),
         }
     }
 
     /// Takes in a finding: one sentence or more, without line breaks (they become spaces).
     pub fn finding(&self, sentence: &str) {
-        let line = sentence.replace('\n', " ");
+        self.found.fetch_add(1, Ordering::Relaxed);
         let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = match findings.len() {
+            ..MOST => sentence.replace('\n', " "),
+            MOST => format!("There are more than {MOST} findings; further ones are only counted."),
+            _ => return,
+        };
         // One write each: other processes write to the same file and to the same stderr.
-        let text = format!("simulated device: {line}\n");
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        self.note(&line);
         if let Some(file) = &self.file {
             let opened = OpenOptions::new().create(true).append(true).open(file);
             let written =
                 opened.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes()));
             if let Err(error) = written {
-                let text = format!("simulated device: cannot write to {file:?}: {error}\n");
-                let _ = std::io::stderr().write_all(text.as_bytes());
+                self.note(&format!("The report {file:?} cannot be written: {error}."));
             }
         }
         findings.push(line);
     }
 
-    /// All findings so far.
+    /// Says something on stderr that is no finding.
+    pub fn note(&self, sentence: &str) {
+        if self.loud {
+            let text = format!("simulated device: {sentence}\n");
+            let _ = std::io::stderr().write_all(text.as_bytes());
+        }
+    }
+
+    /// How many findings there are.
+    pub fn found(&self) -> u64 {
+        self.found.load(Ordering::Relaxed)
+    }
+
+    /// The findings so far, as far as they are kept.
     pub fn findings(&self) -> Vec<String> {
         let findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
         findings.clone()
@@ -84,5 +107,23 @@ impl Report {
     pub fn counted(&self, kind: u32) -> Option<u64> {
         let count = self.counts.get(kind as usize)?;
         Some(count.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_stays_finite() {
+        let report = Report::new(None, false);
+        for number in 0..MOST + 10 {
+            report.finding(&format!("This is\nnumber {number}."));
+        }
+        assert_eq!(report.found(), MOST as u64 + 10);
+        let findings = report.findings();
+        assert_eq!(findings.len(), MOST + 1);
+        assert_eq!(findings[3], "This is number 3.");
+        assert!(findings[MOST].contains("only counted"));
     }
 }

@@ -2,12 +2,12 @@
 //!
 //! | variable | meaning | without it |
 //! | --- | --- | --- |
-//! | `PHALANX_SIMULATOR_GPUS` | number of GPUs, 1 to 64 | 1 |
+//! | `PHALANX_SIMULATOR_GPUS` | number of GPUs, 0 to 64; with 0 the driver says that there is none | 1 |
 //! | `PHALANX_SIMULATOR_MEMORY` | bytes of memory of each GPU | 4 GiB |
 //! | `PHALANX_SIMULATOR_SEED` | number that decides which ready operation runs next | 0 |
 //! | `PHALANX_SIMULATOR_REPORT` | file to which each finding is appended as one line | no file |
 //! | `PHALANX_SIMULATOR_CACHE` | folder for compiled modules | `phalanx-simulator` in the folder for temporary files |
-//! | `PHALANX_SIMULATOR_PATIENCE` | seconds without any progress after which a wait is reported as a deadlock | 20 |
+//! | `PHALANX_SIMULATOR_PATIENCE` | seconds without any progress after which a wait is reported as a deadlock | 60 |
 
 use std::env;
 use std::path::PathBuf;
@@ -38,9 +38,9 @@ impl Settings {
     /// A sentence that names the variable whose value is not usable.
     pub fn read() -> Result<Settings, String> {
         let gpus = number("PHALANX_SIMULATOR_GPUS", 1_usize)?;
-        if !(1..=64).contains(&gpus) {
+        if gpus > 64 {
             return Err(format!(
-                "PHALANX_SIMULATOR_GPUS is {gpus}; it may be 1 to 64."
+                "PHALANX_SIMULATOR_GPUS is {gpus}; it may be 0 to 64."
             ));
         }
         let cache = env::var_os("PHALANX_SIMULATOR_CACHE").map(PathBuf::from);
@@ -50,7 +50,7 @@ impl Settings {
             seed: number("PHALANX_SIMULATOR_SEED", 0_u64)?,
             report: env::var_os("PHALANX_SIMULATOR_REPORT").map(PathBuf::from),
             cache: cache.unwrap_or_else(|| env::temp_dir().join("phalanx-simulator")),
-            patience: Duration::from_secs(number("PHALANX_SIMULATOR_PATIENCE", 20_u64)?),
+            patience: Duration::from_secs(number("PHALANX_SIMULATOR_PATIENCE", 60_u64)?),
         })
     }
 }

@@ -114,6 +114,8 @@ pub struct State {
     pub closing: Vec<(u64, Block)>,
     /// Grows with everything that happens.
     pub progress: u64,
+    /// How many host threads wait for something to happen.
+    pub waiting: usize,
     /// The number of the next event or module.
     pub next: u64,
     random: u64,
@@ -145,6 +147,7 @@ impl State {
             started: 0,
             closing: Vec::new(),
             progress: 0,
+            waiting: 0,
             next: 1,
             random: seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
         }
@@ -337,6 +340,29 @@ impl State {
         self.progress += 1;
     }
 
+    /// How many kernels, copies and the like have not run.
+    pub fn unfinished(&self) -> usize {
+        let queued = self.streams.iter().flat_map(|stream| &stream.queue);
+        queued
+            .filter(|operation| !operation.work.is_short())
+            .count()
+    }
+
+    /// Whether a function of the host has not run.
+    pub fn has_host_call(&self) -> bool {
+        let mut queued = self.streams.iter().flat_map(|stream| &stream.queue);
+        queued.any(|operation| matches!(operation.work, Work::Host(_)))
+    }
+
+    /// Whether an operation that has not run was given an address of these bytes.
+    pub fn is_awaited(&self, base: u64, len: u64) -> bool {
+        let mut queued = self.streams.iter().flat_map(|stream| &stream.queue);
+        queued.any(|operation| {
+            let mut addresses = operation.work.addresses().into_iter();
+            addresses.any(|address| address.wrapping_sub(base) < len)
+        })
+    }
+
     /// An operation that has not run, that was given an address of `block`, and that is not ordered after the operation
     /// `sequence` of `stream`, nor that one after it: what went wrong there may be for want of order.
     pub fn unordered(
@@ -347,23 +373,19 @@ impl State {
         block: &Block,
     ) -> Option<String> {
         let others = self.streams.iter().enumerate();
-        let mut queued =
+        let queued =
             others.flat_map(|(number, other)| other.queue.iter().map(move |o| (number, o)));
-        let (other, found) = queued.find(|(other, operation)| {
+        let unordered = queued.filter(|(other, operation)| {
             let mut addresses = operation.work.addresses().into_iter();
             *other != stream
                 && operation.clock.get(stream) < sequence
                 && clock.get(*other) < operation.sequence
                 && addresses.any(|address| address.wrapping_sub(block.base) < block.len)
-        })?;
-        let access = Access {
-            stream: other,
-            sequence: found.sequence,
-            writes: true,
-            range: 0..block.len,
-            what: found.work.what(),
-        };
-        let name = match &access.what {
+        });
+        // A use of the memory says more than its allocation.
+        let (other, found) =
+            unordered.min_by_key(|(_, found)| matches!(found.work, Work::Allocate(_)))?;
+        let name = match found.work.what() {
             What::Kernel(name) => format!("the kernel {name}"),
             What::Copy => "a copy".to_owned(),
             What::Set => "a filling".to_owned(),
@@ -373,8 +395,8 @@ impl State {
         };
         Some(format!(
             "{name} (operation {} of {}) has not run, uses {block} too, and is not ordered before or after it",
-            access.sequence,
-            self.name(access.stream)
+            found.sequence,
+            self.name(other)
         ))
     }
 

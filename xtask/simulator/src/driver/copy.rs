@@ -10,8 +10,10 @@ use super::pointers;
 use crate::device::code::{Code, Result};
 use crate::device::machine::Machine;
 use crate::device::memory::Life;
-use crate::device::operation::{Copy, Place, Work};
+use crate::device::operation::Work;
+use crate::device::pages;
 use crate::device::report::Count;
+use crate::device::transfer::{Copy, Place, fingerprint};
 
 /// What one side of a copy has to be.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -81,8 +83,24 @@ fn copy(to: (u64, Side), from: (u64, Side), len: usize, stream: Handle, mode: Mo
         return Err(Code::INVALID_VALUE);
     }
     let pinned = |address, known| known && machine.space.gpu_of(address).is_none();
-    let waits =
-        !to_known || mode == Mode::Sync && (pinned(to, to_known) || pinned(from, from_known));
+    let (to_pinned, from_pinned) = (pinned(to, to_known), pinned(from, from_known));
+    let waits = !to_known || mode == Mode::Sync && (to_pinned || from_pinned);
+    // As long as no other operation has to do with the buffer, only the host can change it, or look at it, before the
+    // copy has run.
+    let is_free = |address| {
+        let block = machine.space.locate(address);
+        let used = block.is_none_or(|block| state.is_awaited(block.base, block.len));
+        !used && state.running.is_empty()
+    };
+    let print = match from_pinned && is_free(from) {
+        // SAFETY: the bytes were found within a pinned buffer.
+        true => Some(unsafe { fingerprint(from, len as usize) }),
+        false => None,
+    };
+    if to_pinned && is_free(to) {
+        // Who reads the result too early shall not find old values there that look right.
+        pages::fill(to, len, 0xff);
+    }
     let work = Work::Copy(Copy {
         from: match from_known {
             true => Place::Known(from),
@@ -94,6 +112,7 @@ fn copy(to: (u64, Side), from: (u64, Side), len: usize, stream: Handle, mode: Mo
             false => Place::Pageable(to),
         },
         len,
+        print,
     });
     let (state, _) = machine.submit(state, stream, work)?;
     if waits {

@@ -19,7 +19,7 @@ pub extern "C" fn phalanx_simulator_count(kind: u32) -> u64 {
 /// How many findings there are.
 #[unsafe(no_mangle)]
 pub extern "C" fn phalanx_simulator_findings() -> u64 {
-    Machine::peek().map_or(0, |machine| machine.report.findings().len() as u64)
+    Machine::peek().map_or(0, |machine| machine.report.found())
 }
 
 /// Writes the text of a finding, counted from 0, and a zero behind it, into `len` bytes. False if there is none.

@@ -41,6 +41,7 @@ api! {
             return Err(Code::INVALID_VALUE);
         }
         match Machine::start() {
+            Ok(machine) if machine.settings.gpus == 0 => Err(Code::NO_DEVICE),
             Ok(_) => {
                 leaks::watch_exit();
                 Ok(())
@@ -111,6 +112,19 @@ api! {
         let machine = Machine::get()?;
         let (own, peer) = (gpu(machine, device)?, gpu(machine, peer)?);
         can.put((own != peer).into())
+    }
+
+    cuDeviceGetP2PAttribute(value: Out<i32>, attribute: u32, device: i32, peer: i32) {
+        let machine = Machine::get()?;
+        if gpu(machine, device)? == gpu(machine, peer)? {
+            return Err(Code::INVALID_DEVICE);
+        }
+        value.put(match attribute {
+            1 => 0,     // rank of the speed: all are alike
+            2 | 3 => 1, // access, and atomic operations
+            4 => 0,     // access to arrays
+            _ => return Err(Code::INVALID_VALUE),
+        })
     }
 
     cuDeviceGetDefaultMemPool(pool: Out<Handle>, device: i32) {

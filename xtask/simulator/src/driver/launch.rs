@@ -8,9 +8,8 @@ use super::module;
 use super::pointers::{self, Array};
 use crate::device::code::{Code, Result};
 use crate::device::machine::Machine;
-use crate::device::memory::Life;
 use crate::device::modules::{Function, SHARED_MOST};
-use crate::device::operation::{Failure, Launch, Work};
+use crate::device::operation::{Launch, Work};
 use crate::device::report::Count;
 
 /// The most blocks along each axis.
@@ -112,22 +111,9 @@ fn launch(
         function,
     };
     machine.report.count(Count::Launches);
-    for pointer in launch.pointers() {
-        let block = machine.space.locate(pointer);
-        if block.is_some_and(|block| block.life != Life::Live) {
-            let failure = Failure::address(format!(
-                "The kernel {} is launched with the stale pointer {pointer:#x}: it lies {}.",
-                launch.function.name,
-                machine.space.explain(pointer)
-            ));
-            let code = failure.code;
-            machine.fail(&mut state, gpu, &failure);
-            return Err(code);
-        }
-    }
-    machine
-        .submit(state, stream, Work::Launch(launch))
-        .map(|_| ())
+    let work = Work::Launch(launch);
+    machine.refuse_stale(&mut state, gpu, &work)?;
+    machine.submit(state, stream, work).map(|_| ())
 }
 
 /// `CUlaunchConfig`.

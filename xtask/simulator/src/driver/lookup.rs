@@ -49,6 +49,11 @@ api! {
         name.map(|_| ()).ok_or(Code::INVALID_VALUE)
     }
 
+    cuGetExportTable(_table: Out<*const c_void>, _id: *const c_void) {
+        // The vendor's compiler asks for tables that are not public, and goes on without them.
+        Err(Code::NOT_SUPPORTED)
+    }
+
     cuGetProcAddress_v2(
         symbol: Text,
         function: Out<*mut c_void>,

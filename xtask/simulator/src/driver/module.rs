@@ -12,9 +12,10 @@ use crate::device::code::{Code, Result};
 use crate::device::machine::{Guard, Machine};
 use crate::device::memory::Owner;
 use crate::device::modules::{Function, Module};
-use crate::device::operation::View;
+
 use crate::device::report::Count;
 use crate::device::state::State;
+use crate::device::view::View;
 use crate::exec::{self, Memory};
 
 fn load(out: Out<Handle>, image: &[u8]) -> Result<()> {
@@ -80,9 +81,14 @@ fn load(out: Out<Handle>, image: &[u8]) -> Result<()> {
     out.put(handles::of_module(id))
 }
 
+/// A module whose context has not failed.
 fn find(state: &State, handle: Handle) -> Result<&Module> {
-    let module = handles::module(handle)?;
-    state.modules.get(&module).ok_or(Code::INVALID_HANDLE)
+    let module = state.modules.get(&handles::module(handle)?);
+    let module = module.ok_or(Code::INVALID_HANDLE)?;
+    match state.contexts[module.gpu].error {
+        Some(code) => Err(code),
+        None => Ok(module),
+    }
 }
 
 /// The function of a handle.

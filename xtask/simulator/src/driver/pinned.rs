@@ -39,7 +39,7 @@ fn end(base: u64, registered: bool) -> Result<()> {
     let unfinished = history.and_then(|history| history.unfinished(&state.host));
     let wrong = match unfinished {
         Some(access) => Some(state.describe(access)),
-        None if machine.is_awaited(&state, block.base, block.len) => {
+        None if state.is_awaited(block.base, block.len) => {
             Some("an operation that has not run needs it".to_owned())
         }
         None => None,
@@ -55,7 +55,7 @@ fn end(base: u64, registered: bool) -> Result<()> {
             .collect::<Vec<_>>();
         for gpu in active {
             state = machine.until(state, gpu, |state| {
-                !machine.is_awaited(state, block.base, block.len) && state.running.is_empty()
+                !state.is_awaited(block.base, block.len) && state.running.is_empty()
             });
         }
     }

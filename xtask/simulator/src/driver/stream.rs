@@ -5,14 +5,15 @@ use std::ffi::c_void;
 use super::api;
 use super::handles::{self, Handle};
 use super::pointers::Out;
-use crate::device::code::Code;
+use crate::device::code::{Code, Result};
+use crate::device::idle;
 use crate::device::machine::Machine;
-use crate::device::operation::{HostCall, Work};
+use crate::device::operation::{Custom, HostCall, Work};
 use crate::device::report::Count;
 use crate::device::state::Kind;
 use crate::driver::context;
 
-fn create(out: Out<Handle>, flags: u32, priority: i32) -> crate::device::code::Result<()> {
+fn create(out: Out<Handle>, flags: u32, priority: i32) -> Result<()> {
     let machine = Machine::get()?;
     let gpu = context::current(machine)?;
     let mut state = machine.lock();
@@ -27,6 +28,20 @@ fn create(out: Out<Handle>, flags: u32, priority: i32) -> crate::device::code::R
     }
     let stream = state.add_stream(gpu, kind, priority.clamp(-5, 0));
     out.put(handles::of_stream(stream))
+}
+
+/// Puts work of another library that is simulated into a stream, given by its handle.
+///
+/// # Errors
+/// The handle is no stream's, the work was given an address in freed memory, or the stream's context has failed.
+pub fn enqueue(stream: Handle, work: Box<dyn Custom>) -> Result<()> {
+    let machine = Machine::get()?;
+    let mut state = machine.lock();
+    let stream = handles::stream(machine, &mut state, stream)?;
+    let gpu = state.streams[stream].gpu;
+    let work = Work::Custom(work);
+    machine.refuse_stale(&mut state, gpu, &work)?;
+    machine.submit(state, stream, work).map(|_| ())
 }
 
 api! {
@@ -163,6 +178,8 @@ api! {
             function,
             argument: argument as usize,
         };
-        machine.submit(state, stream, Work::Host(call)).map(|_| ())
+        drop(machine.submit(state, stream, Work::Host(call))?);
+        idle::watch(machine);
+        Ok(())
     }
 }

@@ -44,12 +44,15 @@ pub struct Shared {
     /// For each byte, the site of the last write, and that of a read since.
     pub wrote_at: *mut u32,
     pub read_at: *mut u32,
+    /// For each byte that several lanes of a warp have read, which.
+    pub lanes: *mut u32,
     pub len: u32,
     /// Records from before this one come before everything that runs now: the last barrier of the whole block.
     pub ordered: u32,
     /// Records from before this one are of an earlier block.
     pub born: u32,
-    pub unused: u32,
+    /// How many barriers of a part of the block there were since the last whole one.
+    pub parts: u32,
 }
 
 /// The engine's functions.
@@ -63,6 +66,7 @@ pub struct Api {
     pub barrier_reduce: unsafe extern "C" fn(*mut Ctx, u32, u32, u32, u32, u32) -> u32,
     pub warp: unsafe extern "C" fn(*mut Ctx, u32, u32, u32, *mut c_void),
     pub print: unsafe extern "C" fn(*mut Ctx, u32, u64, u64) -> u32,
+    pub tired: unsafe extern "C" fn(*mut Ctx, u32),
 }
 
 /// A thread, as generated code sees it.
@@ -90,8 +94,13 @@ pub struct Ctx {
     pub params_len: u32,
     pub dynamic_shared: u32,
     pub total_shared: u32,
+    /// Jumps backwards until the thread gives way to others, and how often it has.
+    pub fuel: u32,
+    pub rounds: u32,
     pub unused: u32,
     pub grid: u64,
+    /// The address below which functions may not use the thread's stack.
+    pub stack_end: u64,
     pub owner: *mut c_void,
 }
 
@@ -102,6 +111,8 @@ pub const READ: u32 = 1;
 pub const WRITE: u32 = 2;
 pub const STRONG: u32 = 4;
 
+/// The addresses of functions: this, plus the number of the function.
+pub const CODE_WINDOW: u64 = 0x4600_0000_0000_0000;
 /// The windows of the generic address space that are not global memory.
 pub const SHARED_WINDOW: u64 = 0x5300_0000_0000_0000;
 pub const LOCAL_WINDOW: u64 = 0x5400_0000_0000_0000;

@@ -205,9 +205,17 @@ pub unsafe extern "C" fn fail(ctx: *mut Ctx, site: u32, kind: u32, addr: u64, by
                 FindingKind::Limit,
                 format!("calls itself too deep: {addr} bytes of local memory are in use"),
             ),
-            _ => (
+            9 => (
                 FindingKind::OutOfBounds,
                 format!("branches to entry {addr} of a shorter list"),
+            ),
+            11 => (
+                FindingKind::Limit,
+                "calls itself too deep: its stack is full".to_owned(),
+            ),
+            _ => (
+                FindingKind::OutOfBounds,
+                format!("calls {addr:#x}, where no function of this kind lies"),
             ),
         };
         runner.find(kind, site, (*ctx).thread, &what);

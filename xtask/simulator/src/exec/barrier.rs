@@ -102,6 +102,21 @@ impl Runner<'_> {
         }
     }
 
+    /// What is to say about a thread that does not come to the barrier where others wait.
+    fn apart(&self, barrier: &Barrier, id: u32, other_count: bool) -> String {
+        let [x, y, z] = self.who(barrier.first).thread;
+        let line = self.kernel.line(barrier.site);
+        match other_count {
+            true => format!(
+                "waits at barrier {id} for another number of threads than thread ({x}, {y}, {z}) at {line}"
+            ),
+            false => format!(
+                "waits at this barrier, while thread ({x}, {y}, {z}) waits at another one, at {line}: \
+                 a barrier of the block must be reached by all its threads"
+            ),
+        }
+    }
+
     /// Notes an arrival; true if the thread must wait.
     fn arrive(
         &mut self,
@@ -125,6 +140,8 @@ impl Runner<'_> {
                 self.count
             ));
         }
+        // `bar.sync` with a count serves warps that do different work; `__syncthreads` has none, and one place.
+        let one_place = count == 0;
         let count = if count == self.count.next_multiple_of(32) {
             0
         } else {
@@ -133,18 +150,12 @@ impl Runner<'_> {
         let barrier = &self.worker.barriers.all[id as usize];
         let warp = ctx.warp as usize;
         if barrier.arrived > 0 {
-            let [x, y, z] = self.who(barrier.first).thread;
-            let line = self.kernel.line(barrier.site);
-            if barrier.expected != count {
-                return Err(format!(
-                    "waits at barrier {id} for another number of threads than thread ({x}, {y}, {z}) at {line}"
-                ));
-            }
             let same_warp = barrier.lanes[warp] > 0;
-            if (count == 0 && barrier.site != site) || (same_warp && barrier.sites[warp] != site) {
-                return Err(format!(
-                    "waits at this barrier, while thread ({x}, {y}, {z}) waits at another one, at {line}: a barrier of the block must be reached by all its threads"
-                ));
+            let other_count = barrier.expected != count;
+            let other_site =
+                one_place && barrier.site != site || same_warp && barrier.sites[warp] != site;
+            if other_count || other_site {
+                return Err(self.apart(barrier, id, other_count));
             }
         }
         let barrier = &mut self.worker.barriers.all[id as usize];
@@ -170,10 +181,10 @@ impl Runner<'_> {
         if !self.complete(id as usize) {
             return Ok(waits);
         }
-        // The last one needs no turn of the others first.
-        self.worker.barriers.all[id as usize]
-            .waiting
-            .retain(|thread| *thread != ctx.thread);
+        if waits {
+            // The last one needs no turn of its own.
+            self.worker.barriers.all[id as usize].waiting.pop();
+        }
         let barrier = &self.worker.barriers.all[id as usize];
         self.worker.barriers.answers[ctx.thread as usize] =
             reduce(kind, barrier.yes, barrier.arrived);

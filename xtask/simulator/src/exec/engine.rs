@@ -22,6 +22,11 @@ use super::race::Clocks;
 use super::warp::{self, Warps};
 use super::{Launch, Memory, Touched};
 
+/// Jumps backwards after which a thread gives way to the others of its block.
+const FUEL: u32 = 1 << 16;
+/// How often a thread may do so: some 10^9 rounds of its loops.
+const ROUNDS: u32 = 1 << 14;
+
 static API: Api = Api {
     miss: access::miss,
     fail: access::fail,
@@ -30,6 +35,7 @@ static API: Api = Api {
     barrier_reduce: barrier::barrier_reduce,
     warp: warp::warp,
     print: print::print,
+    tired,
 };
 
 /// What a launch needs of memory; kept from launch to launch.
@@ -128,10 +134,11 @@ pub fn run(
             read: worker.clocks.read.as_mut_ptr(),
             wrote_at: worker.clocks.wrote_at.as_mut_ptr(),
             read_at: worker.clocks.read_at.as_mut_ptr(),
+            lanes: worker.clocks.lanes.as_mut_ptr(),
             len: shared as u32,
             ordered: 0,
             born: 0,
-            unused: 0,
+            parts: 0,
         },
         worker,
         count,
@@ -202,16 +209,21 @@ unsafe fn contexts(this: *mut Runner<'_>, fibers: usize) {
         params_len: launch.params.len() as u32,
         dynamic_shared: launch.dynamic_shared as u32,
         total_shared: (kernel.static_shared + launch.dynamic_shared) as u32,
+        fuel: FUEL,
+        rounds: 0,
         unused: 0,
         grid: 1,
+        stack_end: 0,
         owner: this.cast::<c_void>(),
     };
     runner.worker.threads.clear();
+    let stacks = runner.worker.stacks.as_ref();
     let [mut x, mut y, mut z] = [0, 0, 0];
     for thread in 0..fibers {
         let mut ctx = common;
         // SAFETY: `run` made the local memory long enough for this many threads.
         ctx.local = unsafe { common.local.add(thread * local) };
+        ctx.stack_end = stacks.map_or(0, |stacks| stacks.end(thread));
         number(&mut ctx, thread as u32, [x, y, z]);
         runner.worker.threads.push(ctx);
         step(&mut x, &mut y, &mut z, launch.block);
@@ -254,6 +266,7 @@ impl Runner<'_> {
         let clock = self.worker.clocks.start();
         self.shared.born = record(clock, 0);
         self.shared.ordered = self.shared.born;
+        self.shared.parts = 0;
         let len = self.shared.len as usize;
         self.worker.memory[..len].fill(0xff);
     }
@@ -304,6 +317,7 @@ unsafe fn waiting_block(this: *mut Runner<'_>, index: u64) {
             ctx.ctaid = ctaid;
             ctx.now = born | record(0, at as u32);
             ctx.local_top = 0;
+            (ctx.fuel, ctx.rounds) = (FUEL, 0);
             worker.pointers[at] = stacks.prepare(at, runner.kernel.code, ctx, thread_end);
         }
         worker
@@ -374,6 +388,29 @@ pub unsafe fn owner<'a>(ctx: *mut Ctx) -> *mut Runner<'a> {
     unsafe { (*ctx).owner.cast() }
 }
 
+/// A thread has gone round its loops for long: others get their turn, in case it waits for one of them.
+///
+/// # Safety
+///
+/// Generated code calls it, with its context.
+unsafe extern "C" fn tired(ctx: *mut Ctx, site: u32) {
+    // SAFETY: by this function's condition; references end before the fiber is left.
+    unsafe {
+        let this = owner(ctx);
+        (*ctx).fuel = FUEL;
+        (*ctx).rounds += 1;
+        if (*ctx).rounds == ROUNDS {
+            let what = "has gone round its loops a thousand million times: it waits for what does not happen";
+            (*this).find(FindingKind::Deadlock, site, (*ctx).thread, what);
+            abandon(this);
+        }
+        if (*this).kernel.waits {
+            (&mut *this).worker.ready.push_back((*ctx).thread);
+            suspend(this);
+        }
+    }
+}
+
 /// What a fiber does when its kernel has returned.
 unsafe extern "C" fn thread_end(ctx: *mut Ctx) {
     // SAFETY: the fiber of `ctx` calls this last; the references end before the switch.
@@ -418,6 +455,7 @@ unsafe extern "C" fn plain(ctx: *mut Ctx) {
                 number(&mut *ctx, thread, tid);
                 (*ctx).now = (*this).shared.born | record(0, thread);
                 (*ctx).local_top = 0;
+                ((*ctx).fuel, (*ctx).rounds) = (FUEL, 0);
                 code(ctx);
                 step(&mut x, &mut y, &mut z, block);
             }

@@ -5,8 +5,11 @@ use std::arch::naked_asm;
 
 use super::abi::{Code, Ctx};
 
-/// The bytes of a stack, its guard page and the stagger included.
-const STACK: usize = 96 * 1024;
+/// The bytes of a stack, its guard page and the stagger included: an odd number of pages, since the tops of stacks that
+/// lie a power of two apart would compete for the same lines of the cache.
+const STACK: usize = 33 * PAGE;
+/// What generated code leaves of a stack for the engine's functions.
+const RESERVE: usize = 40 * 1024;
 const PAGE: usize = 4096;
 
 /// Stacks for `count` fibers, which are kept for the next launch.
@@ -47,6 +50,11 @@ impl Stacks {
 
     pub fn count(&self) -> usize {
         self.count
+    }
+
+    /// The lowest address that generated code may use on stack `at`.
+    pub fn end(&self, at: usize) -> u64 {
+        (self.base as usize + at * STACK + RESERVE) as u64
     }
 
     /// Makes stack `at` ready to run `code(ctx)`, and then `end(ctx)`, which must not return. The result is what

@@ -1,4 +1,4 @@
-//! Modules and kernels: what a translation gives, loaded.
+//! Modules and kernels: what a translation gives, loaded. This is one of the few files with `unsafe` code.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Memory;
-use super::abi::Code;
+use super::abi::{CODE_WINDOW, Code};
 use crate::ptx::emit::{Entry, Site, Translation, emit};
 use crate::ptx::{LoadError, Object, compile, parse};
 
@@ -162,10 +162,13 @@ impl Loaded {
             for (at, var) in self.vars.iter().enumerate() {
                 for (offset, name, plus) in &var.pointers {
                     let target = self.vars.iter().position(|var| var.name == *name);
-                    let Some(target) = target else { continue };
-                    let value = self.addresses[target]
-                        .load(Ordering::Relaxed)
-                        .wrapping_add_signed(*plus);
+                    let function = self.functions.iter().position(|known| known == name);
+                    let value = match (target, function) {
+                        (Some(target), _) => self.addresses[target].load(Ordering::Relaxed),
+                        (None, Some(number)) => CODE_WINDOW + number as u64,
+                        (None, None) => continue,
+                    };
+                    let value = value.wrapping_add_signed(*plus);
                     let place = self.addresses[at].load(Ordering::Relaxed) + *offset as u64;
                     let Some(region) = memory.find(place) else {
                         continue;

@@ -4,7 +4,7 @@
 //!
 //! The clock counts synchronisations. A thread's records carry the clock of its last one, so a record is ordered before
 //! a later synchronisation if its clock is smaller. `exec/abi.rs` says how a record is packed; generated code decides
-//! the usual cases by itself and calls [`shared`] for the others.
+//! the usual cases by itself and calls [`shared`] for the others. This is one of the few files with `unsafe` code.
 
 use super::abi::{Ctx, READ, STRONG, WRITE, record};
 use super::engine::{Runner, abandon, owner};
@@ -25,7 +25,7 @@ pub struct Clocks {
     pub read: Vec<u32>,
     pub wrote_at: Vec<u32>,
     pub read_at: Vec<u32>,
-    lanes: Vec<u32>,
+    pub lanes: Vec<u32>,
     clock: u32,
     /// For each thread, for each lane of its warp: records of that lane before this clock are ordered before it.
     known: Vec<[u32; 32]>,
@@ -66,6 +66,7 @@ fn thread_of(record: u32) -> u32 {
 impl Runner<'_> {
     /// A barrier of the whole block: everything before it is ordered before everything after it.
     pub fn whole_barrier(&mut self) {
+        self.shared.parts = 0;
         let clocks = &mut self.worker.clocks;
         clocks.parts.clear();
         if clocks.clock > LATE {
@@ -95,6 +96,7 @@ impl Runner<'_> {
         let clocks = &mut self.worker.clocks;
         clocks.clock += 1;
         clocks.parts.push((clocks.clock, members));
+        self.shared.parts += 1;
         for ctx in &mut self.worker.threads {
             if members[ctx.warp as usize] >> ctx.lane & 1 == 1 {
                 ctx.now = record(clocks.clock, ctx.thread);

@@ -1,5 +1,5 @@
 //! Generated C to a loaded shared object. Objects are kept in a folder by the hash of what they are made of, and appear
-//! there by a rename, so that several processes may fill it at once.
+//! there by a rename, so that several processes may fill it at once. This is one of the few files with `unsafe` code.
 
 use std::ffi::{CStr, CString, c_void};
 use std::os::unix::ffi::OsStrExt as _;
@@ -132,11 +132,8 @@ fn build(source: &str, cache: &Path, hash: &str, ready: &Path) -> Result<(), Loa
     let fresh = cache.join(format!("{unique}.so"));
     let whole = DEVICE.concat() + source;
     std::fs::write(&text, whole).map_err(|error| broken(&text, error))?;
-    let made = run(&text, &fresh);
-    if std::env::var_os("PHALANX_SIMULATOR_KEEP").is_none() {
-        let _ = std::fs::remove_file(&text);
-    }
-    made?;
+    run(&text, &fresh)?;
+    let _ = std::fs::remove_file(&text);
     std::fs::rename(&fresh, ready).map_err(|error| broken(ready, error))
 }
 
@@ -150,7 +147,10 @@ fn run(text: &PathBuf, fresh: &PathBuf) -> Result<(), LoadError> {
         .arg("-lm");
     // A simulated driver stands first in the library path of this process; the compiler has no need of it.
     command.env_remove("LD_LIBRARY_PATH").stdin(Stdio::null());
-    let output = command.output().map_err(LoadError::NoCompiler)?;
+    let output = command.output().map_err(|error| {
+        let _ = std::fs::remove_file(text);
+        LoadError::NoCompiler(error)
+    })?;
     if output.status.success() {
         return Ok(());
     }
@@ -161,5 +161,8 @@ fn run(text: &PathBuf, fresh: &PathBuf) -> Result<(), LoadError> {
         let error = std::io::Error::other(output.status.to_string());
         return Err(LoadError::NoCompiler(error));
     }
-    Err(LoadError::Refused(lines.join("\n")))
+    Err(LoadError::Refused {
+        text: text.clone(),
+        said: lines.join("\n"),
+    })
 }

@@ -42,20 +42,28 @@ impl Parser {
             name = self.word()?;
         }
         let element = (ty.bytes() * lanes) as usize;
-        let mut count = 1;
+        let mut count = 1usize;
         while self.eat('[') {
             if self.eat(']') {
                 count = 0;
             } else {
-                count *= self.number()? as usize;
+                count = count.saturating_mul(self.number()? as usize);
                 self.expect(']')?;
             }
+        }
+        // What lies within a block or a thread has addresses of 32 bits; the rest is held to what a card has.
+        let most = if space == "global" { 1 << 40 } else { 1 << 30 };
+        let size = element.saturating_mul(count);
+        if size > most || align.is_some_and(|align| !align.is_power_of_two() || align > 4096) {
+            return Err(self.bad(format!(
+                "the size or the alignment of '{name}' is not possible"
+            )));
         }
         let mut var = Var {
             name,
             space: space.to_owned(),
             align: align.unwrap_or(element.max(1) as u32),
-            size: element * count,
+            size,
             external,
             bytes: Vec::new(),
             pointers: Vec::new(),

@@ -69,6 +69,12 @@ pub fn lex(text: &str) -> Vec<Token> {
                     at += 2;
                 }
             }
+            // `.reg.b32` is two words; only an opcode keeps its dots.
+            if byte == b'.'
+                && let Some(dot) = text[start + 1..at].find('.')
+            {
+                at = start + 1 + dot;
+            }
             let word = &text[start..at];
             if word == ".loc" || word == ".file" {
                 let end = end_of_line(bytes, at);
@@ -115,6 +121,16 @@ fn count_lines(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn directives_end_at_the_next_dot() {
+        let tokens = lex(".reg.b32 a;");
+        let words: Vec<_> = tokens
+            .iter()
+            .filter_map(|token| token.kind.word())
+            .collect();
+        assert_eq!(words, [".reg", ".b32", "a"]);
+    }
 
     #[test]
     fn instructions_become_words_and_marks() {

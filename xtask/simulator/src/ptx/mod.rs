@@ -53,9 +53,12 @@ pub enum LoadError {
     Processor,
     /// The compiler refused the generated code, which is a fault of the simulator.
     #[error(
-        "g++ refused the code that the simulator made of a module; the first lines it wrote: {0}"
+        "g++ refused the code that the simulator made of a module, which is kept at {text}; it says: {said}"
     )]
-    Refused(String),
+    Refused {
+        text: std::path::PathBuf,
+        said: String,
+    },
     /// The cache cannot be read or written.
     #[error("the cache of translated kernels at {path} cannot be used: {error}")]
     Cache {

@@ -13,6 +13,9 @@ pub fn parse(text: &str) -> Result<Unit, LoadError> {
         place: Place::default(),
     };
     let mut unit = Unit::default();
+    if !(parser.eat_word(".version") && parser.word().is_ok()) {
+        return Err(parser.bad("a module begins with .version"));
+    }
     while !parser.done() {
         parser.item(&mut unit)?;
     }
@@ -119,7 +122,7 @@ impl Parser {
         loop {
             let word = self.word()?;
             match word.as_str() {
-                ".version" | ".address_size" => {
+                ".address_size" => {
                     self.at += 1;
                     return Ok(());
                 }
@@ -188,7 +191,7 @@ impl Parser {
                     ".maxntid" | ".reqntid" => {
                         let mut threads = self.number()?;
                         while self.eat(',') {
-                            threads *= self.number()?;
+                            threads = threads.saturating_mul(self.number()?);
                         }
                         function.max_threads = u32::try_from(threads).ok();
                     }
@@ -205,6 +208,12 @@ impl Parser {
         function.scopes.push(Scope::default());
         self.place = Place::default();
         self.body(&mut function)?;
+        // A function stands where its first instruction does.
+        let first = function.body.iter().find_map(|stmt| match stmt {
+            Stmt::Inst(inst) => Some(inst.place),
+            Stmt::Label(..) => None,
+        });
+        function.place = first.unwrap_or(function.place);
         Ok(function)
     }
 

@@ -291,3 +291,29 @@ impl Bench {
         );
     }
 }
+
+/// The number of the line of `source` that holds `mark`.
+pub fn line(source: &str, mark: &str) -> u32 {
+    let found = source.lines().position(|line| line.contains(mark));
+    found.unwrap_or_else(|| panic!("no line holds {mark}")) as u32 + 1
+}
+
+/// Runs `kernel` on `n` values of input and output; `FAULT` in the source is 1 for the fault, 0 for its twin.
+pub fn both(name: &str, source: &str, kind: FindingKind, block: u32, n: i32) {
+    for fault in [0, 1] {
+        let text = source.replace("FAULT", &fault.to_string());
+        let Some(mut bench) = Bench::new(name, &text) else {
+            return;
+        };
+        for seed in 0..4 {
+            bench.seed = seed;
+            let x = bench.device.with(&vec![1.5f32; n as usize]);
+            let y = bench.device.empty(4 * n as usize);
+            let args = [Arg::Pointer(x), Arg::Pointer(y), Arg::Int(n)];
+            match fault {
+                0 => bench.go("k", 1, block, &args),
+                _ => bench.wrong("k", 1, block, &args, kind, line(&text, "HERE")),
+            }
+        }
+    }
+}

@@ -13,7 +13,7 @@ IN int known(const u8* v, u32 n) {
   if (n == 4) return L32(v) == 0x01010101u;
   const u64 all = 0x0101010101010101ul;
   if (n == 8) return L64(v) == all;
-  return L64(v) == all && L64(v + 8) == all && (n == 16 || (L64(v + 16) == all && L64(v + 24) == all));
+  return L64(v) == all && L64(v + 8) == all;
 }
 IN void learn(u8* v, u32 n) { __builtin_memset(v, 1, n); }
 IN u8* ld_global(Ctx* c, u32 s, u64 a, u32 n, u32) {
@@ -48,7 +48,7 @@ IN u8* shared_place(Ctx* c, u32 s, u64 a, u32 n) {
 }
 // A cell is (clock << 12 | thread << 2 | mode). `born` and `ordered` are the clocks of the start of the block and of
 // its last whole barrier.
-IN u8* ld_shared(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
+IN u8* ld_shared_as(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
   u8* p = shared_place(c, s, a, n); const Block* b = c->block;
   const u32 *w = b->wrote + a; u32* r = b->read + a; const u32 x = *w, y = *r, now = c->now;
   const int mine = !((x ^ now) & 0xffc);
@@ -56,10 +56,17 @@ IN u8* ld_shared(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
     c->api->shared(c, s, a, n, kind | READ);
   else if (y == now || (y >= b->ordered && (y & 2))) {}
   else if (y < b->ordered) { spread(r, n, now); spread(b->read_at + a, n, s); }
+  else if (!((y ^ now) >> 7)) {
+    // Another lane of this warp has read it since the last synchronisation: the mask takes this one too.
+    u32* l = b->lanes + a; const u32 me = 1u << c->lane;
+    if (y & 1) for (u32 i = 0; i < n; i++) l[i] |= me;
+    else { spread(l, n, me | 1u << (y >> 2 & 31)); spread(r, n, y | 1); }
+  }
+  else if (((y ^ now) & 0xf80) && !b->parts) spread(r, n, now | 2);
   else c->api->shared(c, s, a, n, kind | READ);
   return p;
 }
-IN u8* st_shared(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
+IN u8* st_shared_as(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
   u8* p = shared_place(c, s, a, n); const Block* b = c->block;
   u32* w = b->wrote + a; const u32* r = b->read + a; const u32 x = *w, y = *r, now = c->now;
   const int mine = !((x ^ now) & 0xffc), unread = (y < b->ordered) | !((y ^ now) & 0xfff);
@@ -68,6 +75,13 @@ IN u8* st_shared(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
   else { spread(w, n, now); spread(b->wrote_at + a, n, s); }
   return p;
 }
+// One function for each width: a call costs less than the check, and unrolled loops would be slow to compile.
+#define WIDTH(name, n) static __attribute__((noinline)) u8* name##_##n(Ctx* c, u32 s, u64 a, u32 k) { return name##_as(c, s, a, n, k); }
+#define WIDTHS(name) WIDTH(name, 1) WIDTH(name, 2) WIDTH(name, 4) WIDTH(name, 8) WIDTH(name, 16) \
+  IN u8* name(Ctx* c, u32 s, u64 a, u32 n, u32 k) { switch (n) { case 1: return name##_1(c, s, a, k); \
+    case 2: return name##_2(c, s, a, k); case 4: return name##_4(c, s, a, k); case 8: return name##_8(c, s, a, k); \
+    default: return name##_16(c, s, a, k); } }
+WIDTHS(ld_shared) WIDTHS(st_shared)
 IN u8* rw_shared(Ctx* c, u32 s, u64 a, u32 n, u32) {
   u8* p = shared_place(c, s, a, n); c->api->shared(c, s, a, n, READ | WRITE | STRONG); return p;
 }

@@ -1,7 +1,7 @@
-//! Logic, shifts, bit fields, and comparisons.
+//! Logic, shifts and bit fields.
 
 use super::super::LoadError;
-use super::super::ast::{Operand, Ty};
+use super::super::ast::Ty;
 use super::fun::Fun;
 
 impl Fun<'_> {
@@ -73,13 +73,15 @@ impl Fun<'_> {
                             true => format!("({a} >> {} ? (u{width})~{a} : {a})", width - 1),
                             false => a,
                         };
-                        if amount {
-                            return Err(self.unknown());
-                        }
-                        (Ty::U(32), format!("bfind({a})"))
+                        let found = format!("bfind({a})");
+                        let text = match amount {
+                            true => format!("({a} ? {} - {found} : ~0u)", width - 1),
+                            false => found,
+                        };
+                        (Ty::U(32), text)
                     }
                 };
-                if amount {
+                if amount && op != "bfind" {
                     return Err(self.unknown());
                 }
                 self.result(result, &text)
@@ -104,6 +106,20 @@ impl Fun<'_> {
                 };
                 self.result(plain, &text)
             }
+            "bmsk" => {
+                let clamp = self.mods.take("clamp");
+                if !clamp && !self.mods.take("wrap") {
+                    return Err(self.unknown());
+                }
+                let ty = self.ty()?;
+                let (a, b) = (self.arg(1, ty)?, self.arg(2, ty)?);
+                let cut = |x: &str| match clamp {
+                    true => format!("least({x}, 32)"),
+                    false => format!("({x} & 31)"),
+                };
+                let (a, b) = (cut(&a), cut(&b));
+                self.result(ty, &format!("((1ul << {b}) - 1) << {a}"))
+            }
             "prmt" => {
                 let ty = self.ty()?;
                 let (a, b, n) = (self.arg(1, ty)?, self.arg(2, ty)?, self.arg(3, ty)?);
@@ -119,153 +135,6 @@ impl Fun<'_> {
                 self.mods = Default::default();
                 Err(self.unknown())
             }
-        }
-    }
-
-    pub fn compare(&mut self) -> Result<(), LoadError> {
-        let op = self.inst.op[0].as_str();
-        match op {
-            "selp" => {
-                let ty = self.ty()?;
-                let carrier = if matches!(ty, Ty::F(_)) {
-                    ty
-                } else {
-                    Ty::B(ty.bits())
-                };
-                let (first, second) = (self.operand(1)?, self.operand(2)?);
-                let (a, b) = (self.bits(first, carrier)?, self.bits(second, carrier)?);
-                let test = self.arg(3, Ty::Pred)?;
-                self.result(Ty::B(ty.bits()), &format!("{test} ? {a} : {b}"))
-            }
-            "slct" => {
-                let flush = self.mods.take("ftz");
-                let (ty, test) = (self.ty()?, self.ty()?);
-                let carrier = if matches!(ty, Ty::F(_)) {
-                    ty
-                } else {
-                    Ty::B(ty.bits())
-                };
-                let (first, second) = (self.operand(1)?, self.operand(2)?);
-                let (a, b) = (self.bits(first, carrier)?, self.bits(second, carrier)?);
-                let value = self.arg(3, test)?;
-                let value = if flush {
-                    format!("ftz({value})")
-                } else {
-                    value
-                };
-                self.result(Ty::B(ty.bits()), &format!("{value} >= 0 ? {a} : {b}"))
-            }
-            "testp" => {
-                let kind = self.mods.take_one(&[
-                    "finite",
-                    "infinite",
-                    "number",
-                    "notanumber",
-                    "normal",
-                    "subnormal",
-                ]);
-                let ty = self.ty()?;
-                let a = self.arg(1, ty)?;
-                let text = match kind {
-                    Some("finite") => format!("__builtin_isfinite({a})"),
-                    Some("infinite") => format!("__builtin_isinf_sign({a}) != 0"),
-                    Some("number") => format!("{a} == {a}"),
-                    Some("notanumber") => format!("{a} != {a}"),
-                    Some("normal") => format!("__builtin_isnormal({a})"),
-                    Some("subnormal") => {
-                        format!("{a} != 0 && __builtin_isfinite({a}) && !__builtin_isnormal({a})")
-                    }
-                    _ => return Err(self.unknown()),
-                };
-                self.result(Ty::Pred, &text)
-            }
-            _ => self.set_op(),
-        }
-    }
-
-    /// `setp` and `set`.
-    fn set_op(&mut self) -> Result<(), LoadError> {
-        let known = [
-            "eq", "ne", "lt", "le", "gt", "ge", "lo", "ls", "hi", "hs", "equ", "neu", "ltu", "leu",
-            "gtu", "geu", "num", "nan",
-        ];
-        let test = self.mods.take_one(&known).ok_or_else(|| self.unknown())?;
-        let joint = self.mods.take_one(&["and", "or", "xor"]);
-        let flush = self.mods.take("ftz");
-        let whole = self.inst.op[0] == "set";
-        let result = if whole { Some(self.ty()?) } else { None };
-        let ty = self.ty()?;
-        let mut side = |at: usize| -> Result<String, LoadError> {
-            let text = match ty {
-                Ty::F16 => format!("half({})", self.arg(at, Ty::B(16))?),
-                Ty::BF16 => format!("brain({})", self.arg(at, Ty::B(16))?),
-                Ty::F16x2 | Ty::BF16x2 => return Err(self.unknown()),
-                _ => self.arg(at, ty)?,
-            };
-            Ok(if flush && ty == Ty::F(32) {
-                format!("ftz({text})")
-            } else {
-                text
-            })
-        };
-        let (a, b) = (side(1)?, side(2)?);
-        let floating = matches!(ty, Ty::F(_) | Ty::F16 | Ty::BF16);
-        let text = match (test, floating) {
-            ("eq", _) => format!("{a} == {b}"),
-            // An ordered comparison is false for a NaN, `ne` too.
-            ("ne", true) => format!("({a} < {b} || {a} > {b})"),
-            ("ne", false) => format!("{a} != {b}"),
-            ("lt" | "lo", _) => format!("{a} < {b}"),
-            ("le" | "ls", _) => format!("{a} <= {b}"),
-            ("gt" | "hi", _) => format!("{a} > {b}"),
-            ("ge" | "hs", _) => format!("{a} >= {b}"),
-            ("equ", true) => format!("!({a} < {b} || {a} > {b})"),
-            ("neu", true) => format!("{a} != {b}"),
-            ("ltu", true) => format!("!({a} >= {b})"),
-            ("leu", true) => format!("!({a} > {b})"),
-            ("gtu", true) => format!("!({a} <= {b})"),
-            ("geu", true) => format!("!({a} < {b})"),
-            ("num", true) => format!("({a} == {a} && {b} == {b})"),
-            ("nan", true) => format!("({a} != {a} || {b} != {b})"),
-            _ => return Err(self.unknown()),
-        };
-        let sign = match joint {
-            Some("and") => " && ",
-            Some("or") => " || ",
-            _ => " != ",
-        };
-        let third = match joint {
-            Some(_) => Some(self.arg(3, Ty::Pred)?),
-            None => None,
-        };
-        let joined = |test: String| match &third {
-            Some(third) => format!("(({test}){sign}!!{third})"),
-            None => format!("({test})"),
-        };
-        if let Some(result) = result {
-            let (yes, no) = if result == Ty::F(32) {
-                ("0x3f800000u", "0")
-            } else {
-                ("~0u", "0")
-            };
-            return self.result(
-                Ty::B(result.bits()),
-                &format!("{} ? {yes} : {no}", joined(text)),
-            );
-        }
-        match self.operand(0)? {
-            Operand::Pair(first, second) => {
-                use std::fmt::Write as _;
-                let _ = write!(
-                    self.code,
-                    "const u8 yes = {}, no = {}; ",
-                    joined(text.clone()),
-                    joined(format!("!({text})"))
-                );
-                self.set(first, Ty::Pred, "yes")?;
-                self.set(second, Ty::Pred, "no")
-            }
-            _ => self.result(Ty::Pred, &joined(text)),
         }
     }
 }

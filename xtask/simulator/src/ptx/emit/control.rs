@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::super::LoadError;
-use super::super::ast::{Operand, Ty};
+use super::super::ast::{Operand, Ty, Var};
 use super::fun::Fun;
 
 impl<'a> Fun<'a> {
@@ -15,6 +15,7 @@ impl<'a> Fun<'a> {
                     return Err(self.bad("a label is missing"));
                 };
                 let label = self.label(name)?;
+                self.count_jump(&[&label]);
                 let _ = write!(self.code, "goto {label};");
                 Ok(())
             }
@@ -34,6 +35,17 @@ impl<'a> Fun<'a> {
         }
     }
 
+    /// Counts a jump that may go backwards, so that a thread which waits in a loop gives way, and does not hang.
+    fn count_jump(&mut self, labels: &[&str]) {
+        if labels.iter().any(|label| self.passed.contains(*label)) {
+            let site = self.site();
+            let _ = write!(
+                self.code,
+                "if (RARE(!--c->fuel)) c->api->tired(c, {site}); "
+            );
+        }
+    }
+
     fn branch_table(&mut self) -> Result<(), LoadError> {
         let index = self.arg(0, Ty::U(32))?;
         let Operand::Name(list) = self.operand(1)? else {
@@ -48,9 +60,11 @@ impl<'a> Fun<'a> {
                 .find(|(name, _)| name == list)
         });
         let (_, labels) = found.ok_or_else(|| self.bad(format!("there is no list '{list}'")))?;
+        let labels = labels.iter().map(|name| self.label(name));
+        let labels = labels.collect::<Result<Vec<String>, LoadError>>()?;
+        self.count_jump(&labels.iter().map(String::as_str).collect::<Vec<_>>());
         let _ = write!(self.code, "switch ({index}) {{ ");
-        for (at, name) in labels.iter().enumerate() {
-            let label = self.label(name)?;
+        for (at, label) in labels.iter().enumerate() {
             let _ = write!(self.code, "case {at}: goto {label}; ");
         }
         let site = self.site();
@@ -85,8 +99,7 @@ impl<'a> Fun<'a> {
             places.push(place.ok_or_else(|| self.bad(format!("there is no parameter '{name}'")))?);
         }
         let Some(number) = self.names.functions.get(name.as_str()).copied() else {
-            // The address of a function in a register: not known.
-            return Err(self.unknown());
+            return self.call_through(&operands[0], arguments, results, &places);
         };
         let callee = &self.names.unit.functions[number];
         if name == "vprintf" && places.len() == 3 {
@@ -113,6 +126,47 @@ impl<'a> Fun<'a> {
                 "the function '{name}' takes another number of arguments"
             )));
         }
+        self.call_one(number, &places);
+        Ok(())
+    }
+
+    /// A call through a pointer: to whichever function of the module has the address and the right parameters.
+    fn call_through(
+        &mut self,
+        target: &Operand,
+        arguments: &[Operand],
+        results: &[Operand],
+        places: &[(String, &Var)],
+    ) -> Result<(), LoadError> {
+        let address = self.bits(target, Ty::B(64))?;
+        let names = self.names;
+        let _ = write!(self.code, "switch ({address} - CODE_WINDOW) {{ ");
+        for (number, function) in names.unit.functions.iter().enumerate() {
+            let sizes = function
+                .params
+                .iter()
+                .chain(&function.results)
+                .map(|var| var.size);
+            let fits = !function.entry
+                && !function.external
+                && function.params.len() == arguments.len()
+                && function.results.len() == results.len()
+                && sizes.eq(places.iter().map(|(_, var)| var.size));
+            if fits {
+                let _ = write!(self.code, "case {number}: ");
+                self.call_one(number, places);
+                self.code.push_str(" break; ");
+            }
+        }
+        let site = self.site();
+        let _ = write!(
+            self.code,
+            "default: c->api->fail(c, {site}, BAD_CALL, {address}, 0); }}"
+        );
+        Ok(())
+    }
+
+    fn call_one(&mut self, number: usize, places: &[(String, &Var)]) {
         self.need.calls.insert(number);
         let args: Vec<&str> = places.iter().map(|(place, _)| place.as_str()).collect();
         let _ = write!(
@@ -121,7 +175,6 @@ impl<'a> Fun<'a> {
             if args.is_empty() { "" } else { ", " },
             args.join(", ")
         );
-        Ok(())
     }
 
     pub fn barrier(&mut self) -> Result<(), LoadError> {

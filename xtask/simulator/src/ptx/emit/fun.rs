@@ -58,6 +58,8 @@ pub struct Fun<'a> {
     /// Local variables: scope, name, offset in the frame.
     pub locals: Vec<(usize, &'a str, usize)>,
     labels: HashSet<(usize, &'a str)>,
+    /// The C labels that stand above the current instruction.
+    pub passed: HashSet<String>,
     pub code: String,
 }
 
@@ -107,6 +109,7 @@ impl<'a> Fun<'a> {
             arrays: BTreeMap::new(),
             locals: Vec::new(),
             labels: HashSet::new(),
+            passed: HashSet::new(),
             code: String::new(),
         };
         for (scope, content) in function.scopes.iter().enumerate() {
@@ -125,7 +128,9 @@ impl<'a> Fun<'a> {
         for stmt in &function.body {
             match stmt {
                 Stmt::Label(name, scope) => {
-                    let _ = writeln!(fun.code, "{}:;", fun.label_name(name, *scope));
+                    let label = fun.label_name(name, *scope);
+                    let _ = writeln!(fun.code, "{label}:;");
+                    fun.passed.insert(label);
                 }
                 Stmt::Inst(inst) => fun.instruction(inst)?,
             }
@@ -138,9 +143,11 @@ impl<'a> Fun<'a> {
             let _ = writeln!(text, "alignas(16) u8 {name}[{size}];");
         }
         text.push_str("u64 carry = 0; (void)carry;\n");
+        fun.inst = start;
+        let site = fun.site();
+        let _ = writeln!(text, "FRAME({site})");
         if fun.need.frame > 0 {
-            let (site, frame) = (fun.sites.len(), fun.need.frame);
-            fun.site();
+            let frame = fun.need.frame;
             let _ = writeln!(text, "const u32 frame = enter(c, {site}, {frame});");
         }
         text.push_str(&fun.code);

@@ -34,10 +34,9 @@ impl Fun<'_> {
     }
 
     fn lanes(&mut self) -> usize {
-        match self.mods.take_one(&["v2", "v4", "v8"]) {
+        match self.mods.take_one(&["v2", "v4"]) {
             Some("v2") => 2,
-            Some("v4") => 4,
-            Some(_) => 8,
+            Some(_) => 4,
             None => 1,
         }
     }
@@ -77,7 +76,7 @@ impl Fun<'_> {
     pub fn load(&mut self) -> Result<(), LoadError> {
         let (space, strong, lanes, ty) = (self.space(), self.strong(), self.lanes(), self.ty()?);
         let width = ty.bits();
-        if width > 64 || (lanes == 8 && width != 32) {
+        if width > 64 || width as usize * lanes > 128 {
             return Err(self.unknown());
         }
         let place = self.access("ld", space, 1, ty.bytes() * lanes as u32, strong)?;
@@ -99,7 +98,7 @@ impl Fun<'_> {
     pub fn store(&mut self) -> Result<(), LoadError> {
         let (space, strong, lanes, ty) = (self.space(), self.strong(), self.lanes(), self.ty()?);
         let width = ty.bits();
-        if width > 64 || space == "const" || (lanes == 8 && width != 32) {
+        if width > 64 || space == "const" || width as usize * lanes > 128 {
             return Err(self.unknown());
         }
         let place = self.access("st", space, 0, ty.bytes() * lanes as u32, strong)?;

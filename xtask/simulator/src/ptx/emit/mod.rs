@@ -3,6 +3,7 @@
 
 mod arith;
 mod bits;
+mod compare;
 mod control;
 mod convert;
 mod float;

@@ -95,6 +95,9 @@ impl<'a> Fun<'a> {
         if let Some(at) = self.names.vars.get(name) {
             return Some(format!("c->vars[{at}]"));
         }
+        if let Some(number) = self.names.functions.get(name) {
+            return Some(format!("(CODE_WINDOW + {number})"));
+        }
         if self.function.entry && self.function.params.iter().any(|var| var.name == name) {
             let (place, _) = self.param(name)?;
             return Some(format!("((u64)({place} - c->params))"));

@@ -57,7 +57,7 @@ impl Gpu {
         good!(cuDevicePrimaryCtxRetain(Out::to(&mut context), device));
         good!(cuCtxSetCurrent(context));
         let mut module = 0;
-        let image = std::ffi::CString::new(include_str!("../kernels.ptx")).unwrap();
+        let image = std::ffi::CString::new(include_str!("kernels.ptx")).unwrap();
         good!(cuModuleLoadData(Out::to(&mut module), Text::of(&image)));
         Gpu {
             device,
@@ -78,19 +78,27 @@ impl Gpu {
     }
 
     pub fn kernel(&self, name: &str) -> u64 {
-        let name = std::ffi::CString::new(name).unwrap();
         let mut function = 0;
-        good!(cuModuleGetFunction(
-            Out::to(&mut function),
+        assert_eq!(self.find(name, &mut function), 0, "{name}");
+        function
+    }
+
+    fn find(&self, name: &str, function: &mut u64) -> u32 {
+        let name = std::ffi::CString::new(name).unwrap();
+        call!(cuModuleGetFunction(
+            Out::to(function),
             self.module,
             Text::of(&name)
-        ));
-        function
+        ))
     }
 
     pub fn launch(&self, name: &str, stream: u64, n: i32, params: &[&dyn Param]) -> u32 {
         let each: Vec<u64> = params.iter().map(|param| param.address()).collect();
-        let function = self.kernel(name);
+        let mut function = 0;
+        let code = self.find(name, &mut function);
+        if code != 0 {
+            return code;
+        }
         let blocks = (n as u32).div_ceil(128).max(1);
         call!(cuLaunchKernel(
             function,
@@ -129,6 +137,20 @@ pub trait Param {
 }
 
 impl Param for u64 {
+    fn address(&self) -> u64 {
+        std::ptr::from_ref(self) as u64
+    }
+}
+
+/// `Buffers` of `kernels.cu`.
+#[repr(C)]
+pub struct Buffers {
+    pub out: u64,
+    pub ins: [u64; 2],
+    pub scale: i32,
+}
+
+impl Param for Buffers {
     fn address(&self) -> u64 {
         std::ptr::from_ref(self) as u64
     }

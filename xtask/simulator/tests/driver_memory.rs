@@ -2,9 +2,9 @@
 
 #![allow(clippy::macro_metavars_in_unsafe)] // `call!` takes plain arguments
 
-mod common;
+mod driver;
 
-use common::*;
+use driver::*;
 use simulator::device::report::Count;
 use simulator::driver::alloc::*;
 use simulator::driver::context::*;
@@ -140,10 +140,14 @@ fn join_contexts(of_before: &Gpu, before: u64, after: u64) {
     join(after, before);
 }
 
-fn no_peer_access() {
+fn no_peer_access(of_a_pool: bool) {
     let first = Gpu::new(0);
     let of_first = stream();
-    let x = ints(of_first, N);
+    let mut x = 0;
+    match of_a_pool {
+        true => x = ints(of_first, N),
+        false => good!(cuMemAlloc_v2(Out::to(&mut x), 4 * N)),
+    }
     assert_eq!(first.fill(of_first, x, 5, N as i32), 0);
     good!(cuStreamSynchronize(of_first));
     let second = Gpu::new(1);
@@ -211,6 +215,50 @@ fn threads() {
     gpus.into_iter().for_each(Gpu::end);
 }
 
+/// A fault on one GPU while several threads use each: theirs fail, the others go on.
+fn one_fails() {
+    let gpus: Vec<_> = (0..4).map(Gpu::new).collect();
+    std::thread::scope(|scope| {
+        for (rank, gpu) in (0..12).flat_map(|rank| gpus.get(rank % 4).map(|gpu| (rank, gpu))) {
+            scope.spawn(move || {
+                let mut a = 0;
+                let mut code = call!(cuCtxSetCurrent(gpu.context));
+                if code == 0 {
+                    code = call!(cuStreamCreate(Out::to(&mut a), 1));
+                }
+                // Those of the GPU that fails go on until they see it.
+                let rounds = if rank % 4 == 1 { i32::MAX } else { 100 };
+                for round in 0..rounds {
+                    if code != 0 {
+                        break;
+                    }
+                    let n = if (rank, round) == (1, 50) { N + 9 } else { N };
+                    let mut x = 0;
+                    for step in 0..4 {
+                        if code == 0 {
+                            code = match step {
+                                0 => call!(cuMemAllocAsync(Out::to(&mut x), 4 * N, a)),
+                                1 => gpu.fill(a, x, round, n as i32),
+                                2 => call!(cuStreamSynchronize(a)),
+                                _ => call!(cuMemFreeAsync(x, a)),
+                            };
+                        }
+                    }
+                }
+                assert_eq!(code, if rank % 4 == 1 { ILLEGAL_ADDRESS } else { 0 });
+                if code == 0 {
+                    good!(cuStreamDestroy_v2(a));
+                }
+            });
+        }
+    });
+    for gpu in gpus {
+        if gpu.device != 1 {
+            gpu.end();
+        }
+    }
+}
+
 fn counting() {
     let gpu = Gpu::new(0);
     let a = stream();
@@ -234,14 +282,14 @@ fn counting() {
     free(x, a);
 }
 
-/// A launch of a tiny kernel, a hundred thousand times.
+/// A launch of a tiny kernel, again and again.
 fn speed() {
     let gpu = Gpu::new(0);
     let a = stream();
     let x = ints(a, 4);
     assert_eq!(gpu.fill(a, x, 0, 4), 0);
     good!(cuStreamSynchronize(a));
-    let launches = 100_000;
+    let launches = 20_000;
     let start = std::time::Instant::now();
     for _ in 0..launches {
         assert_eq!(gpu.increment(a, x, 4), 0);
@@ -254,14 +302,14 @@ fn speed() {
 
 /// Allocations that are used and freed, as those of a training step are.
 fn allocations() {
-    let gpu = Gpu::new(0);
+    let _gpu = Gpu::new(0);
     let a = stream();
     for n in [1 << 8, 1 << 14, 1 << 18] {
         let rounds = (1 << 27) / (n + (1 << 16)) as i32;
         let start = std::time::Instant::now();
         for round in 0..rounds {
             let x = ints(a, n);
-            assert_eq!(gpu.fill(a, x, round, n as i32), 0);
+            good!(cuMemsetD32Async(x, round as u32, n, a));
             free(x, a);
         }
         good!(cuStreamSynchronize(a));
@@ -278,10 +326,12 @@ const PROGRAMS: &[(&str, fn())] = &[
     ("allocations", allocations),
     ("pools", pools),
     ("peers", peers),
-    ("no peer access", no_peer_access),
+    ("no peer access 0", || no_peer_access(false)),
+    ("no peer access 1", || no_peer_access(true)),
     ("free of a peer, right", || free_of_a_peer(true)),
     ("free of a peer, wrong", || free_of_a_peer(false)),
     ("threads", threads),
+    ("one fails", one_fails),
     ("counting", counting),
     ("speed", speed),
 ];
@@ -300,8 +350,11 @@ fn pools_count_exactly() {
 #[test]
 fn gpus_copy_between_each_other() {
     run("peers", &[("PHALANX_SIMULATOR_GPUS", "2")]).finds_nothing();
-    let outcome = run("no peer access", &[("PHALANX_SIMULATOR_GPUS", "2")]);
-    outcome.finds(&["increment", "no peer access"]);
+    for kind in 0..2 {
+        let name = format!("no peer access {kind}");
+        let outcome = run(&name, &[("PHALANX_SIMULATOR_GPUS", "2")]);
+        outcome.finds(&["increment", "no peer access"]);
+    }
 }
 
 #[test]
@@ -314,6 +367,20 @@ fn memory_that_another_gpu_uses_is_not_freed_in_silence() {
 #[test]
 fn many_threads_drive_many_gpus() {
     run("threads", &[("PHALANX_SIMULATOR_GPUS", "4")]).finds_nothing();
+}
+
+#[test]
+fn a_fault_stays_with_its_gpu() {
+    for seed in 0..5 {
+        let seed = seed.to_string();
+        let variables = [
+            ("PHALANX_SIMULATOR_GPUS", "4"),
+            ("PHALANX_SIMULATOR_SEED", &*seed),
+        ];
+        let outcome = run("one fails", &variables);
+        outcome.finds(&["fill", "GPU 1"]);
+        assert_eq!(outcome.findings.len(), 1, "{outcome:?}");
+    }
 }
 
 #[test]

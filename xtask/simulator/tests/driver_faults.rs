@@ -2,13 +2,12 @@
 
 #![allow(clippy::macro_metavars_in_unsafe)] // `call!` takes plain arguments
 
-mod common;
+mod driver;
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 
-use common::*;
-use simulator::device::machine::Machine;
-use simulator::device::operation::{Custom, Failure, Work};
+use driver::*;
+use simulator::device::operation::{Custom, Failure};
 use simulator::driver::alloc::*;
 use simulator::driver::context::*;
 use simulator::driver::event::*;
@@ -34,6 +33,30 @@ fn use_after_free(fault: bool) {
         assert_eq!(call!(cuStreamSynchronize(a)), ILLEGAL_ADDRESS);
     } else {
         free(x, a);
+    }
+}
+
+/// A stale pointer within a structure that a kernel gets by value.
+fn stale_in_structure(fault: bool) {
+    let gpu = Gpu::new(0);
+    let a = stream();
+    let [x, y, z] = [(); 3].map(|()| ints(a, N));
+    assert_eq!(gpu.fill(a, x, 1, N as i32), 0);
+    assert_eq!(gpu.fill(a, y, 2, N as i32), 0);
+    if fault {
+        free(y, a);
+    }
+    let buffers = Buffers {
+        out: z,
+        ins: [x, y],
+        scale: 3,
+    };
+    let n = N as i32;
+    let code = gpu.launch("add_scaled", a, n, &[&buffers, &n]);
+    assert_eq!(code, if fault { ILLEGAL_ADDRESS } else { 0 });
+    if !fault {
+        assert_eq!(read(z, N, a), (0, vec![9; N]));
+        [x, y, z].into_iter().for_each(|address| free(address, a));
     }
 }
 
@@ -180,12 +203,69 @@ impl Custom for Never {
 fn deadlock(fault: bool) {
     let _gpu = Gpu::new(0);
     let (a, b) = (stream(), stream());
-    let machine = Machine::get().unwrap();
-    let number = (a & 0xffff) as usize;
-    drop(machine.submit(machine.lock(), number, Work::Custom(Box::new(Never(fault)))));
+    assert!(enqueue(a, Box::new(Never(fault))).is_ok());
     join(b, a);
     let code = call!(cuStreamSynchronize(b));
     assert_eq!(code, if fault { LAUNCH_TIMEOUT } else { 0 });
+}
+
+/// Work of another library that adds one to all integers at an address.
+struct AddOne(u64);
+
+impl Custom for AddOne {
+    fn name(&self) -> Arc<str> {
+        "a library's sum".into()
+    }
+
+    fn addresses(&self) -> Vec<u64> {
+        vec![self.0]
+    }
+
+    fn run(&mut self, memory: &dyn Memory) -> Result<Vec<Touched>, Failure> {
+        let explain = || Failure::address(memory.explain(self.0));
+        let region = memory.find(self.0).ok_or_else(explain)?;
+        // SAFETY: the region holds `N` integers, and the tests order all that uses them.
+        let ints = unsafe { std::slice::from_raw_parts_mut(region.host.cast::<i32>(), N) };
+        ints.iter_mut().for_each(|int| *int += 1);
+        Ok(vec![Touched {
+            region: region.id,
+            read: Some(0..region.len),
+            written: Some(0..region.len),
+        }])
+    }
+}
+
+fn library_in_order(fault: bool) {
+    let gpu = Gpu::new(0);
+    let (a, b) = (stream(), stream());
+    let x = ints(a, N);
+    assert_eq!(gpu.fill(a, x, 1, N as i32), 0);
+    join(b, a);
+    assert!(enqueue(b, Box::new(AddOne(x))).is_ok());
+    if !fault {
+        join(a, b);
+    }
+    assert_eq!(gpu.increment(a, x, N as i32), 0);
+    let code = call!(cuCtxSynchronize());
+    assert_eq!(code, if fault { ILLEGAL_ADDRESS } else { 0 });
+    if !fault {
+        assert_eq!(read(x, N, a), (0, vec![3; N]));
+    }
+    assert_eq!(call!(cuMemFreeAsync(x, a)), code);
+}
+
+fn library_after_free(fault: bool) {
+    let gpu = Gpu::new(0);
+    let a = stream();
+    let x = ints(a, N);
+    assert_eq!(gpu.fill(a, x, 1, N as i32), 0);
+    if fault {
+        free(x, a);
+    }
+    assert_eq!(enqueue(a, Box::new(AddOne(x))).is_err(), fault);
+    if !fault {
+        free(x, a);
+    }
 }
 
 extern "C" fn calls_the_driver(code: *mut std::ffi::c_void) {
@@ -210,6 +290,36 @@ fn host_function(fault: bool) {
     assert_eq!(number, if fault { 800 } else { 1 });
 }
 
+fn no_gpus(_fault: bool) {
+    use simulator::driver::init::*;
+    assert_eq!(call!(cuInit(0)), 100);
+    let mut count = 9;
+    good!(cuDeviceGetCount(Out::to(&mut count)));
+    assert_eq!(count, 0);
+}
+
+static SENT: (Mutex<bool>, Condvar) = (Mutex::new(false), Condvar::new());
+
+extern "C" fn sends(_: *mut std::ffi::c_void) {
+    *SENT.0.lock().unwrap() = true;
+    SENT.1.notify_all();
+}
+
+/// A program that waits for a function of the host, and not for the driver.
+fn own_wait(_fault: bool) {
+    let gpu = Gpu::new(0);
+    let a = stream();
+    let x = ints(a, N);
+    assert_eq!(gpu.fill(a, x, 1, N as i32), 0);
+    good!(cuLaunchHostFunc(a, Some(sends), std::ptr::null_mut()));
+    let most = std::time::Duration::from_secs(20);
+    let waited = SENT
+        .1
+        .wait_timeout_while(SENT.0.lock().unwrap(), most, |sent| !*sent);
+    assert!(*waited.unwrap().0);
+    free(x, a);
+}
+
 fn not_simulated(fault: bool) {
     let _gpu = Gpu::new(0);
     if fault {
@@ -224,8 +334,8 @@ macro_rules! programs {
 }
 
 const PROGRAMS: &[(&str, fn())] = programs! {
-    use_after_free copy_after_free out_of_bounds uninitialised double_free wrong_context leak leak_at_exit unloaded
-    deadlock host_function not_simulated
+    use_after_free stale_in_structure copy_after_free out_of_bounds uninitialised double_free wrong_context leak leak_at_exit unloaded
+    deadlock library_in_order library_after_free host_function not_simulated no_gpus own_wait
 };
 
 #[test]
@@ -246,6 +356,10 @@ fn judge(name: &str, words: &[&str]) -> Outcome {
 
 #[test]
 fn use_after_free_is_found() {
+    judge(
+        "stale_in_structure",
+        &["add_scaled", "stale pointer", "number 3 on GPU 0"],
+    );
     judge(
         "use_after_free",
         &[
@@ -319,6 +433,29 @@ fn a_deadlock_is_found() {
         "stream 2 of GPU 0 waits for operation 2",
     ];
     judge("deadlock", &words);
+}
+
+#[test]
+fn work_of_other_libraries_is_judged_too() {
+    judge(
+        "library_in_order",
+        &[
+            "a library's sum",
+            "increment",
+            "a wait for an event is missing",
+        ],
+    );
+    judge("library_after_free", &["a library's sum", "stale pointer"]);
+}
+
+#[test]
+fn a_host_function_runs_though_nobody_waits_for_the_driver() {
+    run("own_wait", &[]).finds_nothing();
+}
+
+#[test]
+fn a_driver_without_gpus_says_so() {
+    run("no_gpus", &[("PHALANX_SIMULATOR_GPUS", "0")]).finds_nothing();
 }
 
 #[test]
