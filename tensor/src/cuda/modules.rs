@@ -38,6 +38,16 @@ pub(crate) type Kernel = &'static Source;
 pub(crate) const FLOATS: &[&[DType]] =
     &[&[DType::F32], &[DType::F64], &[DType::BF16], &[DType::F16]];
 
+/// All element types, one at a time.
+pub(crate) const TYPES: &[&[DType]] = &[
+    &[DType::F32],
+    &[DType::F64],
+    &[DType::BF16],
+    &[DType::F16],
+    &[DType::I64],
+    &[DType::U8],
+];
+
 /// Copies of strided views, by the size of an element.
 pub(crate) static COPY: Source = Source {
     family: "copy",

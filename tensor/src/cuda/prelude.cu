@@ -67,7 +67,8 @@ struct View {
         if (rank == 1) return i * stride[0];
         i64 place = 0;
         for (int axis = 0; axis < 8; axis++) {
-            if (axis >= rank) break;
+            // The outermost axis needs no division, so neither does a view of neighbours.
+            if (axis + 1 >= rank) return place + i * stride[axis];
             i64 rest = i / extent[axis];
             place += (i - rest * extent[axis]) * stride[axis];
             i = rest;

@@ -1,7 +1,7 @@
 //! [`View`]: how a kernel walks over a tensor that is not contiguous.
 
 use crate::cpu::strided::Walk;
-use crate::{Error, Layout, Result};
+use crate::{Error, Layout, Result, Shape, Tensor};
 
 /// Axes of a view in a kernel, at most, after those that can be merged were.
 pub(crate) const AXES: usize = 8;
@@ -17,6 +17,14 @@ pub(crate) struct View {
 }
 
 impl View {
+    /// A tensor's view, stretched to `shape`, to which it broadcasts.
+    ///
+    /// # Errors
+    /// As [`new`](View::new).
+    pub(crate) fn stretched(op: &'static str, t: &Tensor, shape: &Shape) -> Result<View> {
+        View::new(op, &t.layout().broadcast_to(op, shape)?)
+    }
+
     /// # Errors
     /// [`Error::InvalidShape`] for a view with more axes than a kernel walks over.
     pub(crate) fn new(op: &'static str, layout: &Layout) -> Result<View> {

@@ -28,6 +28,10 @@ pub use scalar::Scalar;
 /// The kernels for cards, by family.
 #[cfg(feature = "cuda")]
 pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
+    &binary::cuda::KERNELS,
+    &binary::cuda::SUMS,
+    &cast::cuda::KERNELS,
+    &fill::cuda::KERNELS,
     &unary::cuda::KERNELS,
     &linear::cuda::KERNELS,
     &optim::cuda::KERNELS,

@@ -1,6 +1,8 @@
 //! Arithmetic of two tensors that broadcast against each other, and of a tensor and a number.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 
 use crate::storage::{On, inout, on, out};
 use crate::{Error, Number, Result, Shape, Tensor};
@@ -156,7 +158,7 @@ impl Tensor {
         match on("add_into", (inout(&mut self), rhs))? {
             On::Cpu((sum, rhs)) => cpu::add_into("add_into", sum, rhs)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (sum, rhs)) => cuda::add_into(&mut lane, sum, rhs)?,
         }
         Ok(self)
     }
@@ -189,7 +191,7 @@ impl Tensor {
         match on(OP, (self, rhs, out(&mut y)))? {
             On::Cpu((a, b, y)) => cpu::add_widened(OP, a, b, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (a, b, y)) => cuda::add_widened(&mut lane, a, b, y)?,
         }
         Ok(y)
     }
@@ -204,7 +206,7 @@ impl Tensor {
         match on(op, (self, rhs, out(&mut y)))? {
             On::Cpu((a, b, y)) => cpu::binary(op, kind, a, b, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (a, b, y)) => cuda::binary(&mut lane, kind, a, b, y)?,
         }
         Ok(y)
     }
@@ -220,7 +222,7 @@ impl Tensor {
         match on(op, (self, out(&mut y)))? {
             On::Cpu((x, y)) => cpu::with_scalar(op, kind, x, scalar, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (x, y)) => cuda::with_scalar(&mut lane, kind, x, scalar, y)?,
         }
         Ok(y)
     }

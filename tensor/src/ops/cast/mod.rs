@@ -1,6 +1,8 @@
 //! Conversion between element types.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 
 use crate::storage::{On, on, out};
 use crate::{DType, Result, Tensor};
@@ -35,7 +37,7 @@ impl Tensor {
         match on(op, (self, out(&mut y)))? {
             On::Cpu((x, y)) => cpu::cast(op, x, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (x, y)) => cuda::cast(&mut lane, x, y)?,
         }
         Ok(y)
     }

@@ -1,6 +1,8 @@
 //! Tensors that are filled with one number, or with one after the other.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 
 use crate::storage::{On, on, out};
 use crate::{DType, Device, Error, Number, Result, Shape, Tensor};
@@ -56,7 +58,7 @@ impl Tensor {
         match on(op, out(&mut y))? {
             On::Cpu(y) => cpu::full(op, element, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, y) => cuda::full(&mut lane, element, y)?,
         }
         Ok(y)
     }
@@ -103,7 +105,7 @@ impl Tensor {
         match on(OP, out(&mut y))? {
             On::Cpu(y) => cpu::arange(OP, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, y) => cuda::arange(&mut lane, y)?,
         }
         Ok(y)
     }
