@@ -48,6 +48,9 @@ pub(crate) const TYPES: &[&[DType]] = &[
     &[DType::U8],
 ];
 
+/// One element type for each size, for what only copies bits.
+pub(crate) const SIZES: &[&[DType]] = &[&[DType::U8], &[DType::BF16], &[DType::F32], &[DType::I64]];
+
 /// Copies of strided views, by the size of an element.
 pub(crate) static COPY: Source = Source {
     family: "copy",
@@ -55,7 +58,7 @@ pub(crate) static COPY: Source = Source {
     before: "",
     text: include_str!("copy.cu"),
     after: "",
-    types: &[&[DType::U8], &[DType::BF16], &[DType::F32], &[DType::I64]],
+    types: SIZES,
 };
 
 /// A family, compiled for some types.

@@ -103,7 +103,7 @@ pub(crate) fn copy(op: &'static str, from: &Tensor, to: &mut Tensor, start: usiz
 }
 
 /// The element type that stands for all of its size.
-fn word(dtype: DType) -> DType {
+pub(crate) fn word(dtype: DType) -> DType {
     match dtype.size() {
         1 => DType::U8,
         2 => DType::BF16,

@@ -1,6 +1,8 @@
 //! Comparisons, which give masks of `u8` (0 or 1), and the choice by a mask.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 
 use super::binary::common_shape;
 use crate::storage::{On, on, out};
@@ -85,7 +87,7 @@ impl Tensor {
         match on(op, (cond, a, b, out(&mut y)))? {
             On::Cpu((cond, a, b, y)) => cpu::choose(op, cond, a, b, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (cond, a, b, y)) => cuda::choose(&mut lane, cond, a, b, y)?,
         }
         Ok(y)
     }
@@ -97,7 +99,7 @@ impl Tensor {
         match on(op, (self, rhs, out(&mut y)))? {
             On::Cpu((a, b, y)) => cpu::compare(op, kind, a, b, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (a, b, y)) => cuda::compare(&mut lane, kind, a, b, y)?,
         }
         Ok(y)
     }

@@ -4,6 +4,8 @@
 //! are added in the order of the indices, whatever the number of threads; half types add in `f32`.
 
 pub(super) mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 
 use crate::layout::resolve_axis;
 use crate::ops::working::{rounded, working};
@@ -164,7 +166,7 @@ pub(super) fn select(
     match on(op, (x, indices, out(y)))? {
         On::Cpu((x, indices, y)) => cpu::select(op, x, axis, indices, y),
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => Err(lane.unsupported()),
+        On::Cuda(mut lane, (x, indices, y)) => cuda::select(&mut lane, x, axis, indices, y),
     }
 }
 

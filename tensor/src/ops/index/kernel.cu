@@ -1,0 +1,17 @@
+// Slices at indices, on the bits of the elements. Bound: reads and writes each element once, and each
+// index once for each element.
+
+// y[group, place, j] = x[group, index of place, j], for the row-major order of both: `count` places,
+// slices of `inner` elements, `extent` of them in each group of `x`.
+extern "C" __global__ void select(const T *x, View x_view, const i64 *indices, View index_view,
+                                  T *y, i64 n, i64 count, i64 inner, i64 extent,
+                                  IndexFault *fault, int op) {
+    for (i64 i = first(); i < n; i += step()) {
+        i64 row = i / inner, j = i - row * inner;
+        i64 group = row / count, place = row - group * count;
+        i64 index = indices[index_view.at(place)];
+        if (in_range(index, extent, fault, op)) {
+            y[i] = x[x_view.at((group * extent + index) * inner + j)];
+        }
+    }
+}
