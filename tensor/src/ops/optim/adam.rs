@@ -1,5 +1,7 @@
 //! Adam and AdamW: their numbers, their state and their step.
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::{
     Batches, Item, Part, check_pairs, check_state, cpu, expect_equal_lengths, make_ready,
     no_moment, ready,
@@ -54,6 +56,42 @@ impl AdamConfig {
             weight_decay: 1e-2,
             decay: DecayMode::Decoupled,
             ..AdamConfig::adam()
+        }
+    }
+}
+
+/// The numbers of one step: the corrections of the moments' bias are in `rate` and `root`.
+pub(super) struct AdamNumbers {
+    /// Factor of the parameter in its gradient.
+    pub(super) coupled: f64,
+    /// Factor of the parameter itself.
+    pub(super) shrink: f64,
+    pub(super) fresh1: f64,
+    pub(super) keep2: f64,
+    pub(super) fresh2: f64,
+    pub(super) rate: f64,
+    pub(super) root: f64,
+    pub(super) eps: f64,
+}
+
+impl AdamNumbers {
+    /// Those of the step `step`, counted from 1.
+    pub(super) fn new(config: &AdamConfig, step: u64) -> AdamNumbers {
+        let [beta1, beta2] = config.betas;
+        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
+        let (coupled, shrink) = match config.decay {
+            DecayMode::Coupled => (config.weight_decay, 1.0),
+            DecayMode::Decoupled => (0.0, 1.0 - config.lr * config.weight_decay),
+        };
+        AdamNumbers {
+            coupled,
+            shrink,
+            fresh1: 1.0 - beta1,
+            keep2: beta2,
+            fresh2: 1.0 - beta2,
+            rate: config.lr / correction(beta1),
+            root: 1.0 / correction(beta2).sqrt(),
+            eps: config.eps,
         }
     }
 }
@@ -150,7 +188,7 @@ where
     batches.run(OP, |on, items| match on {
         On::Cpu(lists) => cpu::adam(OP, lists, items),
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => Err(lane.unsupported()),
+        On::Cuda(mut lane, lists) => cuda::adam(&mut lane, lists, items),
     })?;
     let mut fresh = fresh.into_iter();
     for part in parts {

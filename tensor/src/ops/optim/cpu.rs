@@ -2,7 +2,8 @@
 //! each is compiled once for each type of parameter and gradient, and its switches are settled by
 //! the compiler outside the loop.
 
-use super::{AdamConfig, DecayMode, Item, SgdConfig};
+use super::adam::AdamNumbers;
+use super::{AdamConfig, Item, SgdConfig};
 use crate::cpu::elementwise::number;
 use crate::cpu::math::{Computed, Real};
 use crate::cpu::pieces::parallel_pieces;
@@ -71,9 +72,10 @@ pub(super) fn adam(
 ) -> Result<()> {
     let (moments, _) = moments.as_chunks_mut::<2>();
     for (((param, grad), [m, v]), item) in params.iter_mut().zip(grads).zip(moments).zip(items) {
+        let numbers = AdamNumbers::new(item.config, item.step);
         dispatch_pair!(op, param, grad, T, G => {
             let (p, g) = (param.make_mut::<T>()?, grad.as_slice::<G>()?);
-            adam_one(p, g, m.make_mut()?, v.make_mut()?, item.step, item.config);
+            adam_one(p, g, m.make_mut()?, v.make_mut()?, &numbers);
         });
     }
     Ok(())
@@ -139,26 +141,18 @@ fn momentum<T: Computed, G: Computed<Compute = C<T>>, const FIRST: bool, const N
     });
 }
 
-/// Adam or AdamW at the step `step`, counted from 1.
+/// One step of Adam or AdamW.
 fn adam_one<T: Computed, G: Computed<Compute = C<T>>>(
     p: &mut [T],
     g: &[G],
     m: &mut [C<T>],
     v: &mut [C<T>],
-    step: u64,
-    config: &AdamConfig,
+    numbers: &AdamNumbers,
 ) {
-    let [beta1, beta2] = config.betas;
-    let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-    let (coupled, shrink) = match config.decay {
-        DecayMode::Coupled => (config.weight_decay, 1.0),
-        DecayMode::Decoupled => (0.0, 1.0 - config.lr * config.weight_decay),
-    };
-    let (coupled, shrink) = (c::<T>(coupled), c::<T>(shrink));
-    let (fresh1, keep2, fresh2) = (c::<T>(1.0 - beta1), c::<T>(beta2), c::<T>(1.0 - beta2));
-    let rate = c::<T>(config.lr / correction(beta1));
-    let root = c::<T>(1.0 / correction(beta2).sqrt());
-    let eps = c::<T>(config.eps);
+    let n = numbers;
+    let (coupled, shrink) = (c::<T>(n.coupled), c::<T>(n.shrink));
+    let (fresh1, keep2, fresh2) = (c::<T>(n.fresh1), c::<T>(n.keep2), c::<T>(n.fresh2));
+    let (rate, root, eps) = (c::<T>(n.rate), c::<T>(n.root), c::<T>(n.eps));
     parallel_pieces((p, g, m, v), GRAIN / 2, |_, (p, g, m, v)| {
         vectorize(
             #[inline(always)]

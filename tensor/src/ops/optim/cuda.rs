@@ -1,6 +1,7 @@
 //! CUDA kernels: one pass over all arrays of a parameter.
 
-use super::{Item, SgdConfig};
+use super::adam::AdamNumbers;
+use super::{AdamConfig, Item, SgdConfig};
 use crate::cuda::{Arg, Grid, Issue, Source};
 use crate::{DType, Result, Tensor};
 
@@ -54,6 +55,40 @@ pub(super) fn sgd(
         ];
         let types = [param.dtype(), grad.dtype()];
         lane.launch(&KERNELS, &types, "sgd", Grid::over(n), &args)?;
+    }
+    Ok(())
+}
+
+/// One step of Adam for each parameter of a batch.
+pub(super) fn adam(
+    lane: &mut Issue,
+    (params, grads, moments): (&mut [&mut Tensor], &[&Tensor], &mut [&mut Tensor]),
+    items: &[Item<'_, AdamConfig>],
+) -> Result<()> {
+    let (moments, _) = moments.as_chunks_mut::<2>();
+    for (((param, grad), [m, v]), item) in params.iter_mut().zip(grads).zip(moments).zip(items) {
+        let n = param.numel();
+        if n == 0 {
+            continue;
+        }
+        let numbers = AdamNumbers::new(item.config, item.step);
+        let args = [
+            lane.address(param),
+            lane.address(grad),
+            lane.address(m),
+            lane.address(v),
+            Arg::Int(n as i64),
+            Arg::Real(numbers.coupled),
+            Arg::Real(numbers.shrink),
+            Arg::Real(numbers.fresh1),
+            Arg::Real(numbers.keep2),
+            Arg::Real(numbers.fresh2),
+            Arg::Real(numbers.rate),
+            Arg::Real(numbers.root),
+            Arg::Real(numbers.eps),
+        ];
+        let types = [param.dtype(), grad.dtype()];
+        lane.launch(&KERNELS, &types, "adam", Grid::over(n), &args)?;
     }
     Ok(())
 }

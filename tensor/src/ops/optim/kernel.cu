@@ -19,3 +19,19 @@ extern "C" __global__ void sgd(T *p, const U *g, R *m, i64 n, int is_first, int 
         p[i] = narrow<T>(old - R(lr) * move);
     }
 }
+
+// One step of Adam or AdamW. `rate` and `root` hold the corrections of the bias.
+extern "C" __global__ void adam(T *p, const U *g, R *m, R *v, i64 n, double coupled, double shrink,
+                                double fresh1, double keep2, double fresh2, double rate,
+                                double root, double eps) {
+    for (i64 i = first(); i < n; i += step()) {
+        R old = widen(p[i]);
+        R grad = widen(g[i]) + R(coupled) * old;
+        R mean = m[i] + R(fresh1) * (grad - m[i]);
+        R square = R(keep2) * v[i] + R(fresh2) * grad * grad;
+        m[i] = mean;
+        v[i] = square;
+        R denominator = sqrt(square) * R(root) + R(eps);
+        p[i] = narrow<T>(old * R(shrink) - R(rate) * mean / denominator);
+    }
+}
