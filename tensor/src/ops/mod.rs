@@ -37,4 +37,5 @@ pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
     &unary::cuda::KERNELS,
     &linear::cuda::KERNELS,
     &optim::cuda::KERNELS,
+    &reduce::cuda::KERNELS,
 ];

@@ -6,6 +6,8 @@
 //! never on the number of threads.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 
 use crate::layout::resolve_axis;
 use crate::storage::{On, on, out};
@@ -232,7 +234,7 @@ impl Tensor {
         match on(op, (self, out(&mut y)))? {
             On::Cpu((x, y)) => cpu::reduce(op, kind, x, mask, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (x, y)) => cuda::reduce(&mut lane, kind, x, mask, y)?,
         }
         Ok(y)
     }
