@@ -11,9 +11,7 @@ use super::math::Real;
 use super::strided::Walk;
 use super::threads::parallel_chunks;
 use crate::ops::Scalar;
-use crate::{
-    DType, Element, Error, Float, Layout, Result, Shape, Tensor, bf16, dispatch_float, f16,
-};
+use crate::{DType, Element, Error, Float, Layout, Result, Shape, Tensor, bf16, f16};
 use bytemuck::Pod;
 use std::array::from_fn;
 use std::ops::Range;
@@ -72,13 +70,11 @@ pub(crate) fn raw_bits<U: Pod>(t: &Tensor) -> &[U] {
     t.storage().cpu().as_raw()
 }
 
-/// The value of a number, which is in the host's memory.
-pub(crate) fn number(op: &'static str, scalar: Scalar<'_>) -> Result<f64> {
+/// The value of a number, which is an `f64` in the host's memory.
+pub(crate) fn number(scalar: Scalar<'_>) -> f64 {
     match scalar {
-        Scalar::Host(value) => Ok(value),
-        Scalar::Device(t) => dispatch_float!(op, t.dtype(), T => {
-            Ok(raw::<T>(t)[t.layout().offset()].to_f64())
-        }),
+        Scalar::Host(value) => value,
+        Scalar::Device(t) => raw::<f64>(t)[t.layout().offset()],
     }
 }
 

@@ -1,6 +1,6 @@
 //! [`Scalar`]: a number that an operation takes beside its tensors, from the host or from the device.
 
-use crate::{Device, Error, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// A number for an operation, from the program or from a device.
 ///
@@ -56,11 +56,15 @@ impl<'a> Scalar<'a> {
         })
     }
 
-    /// A copy for `device`, where the number is on another one.
+    /// As kernels on `device` take it: a tensor is there, and of type `f64`, which holds every float.
     pub(crate) fn copy_for(self, op: &'static str, device: Device) -> Result<Option<Tensor>> {
-        match self {
-            Scalar::Device(t) if t.device() != device => t.copy_to(op, device).map(Some),
-            _ => Ok(None),
+        let Scalar::Device(tensor) = self else {
+            return Ok(None);
+        };
+        let wide = tensor.cast_for(op, DType::F64)?;
+        match wide.device() == device {
+            true => Ok(Some(wide)),
+            false => wide.copy_to(op, device).map(Some),
         }
     }
 

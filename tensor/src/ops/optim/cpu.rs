@@ -176,7 +176,7 @@ pub(super) fn scale(
     tensors: &mut [&mut Tensor],
     factor: Scalar<'_>,
 ) -> Result<()> {
-    let factor = number(op, factor)?;
+    let factor = number(factor);
     for tensor in tensors {
         dispatch_float!(op, tensor.dtype(), T => {
             let factor = c::<T>(factor);

@@ -3,6 +3,7 @@
 use super::adam::AdamNumbers;
 use super::{AdamConfig, Item, SgdConfig};
 use crate::cuda::{Arg, Grid, Issue, Source};
+use crate::ops::Scalar;
 use crate::{DType, Result, Tensor};
 
 /// A parameter's type and its gradient's.
@@ -89,6 +90,28 @@ pub(super) fn adam(
         ];
         let types = [param.dtype(), grad.dtype()];
         lane.launch(&KERNELS, &types, "adam", Grid::over(n), &args)?;
+    }
+    Ok(())
+}
+
+/// Multiplies by `factor`.
+pub(super) fn scale(
+    lane: &mut Issue,
+    tensors: &mut [&mut Tensor],
+    factor: Scalar<'_>,
+) -> Result<()> {
+    let [number, place] = match factor {
+        Scalar::Host(value) => [Arg::Real(value), Arg::Address(0)],
+        Scalar::Device(tensor) => [Arg::Real(1.0), lane.address(tensor)],
+    };
+    for tensor in tensors {
+        let n = tensor.numel();
+        if n == 0 {
+            continue;
+        }
+        let args = [lane.address(tensor), Arg::Int(n as i64), number, place];
+        let types = [tensor.dtype(), tensor.dtype()];
+        lane.launch(&KERNELS, &types, "scale", Grid::over(n), &args)?;
     }
     Ok(())
 }

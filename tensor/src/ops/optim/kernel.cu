@@ -35,3 +35,11 @@ extern "C" __global__ void adam(T *p, const U *g, R *m, R *v, i64 n, double coup
         p[i] = narrow<T>(old * R(shrink) - R(rate) * mean / denominator);
     }
 }
+
+// x times the number, which is in the card's memory where `place` is not null.
+extern "C" __global__ void scale(T *x, i64 n, double number, const double *place) {
+    R factor = R(place ? *place : number);
+    for (i64 i = first(); i < n; i += step()) {
+        x[i] = narrow<T>(widen(x[i]) * factor);
+    }
+}

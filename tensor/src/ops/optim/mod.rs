@@ -104,7 +104,7 @@ pub fn scale<'a, 'f>(
     ready.into_iter().try_for_each(|on| match on {
         On::Cpu((tensors, factor)) => cpu::scale(OP, tensors, factor),
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => Err(lane.unsupported()),
+        On::Cuda(mut lane, (tensors, factor)) => cuda::scale(&mut lane, tensors, factor),
     })
 }
 
