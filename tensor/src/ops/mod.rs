@@ -38,4 +38,5 @@ pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
     &linear::cuda::KERNELS,
     &optim::cuda::KERNELS,
     &reduce::cuda::KERNELS,
+    &shape::cuda::KERNELS,
 ];

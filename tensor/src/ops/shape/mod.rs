@@ -2,6 +2,8 @@
 //! cuts is a view.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 
 use crate::cpu::scratch::room;
 use crate::layout::resolve_axis;
@@ -236,6 +238,6 @@ fn copy_into(op: &'static str, from: &Tensor, to: &mut Tensor, place: &Layout) -
     match on(op, (from, inout(to)))? {
         On::Cpu((from, to)) => cpu::copy_into(op, from, to, place),
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => Err(lane.unsupported()),
+        On::Cuda(mut lane, (from, to)) => cuda::copy_into(&mut lane, from, to, place),
     }
 }
