@@ -164,15 +164,6 @@ impl Device {
             Device::Cuda(_) => Err(self.unavailable(op)),
         }
     }
-
-    /// The error of the operation `op` where this build or machine does not have the device.
-    pub(crate) fn unavailable(self, op: &'static str) -> Error {
-        Error::DeviceUnavailable {
-            op,
-            device: self,
-            reason: "this build is without CUDA; build with the feature `cuda`".into(),
-        }
-    }
 }
 
 impl fmt::Display for Device {

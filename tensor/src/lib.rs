@@ -92,6 +92,8 @@ mod layout;
 #[path = "../tests/level/mod.rs"]
 mod level;
 mod memory;
+#[cfg(not(feature = "cuda"))]
+mod no_cuda;
 mod number;
 mod shape;
 mod storage;

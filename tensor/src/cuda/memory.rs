@@ -5,7 +5,7 @@
 use super::gpu::{Gpu, Issuing, gpu};
 use super::lanes::{LANES, Lane, Lanes, Stamp};
 use crate::memory::Account;
-use crate::{DType, Device, Error, Result};
+use crate::{DType, Device, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{
     CUdeviceptr, CUmemPool_attribute as PoolAttribute, CUresult, cuMemPoolGetAttribute,
@@ -128,14 +128,6 @@ impl CudaStorage {
 
     pub(crate) fn dtype(&self) -> DType {
         self.dtype
-    }
-
-    /// The error of the operation `op`, which has no kernels for cards.
-    pub(crate) fn unsupported(&self, op: &'static str) -> Error {
-        Error::UnsupportedDevice {
-            op,
-            device: self.device(),
-        }
     }
 
     pub(super) fn gpu(&self) -> &'static Gpu {

@@ -12,8 +12,6 @@ use crate::ops::working::{rounded, working};
 use crate::storage::{On, inout, on, out};
 use crate::{DType, Error, Layout, Result, Shape, Tensor};
 
-pub(super) use cpu::first_outside;
-
 impl Tensor {
     /// The slices of `axis` at `indices` (`I64` or `I32`, one axis), in their order. Any element type.
     ///
