@@ -3,6 +3,7 @@
 
 mod cargo;
 mod check;
+mod gpu;
 mod hosts;
 mod job;
 mod launch;
@@ -34,6 +35,8 @@ struct Cli {
 enum Chore {
     /// Run every test that this machine can run, and print the totals.
     Test(test::Args),
+    /// Run the tests of CUDA devices, on the cards of this machine or on simulated ones.
+    TestMultiGpu(gpu::Args),
     /// Check files, formatting, lints and documentation; warnings are errors.
     Check,
     /// Time the library, and its peers beside it.
@@ -59,6 +62,7 @@ enum Chore {
 fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::Test(args) => test::run(&args),
+        Chore::TestMultiGpu(args) => gpu::run(&args),
         Chore::Check => check::run(),
         Chore::Bench(args) => program::bench(&args),
         Chore::Launch(args) => launch::run(&args),

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::cargo::{cargo, root};
+use crate::gpu;
 use crate::hosts::Hosts;
 use crate::machine;
 
@@ -136,17 +137,31 @@ pub const PARTS: &[Part] = &[
         command: || held(address_sanitizer(), "avx2"),
     },
     Part {
+        name: "cuda-absent",
+        what: "phalanx-tensor with CUDA, where there is none",
+        obstacle: || gpu::has_cards().then(|| "this machine has a CUDA device".to_owned()),
+        command: without_cards,
+        ..PLAIN
+    },
+    Part {
+        name: "simulated",
+        what: "the tests of CUDA devices, on two simulated ones",
+        obstacle: gpu::obstacle,
+        command: || chore(&["test-multi-gpu", "--simulate", "2", "--require", "2"]),
+        ..PLAIN
+    },
+    Part {
         name: "mpi",
         what: "the conformance suite, ddp and fault drills on processes, by mpirun",
         obstacle: machine::obstacle,
-        command: || mpi(&[]),
+        command: || chore(&["mpi"]),
         ..PLAIN
     },
     Part {
         name: "hosts",
         what: "the same over 2 hosts, which are network namespaces",
         obstacle: || machine::obstacle().or_else(Hosts::obstacle),
-        command: || mpi(&["--hosts", "2"]),
+        command: || chore(&["mpi", "--hosts", "2"]),
         ..PLAIN
     },
 ];
@@ -164,11 +179,27 @@ fn held(mut command: Command, level: &str) -> Command {
     command
 }
 
-/// This program, for the chore that runs them.
-fn mpi(args: &[&str]) -> Command {
+/// This program, for a chore that runs tests.
+fn chore(args: &[&str]) -> Command {
     let this = std::env::current_exe().unwrap_or_else(|_| "cargo".into());
     let mut command = Command::new(this);
-    command.arg("mpi").args(args).current_dir(root());
+    command.args(args).current_dir(root());
+    command
+}
+
+/// The feature `cuda` where there is neither a driver nor a simulated one: it builds, the CPU is as it was, and the tests
+/// of cards say that they are skipped.
+fn without_cards() -> Command {
+    let mut command = cargo(["test", "--package", "phalanx-tensor", "--features", "cuda"]);
+    command.args([
+        "--test=cuda",
+        "--test=ops",
+        "--no-fail-fast",
+        "--",
+        "--show-output",
+    ]);
+    command.env_remove("LD_LIBRARY_PATH");
+    command.env_remove("PHALANX_REQUIRE_CARD");
     command
 }
 

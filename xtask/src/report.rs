@@ -13,8 +13,8 @@ pub struct Report {
 }
 
 struct Row {
-    name: &'static str,
-    what: &'static str,
+    name: String,
+    what: String,
     /// Passed, failed, skipped; those of a part that did not run are a single skip.
     counts: [u64; 3],
     /// `None` where the part did not run.
@@ -25,16 +25,16 @@ impl Report {
     /// Adds a part, which took `time`, if it ran.
     pub fn add(
         &mut self,
-        name: &'static str,
-        what: &'static str,
+        name: impl Into<String>,
+        what: impl Into<String>,
         tally: &Tally,
         time: Option<Duration>,
     ) {
         let counts = [tally.passed, tally.failed, tally.skipped.len() as u64];
         self.total.add(tally);
         self.rows.push(Row {
-            name,
-            what,
+            name: name.into(),
+            what: what.into(),
             counts,
             time,
         });
@@ -54,7 +54,13 @@ impl Report {
 impl fmt::Display for Report {
     /// A table of parts, then what was skipped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "part          passed  failed  skipped  seconds  what")?;
+        let names = self.rows.iter().map(|row| row.name.len());
+        let width = names.max().unwrap_or(0).max(12);
+        writeln!(
+            f,
+            "{:<width$}  passed  failed  skipped  seconds  what",
+            "part"
+        )?;
         let row = |f: &mut fmt::Formatter<'_>,
                    name: &str,
                    [passed, failed, skipped]: [u64; 3],
@@ -62,7 +68,7 @@ impl fmt::Display for Report {
                    what: &str| {
             writeln!(
                 f,
-                "{name:<12}  {passed:>6}  {failed:>6}  {skipped:>7}  {time:>7}  {what}"
+                "{name:<width$}  {passed:>6}  {failed:>6}  {skipped:>7}  {time:>7}  {what}"
             )
         };
         for Row {

@@ -11,6 +11,8 @@ pub struct Tally {
     pub skipped: Vec<String>,
     /// Test programs that ran to their end.
     pub programs: u64,
+    /// Tests of the running program that said they are skipped: the program counts them among those that passed.
+    pub unfit: u64,
     /// The levels of instructions that test programs said they keep to.
     pub levels: Vec<String>,
     /// The level of instructions that this machine lacks, as test programs said.
@@ -42,15 +44,19 @@ impl Tally {
     pub fn read(&mut self, line: &str) {
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.programs += 1;
+            let unfit = std::mem::take(&mut self.unfit);
             // ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s
             let (_, counts) = counts.split_once(". ").unwrap_or_default();
             for count in counts.split("; ") {
                 match count.split_once(' ').map(|(n, of)| (n.parse::<u64>(), of)) {
-                    Some((Ok(n), "passed")) => self.passed += n,
+                    Some((Ok(n), "passed")) => self.passed += n.saturating_sub(unfit),
                     Some((Ok(n), "failed")) => self.failed += n,
                     _ => {}
                 }
             }
+        } else if let Some(why) = line.strip_prefix("SKIPPED: ") {
+            self.skipped.push(why.to_owned());
+            self.unfit += 1;
         } else if let Some(level) = line.strip_prefix("instructions: ") {
             self.levels.push(level.to_owned());
         } else if let Some(level) = line.strip_prefix("no instructions: ") {
@@ -111,6 +117,17 @@ mod tests {
         let mut tally = Tally::default();
         lines.iter().for_each(|line| tally.read(line));
         tally
+    }
+
+    #[test]
+    fn a_test_that_says_so_is_skipped() {
+        let tally = read(&[
+            "SKIPPED: cuda::transfer: there is no card",
+            "test result: ok. 3 passed; 0 failed",
+            "test result: ok. 4 passed; 0 failed",
+        ]);
+        assert_eq!(tally.to_string(), "6 passed, 0 failed, 1 skipped");
+        assert_eq!(tally.skipped, ["cuda::transfer: there is no card"]);
     }
 
     #[test]

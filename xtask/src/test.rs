@@ -23,6 +23,9 @@ pub struct Args {
     /// Leave this part out (may be repeated).
     #[arg(long, value_name = "PART", value_parser = names())]
     without: Vec<String>,
+    /// Run this part and no other (may be repeated).
+    #[arg(long, value_name = "PART", value_parser = names())]
+    only: Vec<String>,
     /// Run the parts that take long, too.
     #[arg(long)]
     full: bool,
@@ -36,11 +39,15 @@ impl Args {
     fn obstacle(&self, part: &Part) -> Option<String> {
         if self.without.iter().any(|without| without == part.name) {
             Some("left out by --without".to_owned())
-        } else if part.long && !self.full && !self.requires(part) {
+        } else if part.long && !self.full && !self.requires(part) && self.only.is_empty() {
             Some("it takes long, and --full runs it".to_owned())
         } else {
             (part.obstacle)()
         }
+    }
+
+    fn wants(&self, part: &Part) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == part.name)
     }
 
     fn requires(&self, part: &Part) -> bool {
@@ -60,7 +67,7 @@ fn names() -> clap::builder::PossibleValuesParser {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let mut report = Report::default();
     let mut missing = Vec::new();
-    for part in PARTS {
+    for part in PARTS.iter().filter(|part| args.wants(part)) {
         let Part { name, what, .. } = part;
         let start = Instant::now();
         let (tally, obstacle) = match args.obstacle(part) {
@@ -76,9 +83,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 skipped,
                 ..Tally::default()
             };
-            report.add(name, what, &skip, None);
+            report.add(*name, *what, &skip, None);
         } else {
-            report.add(name, what, &tally, Some(start.elapsed()));
+            report.add(*name, *what, &tally, Some(start.elapsed()));
         }
     }
     print!("\n{report}");
@@ -132,6 +139,7 @@ mod tests {
         let args = |full, require: &[&str], without: &[&str]| Args {
             require: require.iter().map(|&name| name.to_owned()).collect(),
             without: without.iter().map(|&name| name.to_owned()).collect(),
+            only: Vec::new(),
             full,
             hosts: None,
         };
@@ -139,5 +147,11 @@ mod tests {
         assert_eq!(args(true, &[], &[]).obstacle(&part), None);
         assert_eq!(args(false, &[part.name], &[]).obstacle(&part), None);
         assert!(args(true, &[], &[part.name]).obstacle(&part).is_some());
+        let only = Args {
+            only: vec![part.name.to_owned()],
+            ..args(false, &[], &[])
+        };
+        assert_eq!(only.obstacle(&part), None);
+        assert_eq!(PARTS.iter().filter(|part| only.wants(part)).count(), 1);
     }
 }

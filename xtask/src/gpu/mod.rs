@@ -1,0 +1,233 @@
+//! `cargo xtask test-multi-gpu`: the tests of cards, on the cards of this machine or on simulated ones.
+//!
+//! Each test program is a process of its own, one at a time. On simulated cards, each finding of the simulated device is
+//! a failure.
+
+mod cards;
+mod findings;
+mod nvrtc;
+mod programs;
+mod simulator;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use self::cards::Driver;
+use self::nvrtc::Nvrtc;
+use self::programs::programs;
+use self::simulator::{Simulator, search};
+use crate::cargo::{root, watch};
+use crate::lines;
+use crate::report::Report;
+use crate::tally::Tally;
+
+/// So many cards are simulated where nobody says how many.
+const SIMULATED: usize = 2;
+
+/// On which cards to test.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Use this many simulated cards, whether there are real ones or not.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    simulate: Option<u64>,
+    /// Fail where fewer cards than this take part, real or simulated.
+    #[arg(long, value_name = "N", default_value = "0")]
+    require: usize,
+    /// Run each program with this many orders of what is not ordered (on simulated cards).
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
+    seeds: u64,
+}
+
+/// What the tests run on.
+enum Cards {
+    Real(Driver),
+    Simulated(Simulator),
+}
+
+impl Cards {
+    /// How many there are.
+    fn count(&self) -> usize {
+        match self {
+            Cards::Real(driver) => driver.cards.len(),
+            Cards::Simulated(simulator) => simulator.gpus,
+        }
+    }
+
+    /// What a test program finds in its environment.
+    fn environment(&self, seed: u64, nvrtc: &Nvrtc) -> Vec<(&'static str, OsString)> {
+        let folder = nvrtc.folder.as_deref();
+        let mut environment = match self {
+            Cards::Real(_) => vec![("LD_LIBRARY_PATH", search([folder]))],
+            Cards::Simulated(simulator) => simulator.environment(seed, folder),
+        };
+        let kernels = root().join("target/kernels");
+        environment.push(("PHALANX_KERNEL_CACHE", kernels.into()));
+        // There is a card, so a test that finds none has a fault.
+        environment.push(("PHALANX_REQUIRE_CARD", "1".into()));
+        environment
+    }
+}
+
+impl fmt::Display for Cards {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cards::Real(driver) => driver.fmt(f),
+            Cards::Simulated(simulator) => {
+                write!(f, "simulated cards: {}; no real card", simulator.gpus)
+            }
+        }
+    }
+}
+
+/// Whether this machine has a card.
+pub fn has_cards() -> bool {
+    Driver::find().is_some()
+}
+
+/// Why simulated cards cannot be had here, if they cannot. Fetches what is not here.
+pub fn obstacle() -> Option<String> {
+    simulator::nvrtc().err()
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let real = match args.simulate {
+        Some(_) => None,
+        None => Driver::find(),
+    };
+    let found = match &real {
+        Some(_) => Nvrtc::find(),
+        None => simulator::nvrtc(),
+    };
+    let nvrtc = match found {
+        Ok(nvrtc) => nvrtc,
+        Err(why) if real.is_some() => anyhow::bail!("there are cards, but {why}"),
+        Err(why) => {
+            println!(
+                "SKIPPED: the tests of cards: there is no card that they could use, and {why}"
+            );
+            if args.require > 0 {
+                println!("MISSING --require {}, but no card took part", args.require);
+            }
+            return Ok(code(args.require == 0));
+        }
+    };
+    let cards = match real {
+        Some(driver) => Cards::Real(driver),
+        None => {
+            if args.simulate.is_none() {
+                println!(
+                    "THERE IS NO CARD HERE: the tests run on simulated ones, which prove less"
+                );
+            }
+            let gpus = match args.simulate {
+                Some(gpus) => usize::try_from(gpus)?,
+                None => SIMULATED.max(args.require.min(64)),
+            };
+            Cards::Simulated(Simulator::build(gpus)?)
+        }
+    };
+    let report = test(&cards, &nvrtc, args.seeds)?;
+    print!("\n{report}");
+    println!("ON {cards}; {nvrtc}");
+    let enough = cards.count() >= args.require;
+    if !enough {
+        println!(
+            "MISSING --require {}, but {} took part",
+            args.require,
+            cards.count()
+        );
+    }
+    println!("{}", report.totals());
+    Ok(code(report.is_good() && enough))
+}
+
+fn code(good: bool) -> ExitCode {
+    match good {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Runs every test program, with as many seeds as the cards have use for.
+fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
+    let mut report = Report::default();
+    let seeds = match cards {
+        Cards::Real(_) => 1,
+        Cards::Simulated(_) => seeds,
+    };
+    for program in programs()?.into_iter().filter(|program| program.is_test()) {
+        let path = program.build(false)?;
+        for seed in 0..seeds {
+            let (name, what) = match cards {
+                Cards::Real(_) => (program.name(), "on real cards".to_owned()),
+                Cards::Simulated(_) => (
+                    format!("{} {seed}", program.name()),
+                    format!("on simulated cards, with the seed {seed}"),
+                ),
+            };
+            let start = Instant::now();
+            let mut command = Command::new(&path);
+            command.envs(cards.environment(seed, nvrtc));
+            command.current_dir(root().join(program.folder()));
+            let tally = run_test(&mut command, &name, cards)?;
+            report.add(name, what, &tally, Some(start.elapsed()));
+        }
+    }
+    Ok(report)
+}
+
+/// Runs a test program, and asks the simulated device what it has found.
+fn run_test(command: &mut Command, name: &str, cards: &Cards) -> Result<Tally> {
+    println!("\n== {name}");
+    let mut tally = Tally::default();
+    // What a test says that it skips is among the output of those that passed.
+    let status = watch(command.arg("--show-output"), |line| tally.read(line))
+        .with_context(|| format!("the test program {name}"))?;
+    if !status.success() && tally.failed == 0 {
+        lines::report(format_args!("error: {name} ended with {status}"))?;
+        tally.failed += 1;
+    }
+    if status.success() && tally.passed == 0 {
+        lines::report(format_args!("error: {name} has no test that ran"))?;
+        tally.failed += 1;
+    }
+    if let Cards::Simulated(simulator) = cards {
+        for line in judged(&simulator.findings()) {
+            println!("{line}");
+            tally.read(&line);
+        }
+    }
+    Ok(tally)
+}
+
+/// The findings as a test, in the words of a test program, so that who reads those counts them.
+fn judged(findings: &[String]) -> Vec<String> {
+    let (word, passed, failed) = match findings.is_empty() {
+        true => ("ok", 1, 0),
+        false => ("FAILED", 0, 1),
+    };
+    let findings = findings.iter().map(|finding| format!("FINDING {finding}"));
+    let outcome = format!("test the simulated device finds nothing ... {word}");
+    let result = format!("test result: {word}. {passed} passed; {failed} failed");
+    findings.chain([outcome, result]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_a_failure() {
+        let tally = |findings: &[String]| {
+            let mut tally = Tally::default();
+            judged(findings).iter().for_each(|line| tally.read(line));
+            (tally.passed, tally.failed)
+        };
+        assert_eq!(tally(&[]), (1, 0));
+        assert_eq!(tally(&["Two streams write.".to_owned()]), (0, 1));
+    }
+}

@@ -1,0 +1,124 @@
+//! The simulated device: it is built, stands in a folder under the names of the driver, and what it has found is read.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::findings::is_expected;
+use super::nvrtc::Nvrtc;
+use crate::cargo::{cargo, root};
+
+/// The names that it has for the programs.
+const NAMES: &[&str] = &["libcuda.so", "libcuda.so.1"];
+
+/// Why it cannot run here, apart from NVRTC, if it cannot.
+pub fn obstacle() -> Option<String> {
+    if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        return Some("the simulated device runs on x86-64 Linux alone".to_owned());
+    }
+    let compiler = Command::new("g++").arg("--version").output();
+    (!compiler.is_ok_and(|output| output.status.success()))
+        .then(|| "there is no g++, by which the simulated device compiles kernels".to_owned())
+}
+
+/// So many simulated GPUs.
+pub struct Simulator {
+    pub gpus: usize,
+    folder: PathBuf,
+    /// Where the programs of this process report findings.
+    findings: PathBuf,
+}
+
+impl Simulator {
+    /// Builds it.
+    ///
+    /// # Errors
+    /// It does not build, or a folder cannot be written.
+    pub fn build(gpus: usize) -> Result<Simulator> {
+        let library = built()?;
+        let folder = root().join("target/simulator");
+        fs::create_dir_all(&folder)?;
+        for name in NAMES {
+            // A link appears in one step: another process may be starting a program.
+            let draft = folder.join(format!(".{name}-{}", std::process::id()));
+            let _ = fs::remove_file(&draft);
+            symlink(&library, &draft)?;
+            fs::rename(&draft, folder.join(name))?;
+        }
+        let findings = folder.join(format!("findings-{}", std::process::id()));
+        Ok(Simulator {
+            gpus,
+            folder,
+            findings,
+        })
+    }
+
+    /// What a program finds in its environment: the folders of libraries, of which `nvrtc` is one, and the settings.
+    pub fn environment(&self, seed: u64, nvrtc: Option<&Path>) -> Vec<(&'static str, OsString)> {
+        vec![
+            ("LD_LIBRARY_PATH", search([Some(&*self.folder), nvrtc])),
+            ("PHALANX_SIMULATOR_GPUS", self.gpus.to_string().into()),
+            ("PHALANX_SIMULATOR_SEED", seed.to_string().into()),
+            ("PHALANX_SIMULATOR_REPORT", self.findings.clone().into()),
+            (
+                "PHALANX_SIMULATOR_CACHE",
+                self.folder.join("modules").into(),
+            ),
+        ]
+    }
+
+    /// Takes what has been found since the last call, without what is expected.
+    pub fn findings(&self) -> Vec<String> {
+        let text = fs::read(&self.findings).unwrap_or_default();
+        let _ = fs::remove_file(&self.findings);
+        let text = String::from_utf8_lossy(&text);
+        let found = text.lines().filter(|finding| !is_expected(finding));
+        found.map(str::to_owned).collect()
+    }
+}
+
+/// Where the loader looks: these folders, then those that the environment names.
+pub fn search<'a>(folders: impl IntoIterator<Item = Option<&'a Path>>) -> OsString {
+    let theirs = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let theirs: Vec<_> = std::env::split_paths(&theirs).collect();
+    let ours = folders.into_iter().flatten().map(Path::to_owned);
+    let all = ours
+        .chain(theirs)
+        .filter(|folder| !folder.as_os_str().is_empty());
+    // A folder with a colon in its name cannot be named there.
+    std::env::join_paths(all).unwrap_or_default()
+}
+
+/// The library, built.
+fn built() -> Result<PathBuf> {
+    let mut build = cargo(["build", "--quiet", "--package", "phalanx-simulator"]);
+    let output = build
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(Stdio::inherit())
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "the simulated device does not build"
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let library = text.lines().find_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let files = message["filenames"].as_array()?.iter();
+        let mut files = files.filter_map(|file| Some(PathBuf::from(file.as_str()?)));
+        files.find(|file| {
+            file.file_name()
+                .is_some_and(|name| name == "libsimulator.so")
+        })
+    });
+    library.context("the build of the simulated device made no libsimulator.so")
+}
+
+/// NVRTC for it and all else that it needs; or why it cannot run here.
+pub fn nvrtc() -> Result<Nvrtc, String> {
+    obstacle().map_or_else(Nvrtc::find, Err)
+}
