@@ -37,6 +37,8 @@ enum Chore {
     Test(test::Args),
     /// Run the tests of CUDA devices, on the cards of this machine or on simulated ones.
     TestMultiGpu(gpu::Args),
+    /// Gather what a machine needs to run the tests of CUDA devices without Rust.
+    Bundle(gpu::bundle::Args),
     /// Check files, formatting, lints and documentation; warnings are errors.
     Check,
     /// Time the library, and its peers beside it.
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().chore {
         Chore::Test(args) => test::run(&args),
         Chore::TestMultiGpu(args) => gpu::run(&args),
+        Chore::Bundle(args) => gpu::bundle::run(&args),
         Chore::Check => check::run(),
         Chore::Bench(args) => program::bench(&args),
         Chore::Launch(args) => launch::run(&args),

@@ -151,6 +151,13 @@ pub const PARTS: &[Part] = &[
         ..PLAIN
     },
     Part {
+        name: "bundle",
+        what: "the same, with kernels that were compiled before, as a machine without Rust runs them",
+        obstacle: gpu::bundle::obstacle,
+        command: || chore(&["bundle", "--simulate", "2"]),
+        ..PLAIN
+    },
+    Part {
         name: "mpi",
         what: "the conformance suite, ddp and fault drills on processes, by mpirun",
         obstacle: machine::obstacle,

@@ -22,9 +22,22 @@ pub fn is_expected(finding: &str) -> bool {
     expected.any(|(start, _)| finding.starts_with(start))
 }
 
+/// The findings as a test, in the words of a test program, so that who reads those counts them.
+pub fn judged(findings: &[String]) -> Vec<String> {
+    let (word, passed, failed) = match findings.is_empty() {
+        true => ("ok", 1, 0),
+        false => ("FAILED", 0, 1),
+    };
+    let findings = findings.iter().map(|finding| format!("FINDING {finding}"));
+    let outcome = format!("test the simulated device finds nothing ... {word}");
+    let result = format!("test result: {word}. {passed} passed; {failed} failed");
+    findings.chain([outcome, result]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tally::Tally;
 
     #[test]
     fn only_what_is_known_is_expected() {
@@ -38,5 +51,16 @@ mod tests {
         ] {
             assert!(!is_expected(finding), "{finding}");
         }
+    }
+
+    #[test]
+    fn a_finding_is_a_failure() {
+        let tally = |findings: &[String]| {
+            let mut tally = Tally::default();
+            judged(findings).iter().for_each(|line| tally.read(line));
+            (tally.passed, tally.failed)
+        };
+        assert_eq!(tally(&[]), (1, 0));
+        assert_eq!(tally(&["Two streams write.".to_owned()]), (0, 1));
     }
 }

@@ -3,6 +3,7 @@
 //! Each test program is a process of its own, one at a time. On simulated cards, each finding of the simulated device is
 //! a failure.
 
+pub mod bundle;
 mod cards;
 mod findings;
 mod nvrtc;
@@ -17,6 +18,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use self::cards::Driver;
+use self::findings::judged;
 use self::nvrtc::Nvrtc;
 use self::programs::programs;
 use self::simulator::{Simulator, search};
@@ -202,32 +204,4 @@ fn run_test(command: &mut Command, name: &str, cards: &Cards) -> Result<Tally> {
         }
     }
     Ok(tally)
-}
-
-/// The findings as a test, in the words of a test program, so that who reads those counts them.
-fn judged(findings: &[String]) -> Vec<String> {
-    let (word, passed, failed) = match findings.is_empty() {
-        true => ("ok", 1, 0),
-        false => ("FAILED", 0, 1),
-    };
-    let findings = findings.iter().map(|finding| format!("FINDING {finding}"));
-    let outcome = format!("test the simulated device finds nothing ... {word}");
-    let result = format!("test result: {word}. {passed} passed; {failed} failed");
-    findings.chain([outcome, result]).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_finding_is_a_failure() {
-        let tally = |findings: &[String]| {
-            let mut tally = Tally::default();
-            judged(findings).iter().for_each(|line| tally.read(line));
-            (tally.passed, tally.failed)
-        };
-        assert_eq!(tally(&[]), (1, 0));
-        assert_eq!(tally(&["Two streams write.".to_owned()]), (0, 1));
-    }
 }

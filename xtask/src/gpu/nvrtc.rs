@@ -35,6 +35,12 @@ impl Nvrtc {
             .map_or_else(|| fetch(&fetched), Ok)
     }
 
+    /// `NVRTC 13.0`.
+    pub fn name(&self) -> String {
+        let (major, minor) = self.version;
+        format!("NVRTC {major}.{minor}")
+    }
+
     fn load(folder: Option<&Path>) -> Option<Nvrtc> {
         let path = |name| folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
         let version = NAMES
@@ -49,8 +55,7 @@ impl Nvrtc {
 
 impl fmt::Display for Nvrtc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (major, minor) = self.version;
-        write!(f, "NVRTC {major}.{minor}")?;
+        f.write_str(&self.name())?;
         match &self.folder {
             Some(folder) => write!(f, " of {}", folder.display()),
             None => write!(f, ", which is installed"),

@@ -13,9 +13,11 @@ const FEATURE: &str = "cuda";
 /// A program of a package.
 pub struct Program {
     package: &'static str,
-    /// As cargo names it: `test`, `bin`, `bench`.
+    /// As cargo names it: `test` or `bin`.
     pub kind: &'static str,
     target: &'static str,
+    /// The libraries of CUDA that it needs, beside the driver and NVRTC.
+    pub needs: &'static [&'static str],
 }
 
 impl Program {
@@ -24,6 +26,16 @@ impl Program {
             package,
             kind: "test",
             target: "cuda",
+            needs: &[],
+        }
+    }
+
+    const fn bin(package: &'static str, target: &'static str) -> Program {
+        Program {
+            package,
+            kind: "bin",
+            target,
+            needs: &[],
         }
     }
 
@@ -46,15 +58,15 @@ impl Program {
     /// # Errors
     /// It does not build.
     pub fn build(&self, release: bool) -> Result<PathBuf> {
-        let chore = match self.kind {
-            "bin" => &["build"][..],
-            kind => &[if kind == "bench" { "bench" } else { "test" }, "--no-run"],
+        let chore = match self.is_test() {
+            true => &["test", "--no-run"][..],
+            false => &["build"],
         };
         let mut command = cargo(chore);
         command.args(["--quiet", "--package", self.package]);
         command.args(["--features", FEATURE]);
         command.arg(format!("--{}", self.kind)).arg(self.target);
-        if release && self.kind != "bench" {
+        if release {
             command.arg("--release");
         }
         let mut built = executables(&mut command)?.into_iter();
@@ -69,6 +81,8 @@ const PROGRAMS: &[Program] = &[
     Program::test("phalanx-tensor"),
     Program::test("phalanx-autograd"),
     Program::test("phalanx-parallel"),
+    Program::bin("phalanx-examples", "ddp"),
+    Program::bin("phalanx-benches", "phalanx-bench"),
 ];
 
 /// Those of [`PROGRAMS`] that are there.

@@ -58,6 +58,11 @@ impl Simulator {
         })
     }
 
+    /// The folder that has it under the driver's names.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// What a program finds in its environment: the folders of libraries, of which `nvrtc` is one, and the settings.
     pub fn environment(&self, seed: u64, nvrtc: Option<&Path>) -> Vec<(&'static str, OsString)> {
         vec![

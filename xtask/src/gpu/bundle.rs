@@ -1,0 +1,200 @@
+//! `cargo xtask bundle`: a folder with which a machine that has a CUDA device, its driver and bash runs the tests of CUDA
+//! devices, without Rust and without a compiler of kernels.
+//!
+//! | in the folder | what it is |
+//! | --- | --- |
+//! | `run.sh` | runs all tests; it says at its start what else it can do |
+//! | `bin` | the programs, stripped |
+//! | `kernels` | all kernels, compiled for the architectures of [`CAPABILITIES`], and as PTX for all later ones |
+//! | `programs` | for each program its kind, its name, and the libraries that it needs beside the driver |
+//! | `about` | what it was made from |
+
+use std::fmt::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::{fs, path};
+
+use anyhow::{Context, Result, ensure};
+
+use super::findings::judged;
+use super::nvrtc::Nvrtc;
+use super::programs::programs;
+use super::simulator::{Simulator, search};
+use crate::cargo::{cargo, executables, root, succeed, watch};
+use crate::tally::Tally;
+
+/// The compute capabilities for which there is machine code: 8.0 is the A100's, 9.0 the H100's, 10.0 the B200's, 12.0
+/// that of the RTX 50 series.
+const CAPABILITIES: &[&str] = &["80", "90", "100", "120"];
+/// The most bytes of a bundle, which often goes over a slow line.
+const LARGEST: u64 = 64 << 20;
+const RUN: &str = include_str!("run.sh");
+
+/// What to gather.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The folder, which may hold an older bundle [default: target/bundle]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Build the programs in release, as for measurements.
+    #[arg(long)]
+    release: bool,
+    /// Then run it on this many simulated cards.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=64))]
+    simulate: Option<u64>,
+}
+
+/// Why there can be no bundle here that runs on simulated cards, if there can be none.
+pub fn obstacle() -> Option<String> {
+    let there_is_no_strip = || {
+        let strip = Command::new("strip").arg("--version").output();
+        strip
+            .is_err()
+            .then(|| "there is no strip (Debian: binutils)".to_owned())
+    };
+    super::obstacle().or_else(there_is_no_strip)
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let nvrtc = Nvrtc::find().map_err(anyhow::Error::msg)?;
+    let out = match &args.out {
+        Some(out) => path::absolute(out)?,
+        None => root().join("target/bundle"),
+    };
+    clear(&out)?;
+    let mut list = String::new();
+    fs::create_dir_all(out.join("bin"))?;
+    for program in programs()? {
+        let to = out.join("bin").join(program.name());
+        fs::copy(program.build(args.release)?, &to)?;
+        succeed("strip", Command::new("strip").arg(&to))?;
+        writeln!(
+            list,
+            "{} {} {}",
+            program.kind,
+            program.name(),
+            program.needs.join(" ")
+        )?;
+    }
+    fs::write(out.join("programs"), list)?;
+    compile(&out.join("kernels"), &nvrtc)?;
+    fs::write(out.join("about"), about(&nvrtc))?;
+    let script = out.join("run.sh");
+    fs::write(&script, RUN)?;
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
+    let size = size(&out)?;
+    ensure!(
+        size <= LARGEST,
+        "the bundle has {size} bytes, and {LARGEST} are the most that it may have"
+    );
+    println!(
+        "{} has {:.1} MiB",
+        out.display(),
+        size as f64 / (1 << 20) as f64
+    );
+    match args.simulate {
+        Some(gpus) => simulate(&script, usize::try_from(gpus)?),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Removes an older bundle.
+fn clear(out: &Path) -> Result<()> {
+    let is_empty = fs::read_dir(out).map_or(true, |mut entries| entries.next().is_none());
+    ensure!(
+        is_empty || out.join("run.sh").is_file() && out.join("kernels").is_dir(),
+        "{} holds something that is no bundle: it is left as it is",
+        out.display()
+    );
+    if out.exists() {
+        fs::remove_dir_all(out)?;
+    }
+    Ok(())
+}
+
+/// Compiles all kernels.
+fn compile(into: &Path, nvrtc: &Nvrtc) -> Result<()> {
+    let mut build = cargo(["build", "--quiet", "--package", "phalanx-tensor"]);
+    build.args(["--features", "cuda", "--example", "kernels"]);
+    let built = executables(&mut build)?;
+    let program = built.iter().find(|(name, _)| name == "kernels");
+    let (_, program) = program.context("the compiler of kernels was not built")?;
+    let mut command = Command::new(program);
+    command.arg(into).args(CAPABILITIES);
+    command.env("LD_LIBRARY_PATH", search([nvrtc.folder.as_deref()]));
+    succeed("compiling the kernels", &mut command)
+}
+
+/// From what the bundle is made.
+fn about(nvrtc: &Nvrtc) -> String {
+    let said = |program: &str, args: &[&str]| {
+        let output = Command::new(program)
+            .args(args)
+            .current_dir(root())
+            .output();
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        text.unwrap_or_default()
+    };
+    let commit = said("git", &["rev-parse", "HEAD"]);
+    let changed = match said("git", &["status", "--porcelain"]).is_empty() {
+        true => "",
+        false => ", with changes that are not committed",
+    };
+    let rust = said("rustc", &["--version"]);
+    format!(
+        "commit {commit}{changed}\n{rust}\nkernels by {}\n",
+        nvrtc.name()
+    )
+}
+
+/// The bytes of all files.
+fn size(folder: &Path) -> Result<u64> {
+    let mut sum = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        sum += match entry.file_type()?.is_dir() {
+            true => size(&entry.path())?,
+            false => entry.metadata()?.len(),
+        };
+    }
+    Ok(sum)
+}
+
+/// Runs the bundle, with the simulated device in the place of the driver and no NVRTC but one that is installed.
+fn simulate(script: &Path, gpus: usize) -> Result<ExitCode> {
+    let simulator = Simulator::build(gpus)?;
+    let mut command = Command::new(script);
+    command
+        .arg("--results")
+        .arg(root().join("target/bundle-results"));
+    command.envs(simulator.environment(0, None));
+    // Nor one that the user names.
+    command.env("LD_LIBRARY_PATH", simulator.folder());
+    let status = watch(&mut command, |_| ())?;
+    let mut tally = Tally::default();
+    for line in judged(&simulator.findings()) {
+        println!("{line}");
+        tally.read(&line);
+    }
+    Ok(super::code(status.success() && tally.failed == 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bundle_is_removed() {
+        let folder = std::env::temp_dir().join(format!("phalanx-bundle-{}", std::process::id()));
+        fs::create_dir_all(folder.join("kernels")).unwrap();
+        fs::write(folder.join("thesis.txt"), "text").unwrap();
+        assert!(clear(&folder).is_err());
+        assert!(folder.join("thesis.txt").is_file());
+        fs::write(folder.join("run.sh"), RUN).unwrap();
+        assert_eq!(size(&folder).unwrap(), 4 + RUN.len() as u64);
+        clear(&folder).unwrap();
+        assert!(!folder.exists());
+        clear(&folder).unwrap();
+    }
+}
