@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs the tests of CUDA devices that are in this folder. The machine needs a CUDA device, its driver and bash.
+# Runs the tests of CUDA devices that are in this folder. The machine needs a CUDA device, its driver, bash and tar.
 # The exit code is 0 if every test passed.
 set -u
 usage="usage: run.sh [--libraries DIR] [--results DIR] [--limit SECONDS] [PROGRAM [ARGUMENT...]]
   --libraries DIR   where cuBLASLt and NCCL are
-  --results DIR     where the output of each program goes (default: results)
+  --results DIR     where kernels are unpacked, and the output of each program goes (default: results)
   --limit SECONDS   the longest time that a program may take (default: 1200)
   PROGRAM           run this program of the folder bin and nothing else"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -58,11 +58,14 @@ look_for() {
   done
 }
 
-# Starts a program of the folder bin, which finds the kernels of this folder.
+# Starts a program of the folder bin, which finds the kernels.
 start() {
-  LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH-} PHALANX_KERNEL_CACHE=$here/kernels PHALANX_REQUIRE_CARD=1 \
+  LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH-} PHALANX_KERNEL_CACHE=$results/kernels PHALANX_REQUIRE_CARD=1 \
     "${within[@]}" "$here/bin/$1" "${@:2}" </dev/null
 }
+
+mkdir -p "$results" && tar -xzf "$here/kernels.tar.gz" -C "$results" || exit 1
+results=$(cd "$results" && pwd)
 
 within=()
 if [ $# -gt 0 ]; then
@@ -94,7 +97,6 @@ if command -v nvidia-smi >/dev/null; then
 else
   echo "there is no nvidia-smi"
 fi
-mkdir -p "$results" || exit 1
 
 rows=() good=true
 while read -r kind name needs; do
