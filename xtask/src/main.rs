@@ -4,6 +4,7 @@
 mod cargo;
 mod check;
 mod gpu;
+mod host_access;
 mod hosts;
 mod job;
 mod launch;
@@ -14,6 +15,7 @@ mod parts;
 mod program;
 mod rank;
 mod report;
+mod rust_code;
 mod signals;
 mod tally;
 mod test;
