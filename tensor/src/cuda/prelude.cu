@@ -95,3 +95,10 @@ __device__ inline bool in_range(i64 index, i64 extent, IndexFault *fault, i32 op
     }
     return false;
 }
+
+// What a kernel writes where it has no result: bits that are all set, so that a float is NaN.
+template <class T> __device__ inline T undefined() {
+    T v;
+    for (int i = 0; i < (int)sizeof(T); i++) ((u8 *)&v)[i] = 0xff;
+    return v;
+}

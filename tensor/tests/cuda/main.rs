@@ -6,6 +6,7 @@ mod level;
 
 #[macro_use]
 mod support;
+mod families;
 mod host_reads;
 mod linear;
 mod optim;

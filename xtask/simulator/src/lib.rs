@@ -31,7 +31,7 @@
 //! - **Accesses out of bounds and to another GPU** to which there is no peer access.
 //! - **Reads of bytes that nothing has written**, by kernels and by copies to the host.
 //! - **Memory that is freed twice**, handles of another context, and handles whose object is destroyed.
-//! - **Leaks**: when a context ends, all that it still has; when the process ends, device memory and pinned memory. What
+//! - **Leaks**: when a context ends, all that it still has; when the process ends, device memory. What
 //!   a program keeps on purpose it can name ([`driver::counts::phalanx_simulator_keep`]).
 //! - **A deadlock**: a wait during which nothing happens for as long as the patience says.
 //! - **Pinned memory that the host frees or fills again while a copy needs it.** A pinned buffer that a copy is going to

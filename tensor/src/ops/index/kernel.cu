@@ -10,8 +10,7 @@ extern "C" __global__ void select(const T *x, View x_view, const i64 *indices, V
         i64 row = i / inner, j = i - row * inner;
         i64 group = row / count, place = row - group * count;
         i64 index = indices[index_view.at(place)];
-        if (in_range(index, extent, fault, op)) {
-            y[i] = x[x_view.at((group * extent + index) * inner + j)];
-        }
+        bool known = in_range(index, extent, fault, op);
+        y[i] = known ? x[x_view.at((group * extent + index) * inner + j)] : undefined<T>();
     }
 }
