@@ -45,6 +45,7 @@ pub(crate) const TYPES: &[&[DType]] = &[
     &[DType::BF16],
     &[DType::F16],
     &[DType::I64],
+    &[DType::I32],
     &[DType::U8],
 ];
 

@@ -31,6 +31,7 @@ pub(crate) static SUMS: Source = Source {
         &[DType::BF16, DType::BF16],
         &[DType::F16, DType::F16],
         &[DType::I64, DType::I64],
+        &[DType::I32, DType::I32],
         &[DType::U8, DType::U8],
     ],
 };

@@ -1,5 +1,5 @@
 // Conversions between element types: to floats rounded once to nearest even, to integers truncated
-// and saturated, where what is no number becomes 0; from i64 to u8 the low byte remains.
+// and saturated, where what is no number becomes 0; between integers the low bytes remain.
 
 // The nearest number of f32, but where it is not exact the neighbour towards zero or beyond it whose
 // last bit is set: rounded again to a half type, this gives what one rounding gives.
@@ -17,15 +17,23 @@ __device__ inline f32 to_odd(i64 v) {
     return odd(rounded, __float2ll_rz(rounded) == v);
 }
 
+__device__ inline f32 to_odd(i32 v) { return to_odd(i64(v)); }
+
 __device__ inline i64 to_i64(f32 v) { return v == v ? __float2ll_rz(v) : 0; }
 __device__ inline i64 to_i64(f64 v) { return v == v ? __double2ll_rz(v) : 0; }
 __device__ inline i64 to_i64(i64 v) { return v; }
+__device__ inline i64 to_i64(i32 v) { return v; }
 __device__ inline i64 to_i64(u8 v) { return v; }
+
+__device__ inline i32 to_i32(f32 v) { return v == v ? __float2int_rz(v) : 0; }
+__device__ inline i32 to_i32(f64 v) { return v == v ? __double2int_rz(v) : 0; }
+template <class V> __device__ inline i32 to_i32(V v) { return i32(v); }
 
 __device__ inline u8 saturated(i64 v) { return u8(v < 0 ? 0 : v > 255 ? 255 : v); }
 __device__ inline u8 to_u8(f32 v) { return saturated(to_i64(v)); }
 __device__ inline u8 to_u8(f64 v) { return saturated(to_i64(v)); }
 __device__ inline u8 to_u8(i64 v) { return u8(v); }
+__device__ inline u8 to_u8(i32 v) { return u8(v); }
 __device__ inline u8 to_u8(u8 v) { return v; }
 
 // Of a value in a type of computation.
@@ -34,6 +42,9 @@ template <class To> struct Cast {
 };
 template <> struct Cast<i64> {
     template <class V> static __device__ i64 of(V v) { return to_i64(v); }
+};
+template <> struct Cast<i32> {
+    template <class V> static __device__ i32 of(V v) { return to_i32(v); }
 };
 template <> struct Cast<u8> {
     template <class V> static __device__ u8 of(V v) { return to_u8(v); }

@@ -12,42 +12,24 @@ pub(crate) static KERNELS: Source = Source {
     before: CONVERSIONS,
     text: include_str!("kernel.cu"),
     after: "",
-    types: &PAIRS,
+    types: PAIRS,
 };
 
-const PAIRS: [&[DType]; 30] = [
-    &[DType::F32, DType::F64],
-    &[DType::F32, DType::BF16],
-    &[DType::F32, DType::F16],
-    &[DType::F32, DType::I64],
-    &[DType::F32, DType::U8],
-    &[DType::F64, DType::F32],
-    &[DType::F64, DType::BF16],
-    &[DType::F64, DType::F16],
-    &[DType::F64, DType::I64],
-    &[DType::F64, DType::U8],
-    &[DType::BF16, DType::F32],
-    &[DType::BF16, DType::F64],
-    &[DType::BF16, DType::F16],
-    &[DType::BF16, DType::I64],
-    &[DType::BF16, DType::U8],
-    &[DType::F16, DType::F32],
-    &[DType::F16, DType::F64],
-    &[DType::F16, DType::BF16],
-    &[DType::F16, DType::I64],
-    &[DType::F16, DType::U8],
-    &[DType::I64, DType::F32],
-    &[DType::I64, DType::F64],
-    &[DType::I64, DType::BF16],
-    &[DType::I64, DType::F16],
-    &[DType::I64, DType::U8],
-    &[DType::U8, DType::F32],
-    &[DType::U8, DType::F64],
-    &[DType::U8, DType::BF16],
-    &[DType::U8, DType::F16],
-    &[DType::U8, DType::I64],
-];
+macro_rules! pairs {
+    ($($from:ident: $($to:ident)*;)*) => {
+        &[$($(&[DType::$from, DType::$to]),*),*]
+    };
+}
 
+const PAIRS: &[&[DType]] = pairs! {
+    F32: F64 BF16 F16 I64 I32 U8;
+    F64: F32 BF16 F16 I64 I32 U8;
+    BF16: F32 F64 F16 I64 I32 U8;
+    F16: F32 F64 BF16 I64 I32 U8;
+    I64: F32 F64 BF16 F16 I32 U8;
+    I32: F32 F64 BF16 F16 I64 U8;
+    U8: F32 F64 BF16 F16 I64 I32;
+};
 /// `y = x`, in `y`'s type.
 pub(super) fn cast(lane: &mut Issue, x: &Tensor, y: &mut Tensor) -> Result<()> {
     let n = y.numel();

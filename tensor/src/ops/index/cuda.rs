@@ -1,15 +1,26 @@
-//! CUDA kernels. An index out of range sets the card's flag, and its elements keep what they were.
+//! CUDA kernels. An index out of range sets the card's flag, and the bits of
+//! its elements are all set: floats are NaN.
 
-use crate::cuda::{Arg, Grid, Issue, SIZES, Source, View, word};
-use crate::{Result, Tensor};
+use crate::cuda::{Arg, Grid, Issue, Source, View, word};
+use crate::{DType, Result, Tensor};
 
+/// An element type of each size, and the type of the indices.
 pub(crate) static KERNELS: Source = Source {
     family: "index",
     path: "tensor/src/ops/index/kernel.cu",
     before: "",
     text: include_str!("kernel.cu"),
     after: "",
-    types: SIZES,
+    types: &[
+        &[DType::U8, DType::I64],
+        &[DType::BF16, DType::I64],
+        &[DType::F32, DType::I64],
+        &[DType::I64, DType::I64],
+        &[DType::U8, DType::I32],
+        &[DType::BF16, DType::I32],
+        &[DType::F32, DType::I32],
+        &[DType::I64, DType::I32],
+    ],
 };
 
 /// `y` = the slices of `axis` of `x` at `indices`.
@@ -41,5 +52,6 @@ pub(super) fn select(
         fault,
         place,
     ];
-    lane.launch(&KERNELS, &[word(x.dtype())], "select", Grid::over(n), &args)
+    let types = [word(x.dtype()), indices.dtype()];
+    lane.launch(&KERNELS, &types, "select", Grid::over(n), &args)
 }

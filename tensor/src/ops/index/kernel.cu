@@ -3,7 +3,7 @@
 
 // y[group, place, j] = x[group, index of place, j], for the row-major order of both: `count` places,
 // slices of `inner` elements, `extent` of them in each group of `x`.
-extern "C" __global__ void select(const T *x, View x_view, const i64 *indices, View index_view,
+extern "C" __global__ void select(const T *x, View x_view, const U *indices, View index_view,
                                   T *y, i64 n, i64 count, i64 inner, i64 extent,
                                   IndexFault *fault, int op) {
     for (i64 i = first(); i < n; i += step()) {

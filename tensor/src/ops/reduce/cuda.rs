@@ -17,6 +17,8 @@ pub(crate) static KERNELS: Source = Source {
         &[DType::BF16, DType::BF16],
         &[DType::F16, DType::F16],
         &[DType::I64, DType::I64],
+        &[DType::I32, DType::I32],
+        &[DType::I32, DType::I64],
         &[DType::U8, DType::U8],
         &[DType::U8, DType::I64],
     ],

@@ -11,11 +11,14 @@ template <class V> struct Low { static __device__ V of() { return -V(__int_as_fl
 template <class V> struct High { static __device__ V of() { return V(__int_as_float(0x7f800000)); } };
 template <> struct Low<i64> { static __device__ i64 of() { return -0x7fffffffffffffffLL - 1; } };
 template <> struct High<i64> { static __device__ i64 of() { return 0x7fffffffffffffffLL; } };
+template <> struct Low<i32> { static __device__ i32 of() { return -0x7fffffff - 1; } };
+template <> struct High<i32> { static __device__ i32 of() { return 0x7fffffff; } };
 template <> struct Low<u8> { static __device__ u8 of() { return 0; } };
 template <> struct High<u8> { static __device__ u8 of() { return 255; } };
 
 template <class V> __device__ inline V plus(V a, V b) { return V(a + b); }
 template <> __device__ inline i64 plus(i64 a, i64 b) { return i64(u64(a) + u64(b)); }
+template <> __device__ inline i32 plus(i32 a, i32 b) { return i32(u32(a) + u32(b)); }
 
 // A sum of floats, and what its roundings have lost.
 template <class V> struct Compensated {
@@ -40,6 +43,7 @@ template <class V> struct Whole {
 };
 template <class V> struct SumOf { typedef Compensated<V> type; };
 template <> struct SumOf<i64> { typedef Whole<i64> type; };
+template <> struct SumOf<i32> { typedef Whole<i32> type; };
 template <> struct SumOf<u8> { typedef Whole<u8> type; };
 
 struct Sum : SumOf<R>::type {
