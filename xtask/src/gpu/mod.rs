@@ -79,7 +79,7 @@ impl fmt::Display for Cards {
         match self {
             Cards::Real(driver) => driver.fmt(f),
             Cards::Simulated(simulator) => {
-                write!(f, "simulated cards: {}; no real card", simulator.gpus)
+                write!(f, "simulated cards: {}, and no real one", simulator.gpus)
             }
         }
     }
@@ -108,9 +108,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Ok(nvrtc) => nvrtc,
         Err(why) if real.is_some() => anyhow::bail!("there are cards, but {why}"),
         Err(why) => {
-            println!(
-                "SKIPPED: the tests of cards: there is no card that they could use, and {why}"
-            );
+            println!("SKIPPED: the tests of cards: none is real, none can be simulated: {why}");
             if args.require > 0 {
                 println!("MISSING --require {}, but no card took part", args.require);
             }
