@@ -8,7 +8,7 @@ pub fn value(dtype: DType, rank: usize, i: usize) -> f64 {
     let hash = (rank as u64 * 0x9E37_79B9 + i as u64 + 1).wrapping_mul(0xD134_2543_DE82_EF95) >> 40;
     match dtype {
         DType::U8 => (hash % 256) as f64,
-        DType::I64 => (hash % 2001) as f64 - 1000.0,
+        DType::I64 | DType::I32 => (hash % 2001) as f64 - 1000.0,
         _ => ((hash % 65) as f64 - 32.0) / 8.0,
     }
 }
@@ -62,7 +62,7 @@ pub fn reduce(dtype: DType, op: ReduceOp, of_ranks: &[f64]) -> f64 {
             let sum = fold(of_ranks, op, |a, b| a + b, |a, b| a * b);
             if op == ReduceOp::Avg { sum / n } else { sum }
         }
-        DType::I64 | DType::U8 => {
+        DType::I64 | DType::I32 | DType::U8 => {
             let ints = of_ranks.iter().map(|v| *v as i64);
             let all = ints.reduce(|a, b| match op {
                 ReduceOp::Sum => a.wrapping_add(b),
@@ -75,11 +75,12 @@ pub fn reduce(dtype: DType, op: ReduceOp, of_ranks: &[f64]) -> f64 {
                 _ => panic!("{op} of {dtype}"),
             });
             let all = all.unwrap();
-            // i64 to f64 rounds in the same way on both sides.
-            if dtype == DType::U8 {
-                f64::from(all as u8)
-            } else {
-                all as f64
+            // What wraps at 64 bits is right in the low 32 and 8, too.
+            match dtype {
+                DType::U8 => f64::from(all as u8),
+                DType::I32 => f64::from(all as i32),
+                // i64 to f64 rounds in the same way on both sides.
+                _ => all as f64,
             }
         }
         // f32 arithmetic, rounded to a half type once.
