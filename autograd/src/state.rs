@@ -214,11 +214,16 @@ impl State {
                 Device::Cpu(_) => t.contiguous()?,
                 _ => t.to_device(Device::cpu(0))?.contiguous()?,
             };
-            on_host.push((name, t));
+            let saved = saved_dtype(t.dtype());
+            let t = match t.dtype() {
+                DType::Bool => t.cast(DType::U8)?, // 0 or 1, whatever bytes the tensor has
+                _ => t,
+            };
+            on_host.push((name, saved, t));
         }
         let mut views = Vec::with_capacity(on_host.len());
-        for (name, t) in &on_host {
-            let view = TensorView::new(saved_dtype(t.dtype()), t.dims().to_vec(), t.as_bytes()?);
+        for (name, saved, t) in &on_host {
+            let view = TensorView::new(*saved, t.dims().to_vec(), t.as_bytes()?);
             views.push((name, view.map_err(unsavable)?));
         }
         let bytes = safetensors::serialize(views, None).map_err(unsavable)?;
@@ -244,6 +249,7 @@ impl State {
                 Dtype::I64 => DType::I64,
                 Dtype::I32 => DType::I32,
                 Dtype::U8 => DType::U8,
+                Dtype::BOOL => DType::Bool,
                 other => {
                     return Err(Error::Format {
                         reason: format!("`{name}` has elements of type {other:?}"),
@@ -251,7 +257,12 @@ impl State {
                 }
             };
             let mut tensor = Tensor::empty(view.shape(), dtype, Device::cpu(0))?;
-            tensor.bytes_mut()?.copy_from_slice(view.data());
+            let bytes = tensor.bytes_mut()?;
+            bytes.copy_from_slice(view.data());
+            if dtype == DType::Bool {
+                // A file may hold any byte.
+                bytes.iter_mut().for_each(|b| *b = u8::from(*b != 0));
+            }
             state.insert(name, tensor.to_device(device)?);
         }
         Ok(state)
@@ -390,5 +401,6 @@ fn saved_dtype(dtype: DType) -> Dtype {
         DType::I64 => Dtype::I64,
         DType::I32 => Dtype::I32,
         DType::U8 => Dtype::U8,
+        DType::Bool => Dtype::BOOL,
     }
 }

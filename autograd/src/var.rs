@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::tape::{Kind, NodeId, NodeRef, Tape};
 use crate::vjp::Vjp;
-use phalanx_tensor::{DType, Device, Element, Shape, Tensor};
+use phalanx_tensor::{DType, Device, Shape, Tensor, Value};
 use smallvec::SmallVec;
 use std::fmt;
 
@@ -172,7 +172,7 @@ impl Var {
     ///
     /// # Errors
     /// As the tensor's method.
-    pub fn item<T: Element>(&self) -> Result<T> {
+    pub fn item<T: Value>(&self) -> Result<T> {
         Ok(self.value.item()?)
     }
 }

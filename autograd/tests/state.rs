@@ -106,6 +106,21 @@ fn errors_of_files_name_the_file() {
 }
 
 #[test]
+fn truth_values_are_saved_and_loaded_as_0_and_1() {
+    let mut t = Tensor::empty([3], DType::Bool, CPU).unwrap();
+    t.bytes_mut().unwrap().copy_from_slice(&[0, 1, 2]);
+    let mut bytes = one("mask", t).to_bytes().unwrap();
+    let data = bytes.len() - 3;
+    assert_eq!(bytes[data..], [0, 1, 1]);
+    bytes[data..].copy_from_slice(&[255, 0, 7]);
+    let state = State::from_bytes(&bytes, CPU).unwrap();
+    let mask = state.get("mask").unwrap();
+    assert_eq!(mask.dtype(), DType::Bool);
+    assert_eq!(mask.as_bytes().unwrap(), [1, 0, 1]);
+    assert_eq!(mask.to_vec::<bool>().unwrap(), [true, false, true]);
+}
+
+#[test]
 fn what_is_saved_can_be_loaded_and_what_cannot_is_not_saved() {
     for name in ["", " ", "a.b.", "\"\\\n\u{0}", "ä", "__metadata"] {
         let bytes = one(name, zeros(&[2, 0])).to_bytes().unwrap();

@@ -15,21 +15,21 @@ use std::time::Duration;
 /// bit; half types accumulate in `f32` and are rounded once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ReduceOp {
-    /// The sum; integers wrap around.
+    /// The sum; integers wrap around. Not of `bool`.
     Sum,
     /// The sum divided by the number of ranks; float types only.
     Avg,
-    /// The product; integers wrap around.
+    /// The product; integers wrap around. Not of `bool`.
     Product,
     /// The smallest value; NaN where any rank has NaN.
     Min,
     /// The largest value; NaN where any rank has NaN.
     Max,
-    /// Bitwise and; integer types only.
+    /// Bitwise and; integer types and `bool` only.
     BitAnd,
-    /// Bitwise or; integer types only.
+    /// Bitwise or; integer types and `bool` only.
     BitOr,
-    /// Bitwise exclusive or; integer types only.
+    /// Bitwise exclusive or; integer types and `bool` only.
     BitXor,
 }
 
@@ -65,7 +65,8 @@ impl ReduceOp {
         match self {
             ReduceOp::Avg => dtype.is_float(),
             ReduceOp::BitAnd | ReduceOp::BitOr | ReduceOp::BitXor => !dtype.is_float(),
-            ReduceOp::Sum | ReduceOp::Product | ReduceOp::Min | ReduceOp::Max => true,
+            ReduceOp::Sum | ReduceOp::Product => !matches!(dtype, DType::Bool),
+            ReduceOp::Min | ReduceOp::Max => true,
         }
     }
 }

@@ -26,13 +26,15 @@ pub enum DType {
     I64,
     /// Signed 32-bit integers: indices in half the memory.
     I32,
-    /// Unsigned bytes: masks, raw images.
+    /// Unsigned bytes: raw images, masks.
     U8,
+    /// Truth values, a byte each: what comparisons give, masks. There is no arithmetic of them.
+    Bool,
 }
 
 impl DType {
     /// Every element type, in the order of declaration.
-    pub const ALL: [DType; 7] = [
+    pub const ALL: [DType; 8] = [
         DType::F32,
         DType::F64,
         DType::BF16,
@@ -40,12 +42,13 @@ impl DType {
         DType::I64,
         DType::I32,
         DType::U8,
+        DType::Bool,
     ];
 
     /// Bytes per element.
     pub const fn size(self) -> usize {
         match self {
-            DType::U8 => 1,
+            DType::U8 | DType::Bool => 1,
             DType::BF16 | DType::F16 => 2,
             DType::F32 | DType::I32 => 4,
             DType::F64 | DType::I64 => 8,
@@ -62,7 +65,8 @@ impl DType {
     pub const fn compute(self) -> DType {
         match self {
             DType::BF16 | DType::F16 => DType::F32,
-            DType::F32 | DType::F64 | DType::I64 | DType::I32 | DType::U8 => self,
+            DType::F32 | DType::F64 => self,
+            DType::I64 | DType::I32 | DType::U8 | DType::Bool => self,
         }
     }
 
@@ -76,6 +80,7 @@ impl DType {
             DType::I64 => "i64",
             DType::I32 => "i32",
             DType::U8 => "u8",
+            DType::Bool => "bool",
         }
     }
 }
@@ -95,25 +100,26 @@ impl FromStr for DType {
             .find(|d| d.name() == s)
             .ok_or_else(|| Error::InvalidArgument {
                 op: "DType::from_str",
-                reason: format!("`{s}` is none of f32, f64, bf16, f16, i64, i32, u8"),
+                reason: format!("`{s}` is none of f32, f64, bf16, f16, i64, i32, u8, bool"),
             })
     }
 }
 
-mod sealed {
+pub(crate) mod sealed {
     pub trait Sealed {}
 }
 
-/// A Rust type that can be a tensor's element.
+/// A Rust type that can be a tensor's element, and lies in its memory.
 pub trait Element:
     bytemuck::Pod + Send + Sync + PartialOrd + fmt::Debug + fmt::Display + sealed::Sealed + 'static
 {
     /// The tag of this type.
     const DTYPE: DType;
     /// The nearest value of this type: floats round to nearest, integers truncate and saturate.
+    /// What is not 0, NaN too, is true.
     fn from_f64(value: f64) -> Self;
     /// The nearest value of this type, rounded once: floats to nearest, ties to even; integers
-    /// saturate.
+    /// saturate; what is not 0 is true.
     fn from_i64(value: i64) -> Self;
     /// The value as `f64` (exact but for `i64` beyond 2⁵³).
     fn to_f64(self) -> f64;
@@ -320,7 +326,8 @@ macro_rules! dispatch_any {
     ($dtype:expr, $t:ident => $body:expr) => {
         $crate::dispatch_types!(
             $dtype, $t => $body,
-            [F32: f32, F64: f64, BF16: $crate::bf16, F16: $crate::f16, I64: i64, I32: i32, U8: u8];
+            [F32: f32, F64: f64, BF16: $crate::bf16, F16: $crate::f16, I64: i64, I32: i32, U8: u8,
+                Bool: $crate::Bool];
         )
     };
 }

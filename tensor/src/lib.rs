@@ -78,6 +78,7 @@
 #[cfg(test)]
 extern crate self as phalanx_tensor;
 
+mod boolean;
 mod copy;
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -102,6 +103,7 @@ mod views;
 
 pub mod ops;
 
+pub use boolean::{Bool, Value};
 pub use device::Device;
 pub use dtype::{DType, Element, Float, bf16, f16};
 pub use error::{Error, Result};

@@ -29,7 +29,7 @@ macro_rules! number {
     };
 }
 // Not u64 and usize: what lies above `i64::MAX` would have no exact place.
-number!(f64 => Float, f32 => Float, i64 => Int, i32 => Int, u32 => Int, u8 => Int);
+number!(f64 => Float, f32 => Float, i64 => Int, i32 => Int, u32 => Int, u8 => Int, bool => Int);
 
 impl fmt::Display for Number {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

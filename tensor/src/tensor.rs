@@ -3,7 +3,7 @@
 use crate::cpu::scratch::room;
 use crate::layout::Layout;
 use crate::storage::{Source, Storage, Target, across};
-use crate::{DType, Device, Element, Error, Result, Shape, dispatch_any};
+use crate::{DType, Device, Element, Error, Result, Shape, Value, dispatch_any};
 use std::fmt;
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ impl Tensor {
     ///
     /// # Errors
     /// As [`empty`](Tensor::empty).
-    pub fn scalar<T: Element>(value: T, device: Device) -> Result<Tensor> {
+    pub fn scalar<T: Value>(value: T, device: Device) -> Result<Tensor> {
         Tensor::from_slice(&[value], (), device).map_err(|error| error.of("scalar"))
     }
 
@@ -61,7 +61,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::InvalidShape`] where the shape has another number of elements; as
     /// [`empty`](Tensor::empty).
-    pub fn from_slice<T: Element>(
+    pub fn from_slice<T: Value>(
         data: &[T],
         shape: impl Into<Shape>,
         device: Device,
@@ -78,7 +78,7 @@ impl Tensor {
                 shape,
             });
         }
-        let mut out = Tensor::allocate("from_slice", shape, T::DTYPE, device)?;
+        let mut out = Tensor::allocate("from_slice", shape, T::Element::DTYPE, device)?;
         let data = Source::Host(bytemuck::cast_slice(data));
         across("from_slice", data, Target::Tensor(&mut out, 0))?;
         Ok(out)
@@ -88,7 +88,7 @@ impl Tensor {
     ///
     /// # Errors
     /// As [`from_slice`](Tensor::from_slice).
-    pub fn from_vec<T: Element>(
+    pub fn from_vec<T: Value>(
         data: Vec<T>,
         shape: impl Into<Shape>,
         device: Device,
@@ -197,7 +197,8 @@ impl Tensor {
         Ok(bytemuck::cast_slice_mut(self.host_bytes_mut("make_mut")?))
     }
 
-    /// The elements' bytes for writing, as [`make_mut`](Tensor::make_mut).
+    /// The elements' bytes for writing, as [`make_mut`](Tensor::make_mut). Of a `bool`, every byte
+    /// but 0 is true.
     ///
     /// # Errors
     /// As [`make_mut`](Tensor::make_mut).
@@ -252,24 +253,24 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::DTypeMismatch`] where `T` is another type; as [`empty`](Tensor::empty).
-    pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
+    pub fn to_vec<T: Value>(&self) -> Result<Vec<T>> {
         const OP: &str = "to_vec";
-        self.expect_dtype::<T>(OP)?;
+        self.expect_dtype::<T::Element>(OP)?;
         let len = self.numel();
         let mut vec = room(len).map_err(|e| e.on(OP, self.device()))?;
         if self.device().is_cpu() && self.is_contiguous() {
             // Without filling the vector first.
-            vec.extend_from_slice(self.as_slice::<T>().map_err(|error| error.of(OP))?);
-            return Ok(vec);
+            vec.extend_from_slice(self.as_slice().map_err(|error| error.of(OP))?);
+            return Ok(T::of_vec(vec));
         }
-        vec.resize(len, T::zeroed());
+        vec.resize(len, bytemuck::Zeroable::zeroed());
         let target = Target::Host(bytemuck::cast_slice_mut(&mut vec));
         across(OP, Source::Tensor(self), target)?;
-        Ok(vec)
+        Ok(T::of_vec(vec))
     }
 
     /// The value of a tensor with a single element, as a `T` that holds it exactly, whatever the
-    /// element type: `f64` for every float and for integers up to 2⁵³, `i64` for every integer.
+    /// element type: `f64` for every float and for integers up to 2⁵³, `i64` for every integer, `bool` for 0 and 1.
     ///
     /// ```
     /// # use phalanx_tensor::{Device, Tensor};
@@ -283,7 +284,7 @@ impl Tensor {
     /// # Errors
     /// [`Error::InvalidShape`] where there is not exactly one element; [`Error::InvalidArgument`]
     /// where `T` does not hold the value: nothing is rounded.
-    pub fn item<T: Element>(&self) -> Result<T> {
+    pub fn item<T: Value>(&self) -> Result<T> {
         if self.numel() != 1 {
             return Err(Error::InvalidShape {
                 op: "item",
@@ -297,7 +298,9 @@ impl Tensor {
         let value = dispatch_any!(self.dtype(), S => {
             bytemuck::pod_read_unaligned::<S>(bytes).number()
         });
-        T::exact(value).ok_or_else(|| value.is_no::<T>("item"))
+        let element = T::Element::exact(value);
+        let element = element.ok_or_else(|| value.is_no::<T::Element>("item"))?;
+        Ok(T::of(element))
     }
 
     /// The same elements in row-major order without gaps: `self` where it is so already, else a
@@ -379,6 +382,14 @@ impl Tensor {
         })
     }
 
+    /// The tensor, as the operand called `operand`, is a mask: of type `bool` or `u8`.
+    pub(crate) fn expect_mask(&self, op: &'static str, operand: &'static str) -> Result<()> {
+        match self.dtype() {
+            DType::U8 => Ok(()),
+            _ => self.expect_operand(op, operand, DType::Bool),
+        }
+    }
+
     fn expect_contiguous(&self, op: &'static str) -> Result<()> {
         if self.is_contiguous() {
             Ok(())
@@ -434,6 +445,14 @@ impl Tensor {
                 rhs: other.shape().clone(),
                 reason,
             })
+        }
+    }
+
+    /// The element type has arithmetic.
+    pub(crate) fn expect_arithmetic(&self, op: &'static str) -> Result<()> {
+        match self.dtype() {
+            dtype @ DType::Bool => Err(Error::UnsupportedDType { op, dtype }),
+            _ => Ok(()),
         }
     }
 

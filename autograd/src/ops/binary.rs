@@ -182,7 +182,7 @@ impl Vjp for WhereCond {
 }
 
 impl Var {
-    /// `a` where `cond` (of type `u8`) is not 0, else `b`. As [`Tensor::where_cond`].
+    /// `a` where `cond` (of type `bool` or `u8`) is not 0, else `b`. As [`Tensor::where_cond`].
     ///
     /// # Errors
     /// As the tensor's method; [`Error::TapeMismatch`](crate::Error::TapeMismatch).

@@ -95,8 +95,9 @@ unary! { |x, out, g|
     };
     /// x limited to `low ..= high`; at the limits the gradient passes, at NaN it does not.
     Clamp: clamp(low: f64, high: f64) [x] {
-        let inside = x.ge(&number(low, x)?)?.mul(&x.le(&number(high, x)?)?)?;
-        Tensor::where_cond(&inside, &g, &number(0.0, x)?)
+        let zero = number(0.0, x)?;
+        let below = Tensor::where_cond(&x.le(&number(high, x)?)?, &g, &zero)?;
+        Tensor::where_cond(&x.ge(&number(low, x)?)?, &below, &zero)
     };
 }
 

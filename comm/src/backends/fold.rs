@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::group::ReduceOp;
-use phalanx_tensor::{DType, Element, Float, bf16, cpu::SimdLevel, cpu::simd_level, f16};
+use phalanx_tensor::{Bool, DType, Element, Float, bf16, cpu::SimdLevel, cpu::simd_level, f16};
 use std::ops::Range;
 
 /// For every element `i` in `range`: the reduction of `src[0][i], src[1][i], …`, in this order,
@@ -71,6 +71,7 @@ unsafe fn fold_at(
             DType::I64 => integer_i64(io, op),
             DType::I32 => integer_i32(io, op),
             DType::U8 => integer_u8(io, op),
+            DType::Bool => boolean(io, op),
         }
     }
 }
@@ -141,6 +142,21 @@ macro_rules! integer {
 integer!(integer_i64, i64, 16);
 integer!(integer_i32, i32, 32);
 integer!(integer_u8, u8, 64);
+
+/// # Safety
+/// As [`fold`], with elements of type [`Bool`], whose bytes may be others than 0 and 1.
+unsafe fn boolean(io: Operands<'_>, op: ReduceOp) {
+    let (load, store) = (|x: Bool| u8::from(x.get()), |x| Bool::from(x != 0));
+    // SAFETY: handed on from the caller.
+    unsafe {
+        match op {
+            ReduceOp::Min | ReduceOp::BitAnd => run::<_, _, 64>(io, load, |a, x| a & x, store),
+            ReduceOp::Max | ReduceOp::BitOr => run::<_, _, 64>(io, load, |a, x| a | x, store),
+            ReduceOp::BitXor => run::<_, _, 64>(io, load, |a, x| a ^ x, store),
+            ReduceOp::Sum | ReduceOp::Avg | ReduceOp::Product => not_supported(op),
+        }
+    }
+}
 
 fn not_supported(op: ReduceOp) -> ! {
     unreachable!("check.rs lets no {op} through that its element type does not support")
@@ -366,6 +382,10 @@ mod tests {
                     }),
                     DType::U8 => check::<u8>(op, |op, x| {
                         integer_result(op, x.iter().map(|x| i64::from(*x))) as u8
+                    }),
+                    DType::Bool => check::<Bool>(op, |op, x| {
+                        let x = x.iter().map(|x| i64::from(x.get()));
+                        Bool::from(integer_result(op, x) != 0)
                     }),
                     _ => dispatch_float!("fold", dtype, T => check::<T>(op, float_result)),
                 }

@@ -8,6 +8,7 @@ pub fn value(dtype: DType, rank: usize, i: usize) -> f64 {
     let hash = (rank as u64 * 0x9E37_79B9 + i as u64 + 1).wrapping_mul(0xD134_2543_DE82_EF95) >> 40;
     match dtype {
         DType::U8 => (hash % 256) as f64,
+        DType::Bool => (hash % 2) as f64,
         DType::I64 | DType::I32 => (hash % 2001) as f64 - 1000.0,
         _ => ((hash % 65) as f64 - 32.0) / 8.0,
     }
@@ -30,7 +31,13 @@ pub fn tensor(
 
 /// The tensor of `rank`.
 pub fn of_rank(rank: usize, shape: impl Into<Shape>, dtype: DType, device: Device) -> Tensor {
-    tensor(shape, dtype, device, |i| value(dtype, rank, i))
+    let mut t = tensor(shape, dtype, device, |i| value(dtype, rank, i));
+    if dtype == DType::Bool {
+        // True is any byte but 0: of each rank another one.
+        let bytes = t.bytes_mut().unwrap().iter_mut();
+        bytes.enumerate().for_each(|(i, b)| *b <<= (i + rank) % 8);
+    }
+    t
 }
 
 /// The elements, in row-major order.
@@ -62,7 +69,7 @@ pub fn reduce(dtype: DType, op: ReduceOp, of_ranks: &[f64]) -> f64 {
             let sum = fold(of_ranks, op, |a, b| a + b, |a, b| a * b);
             if op == ReduceOp::Avg { sum / n } else { sum }
         }
-        DType::I64 | DType::I32 | DType::U8 => {
+        DType::I64 | DType::I32 | DType::U8 | DType::Bool => {
             let ints = of_ranks.iter().map(|v| *v as i64);
             let all = ints.reduce(|a, b| match op {
                 ReduceOp::Sum => a.wrapping_add(b),

@@ -98,7 +98,7 @@ proptest! {
         let mut rng = TestRng::new(seed);
         let shape = rng.shape(3, 40);
         let below = rng.shape_below(&shape);
-        for dtype in DType::ALL {
+        for dtype in DType::ALL.into_iter().filter(|dtype| *dtype != DType::Bool) {
             let a = rng.tensor(&shape, dtype, (0.0, 100.0));
             let b = rng.tensor(&below, dtype, (0.0, 100.0));
             let expected = a.add(&b).unwrap();

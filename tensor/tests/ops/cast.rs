@@ -124,6 +124,21 @@ fn integers_truncate_and_saturate() {
 }
 
 #[test]
+fn what_is_not_0_is_true() {
+    let truth = [false, false, true, true, true];
+    for from in FLOATS {
+        // Of f16, the smallest number above 0.
+        let t = tensor_of(&[0.0, -0.0, 2f64.powi(-24), f64::NAN, -300.0], &[5], from);
+        let y = t.cast(DType::Bool).unwrap();
+        assert_eq!(y.to_vec::<bool>().unwrap(), truth, "{from}");
+        assert_eq!(y.as_bytes().unwrap(), truth.map(u8::from), "{from}");
+    }
+    let low_bytes_of_0 = Tensor::from_slice(&[0i64, 256, 1 << 32], [3], Device::cpu(0)).unwrap();
+    let y = low_bytes_of_0.cast(DType::Bool).unwrap();
+    assert_eq!(y.to_vec::<bool>().unwrap(), [false, true, true]);
+}
+
+#[test]
 fn the_same_type_is_no_copy() {
     let t = Tensor::zeros([3], DType::F32, Device::cpu(0)).unwrap();
     let same = t.cast(DType::F32).unwrap();

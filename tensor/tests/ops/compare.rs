@@ -1,7 +1,7 @@
 //! Comparisons and choice against plain loops.
 
 use crate::util::*;
-use phalanx_tensor::{DType, Device, Error, Result, Tensor};
+use phalanx_tensor::{Bool, DType, Device, Error, Result, Tensor};
 use proptest::prelude::*;
 
 type Row = (
@@ -44,7 +44,8 @@ proptest! {
                     .map(|(x, y)| f64::from(u8::from(reference(x, y))))
                     .collect();
                 let mask = op(&a, &b).unwrap();
-                prop_assert_eq!(mask.dtype(), DType::U8);
+                prop_assert_eq!(mask.dtype(), DType::Bool);
+                prop_assert!(mask.as_bytes().unwrap().iter().all(|b| *b <= 1));
                 assert_close(&mask, &shape, &expected, 0.0, &format!("{name} of {dtype}"));
             }
         }
@@ -59,7 +60,8 @@ proptest! {
         }
         let (sc, sa, sb) = (rng.shape_below(&shape), rng.shape_below(&shape), shape.clone());
         for dtype in DType::ALL {
-            let cond = rng.tensor(&sc, DType::U8, (0.0, 3.0));
+            let mask = [DType::U8, DType::Bool][rng.below(2)];
+            let cond = rng.tensor(&sc, mask, (0.0, 3.0));
             let a = rng.tensor(&sa, dtype, (0.0, 9.0));
             let b = rng.tensor(&sb, dtype, (0.0, 9.0));
             let c = broadcast(&values(&cond), &sc, &shape);
@@ -90,6 +92,24 @@ fn nan_compares_as_ieee_says() {
 }
 
 #[test]
+fn every_byte_but_0_is_the_same_truth() {
+    let mut t = Tensor::empty([4], DType::Bool, Device::cpu(0)).unwrap();
+    t.bytes_mut().unwrap().copy_from_slice(&[0, 1, 2, 255]);
+    let truth = [false, true, true, true];
+    assert_eq!(t.to_vec::<bool>().unwrap(), truth);
+    let gaps = t.slice(0, 0..4, 2).unwrap();
+    assert_eq!(gaps.to_vec::<bool>().unwrap(), [false, true]);
+    assert_eq!(t.as_slice::<Bool>().unwrap(), truth.map(Bool::from));
+    assert!(t.narrow(0, 3, 1).unwrap().item::<bool>().unwrap());
+    let same = Tensor::from_slice(&truth, [4], Device::cpu(0)).unwrap();
+    let equal = t.eq(&same).unwrap();
+    assert_eq!(equal.as_bytes().unwrap(), [1; 4]);
+    assert_eq!(t.lt(&same).unwrap().as_bytes().unwrap(), [0; 4]);
+    assert_eq!(format!("{t:?}"), format!("{same:?}"));
+    assert!(format!("{t:?}").contains("[false, true, true, true]"));
+}
+
+#[test]
 fn errors_name_operation_shapes_and_types() {
     let f = Tensor::zeros([2, 3], DType::F32, Device::cpu(0)).unwrap();
     let mask = Tensor::zeros([5], DType::U8, Device::cpu(0)).unwrap();
@@ -99,7 +119,7 @@ fn errors_name_operation_shapes_and_types() {
         Error::WrongDType {
             op: "where_cond",
             operand: "the condition",
-            wanted: DType::U8,
+            wanted: DType::Bool,
             found: DType::F32
         }
     );

@@ -24,6 +24,12 @@ fn integers_are_filled_exactly() {
         let t = Tensor::full([1], value, DType::U8, CPU).unwrap();
         assert_eq!(t.to_vec::<u8>().unwrap(), [value]);
     }
+    for value in [false, true] {
+        let t = Tensor::full([2], value, DType::Bool, CPU).unwrap();
+        assert_eq!(t.to_vec::<bool>().unwrap(), [value; 2]);
+        let t = Tensor::full([2], f64::from(u8::from(value)), DType::Bool, CPU).unwrap();
+        assert_eq!(t.as_bytes().unwrap(), [u8::from(value); 2]);
+    }
     for dtype in FLOATS {
         let (int, float) = (Tensor::full([1], -3, dtype, CPU), -3.0f32);
         let float = Tensor::full([1], float, dtype, CPU).unwrap();
@@ -41,6 +47,10 @@ fn what_an_integer_type_does_not_hold_is_refused_everywhere() {
         (DType::U8, 256.0, "256"),
         (DType::U8, 0.5, "0.5"),
         (DType::U8, f64::NAN, "NaN"),
+        (DType::Bool, -1.0, "-1"),
+        (DType::Bool, 2.0, "2"),
+        (DType::Bool, 0.5, "0.5"),
+        (DType::Bool, f64::NAN, "NaN"),
         (DType::I64, 0.5, "0.5"),
         (DType::I64, f64::INFINITY, "inf"),
         (DType::I64, f64::NAN, "NaN"),
@@ -54,12 +64,15 @@ fn what_an_integer_type_does_not_hold_is_refused_everywhere() {
     for (dtype, number, shown) in numbers {
         refused("full", shown, dtype, Tensor::full([2], number, dtype, CPU));
         let t = Tensor::ones([2], dtype, CPU).unwrap();
+        refused("pad", shown, dtype, t.pad(&[(1, 0)], number));
+        if dtype == DType::Bool {
+            continue; // it has no arithmetic
+        }
         refused("add_scalar", shown, dtype, t.add_scalar(number));
         refused("sub_scalar", shown, dtype, t.sub_scalar(number));
         refused("mul_scalar", shown, dtype, t.mul_scalar(number));
         refused("clamp", shown, dtype, t.clamp(number, 1.0));
         refused("clamp", shown, dtype, t.clamp(1.0, number));
-        refused("pad", shown, dtype, t.pad(&[(1, 0)], number));
     }
     refused(
         "full",
@@ -81,6 +94,10 @@ fn a_range_is_exact_or_refused() {
         DType::U8,
         Tensor::arange(257, DType::U8, CPU),
     );
+    let t = Tensor::arange(2, DType::Bool, CPU).unwrap();
+    assert_eq!(t.to_vec::<bool>().unwrap(), [false, true]);
+    let e = Tensor::arange(3, DType::Bool, CPU);
+    refused("arange", "2", DType::Bool, e);
     let t = Tensor::arange(300, DType::I64, CPU).unwrap();
     assert_eq!(t.to_vec::<i64>().unwrap(), (0..300).collect::<Vec<_>>());
 }
@@ -111,6 +128,13 @@ fn an_item_is_read_exactly_or_not_at_all() {
     }
     let t = Tensor::full((), 2.0, DType::F32, CPU).unwrap();
     assert_eq!(read::<u8>(&t).unwrap(), 2);
+    assert_eq!(
+        t.item::<bool>().unwrap_err().to_string(),
+        "item: 2 is no bool"
+    );
+    let t = Tensor::scalar(true, CPU).unwrap();
+    assert!(t.item::<bool>().unwrap());
+    assert_eq!(read::<f32>(&t).unwrap(), 1.0);
     let two = Tensor::zeros([2], DType::F32, CPU).unwrap();
     assert!(matches!(read::<f64>(&two), Err(Error::InvalidShape { .. })));
 }

@@ -161,6 +161,7 @@ proptest! {
             let p = [0.0, 0.25, 0.5, 1.0][test.below(4)];
             let x = test.tensor(&shape, dtype, (0.5, 2.0));
             let (out, mask) = x.dropout(p, &mut Rng::new(seed)).unwrap();
+            prop_assert_eq!(mask.dtype(), DType::Bool);
             let m = values(&mask);
             let kept = |v: &[f64]| -> Vec<f64> {
                 v.iter().zip(&m).map(|(v, m)| if *m != 0.0 { v / (1.0 - p) } else { 0.0 }).collect()
@@ -170,6 +171,8 @@ proptest! {
             assert_close(&out, &shape, &kept(&values(&x)), tolerance(dtype, 2.0), "dropout");
             let grad = test.tensor(&shape, dtype, (-1.0, 1.0));
             let back = grad.dropout_backward(&mask, p).unwrap();
+            let bytes = mask.cast(DType::U8).unwrap();
+            assert_same(&grad.dropout_backward(&bytes, p).unwrap(), &back, "a mask of u8");
             assert_close(&back, &shape, &kept(&values(&grad)), tolerance(dtype, 2.0), "backward");
         }
     }
@@ -286,7 +289,7 @@ fn errors_name_the_operation() {
         Error::WrongDType {
             op: "dropout_backward",
             operand: "the mask",
-            wanted: DType::U8,
+            wanted: DType::Bool,
             found: DType::F32
         }
     );

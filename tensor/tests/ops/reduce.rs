@@ -121,7 +121,7 @@ proptest! {
         let mut rng = TestRng::new(seed);
         let shape = shape(&mut rng);
         let (axes, kept) = axes(&mut rng, &shape);
-        for dtype in [DType::I64, DType::I32, DType::U8] {
+        for dtype in [DType::I64, DType::I32, DType::U8, DType::Bool] {
             let x = rng.tensor(&shape, dtype, (0.0, 255.9));
             let groups = groups(&values(&x), &shape, &kept);
             let y = x.sum(&axes, true).unwrap();

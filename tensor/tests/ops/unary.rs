@@ -191,6 +191,25 @@ fn integers_have_what_makes_sense() {
         mask.neg().unwrap_err().to_string(),
         "neg: not defined for elements of type u8"
     );
+    let mask = mask.cast(DType::Bool).unwrap();
+    for (op, result) in [
+        ("neg", mask.neg()),
+        ("exp", mask.exp()),
+        ("add", mask.add(&mask)),
+        ("maximum", mask.maximum(&mask)),
+        ("mul_scalar", mask.mul_scalar(2.0)),
+        ("clamp", mask.clamp(0.0, 1.0)),
+        ("add_into", mask.clone().add_into(&mask)),
+        (
+            "add_into",
+            mask.pad(&[(0, 0)], 0.0).unwrap().add_into(&mask),
+        ),
+        ("add_widened", mask.add_widened(&mask)),
+        ("mean_all", mask.mean_all()),
+    ] {
+        let dtype = DType::Bool;
+        assert_eq!(result.unwrap_err(), Error::UnsupportedDType { op, dtype });
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! and central differences.
 #![allow(dead_code)] // each test binary that includes this file uses its part
 
-use phalanx_tensor::{DType, Device, Element, Shape, Tensor, bf16, f16};
+use phalanx_tensor::{Bool, DType, Device, Element, Shape, Tensor, bf16, f16};
 
 /// The four float types.
 pub const FLOATS: [DType; 4] = [DType::F64, DType::F32, DType::BF16, DType::F16];
@@ -59,9 +59,9 @@ impl TestRng {
         out
     }
 
-    /// A tensor of `shape` whose elements are uniform in `lo..hi` (rounded to the type), as a
-    /// random view: contiguous, permuted, a window of a larger tensor, every second element, or
-    /// stretched from extent 1.
+    /// A tensor of `shape` whose elements are uniform in `lo..hi` (rounded to the type; of `bool`
+    /// both values), as a random view: contiguous, permuted, a window of a larger tensor, every
+    /// second element, or stretched from extent 1.
     pub fn tensor(&mut self, shape: &[usize], dtype: DType, (lo, hi): (f64, f64)) -> Tensor {
         let rank = shape.len();
         let mut order: Vec<usize> = (0..rank).collect();
@@ -82,7 +82,12 @@ impl TestRng {
             .collect();
         let base: Vec<usize> = order.iter().map(|&i| axes[i].0).collect();
         let n = base.iter().product();
-        let values: Vec<f64> = (0..n).map(|_| self.uniform(lo, hi)).collect();
+        let values: Vec<f64> = (0..n)
+            .map(|_| match dtype {
+                DType::Bool => self.below(2) as f64,
+                _ => self.uniform(lo, hi),
+            })
+            .collect();
         let mut t = tensor_of(&values, &base, dtype);
         let mut back = vec![0isize; rank];
         for (at, &i) in order.iter().enumerate() {
@@ -122,6 +127,13 @@ pub fn tensor_of(values: &[f64], shape: &[usize], dtype: DType) -> Tensor {
         DType::I64 => of::<i64>(values, shape),
         DType::I32 => of::<i32>(values, shape),
         DType::U8 => of::<u8>(values, shape),
+        DType::Bool => {
+            let mut t = of::<Bool>(values, shape);
+            // True is any byte but 0, so operations have to do with all of them.
+            let bytes = t.bytes_mut().unwrap().iter_mut();
+            bytes.enumerate().for_each(|(i, b)| *b <<= i % 8);
+            t
+        }
     }
 }
 
@@ -142,6 +154,7 @@ pub fn values(t: &Tensor) -> Vec<f64> {
         DType::I64 => of::<i64>(t),
         DType::I32 => of::<i32>(t),
         DType::U8 => of::<u8>(t),
+        DType::Bool => of::<Bool>(t),
     }
 }
 
@@ -153,7 +166,7 @@ pub fn rounding(dtype: DType) -> f64 {
         DType::F32 => 2f64.powi(-24),
         DType::F16 => 2f64.powi(-11),
         DType::BF16 => 2f64.powi(-8),
-        DType::I64 | DType::I32 | DType::U8 => 0.0,
+        DType::I64 | DType::I32 | DType::U8 | DType::Bool => 0.0,
     }
 }
 

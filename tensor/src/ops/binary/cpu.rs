@@ -4,7 +4,7 @@ use super::Binary;
 use crate::cpu::elementwise::{BLOCK, RealKernel, for_widened, map, map_real, readable, stretched};
 use crate::cpu::math::Real;
 use crate::cpu::{convert, vectorize};
-use crate::{DType, Element, Float, Result, Tensor, bf16, f16};
+use crate::{DType, Element, Error, Float, Result, Tensor, bf16, f16};
 
 /// `out = kind(a, b)`; both broadcast to the shape of `out`.
 pub(super) fn binary(
@@ -159,6 +159,7 @@ pub(super) fn add_into(op: &'static str, out: &mut Tensor, rhs: &Tensor) -> Resu
         DType::I64 => accumulate(out.make_mut()?, rhs, i64::wrapping_add),
         DType::I32 => accumulate(out.make_mut()?, rhs, i32::wrapping_add),
         DType::U8 => accumulate(out.make_mut()?, rhs, u8::wrapping_add),
+        dtype @ DType::Bool => return Err(Error::UnsupportedDType { op, dtype }),
     }
     Ok(())
 }

@@ -198,6 +198,7 @@ impl Tensor {
 
     fn binary(&self, op: &'static str, rhs: &Tensor, kind: Binary) -> Result<Tensor> {
         self.expect_same_kind(op, rhs)?;
+        self.expect_arithmetic(op)?;
         let shape = common_shape(op, self, rhs)?;
         if matches!(kind, Binary::Div | Binary::Pow) {
             self.expect_float(op)?;
@@ -212,6 +213,7 @@ impl Tensor {
     }
 
     fn with_scalar(&self, op: &'static str, scalar: f64, kind: Binary) -> Result<Tensor> {
+        self.expect_arithmetic(op)?;
         if !self.dtype().is_float() {
             // A tensor of rank 0 in the integer type: no kernels of their own for this rare case.
             let scalar = Number::Float(scalar);

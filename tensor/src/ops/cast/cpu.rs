@@ -2,7 +2,7 @@
 
 use crate::cpu::elementwise::{BLOCK, for_widened, map, readable};
 use crate::cpu::{convert, vectorize};
-use crate::{DType, Element, Float, Result, Tensor, bf16, f16};
+use crate::{Bool, DType, Element, Float, Result, Tensor, bf16, f16};
 
 /// `out = x`, in `out`'s type.
 pub(crate) fn cast(op: &'static str, x: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -13,19 +13,20 @@ pub(crate) fn cast(op: &'static str, x: &Tensor, out: &mut Tensor) -> Result<()>
         DType::I64 => from_native::<i64>(x, out),
         DType::I32 => from_native::<i32>(x, out),
         DType::U8 => from_native::<u8>(x, out),
+        DType::Bool => from_native::<Bool>(x, out),
         DType::BF16 => from_half::<bf16>(x, out),
         DType::F16 => from_half::<f16>(x, out),
     }
 }
 
 /// A type that the processor converts itself.
-trait Native: Element + As<f32> + As<f64> + As<i64> + As<i32> + As<u8> {}
-impl<T: Element + As<f32> + As<f64> + As<i64> + As<i32> + As<u8>> Native for T {}
+trait Native: Element + As<f32> + As<f64> + As<i64> + As<i32> + As<u8> + As<Bool> {}
+impl<T> Native for T where T: Element + As<f32> + As<f64> + As<i64> + As<i32> + As<u8> + As<Bool> {}
 
 /// Integers up to here are exact in `f32`, whatever their sign.
 const EXACT: u64 = 1 << 24;
 
-/// The language's `as`.
+/// The language's `as`; as a truth value, what is not 0 is true.
 trait As<U> {
     fn as_(self) -> U;
 }
@@ -46,6 +47,30 @@ as_! {
     i64 => f32 f64 i64 i32 u8;
     i32 => f32 f64 i64 i32 u8;
     u8 => f32 f64 i64 i32 u8;
+}
+
+macro_rules! as_bool {
+    ($($t:ty)*) => {$(
+        impl As<Bool> for $t {
+            #[inline(always)]
+            fn as_(self) -> Bool {
+                Bool::from(self != <$t>::default())
+            }
+        }
+        impl As<$t> for Bool {
+            #[inline(always)]
+            fn as_(self) -> $t {
+                u8::from(self.get()).into()
+            }
+        }
+    )*};
+}
+as_bool!(f32 f64 i64 i32 u8);
+impl As<Bool> for Bool {
+    #[inline(always)]
+    fn as_(self) -> Bool {
+        self
+    }
 }
 
 #[inline(always)]
@@ -71,6 +96,9 @@ fn from_native<T: Native>(x: &Tensor, out: &mut Tensor) -> Result<()> {
             run(x, y)
         }),
         DType::U8 => map([x], out.make_mut::<u8>()?, &|_, [x]: [&[T]; 1], y| {
+            run(x, y)
+        }),
+        DType::Bool => map([x], out.make_mut::<Bool>()?, &|_, [x]: [&[T]; 1], y| {
             run(x, y)
         }),
         DType::BF16 => to_half::<T, bf16>(x, out.make_mut()?),
@@ -120,6 +148,7 @@ fn from_half<H: Float<Compute = f32>>(x: &Tensor, out: &mut Tensor) -> Result<()
         DType::I64 => widened::<H, _>(x, out.make_mut()?, run::<f32, i64>),
         DType::I32 => widened::<H, _>(x, out.make_mut()?, run::<f32, i32>),
         DType::U8 => widened::<H, _>(x, out.make_mut()?, run::<f32, u8>),
+        DType::Bool => widened::<H, _>(x, out.make_mut()?, run::<f32, Bool>),
         DType::BF16 => widened::<H, _>(x, out.make_mut()?, convert::narrow::<bf16>),
         DType::F16 => widened::<H, _>(x, out.make_mut()?, convert::narrow::<f16>),
     }

@@ -3,9 +3,9 @@
 use super::Comparison;
 use crate::cpu::elementwise::{for_widened, map, stretched};
 use crate::cpu::vectorize;
-use crate::{DType, Element, Float, Result, Tensor, bf16, dispatch_any, f16};
+use crate::{Bool, DType, Element, Float, Result, Tensor, bf16, dispatch_any, f16};
 
-/// `out = kind(a, b)`, as 0 or 1; both broadcast to the shape of `out`.
+/// `out = kind(a, b)`; both broadcast to the shape of `out`.
 pub(super) fn compare(
     op: &'static str,
     kind: Comparison,
@@ -17,29 +17,30 @@ pub(super) fn compare(
         &stretched(op, a, out.shape())?,
         &stretched(op, b, out.shape())?,
     ];
-    let out = out.make_mut::<u8>()?;
+    let out = out.make_mut::<Bool>()?;
     match operands[0].dtype() {
         DType::F32 => map(operands, out, &|_, x, y| run::<f32>(kind, x, y)),
         DType::F64 => map(operands, out, &|_, x, y| run::<f64>(kind, x, y)),
         DType::I64 => map(operands, out, &|_, x, y| run::<i64>(kind, x, y)),
         DType::I32 => map(operands, out, &|_, x, y| run::<i32>(kind, x, y)),
         DType::U8 => map(operands, out, &|_, x, y| run::<u8>(kind, x, y)),
+        DType::Bool => map(operands, out, &|_, x, y| run::<Bool>(kind, x, y)),
         DType::BF16 => map(operands, out, &|_, x, y| run_half::<bf16>(kind, x, y)),
         DType::F16 => map(operands, out, &|_, x, y| run_half::<f16>(kind, x, y)),
     }
     Ok(())
 }
 
-fn run<T: Element>(kind: Comparison, x: [&[T]; 2], out: &mut [u8]) {
+fn run<T: Element>(kind: Comparison, x: [&[T]; 2], out: &mut [Bool]) {
     #[inline(always)]
-    fn each<T: Copy>([a, b]: [&[T]; 2], out: &mut [u8], f: impl Fn(&T, &T) -> bool) {
+    fn each<T: Copy>([a, b]: [&[T]; 2], out: &mut [Bool], f: impl Fn(&T, &T) -> bool) {
         vectorize(
             #[inline(always)]
             || {
                 let operands = a.iter().zip(b);
                 out.iter_mut()
                     .zip(operands)
-                    .for_each(|(o, (a, b))| *o = u8::from(f(a, b)));
+                    .for_each(|(o, (a, b))| *o = Bool::from(f(a, b)));
             },
         );
     }
@@ -53,7 +54,7 @@ fn run<T: Element>(kind: Comparison, x: [&[T]; 2], out: &mut [u8]) {
     }
 }
 
-fn run_half<T: Float<Compute = f32>>(kind: Comparison, x: [&[T]; 2], out: &mut [u8]) {
+fn run_half<T: Float<Compute = f32>>(kind: Comparison, x: [&[T]; 2], out: &mut [Bool]) {
     for_widened(x, |range, x| run(kind, x, &mut out[range]));
 }
 
@@ -67,7 +68,7 @@ pub(super) fn choose(
 ) -> Result<()> {
     // The mask is a byte an element: stretched in full, so that the kernel reads it plainly.
     let cond = cond.broadcast_to(out.shape())?.contiguous_for(op)?;
-    let cond = cond.as_slice::<u8>()?;
+    let cond = cond.as_bytes()?;
     let operands = [
         &stretched(op, a, out.shape())?,
         &stretched(op, b, out.shape())?,

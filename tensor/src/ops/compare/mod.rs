@@ -1,4 +1,4 @@
-//! Comparisons, which give masks of `u8` (0 or 1), and the choice by a mask.
+//! Comparisons, which give masks of type `bool`, and the choice by a mask.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -25,8 +25,8 @@ macro_rules! compare {
             $(
                 $(#[$doc])*
                 ///
-                /// The result is 1 or 0 of type `u8`. Shapes broadcast; element types must be
-                /// equal. NaN is not equal to anything, nor less or greater.
+                /// The result is of type `bool`. Shapes broadcast; element types must be equal.
+                /// NaN is not equal to anything, nor less or greater; false is less than true.
                 ///
                 /// # Errors
                 /// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`], [`Error::DeviceMismatch`],
@@ -50,7 +50,7 @@ compare! {
     /// # use phalanx_tensor::{Device, Tensor};
     /// let a = Tensor::from_vec(vec![1i64, 2, 3], [3], Device::cpu(0))?;
     /// let two = Tensor::scalar(2i64, Device::cpu(0))?;
-    /// assert_eq!(a.lt(&two)?.to_vec::<u8>()?, [1, 0, 0]);
+    /// assert_eq!(a.lt(&two)?.to_vec::<bool>()?, [true, false, false]);
     /// # Ok::<(), phalanx_tensor::Error>(())
     /// ```
     lt = Comparison::Lt;
@@ -63,15 +63,15 @@ compare! {
 }
 
 impl Tensor {
-    /// `a` where `cond` (of type `u8`) is not 0, else `b`. All three shapes broadcast
+    /// `a` where `cond` (of type `bool` or `u8`) is not 0, else `b`. All three shapes broadcast
     /// (PyTorch: `torch.where`).
     ///
     /// # Errors
-    /// [`Error::WrongDType`] where `cond` is not `u8`; [`Error::ShapeMismatch`],
+    /// [`Error::WrongDType`] where `cond` is neither; [`Error::ShapeMismatch`],
     /// [`Error::DTypeMismatch`], [`Error::DeviceMismatch`], [`Error::OutOfMemory`].
     pub fn where_cond(cond: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
         let op = "where_cond";
-        cond.expect_operand(op, "the condition", DType::U8)?;
+        cond.expect_mask(op, "the condition")?;
         a.expect_same_kind(op, b)?;
         a.expect_same_device(op, cond)?;
         let values = common_shape(op, a, b)?;
@@ -95,7 +95,7 @@ impl Tensor {
     fn compare(&self, op: &'static str, rhs: &Tensor, kind: Comparison) -> Result<Tensor> {
         self.expect_same_kind(op, rhs)?;
         let shape = common_shape(op, self, rhs)?;
-        let mut y = Tensor::allocate(op, shape, DType::U8, self.device())?;
+        let mut y = Tensor::allocate(op, shape, DType::Bool, self.device())?;
         match on(op, (self, rhs, out(&mut y)))? {
             On::Cpu((a, b, y)) => cpu::compare(op, kind, a, b, y)?,
             #[cfg(feature = "cuda")]

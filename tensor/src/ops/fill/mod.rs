@@ -20,7 +20,8 @@ pub(super) fn expect_len(op: &'static str, argument: &str, len: usize, dtype: DT
 
 impl Tensor {
     /// A tensor whose elements are all `value`, a float or an integer. A float type takes the nearest
-    /// number that it has; an integer type takes what it holds exactly.
+    /// number that it has; an integer type takes what it holds exactly, and
+    /// `bool` takes 0 and 1, and `true` and `false`.
     ///
     /// ```
     /// # use phalanx_tensor::{DType, Device, Tensor};
@@ -30,6 +31,8 @@ impl Tensor {
     /// assert_eq!(t.to_vec::<i64>()?, [i64::MAX]);
     /// let e = Tensor::full([1], -1, DType::U8, Device::cpu(0)).unwrap_err();
     /// assert_eq!(e.to_string(), "full: -1 is no u8");
+    /// let t = Tensor::full([2], true, DType::Bool, Device::cpu(0))?;
+    /// assert_eq!(t.to_vec::<bool>()?, [true; 2]);
     /// # Ok::<(), phalanx_tensor::Error>(())
     /// ```
     ///

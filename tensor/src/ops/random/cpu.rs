@@ -4,7 +4,7 @@ use super::{Rng, philox};
 use crate::cpu::elementwise::{BLOCK, GRAIN, map, map_half, readable};
 use crate::cpu::math::{self, Real};
 use crate::cpu::{convert, parallel_chunks, vectorize};
-use crate::{DType, Element, Float, Result, Tensor, bf16, f16};
+use crate::{Bool, DType, Element, Float, Result, Tensor, bf16, f16};
 
 /// Fills `out` from `each` words for each element: `f(words, out)` gets whole blocks, at least as
 /// many words as it needs.
@@ -157,11 +157,11 @@ pub(super) fn bernoulli(p: f64, out: &mut Tensor, rng: &mut Rng) -> Result<()> {
     let threshold = (p * 2f64.powi(32)).round();
     let all = threshold >= 2f64.powi(32);
     let threshold = threshold as u32;
-    fill::<u8>(rng, 1, out.make_mut()?, |words, out| {
+    fill::<Bool>(rng, 1, out.make_mut()?, |words, out| {
         vectorize(
             #[inline(always)]
             || {
-                let hits = words.iter().map(|w| u8::from(*w < threshold || all));
+                let hits = words.iter().map(|w| Bool::from(*w < threshold || all));
                 out.iter_mut().zip(hits).for_each(|(o, v)| *o = v);
             },
         );
@@ -185,7 +185,7 @@ pub(super) fn scale_kept(
     out: &mut Tensor,
 ) -> Result<()> {
     let (x, mask) = (&readable(op, x)?, mask.contiguous_for(op)?);
-    let mask = mask.as_slice::<u8>()?;
+    let mask = mask.as_bytes()?;
     fn run<R: Real>(mask: &[u8], x: &[R], scale: f64, out: &mut [R]) {
         let scale = R::from_f64(scale);
         vectorize(

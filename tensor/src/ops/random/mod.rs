@@ -237,7 +237,7 @@ impl Tensor {
 
     /// Each element is dropped (set to 0) with probability `p`, and else divided by `1 - p`, so
     /// that the mean stays (Srivastava et al. 2014). Returns the result and the mask of what was
-    /// kept, of type `u8`.
+    /// kept, of type `bool`.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] where `p` is outside 0 to 1; [`Error::UnsupportedDType`] for
@@ -254,14 +254,14 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`], [`Error::DeviceMismatch`]; [`Error::UnsupportedDType`] where
-    /// `mask` is not `u8` or `self` is no float; [`Error::InvalidArgument`] where `p` is outside
+    /// `self` is no float; [`Error::WrongDType`] where `mask` is neither `bool` nor `u8`; [`Error::InvalidArgument`] where `p` is outside
     /// 0 to 1; [`Error::OutOfMemory`].
     pub fn dropout_backward(&self, mask: &Tensor, p: f64) -> Result<Tensor> {
         let op = "dropout_backward";
         expect_probability(op, p)?;
         self.expect_float(op)?;
         self.expect_same_device(op, mask)?;
-        mask.expect_operand(op, "the mask", DType::U8)?;
+        mask.expect_mask(op, "the mask")?;
         if self.shape() != mask.shape() {
             return Err(Error::ShapeMismatch {
                 op,
@@ -287,7 +287,7 @@ impl Tensor {
     }
 }
 
-/// 1 with probability `p`, else 0, of type `u8`.
+/// True with probability `p`, of type `bool`.
 fn bernoulli(
     op: &'static str,
     p: f64,
@@ -295,7 +295,7 @@ fn bernoulli(
     device: Device,
     rng: &mut Rng,
 ) -> Result<Tensor> {
-    let mut t = Tensor::allocate(op, shape, DType::U8, device)?;
+    let mut t = Tensor::allocate(op, shape, DType::Bool, device)?;
     match on(op, out(&mut t))? {
         On::Cpu(t) => cpu::bernoulli(p, t, rng)?,
         #[cfg(feature = "cuda")]

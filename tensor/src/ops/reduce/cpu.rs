@@ -99,7 +99,7 @@ impl Axes {
 /// The tensor in a type that has kernels.
 fn wide(op: &'static str, x: &Tensor) -> Result<Tensor> {
     match x.dtype() {
-        DType::U8 | DType::I32 => x.cast_for(op, DType::I64),
+        DType::I32 | DType::U8 | DType::Bool => x.cast_for(op, DType::I64),
         dtype => x.cast_for(op, dtype.compute()),
     }
 }

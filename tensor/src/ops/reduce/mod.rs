@@ -41,7 +41,7 @@ fn mask(op: &'static str, axes: &[isize], rank: usize) -> Result<Mask> {
 
 impl Tensor {
     /// The sum over `axes` (none: nothing is summed). With `keepdim` they stay, with the extent
-    /// 1. Integers sum to `i64` and wrap; an empty sum is 0.
+    /// 1. Integers and `bool` sum to `i64` and wrap; an empty sum is 0.
     ///
     /// ```
     /// # use phalanx_tensor::{DType, Device, Tensor};
@@ -227,7 +227,7 @@ impl Tensor {
             .collect();
         self.expect_choice(op, kind, self.count(mask), &kept)?;
         let dtype = match (self.dtype(), kind) {
-            (DType::I32 | DType::U8, Reduction::Sum) => DType::I64,
+            (DType::I32 | DType::U8 | DType::Bool, Reduction::Sum) => DType::I64,
             (dtype, _) => dtype,
         };
         let mut y = Tensor::allocate(op, kept, dtype, self.device())?;

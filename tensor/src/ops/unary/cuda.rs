@@ -108,7 +108,8 @@ pub(crate) static KERNELS: Source = Source {
 /// `y = kind(x)`.
 pub(super) fn unary(lane: &mut Issue, kind: Unary, x: &Tensor, y: &mut Tensor) -> Result<()> {
     let dtype = x.dtype();
-    if !dtype.is_float() && (dtype == DType::U8 || !kind.of_integers()) {
+    let integer = matches!(dtype, DType::I64 | DType::I32);
+    if !dtype.is_float() && !(integer && kind.of_integers()) {
         return Err(Error::UnsupportedDType {
             op: lane.op(),
             dtype,
