@@ -69,16 +69,26 @@ pub fn watch(command: &mut Command, mut each: impl FnMut(&str)) -> Result<ExitSt
     Ok(child.wait()?)
 }
 
-/// Builds, and returns what was built, by name.
-pub fn executables(command: &mut Command) -> Result<Vec<(String, PathBuf)>> {
+/// Builds, and returns what cargo says of each artifact.
+pub fn artifacts(command: &mut Command) -> Result<Vec<Value>> {
     let output = command
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()?;
     ensure!(output.status.success(), "the build failed");
     let text = String::from_utf8_lossy(&output.stdout);
-    let built = text.lines().filter_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
+    let messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok());
+    Ok(messages
+        .filter(|message: &Value| message["reason"] == "compiler-artifact")
+        .collect())
+}
+
+/// Builds, and returns what was built, by name.
+pub fn executables(command: &mut Command) -> Result<Vec<(String, PathBuf)>> {
+    let artifacts = artifacts(command)?.into_iter();
+    let built = artifacts.filter_map(|message| {
         let path = message["executable"].as_str()?;
         Some((message["target"]["name"].as_str()?.to_owned(), path.into()))
     });

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::cargo::{cargo, root};
 use crate::gpu;
+use crate::gpu::programs::FEATURES;
 use crate::hosts::Hosts;
 use crate::machine;
 
@@ -138,7 +139,7 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "cuda-absent",
-        what: "phalanx-tensor with CUDA, where there is none",
+        what: "the feature cuda, where there is no CUDA",
         obstacle: || gpu::has_cards().then(|| "this machine has a CUDA device".to_owned()),
         command: without_cards,
         ..PLAIN
@@ -194,10 +195,10 @@ fn chore(args: &[&str]) -> Command {
     command
 }
 
-/// The feature `cuda` where there is neither a driver nor a simulated one: it builds, the CPU is as it was, and the tests
-/// of cards say that they are skipped.
+/// The feature `cuda` where there is neither a driver nor a simulated one: it builds, phalanx-tensor's operations are
+/// those of the CPU, and the tests of cards say that they are skipped.
 fn without_cards() -> Command {
-    let mut command = cargo(["test", "--package", "phalanx-tensor", "--features", "cuda"]);
+    let mut command = cargo(["test", "--workspace", "--features", FEATURES]);
     command.args([
         "--test=cuda",
         "--test=ops",

@@ -19,7 +19,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::findings::judged;
 use super::nvrtc::Nvrtc;
-use super::programs::programs;
+use super::programs::{FEATURES, bins, tests};
 use super::simulator::{Simulator, search};
 use crate::cargo::{cargo, executables, root, succeed, watch};
 use crate::tally::Tally;
@@ -65,9 +65,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     clear(&out)?;
     let mut list = String::new();
     fs::create_dir_all(out.join("bin"))?;
-    for program in programs()? {
+    let programs = tests(args.release)?.into_iter().chain(bins(args.release)?);
+    for (program, path) in programs {
         let to = out.join("bin").join(program.name());
-        fs::copy(program.build(args.release)?, &to)?;
+        fs::copy(path, &to)?;
         succeed("strip", Command::new("strip").arg(&to))?;
         writeln!(
             list,
@@ -115,8 +116,8 @@ fn clear(out: &Path) -> Result<()> {
 
 /// Compiles all kernels, and packs them: machine code with the lines of its source takes a fifth of its room.
 fn compile(out: &Path, nvrtc: &Nvrtc) -> Result<()> {
-    let mut build = cargo(["build", "--quiet", "--package", "phalanx-tensor"]);
-    build.args(["--features", "cuda", "--example", "kernels"]);
+    let mut build = cargo(["build", "--quiet", "--workspace", "--example=kernels"]);
+    build.args(["--features", FEATURES]);
     let built = executables(&mut build)?;
     let program = built.iter().find(|(name, _)| name == "kernels");
     let (_, program) = program.context("the compiler of kernels was not built")?;

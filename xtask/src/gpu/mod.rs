@@ -7,7 +7,7 @@ pub mod bundle;
 mod cards;
 mod findings;
 mod nvrtc;
-mod programs;
+pub mod programs;
 mod simulator;
 
 use std::ffi::OsString;
@@ -20,7 +20,6 @@ use anyhow::{Context, Result};
 use self::cards::Driver;
 use self::findings::judged;
 use self::nvrtc::Nvrtc;
-use self::programs::programs;
 use self::simulator::{Simulator, search};
 use crate::cargo::{root, watch};
 use crate::lines;
@@ -159,8 +158,7 @@ fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
         Cards::Real(_) => 1,
         Cards::Simulated(_) => seeds,
     };
-    for program in programs()?.into_iter().filter(|program| program.is_test()) {
-        let path = program.build(false)?;
+    for (program, path) in programs::tests(false)? {
         for seed in 0..seeds {
             let (name, what) = match cards {
                 Cards::Real(_) => (program.name(), "on real cards".to_owned()),
@@ -172,7 +170,7 @@ fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
             let start = Instant::now();
             let mut command = Command::new(&path);
             command.envs(cards.environment(seed, nvrtc));
-            command.current_dir(root().join(program.folder()));
+            command.current_dir(root().join(program.folder));
             let tally = run_test(&mut command, &name, cards)?;
             report.add(name, what, &tally, Some(start.elapsed()));
         }

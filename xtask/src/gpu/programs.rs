@@ -1,18 +1,21 @@
 //! The programs that want cards: which there are, and their builds.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::cargo::{cargo, executables};
+use crate::cargo::{artifacts, cargo, root};
 
-/// The feature with which they are built.
-const FEATURE: &str = "cuda";
+/// What they are built with. All builds name the whole workspace, so that they share what they depend on.
+pub const FEATURES: &str = "phalanx-tensor/cuda,phalanx-autograd/cuda,phalanx-parallel/cuda,phalanx-examples/cuda,\
+    phalanx-benches/cuda";
 
-/// A program of a package.
+/// A program of the workspace.
+#[derive(Debug)]
 pub struct Program {
-    package: &'static str,
+    /// The folder of its package, in which cargo would start it.
+    pub folder: &'static str,
     /// As cargo names it: `test` or `bin`.
     pub kind: &'static str,
     target: &'static str,
@@ -20,91 +23,115 @@ pub struct Program {
     pub needs: &'static [&'static str],
 }
 
-impl Program {
-    const fn test(package: &'static str) -> Program {
-        Program {
-            package,
-            kind: "test",
-            target: "cuda",
-            needs: &[],
-        }
-    }
-
-    const fn bin(package: &'static str, target: &'static str) -> Program {
-        Program {
-            package,
-            kind: "bin",
-            target,
-            needs: &[],
-        }
-    }
-
-    /// The folder of its package, in which cargo would start it.
-    pub fn folder(&self) -> &'static str {
-        self.package.strip_prefix("phalanx-").unwrap_or_default()
-    }
-
-    /// `tensor-cuda`.
-    pub fn name(&self) -> String {
-        format!("{}-{}", self.folder(), self.target)
-    }
-
-    pub fn is_test(&self) -> bool {
-        self.kind == "test"
-    }
-
-    /// Builds it; where it is.
-    ///
-    /// # Errors
-    /// It does not build.
-    pub fn build(&self, release: bool) -> Result<PathBuf> {
-        let chore = match self.is_test() {
-            true => &["test", "--no-run"][..],
-            false => &["build"],
-        };
-        let mut command = cargo(chore);
-        command.args(["--quiet", "--package", self.package]);
-        command.args(["--features", FEATURE]);
-        command.arg(format!("--{}", self.kind)).arg(self.target);
-        if release {
-            command.arg("--release");
-        }
-        let mut built = executables(&mut command)?.into_iter();
-        let found = built.find(|(name, _)| name == self.target);
-        let (_, path) = found.with_context(|| format!("{} was not built", self.name()))?;
-        Ok(path)
-    }
-}
-
-/// All of them. One that is not in the workspace, or whose package does not have the feature, is left out.
+/// All of them. A test program is there if its package has one.
 const PROGRAMS: &[Program] = &[
-    Program::test("phalanx-tensor"),
-    Program::test("phalanx-autograd"),
-    Program::test("phalanx-parallel"),
-    Program::bin("phalanx-examples", "ddp"),
-    Program::bin("phalanx-benches", "phalanx-bench"),
+    test("tensor"),
+    test("autograd"),
+    test("parallel"),
+    bin("examples", "ddp"),
+    bin("benches", "phalanx-bench"),
 ];
 
-/// Those of [`PROGRAMS`] that are there.
-///
-/// # Errors
-/// Cargo does not tell what is there.
-pub fn programs() -> Result<Vec<&'static Program>> {
-    let output = cargo(["metadata", "--no-deps", "--format-version=1"]).output()?;
-    ensure!(output.status.success(), "cargo metadata failed");
-    let metadata: Value = serde_json::from_slice(&output.stdout)?;
-    let there = |program: &&Program| is_there(program, &metadata);
-    Ok(PROGRAMS.iter().filter(there).collect())
+const fn test(folder: &'static str) -> Program {
+    Program {
+        folder,
+        kind: "test",
+        target: "cuda",
+        needs: &[],
+    }
 }
 
-fn is_there(program: &Program, metadata: &Value) -> bool {
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let packages = list(&metadata["packages"]);
-    let package = packages.iter().find(|p| p["name"] == program.package);
-    package.is_some_and(|package| {
-        let target = |target: &Value| {
-            target["name"] == program.target && list(&target["kind"]).contains(&program.kind.into())
+const fn bin(folder: &'static str, target: &'static str) -> Program {
+    Program {
+        folder,
+        kind: "bin",
+        target,
+        needs: &[],
+    }
+}
+
+impl Program {
+    /// `tensor-cuda`.
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.folder, self.target)
+    }
+}
+
+/// Builds the test programs; each with where it is.
+///
+/// # Errors
+/// One does not build, or is not among [`PROGRAMS`].
+pub fn tests(release: bool) -> Result<Vec<(&'static Program, PathBuf)>> {
+    build(&["test", "--no-run", "--test=cuda"], "test", release)
+}
+
+/// Builds the other programs.
+///
+/// # Errors
+/// As [`tests`].
+pub fn bins(release: bool) -> Result<Vec<(&'static Program, PathBuf)>> {
+    let bins = PROGRAMS.iter().filter(|program| program.kind == "bin");
+    let bins: Vec<_> = bins.map(|bin| format!("--bin={}", bin.target)).collect();
+    let chore = ["build"].into_iter().chain(bins.iter().map(String::as_str));
+    build(&chore.collect::<Vec<_>>(), "bin", release)
+}
+
+fn build(chore: &[&str], kind: &str, release: bool) -> Result<Vec<(&'static Program, PathBuf)>> {
+    let mut command = cargo(chore);
+    command.args(["--quiet", "--workspace", "--features", FEATURES]);
+    if release {
+        command.arg("--release");
+    }
+    let artifacts = artifacts(&mut command)?;
+    let of_kind = artifacts
+        .iter()
+        .filter(|artifact| artifact["target"]["kind"][0] == kind);
+    let mut built = of_kind
+        .filter_map(|artifact| known(artifact, kind).transpose())
+        .collect::<Result<Vec<_>>>()?;
+    // In the order of the table.
+    built.sort_by_key(|(program, _)| PROGRAMS.iter().position(|p| p.name() == program.name()));
+    Ok(built)
+}
+
+/// The program that an artifact is; `None` if it is no program.
+fn known(artifact: &Value, kind: &str) -> Result<Option<(&'static Program, PathBuf)>> {
+    let Some(path) = artifact["executable"].as_str() else {
+        return Ok(None);
+    };
+    let (target, source) = (&artifact["target"]["name"], &artifact["target"]["src_path"]);
+    let is_it = |program: &&Program| {
+        let folder = root().join(program.folder);
+        let source = source.as_str().map(Path::new);
+        program.kind == kind
+            && *target == program.target
+            && source.is_some_and(|s| s.starts_with(folder))
+    };
+    let program = PROGRAMS.iter().find(is_it);
+    let program = program.with_context(|| {
+        format!("xtask/src/gpu/programs.rs does not know of the program {target} in {source}")
+    })?;
+    Ok(Some((program, path.into())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_program_that_is_not_in_the_table_is_an_error() {
+        let artifact = |folder: &str| {
+            let source = root().join(folder).join("tests/cuda.rs");
+            json!({"executable": "/x", "target": {"name": "cuda", "src_path": source}})
         };
-        package["features"].get(FEATURE).is_some() && list(&package["targets"]).iter().any(target)
-    })
+        let found = known(&artifact("tensor"), "test").unwrap().unwrap();
+        assert_eq!(found.0.name(), "tensor-cuda");
+        assert!(known(&artifact("comm"), "test").is_err());
+        assert!(
+            known(&json!({"executable": null}), "test")
+                .unwrap()
+                .is_none()
+        );
+    }
 }

@@ -4,14 +4,13 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Context, Result};
 
 use super::findings::is_expected;
 use super::nvrtc::Nvrtc;
-use crate::cargo::{cargo, root};
+use crate::cargo::{artifacts, cargo, root};
 
 /// The names that it has for the programs.
 const NAMES: &[&str] = &["libcuda.so", "libcuda.so.1"];
@@ -51,6 +50,8 @@ impl Simulator {
             fs::rename(&draft, folder.join(name))?;
         }
         let findings = folder.join(format!("findings-{}", std::process::id()));
+        // One that an earlier process of the same number has left.
+        let _ = fs::remove_file(&findings);
         Ok(Simulator {
             gpus,
             folder,
@@ -102,23 +103,11 @@ pub fn search<'a>(folders: impl IntoIterator<Item = Option<&'a Path>>) -> OsStri
 /// The library, built.
 fn built() -> Result<PathBuf> {
     let mut build = cargo(["build", "--quiet", "--package", "phalanx-simulator"]);
-    let output = build
-        .arg("--message-format=json-render-diagnostics")
-        .stderr(Stdio::inherit())
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "the simulated device does not build"
-    );
-    let text = String::from_utf8_lossy(&output.stdout);
-    let library = text.lines().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let files = message["filenames"].as_array()?.iter();
+    let artifacts = artifacts(&mut build)?;
+    let library = artifacts.iter().find_map(|artifact| {
+        let files = artifact["filenames"].as_array()?.iter();
         let mut files = files.filter_map(|file| Some(PathBuf::from(file.as_str()?)));
-        files.find(|file| {
-            file.file_name()
-                .is_some_and(|name| name == "libsimulator.so")
-        })
+        files.find(|file| file.ends_with("libsimulator.so"))
     });
     library.context("the build of the simulated device made no libsimulator.so")
 }
