@@ -58,8 +58,14 @@ impl Tensor {
             self.replace(copy);
             return Ok(());
         }
+        // What cannot be read is refused before the old contents are given up.
+        other.storage().expect_written(OP)?;
         self.storage().rewritten();
-        across(OP, Source::Tensor(other), Target::Tensor(self, 0))
+        let copied = across(OP, Source::Tensor(other), Target::Tensor(self, 0));
+        if copied.is_err() {
+            self.storage().broke_off(OP);
+        }
+        copied
     }
 
     /// Writes the elements of `other`, in row-major order, over those of the tensor from the one at
@@ -77,7 +83,8 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`] where the elements do not fit behind `start`,
-    /// [`Error::DTypeMismatch`]; [`Error::OutOfMemory`]. The tensor is as it was then.
+    /// [`Error::DTypeMismatch`]; [`Error::OutOfMemory`]; those of the devices. Where a copy between devices
+    /// broke off, the tensor's last write is lost; else the tensor is as it was then.
     pub fn write_at(&mut self, start: usize, other: &Tensor) -> Result<()> {
         const OP: &str = "write_at";
         if self.dtype() != other.dtype() {
@@ -98,9 +105,14 @@ impl Tensor {
                 reason: "the second does not fit into the first from there on",
             });
         }
+        other.storage().expect_written(OP)?;
         self.own(OP)?;
         self.storage().expect_written(OP)?;
-        across(OP, Source::Tensor(other), Target::Tensor(self, start))
+        let copied = across(OP, Source::Tensor(other), Target::Tensor(self, start));
+        if copied.is_err() {
+            self.storage().broke_off(OP);
+        }
+        copied
     }
 
     /// Makes the tensor contiguous and the only holder of its storage, by a copy where it is not.

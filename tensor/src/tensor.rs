@@ -292,8 +292,8 @@ impl Tensor {
                 reason: "needs exactly one element".into(),
             });
         }
-        let mut bytes = [0u8; 8];
-        let bytes = &mut bytes[..self.dtype().size()];
+        let mut word = 0u64; // aligned for every element type
+        let bytes = &mut bytemuck::bytes_of_mut(&mut word)[..self.dtype().size()];
         across("item", Source::Tensor(self), Target::Host(bytes))?;
         let value = dispatch_any!(self.dtype(), S => {
             bytemuck::pod_read_unaligned::<S>(bytes).number()

@@ -6,11 +6,14 @@
 //!
 //! A file's name holds all that decides on its contents: the kernels' name and types, the
 //! architecture, a hash of source and options, NVRTC's version. It appears under that name only when
-//! it is complete, so any number of processes may start at once.
+//! it is complete, so any number of processes may start at once. It starts with the hash of what
+//! follows, and one that does not fit is taken for none: the driver is never given a broken image.
 
 use super::compile::{Image, Target};
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::{env, fs, io, process};
@@ -82,21 +85,23 @@ impl Cache {
     }
 
     pub(super) fn load(&self, key: &Key) -> Option<Image> {
-        let bytes = fs::read(self.0.join(key.file()?)).ok()?;
-        Some(Image::new(bytes))
+        whole(fs::read(self.0.join(key.file()?)).ok()?)
     }
 
-    /// As [`load`](Cache::load), of any version of NVRTC.
-    pub(super) fn load_any(&self, key: &Key) -> Option<Image> {
+    /// As [`load`](Cache::load), of the latest version of NVRTC whose code a driver of the CUDA version
+    /// `major` takes.
+    pub(super) fn load_any(&self, key: &Key, major: i32) -> Option<Image> {
         let files = fs::read_dir(&self.0).ok()?;
         let of_key = |file: io::Result<fs::DirEntry>| {
             let file = file.ok()?;
             let name = file.file_name().into_string().ok()?;
             let version = name.strip_prefix(&key.stem)?.strip_suffix(key.extension)?;
-            version.ends_with('.').then(|| file.path())
+            let (of, minor) = version.strip_suffix('.')?.split_once('.')?;
+            let version: (i32, i32) = (of.parse().ok()?, minor.parse().ok()?);
+            (version.0 <= major).then(|| (version, file.path()))
         };
-        let file = files.filter_map(of_key).max()?;
-        Some(Image::new(fs::read(file).ok()?))
+        let (_, file) = files.filter_map(of_key).max()?;
+        whole(fs::read(file).ok()?)
     }
 
     /// Writes a file that appears when it is complete.
@@ -107,13 +112,33 @@ impl Cache {
         };
         fs::create_dir_all(&self.0)?;
         let count = COUNT.fetch_add(1, Relaxed);
-        let part = self.0.join(format!(".{name}.{}.{count}", process::id()));
-        let written =
-            fs::write(&part, image.bytes()).and_then(|()| fs::rename(&part, self.0.join(name)));
+        // Processes on other hosts may share the folder and have this one's number.
+        let random = RandomState::new().build_hasher().finish();
+        let part = self
+            .0
+            .join(format!(".{name}.{}.{count}.{random:x}", process::id()));
+        let write = || {
+            let mut file = fs::File::create_new(&part)?;
+            file.write_all(&Sha256::digest(image.bytes()))?;
+            file.write_all(image.bytes())?;
+            file.sync_all()?;
+            fs::rename(&part, self.0.join(name))
+        };
+        let written = write();
         if written.is_err() {
             // What is left of it takes room, and nothing else.
             let _ = fs::remove_file(&part);
         }
         written
     }
+}
+
+/// The image of a file, where it is the one that was written.
+fn whole(mut bytes: Vec<u8>) -> Option<Image> {
+    let (hash, image) = bytes.split_at_checked(32)?;
+    if image.is_empty() || Sha256::digest(image).as_slice() != hash {
+        return None;
+    }
+    bytes.drain(..32);
+    Some(Image::new(bytes))
 }

@@ -9,12 +9,29 @@
 use super::cache::{Cache, Key};
 use super::driver::driver;
 use super::modules::Variant;
+use crate::DType;
 use cudarc::nvrtc::sys::{self, nvrtcProgram, nvrtcResult};
 use std::ffi::{CString, c_char, c_int};
 use std::sync::OnceLock;
 
 /// What stands before every source.
 const PRELUDE: &str = include_str!("prelude.cu");
+
+/// NVRTC's functions that are called here.
+const FUNCTIONS: &[&str] = &[
+    "nvrtcVersion",
+    "nvrtcGetNumSupportedArchs",
+    "nvrtcGetSupportedArchs",
+    "nvrtcCreateProgram",
+    "nvrtcCompileProgram",
+    "nvrtcDestroyProgram",
+    "nvrtcGetCUBINSize",
+    "nvrtcGetCUBIN",
+    "nvrtcGetPTXSize",
+    "nvrtcGetPTX",
+    "nvrtcGetProgramLogSize",
+    "nvrtcGetProgramLog",
+];
 
 /// Compiled kernels.
 #[derive(Debug)]
@@ -75,6 +92,14 @@ fn find() -> Result<Nvrtc, String> {
     if !unsafe { sys::is_culib_present() } {
         return Err("NVRTC is not installed (there is no libnvrtc.so)".into());
     }
+    // SAFETY: the library is present, so this does not panic.
+    let library = unsafe { sys::culib() };
+    for name in FUNCTIONS {
+        // SAFETY: the symbol is only looked for; its type does not matter.
+        if unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err() {
+            return Err(format!("NVRTC is too old: it has no function {name}"));
+        }
+    }
     let (mut major, mut minor, mut count) = (0, 0, 0);
     let mut architectures = Vec::new();
     let mut ask = || {
@@ -105,25 +130,25 @@ fn done(result: nvrtcResult) -> Result<(), nvrtcResult> {
 /// there are none.
 pub(super) fn image(variant: &Variant, capability: u32) -> Result<Image, String> {
     let cache = Cache::of_user();
-    let nvrtc = match nvrtc() {
+    let nvrtc = match nvrtc()
+        .map_err(str::to_owned)
+        .and_then(|nvrtc| fits(nvrtc).map(|()| nvrtc))
+    {
         Ok(nvrtc) => nvrtc,
         Err(missing) => {
-            // Compiled elsewhere by any version that the driver takes.
-            let found = [Target::Cubin(capability), Target::Ptx]
-                .into_iter()
-                .find_map(|target| {
-                    let key = key(variant, target, None);
-                    cache.as_ref()?.load_any(&key)
-                });
-            return found.ok_or_else(|| {
-                format!(
-                    "{missing}, and the kernels {} were not compiled before",
-                    variant.name()
-                )
+            // Compiled elsewhere, by any version that the driver takes.
+            let major = driver()?.version / 1000;
+            let targets = [Target::Cubin(capability), Target::Ptx].into_iter();
+            let mut found = targets.filter_map(|target| {
+                let key = key(variant, target, None);
+                cache.as_ref()?.load_any(&key, major)
+            });
+            return found.next().ok_or_else(|| {
+                let name = variant.name();
+                format!("{missing}, and the kernels {name} were not compiled before")
             });
         }
     };
-    fits(nvrtc)?;
     let known = nvrtc.architectures.contains(&(capability as c_int));
     let target = if known {
         Target::Cubin(capability)
@@ -176,7 +201,11 @@ fn options(variant: &Variant, target: Target) -> Vec<String> {
     let floats = variant.types.iter().all(|dtype| dtype.is_float());
     options.push(format!("--define-macro=FLOATS={}", u8::from(floats)));
     for (name, dtype) in ["T", "U", "V"].iter().zip(&variant.types) {
-        options.push(format!("--define-macro={name}={}", dtype.name()));
+        let dtype = match dtype {
+            DType::Bool => "boolean", // bool is a word of the language
+            dtype => dtype.name(),
+        };
+        options.push(format!("--define-macro={name}={dtype}"));
     }
     options
 }

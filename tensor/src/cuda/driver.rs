@@ -24,7 +24,6 @@ const FUNCTIONS: &[&str] = &[
     "cuStreamCreateWithPriority",
     "cuCtxGetStreamPriorityRange",
     "cuStreamWaitEvent",
-    "cuStreamSynchronize",
     "cuEventCreate",
     "cuEventRecord",
     "cuEventQuery",

@@ -125,17 +125,10 @@ impl Gpu {
 
     /// Makes the card's context the calling thread's.
     pub(super) fn enter(&self, op: &'static str) -> Result<()> {
-        thread_local! {
-            static CURRENT: Cell<Option<usize>> = const { Cell::new(None) };
-        }
-        if CURRENT.get() == Some(self.ordinal) {
-            return Ok(());
-        }
+        // Each time: other cards and other libraries make other contexts current.
         // SAFETY: the context lives as long as the process.
         unsafe { result::ctx::set_current(self.context.0) }
-            .map_err(|e| self.failed(op, "entering the context", e))?;
-        CURRENT.set(Some(self.ordinal));
-        Ok(())
+            .map_err(|e| self.failed(op, "entering the context", e))
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -171,41 +164,39 @@ impl Gpu {
             gpu: self,
             lanes: Some(lanes),
         };
-        issuing.bury();
+        self.bury_in(issuing.lanes());
         issuing
     }
 
     /// Frees the memory of a storage that died, now or when the issue lock is free.
     pub(super) fn bury(&'static self, dead: Dead) {
-        self.dead
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(dead);
+        self.dead().push(dead);
         self.bury_all();
     }
 
     /// Frees what has died, unless somebody holds the issue lock, who then does it.
     fn bury_all(&'static self) {
-        while !self
-            .dead
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
-        {
-            match self.lanes.try_lock() {
-                Ok(lanes) => drop(Issuing {
-                    gpu: self,
-                    lanes: Some(lanes),
-                }),
-                Err(TryLockError::Poisoned(lanes)) => {
-                    drop(Issuing {
-                        gpu: self,
-                        lanes: Some(lanes.into_inner()),
-                    });
-                }
+        while !self.dead().is_empty() {
+            let mut lanes = match self.lanes.try_lock() {
+                Ok(lanes) => lanes,
+                Err(TryLockError::Poisoned(lanes)) => lanes.into_inner(),
                 // Who holds the lock looks at the list after letting go of it.
                 Err(TryLockError::WouldBlock) => return,
-            }
+            };
+            self.bury_in(&mut lanes);
+        }
+    }
+
+    fn dead(&self) -> MutexGuard<'_, Vec<Dead>> {
+        // A panic while the lock was held cannot leave the list half-changed.
+        self.dead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees what has died.
+    fn bury_in(&self, lanes: &mut Lanes) {
+        let dead = std::mem::take(&mut *self.dead());
+        if !dead.is_empty() && self.enter("drop").is_ok() {
+            dead.into_iter().for_each(|dead| dead.free(lanes));
         }
     }
 }
@@ -229,22 +220,12 @@ impl Issuing {
             None => unreachable!("the issue lock is held until the drop"),
         }
     }
-
-    /// Frees what has died.
-    fn bury(&mut self) {
-        let gpu = self.gpu;
-        let dead = std::mem::take(&mut *gpu.dead.lock().unwrap_or_else(PoisonError::into_inner));
-        if dead.is_empty() || gpu.enter("drop").is_err() {
-            return;
-        }
-        let lanes = self.lanes();
-        dead.into_iter().for_each(|dead| dead.free(lanes));
-    }
 }
 
 impl Drop for Issuing {
     fn drop(&mut self) {
-        self.bury();
+        let gpu = self.gpu;
+        gpu.bury_in(self.lanes());
         self.lanes = None;
         // What another thread has put on the list while the lock was held.
         self.gpu.bury_all();

@@ -165,9 +165,23 @@ impl Issue {
 
     /// The flag for an index out of range, and the number under which this operation notes itself.
     pub(crate) fn index_flag(&mut self) -> Result<[Arg<'static>; 2]> {
+        self.gpu().enter(self.op)?;
         let (op, stamp, flag) = (self.op, self.stamp, &self.gpu().index);
         let (address, place) = flag.lend(op, &mut self.issuing, stamp)?;
         Ok([Arg::Address(address), Arg::Small(place)])
+    }
+
+    /// Compiles and loads a kernel, so that launching it cannot fail for want of it.
+    pub(crate) fn prepare(
+        &self,
+        source: Kernel,
+        types: &[DType],
+        name: &'static str,
+    ) -> Result<()> {
+        let gpu = self.gpu();
+        gpu.enter(self.op)?;
+        let variant = Variant::new(source, types);
+        gpu.modules.function(self.op, gpu, variant, name).map(drop)
     }
 
     /// Launches the kernel `name` of a family, compiled for `types`.
@@ -180,6 +194,8 @@ impl Issue {
         args: &[Arg<'_>],
     ) -> Result<()> {
         let gpu = self.gpu();
+        // Another card's may have become the thread's context since.
+        gpu.enter(self.op)?;
         let variant = Variant::new(source, types);
         let function = gpu.modules.function(self.op, gpu, variant, name)?;
         let mut pointers: SmallVec<[*mut c_void; 16]> = SmallVec::new();
@@ -219,6 +235,7 @@ impl Issue {
 impl Drop for Issue {
     fn drop(&mut self) {
         // Where no event could be recorded, the card has failed, and its next operation says so.
+        let _ = self.gpu().enter(self.op);
         let _ = self.issuing.lanes().issued(self.stamp);
         for (storage, how) in &self.uses {
             let Memory::Cuda(storage) = storage.memory() else {

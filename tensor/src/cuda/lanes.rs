@@ -158,11 +158,15 @@ impl Lanes {
         }
     }
 
-    /// Waits until everything that was issued is done.
-    pub(super) fn synchronize(&self) -> Result<(), DriverError> {
-        self.streams.iter().try_for_each(|stream| {
-            // SAFETY: the stream belongs to the card, whose context is current.
-            unsafe { result::stream::synchronize(stream.stream.0) }
-        })
+    /// Events that are passed when everything that was issued is done.
+    pub(super) fn all_passed(&mut self) -> Result<Vec<Handle<sys::CUevent>>, DriverError> {
+        let lanes = [Lane::Compute, Lane::Copy, Lane::Comm];
+        lanes
+            .into_iter()
+            .map(|lane| {
+                let number = self.streams[lane as usize].issued;
+                self.passed(Stamp { lane, number })
+            })
+            .collect()
     }
 }

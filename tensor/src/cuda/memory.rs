@@ -4,6 +4,7 @@
 
 use super::gpu::{Gpu, Issuing, gpu};
 use super::lanes::{LANES, Lane, Lanes, Stamp};
+use super::staging::Staging;
 use crate::memory::Account;
 use crate::{DType, Device, Result};
 use cudarc::driver::result::{self, DriverError};
@@ -91,11 +92,21 @@ impl CudaStorage {
         // Saturation fails in the allocation, as out of memory.
         let bytes = len.saturating_mul(dtype.size());
         let reservation = gpu.account().reserve(op, bytes)?;
+        if isize::try_from(bytes).is_err() {
+            return Err(reservation.refused(op));
+        }
         let mut issuing = gpu.lock();
-        let address = match bytes {
+        let mut address = match bytes {
             0 => Ok(0),
             _ => allocate(&mut issuing, lane, bytes),
         };
+        if let Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) = address {
+            // Others may issue while this waits, and what died meanwhile is freed.
+            drop(issuing);
+            gpu.wait_for_all(op)?;
+            issuing = gpu.lock();
+            address = trim(gpu).and_then(|()| allocate(&mut issuing, lane, bytes));
+        }
         let address = match address {
             Ok(address) => address,
             Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
@@ -104,18 +115,18 @@ impl CudaStorage {
             Err(e) => return Err(gpu.failed(op, "allocating memory", e)),
         };
         reservation.fulfil();
-        let lanes = issuing.lanes();
-        let write = lanes.next(lane);
-        lanes
-            .issued(write)
-            .map_err(|e| gpu.failed(op, "allocating memory", e))?;
-        Ok(CudaStorage {
+        let write = issuing.lanes().next(lane);
+        let storage = CudaStorage {
             gpu,
             dtype,
             address,
             bytes,
             uses: Mutex::new(Uses::new(write)),
-        })
+        };
+        let issued = issuing.lanes().issued(write);
+        drop(issuing); // what has failed is freed under the lock
+        issued.map_err(|e| gpu.failed(op, "allocating memory", e))?;
+        Ok(storage)
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -191,22 +202,16 @@ impl Dead {
     }
 }
 
-/// Memory of the card's pool; where it has none, what the pool keeps is given back first.
+/// Memory of the card's pool.
 fn allocate(issuing: &mut Issuing, lane: Lane, bytes: usize) -> Result<CUdeviceptr, DriverError> {
     let gpu = issuing.gpu();
     let lanes = issuing.lanes();
     // SAFETY: the stream belongs to the card, whose context is current.
-    let take = || unsafe { result::malloc_async(lanes.stream(lane), bytes) };
-    let address = match take() {
-        Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-            lanes.synchronize()?;
-            trim(gpu)?;
-            // SAFETY: as above.
-            unsafe { result::malloc_async(lanes.stream(lane), bytes) }?
-        }
-        other => other?,
-    };
-    gpu.account().reserves(reserved(gpu)?);
+    let address = unsafe { result::malloc_async(lanes.stream(lane), bytes) }?;
+    // What the pool says of itself is for the account's figures alone.
+    if let Ok(reserved) = reserved(gpu) {
+        gpu.account().reserves(reserved);
+    }
     Ok(address)
 }
 
@@ -227,10 +232,12 @@ fn trim(gpu: &Gpu) -> Result<(), DriverError> {
 impl Gpu {
     /// Gives the memory that no tensor uses back to the system.
     pub(crate) fn empty_cache(&'static self, op: &'static str) -> Result<()> {
-        let mut issuing = self.lock();
         let failed = |e| self.failed(op, "giving memory back", e);
-        issuing.lanes().synchronize().map_err(failed)?;
-        self.staging.empty().map_err(failed)?;
+        // Whatever uses these buffers was issued before, so that it is over after the wait.
+        let idle = self.staging.drain();
+        self.wait_for_all(op)?;
+        Staging::free(idle).map_err(failed)?;
+        let _issuing = self.lock();
         trim(self).map_err(failed)?;
         self.account().reserves(reserved(self).map_err(failed)?);
         Ok(())

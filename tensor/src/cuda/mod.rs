@@ -21,6 +21,6 @@ pub(crate) use gpu::gpu;
 pub(crate) use issue::{Arg, Grid, Issue};
 pub(crate) use lanes::Lane;
 pub(crate) use memory::CudaStorage;
-pub(crate) use modules::{FLOATS, SIZES, Source, TYPES, Variant};
+pub(crate) use modules::{FLOATS, NUMBERS, SIZES, Source, TYPES, Variant};
 pub(crate) use transfer::{copy, download, upload, word};
 pub(crate) use view::View;

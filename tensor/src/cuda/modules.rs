@@ -38,7 +38,18 @@ pub(crate) type Kernel = &'static Source;
 pub(crate) const FLOATS: &[&[DType]] =
     &[&[DType::F32], &[DType::F64], &[DType::BF16], &[DType::F16]];
 
-/// All element types, one at a time.
+/// The types with arithmetic, one at a time.
+pub(crate) const NUMBERS: &[&[DType]] = &[
+    &[DType::F32],
+    &[DType::F64],
+    &[DType::BF16],
+    &[DType::F16],
+    &[DType::I64],
+    &[DType::I32],
+    &[DType::U8],
+];
+
+/// All types, one at a time.
 pub(crate) const TYPES: &[&[DType]] = &[
     &[DType::F32],
     &[DType::F64],
@@ -47,6 +58,7 @@ pub(crate) const TYPES: &[&[DType]] = &[
     &[DType::I64],
     &[DType::I32],
     &[DType::U8],
+    &[DType::Bool],
 ];
 
 /// One element type for each size, for what only copies bits.

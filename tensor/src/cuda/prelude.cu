@@ -13,10 +13,14 @@ typedef unsigned int u32;
 struct bf16 { unsigned short bits; };
 struct f16 { unsigned short bits; };
 
+// A truth value: any byte but 0 is true.
+struct boolean { u8 byte; };
+
 // The type in which sums and products of T are computed.
 template <class T> struct ComputeOf { typedef T type; };
 template <> struct ComputeOf<bf16> { typedef f32 type; };
 template <> struct ComputeOf<f16> { typedef f32 type; };
+template <> struct ComputeOf<boolean> { typedef u8 type; };
 template <class T> using Compute = typename ComputeOf<T>::type;
 
 __device__ inline f32 widen(f32 v) { return v; }
@@ -24,6 +28,7 @@ __device__ inline f64 widen(f64 v) { return v; }
 __device__ inline i64 widen(i64 v) { return v; }
 __device__ inline i32 widen(i32 v) { return v; }
 __device__ inline u8 widen(u8 v) { return v; }
+__device__ inline u8 widen(boolean v) { return v.byte != 0; }
 __device__ inline f32 widen(bf16 v) { return __uint_as_float((u32)v.bits << 16); }
 __device__ inline f32 widen(f16 v) {
     f32 wide;
@@ -45,6 +50,14 @@ template <> struct Narrow<f16> {
     static __device__ f16 of(f32 v) {
         f16 narrow;
         asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(v));
+        return narrow;
+    }
+};
+
+template <> struct Narrow<boolean> {
+    static __device__ boolean of(u8 v) {
+        boolean narrow;
+        narrow.byte = v != 0;
         return narrow;
     }
 };

@@ -5,7 +5,9 @@
 use super::gpu::{Gpu, Handle};
 use super::lanes::Stamp;
 use crate::Result;
+use crate::cpu::scratch::NoMemory;
 use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::sys::CUresult;
 use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
@@ -42,31 +44,41 @@ impl Staging {
     pub(super) fn take(&self, op: &'static str, gpu: &'static Gpu, bytes: usize) -> Result<Pinned> {
         let size = bytes.max(LEAST).next_power_of_two();
         loop {
-            let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let fits = |(pinned, _): &&(Pinned, Option<Stamp>)| pinned.bytes == size;
-            let busy = slots.iter().filter(fits).count();
-            let free = slots.iter().position(|(pinned, stamp)| {
-                pinned.bytes == size && stamp.is_none_or(|stamp| is_done(gpu, stamp))
-            });
-            if let Some(free) = free {
-                return Ok(slots.swap_remove(free).0);
-            }
-            if busy < IN_FLIGHT {
-                drop(slots);
-                return make(op, gpu, size);
-            }
-            let oldest = slots.iter().filter(fits).find_map(|(_, stamp)| *stamp);
-            drop(slots);
-            if let Some(oldest) = oldest {
-                gpu.wait(op, oldest)?;
+            // The lock of this list is never held while the issue lock is waited for.
+            let (fitting, others) = self
+                .drain()
+                .into_iter()
+                .partition(|slot| slot.0.bytes == size);
+            let (mut fitting, others): (Vec<_>, Vec<_>) = (fitting, others);
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(others);
+            let busy = fitting.len();
+            let done = |stamp: Option<Stamp>| stamp.is_none_or(|stamp| is_done(gpu, stamp));
+            let free = fitting.iter().position(|(_, stamp)| done(*stamp));
+            let free = free.map(|free| fitting.swap_remove(free).0);
+            let oldest = fitting.iter().find_map(|(_, stamp)| *stamp);
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend(fitting);
+            match (free, oldest) {
+                (Some(free), _) => return Ok(free),
+                (None, Some(oldest)) if busy >= IN_FLIGHT => gpu.wait(op, oldest)?,
+                (None, _) => return make(op, gpu, size),
             }
         }
     }
 
-    /// Frees the buffers that no transfer uses. Nothing is in flight on the card.
-    pub(super) fn empty(&self) -> Result<(), DriverError> {
-        let slots = std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner));
-        slots.into_iter().try_for_each(|(pinned, _)| {
+    /// Takes out all buffers that are kept here.
+    pub(super) fn drain(&self) -> Vec<(Pinned, Option<Stamp>)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Frees buffers that no transfer uses any more.
+    pub(super) fn free(buffers: Vec<(Pinned, Option<Stamp>)>) -> Result<(), DriverError> {
+        buffers.into_iter().try_for_each(|(pinned, _)| {
             // SAFETY: the buffer was allocated as pinned memory, and nobody else has it.
             unsafe { result::free_host(pinned.address.0) }
         })
@@ -85,8 +97,10 @@ fn is_done(gpu: &'static Gpu, stamp: Stamp) -> bool {
 
 fn make(op: &'static str, gpu: &'static Gpu, size: usize) -> Result<Pinned> {
     // SAFETY: the card's context is current.
-    let address = unsafe { result::malloc_host(size, 0) }
-        .map_err(|e| gpu.failed(op, "allocating a pinned buffer", e))?;
+    let address = unsafe { result::malloc_host(size, 0) }.map_err(|e| match e.0 {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => NoMemory::of::<u8>(size).on(op, gpu.device()),
+        _ => gpu.failed(op, "allocating a pinned buffer", e),
+    })?;
     // SAFETY: the buffer was just allocated with this size.
     unsafe { address.cast::<u8>().write_bytes(0, size) };
     Ok(Pinned {

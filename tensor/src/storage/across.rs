@@ -30,8 +30,15 @@ pub(crate) enum Target<'a> {
 /// # Errors
 /// [`Error::LostWrite`]; those of the devices.
 pub(crate) fn across(op: &'static str, from: Source<'_>, to: Target<'_>) -> Result<()> {
-    if let Source::Tensor(from) = &from {
-        from.storage().expect_written(op)?;
+    let source = match &from {
+        Source::Tensor(from) => Some(*from),
+        Source::Host(_) => None,
+    };
+    if let Some(source) = source {
+        source.storage().expect_written(op)?;
+    }
+    if let (Some(source), Target::Tensor(to, _)) = (source, &to) {
+        to.storage().inherits(source.storage());
     }
     match (from, to) {
         (Source::Host(from), Target::Host(to)) => to.copy_from_slice(from),
@@ -43,7 +50,11 @@ pub(crate) fn across(op: &'static str, from: Source<'_>, to: Target<'_>) -> Resu
         (Source::Tensor(from), Target::Host(to)) => match from.storage().memory() {
             Memory::Cpu(_) => gather(from, to),
             #[cfg(feature = "cuda")]
-            Memory::Cuda(_) => crate::cuda::download(op, from, to)?,
+            Memory::Cuda(_) => {
+                crate::cuda::download(op, from, to)?;
+                // It may have been lost while this waited for it.
+                from.storage().expect_written(op)?;
+            }
         },
         (Source::Tensor(from), Target::Tensor(to, start)) => {
             let bytes = from.numel() * from.dtype().size();
@@ -56,7 +67,13 @@ pub(crate) fn across(op: &'static str, from: Source<'_>, to: Target<'_>) -> Resu
                 }
                 #[cfg(feature = "cuda")]
                 (Memory::Cuda(_), Memory::Cpu(_)) => {
-                    crate::cuda::download(op, from, host_bytes(op, to, start, bytes)?)?;
+                    let copied = crate::cuda::download(op, from, host_bytes(op, to, start, bytes)?);
+                    // It may have been lost while this waited for it.
+                    let copied = copied.and_then(|()| from.storage().expect_written(op));
+                    if copied.is_err() {
+                        to.storage().broke_off(op);
+                    }
+                    copied?;
                 }
                 #[cfg(feature = "cuda")]
                 (Memory::Cuda(_), Memory::Cuda(_)) => crate::cuda::copy(op, from, to, start)?,

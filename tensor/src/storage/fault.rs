@@ -25,7 +25,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// # Ok::<(), phalanx_tensor::Error>(())
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct WriteFault(Arc<OnceLock<String>>);
+pub struct WriteFault(Arc<OnceLock<Outcome>>);
+
+/// How a write ended.
+#[derive(Debug)]
+enum Outcome {
+    /// It is done.
+    Done,
+    /// It was lost, for this reason.
+    Lost(String),
+}
 
 impl WriteFault {
     /// A write that goes well until [`declare`](WriteFault::declare) says otherwise.
@@ -34,15 +43,30 @@ impl WriteFault {
         WriteFault::default()
     }
 
-    /// Declares the write lost, for `reason`. The first reason counts.
+    /// Declares the write lost, for `reason`. The first outcome counts.
+    ///
+    /// This comes before whatever lets readers go on: a reader that waits for the write looks here when
+    /// its wait is over.
     pub fn declare(&self, reason: impl Into<String>) {
-        // A second call keeps the first reason.
-        let _ = self.0.set(reason.into());
+        // A second call keeps the first outcome.
+        let _ = self.0.set(Outcome::Lost(reason.into()));
+    }
+
+    /// Says that the write went well, so that nobody need ask any more. The first outcome counts.
+    pub fn settle(&self) {
+        let _ = self.0.set(Outcome::Done);
+    }
+
+    fn is_settled(&self) -> bool {
+        matches!(self.0.get(), Some(Outcome::Done))
     }
 
     /// Why the write was lost; `None` while it was not.
     pub fn reason(&self) -> Option<&str> {
-        self.0.get().map(String::as_str)
+        match self.0.get()? {
+            Outcome::Done => None,
+            Outcome::Lost(reason) => Some(reason),
+        }
     }
 }
 
@@ -51,16 +75,29 @@ impl WriteFault {
 pub(super) struct Attached {
     /// Whether there is one: the one thing that operations look at on the fast path.
     some: AtomicBool,
-    cell: Mutex<Option<WriteFault>>,
+    /// Those of the writes that made the contents.
+    cell: Mutex<Vec<WriteFault>>,
 }
 
 impl Attached {
-    fn set(&self, cell: Option<WriteFault>) {
-        // A panic while the lock was held cannot leave the value half-changed.
-        let mut slot = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
-        // Release: who sees the flag finds the cell, which the lock orders as well.
-        self.some.store(cell.is_some(), Release);
-        *slot = cell;
+    /// Adds the cells that are not settled: writes that went well need none.
+    fn add(&self, cells: &[WriteFault]) {
+        // A panic while the lock was held cannot leave the list half-changed.
+        let mut known = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|cell| !cell.is_settled());
+        for cell in cells.iter().filter(|cell| !cell.is_settled()) {
+            if !known.iter().any(|known| Arc::ptr_eq(&known.0, &cell.0)) {
+                known.push(cell.clone());
+            }
+        }
+        // Release: who sees the flag finds the cells, which the lock orders as well.
+        self.some.store(!known.is_empty(), Release);
+    }
+
+    fn clear(&self) {
+        let mut known = self.cell.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clear();
+        self.some.store(false, Release);
     }
 }
 
@@ -74,11 +111,17 @@ impl Storage {
         }
     }
 
+    /// A write of the storage may still get lost.
+    #[inline]
+    pub(crate) fn is_pending(&self) -> bool {
+        self.fault.some.load(Acquire)
+    }
+
     #[cold]
     fn look(&self, op: &'static str) -> Result<()> {
         let cell = self.fault.cell.lock();
         let cell = cell.unwrap_or_else(PoisonError::into_inner);
-        match cell.as_ref().and_then(WriteFault::reason) {
+        match cell.iter().find_map(WriteFault::reason) {
             None => Ok(()),
             Some(reason) => Err(Error::LostWrite {
                 op,
@@ -88,18 +131,37 @@ impl Storage {
         }
     }
 
-    /// A write of the whole storage takes the place of the last one.
+    /// A write of the whole storage took the place of the last one.
     pub(crate) fn rewritten(&self) {
         if self.fault.some.load(Acquire) {
-            self.fault.set(None);
+            self.fault.clear();
         }
+    }
+
+    /// The storage now holds what was computed from `other`, too: a write of that one which may still
+    /// get lost is one of this, too.
+    pub(crate) fn inherits(&self, other: &Storage) {
+        if other.fault.some.load(Acquire) && !std::ptr::eq(self, other) {
+            let cell = other.fault.cell.lock();
+            let cells = cell.unwrap_or_else(PoisonError::into_inner).clone();
+            self.fault.add(&cells);
+        }
+    }
+
+    /// What the storage holds is undefined from now on, since a write broke off.
+    pub(crate) fn broke_off(&self, op: &'static str) {
+        let fault = WriteFault::new();
+        fault.declare(format!("{op} broke off before it was complete"));
+        self.fault.add(&[fault]);
     }
 }
 
 impl Tensor {
     /// Says whose write the tensor's contents are: `fault` tells readers if it gets lost. It holds
     /// for the whole storage, so for every view of it, until an operation writes all of it anew.
+    ///
+    /// What operations make of the contents before that inherits the fault: it is told as well.
     pub fn set_last_write(&self, fault: &WriteFault) {
-        self.storage().fault.set(Some(fault.clone()));
+        self.storage().fault.add(std::slice::from_ref(fault));
     }
 }

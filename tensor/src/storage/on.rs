@@ -31,21 +31,45 @@ pub(crate) enum On<T> {
 pub(crate) fn on<O: Operand>(op: &'static str, mut operands: O) -> Result<On<O::Ready>> {
     let device = device(op, &operands)?;
     operands.prepare(op)?;
-    operands.each(&mut |t, how| {
-        if how == Use::Write {
-            t.storage().rewritten();
-        }
-        Ok(())
-    })?;
     match device {
-        Device::Cpu(_) => Ok(On::Cpu(operands.ready())),
+        Device::Cpu(_) => {
+            hand_down(&operands);
+            Ok(On::Cpu(operands.ready()))
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(ordinal) => {
             let issue = Issue::new(op, ordinal, &operands)?;
+            hand_down(&operands);
             Ok(On::Cuda(issue, operands.ready()))
         }
         #[cfg(not(feature = "cuda"))]
         Device::Cuda(_) => Err(device.unavailable(op)),
+    }
+}
+
+/// What is written anew has no lost write any more, and what is computed from a write that may still
+/// get lost is lost with it.
+#[inline]
+fn hand_down(operands: &impl Operand) {
+    let mut pending = false;
+    // Neither closure fails.
+    let _ = operands.each(&mut |t, how| {
+        match how {
+            Use::Write => t.storage().rewritten(),
+            Use::Read | Use::Update => pending |= t.storage().is_pending(),
+        }
+        Ok(())
+    });
+    if pending {
+        let _ = operands.each(&mut |target, how| match how {
+            Use::Read => Ok(()),
+            Use::Write | Use::Update => operands.each(&mut |source, how| {
+                if how != Use::Write {
+                    target.storage().inherits(source.storage());
+                }
+                Ok(())
+            }),
+        });
     }
 }
 

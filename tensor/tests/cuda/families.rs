@@ -129,6 +129,7 @@ fn casts_are_the_cpus() {
             ("i64", |a, _| a.cast(DType::I64)),
             ("i32", |a, _| a.cast(DType::I32)),
             ("u8", |a, _| a.cast(DType::U8)),
+            ("bool", |a, _| a.cast(DType::Bool)),
         ],
     );
 }

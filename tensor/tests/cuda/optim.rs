@@ -1,7 +1,7 @@
 //! Optimizer steps against the CPU's.
 
 use crate::support::*;
-use phalanx_tensor::ops::optim::{SgdConfig, sgd_step};
+use phalanx_tensor::ops::optim::{SgdConfig, scale, sgd_step};
 use phalanx_tensor::{DType, Device, Tensor};
 
 fn train(
@@ -73,6 +73,44 @@ fn sgd_is_the_cpus() {
             }
         }
     }
+}
+
+/// Parameters on two cards step together, whichever card was used last.
+#[test]
+fn a_step_goes_over_two_cards() {
+    let (device, _turn) = card!();
+    let other = Device::cuda(1);
+    if let Err(e) = other.memory() {
+        eprintln!("SKIPPED: a_step_goes_over_two_cards: {e}");
+        return;
+    }
+    let config = SgdConfig {
+        momentum: 0.9,
+        ..SgdConfig::default()
+    };
+    let run = |devices: [Device; 2]| {
+        let on = |t: Tensor, i: usize| t.to_device(devices[i]).unwrap();
+        let mut params = [0, 1, 0, 1].map(|i| on(values(&[10], DType::F32, i as u64), i));
+        let mut momenta = [const { None }; 4];
+        for step in 0..3 {
+            let mut grads = [0, 1, 0, 1].map(|i| on(values(&[10], DType::F32, step + 5), i));
+            scale(&mut grads, 0.5).unwrap();
+            sgd_step(&mut params, &grads, &mut momenta, &config).unwrap();
+        }
+        params.iter().flat_map(read).collect::<Vec<f64>>()
+    };
+    let apart = distance(
+        &run([device, other]),
+        &run([Device::cpu(0), Device::cpu(1)]),
+    );
+    assert!(apart <= tolerance(DType::F32), "{apart}");
+    // Between cards.
+    let t = values(&[5, 7], DType::F32, 1)
+        .to_device(device)
+        .unwrap()
+        .to_device(other)
+        .unwrap();
+    assert_eq!(read(&t), read(&values(&[5, 7], DType::F32, 1)));
 }
 
 #[test]

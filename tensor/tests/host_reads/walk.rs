@@ -130,6 +130,40 @@ pub fn lost_writes_are_never_read(device: Device) {
             read.name
         );
     }
+    // What was computed from it before that is lost with it, copies included, and nothing else is.
+    let source = matrix(device);
+    let fault = WriteFault::new();
+    source.set_last_write(&fault);
+    let mut kept = matrix(device);
+    let mut copied = matrix(device);
+    copied.copy_from(&source).unwrap();
+    let made = [
+        source.neg().unwrap(),
+        source.copy().unwrap(),
+        source.t().unwrap().contiguous().unwrap(),
+        copied,
+    ];
+    let sum = made[0].add(&matrix(device)).unwrap();
+    let independent = kept.neg().unwrap();
+    fault.declare("late");
+    for t in made.iter().chain([&sum]) {
+        assert!(matches!(t.to_vec::<f32>(), Err(Error::LostWrite { .. })));
+    }
+    assert!(independent.to_vec::<f32>().is_ok());
+    // A copy that is refused leaves the target as it was.
+    assert!(kept.copy_from(&source).is_err() && kept.to_vec::<f32>().is_ok());
+    let mut lost = source.copy();
+    assert!(lost.as_mut().is_err());
+    assert!(
+        t.copy_from(&source).is_err() && t.to_vec::<f32>().is_err(),
+        "a refused copy mends nothing"
+    );
+    // A write that went well asks nobody any more, and cannot be declared lost.
+    let good = WriteFault::new();
+    kept.set_last_write(&good);
+    good.settle();
+    good.declare("too late");
+    assert!(kept.neg().unwrap().to_vec::<f32>().is_ok());
     // A view of it is no way around.
     assert!(t.narrow(0, 0, 1).unwrap().to_vec::<f32>().is_err());
     assert!(!format!("{t:?}").contains("1.0"), "{t:?}");

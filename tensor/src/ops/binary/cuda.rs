@@ -1,7 +1,7 @@
 //! CUDA kernels: one for each function, of two tensors and of a tensor and a number.
 
 use super::Binary;
-use crate::cuda::{Arg, Grid, Issue, Source, TYPES, View};
+use crate::cuda::{Arg, Grid, Issue, NUMBERS, Source, View};
 use crate::{DType, Result, Tensor};
 
 /// The functions themselves.
@@ -13,7 +13,7 @@ pub(crate) static KERNELS: Source = Source {
     before: FUNCTIONS,
     text: include_str!("kernel.cu"),
     after: "",
-    types: TYPES,
+    types: NUMBERS,
 };
 
 /// Sums in another type than their addends': the type of the sum and that of what is added.

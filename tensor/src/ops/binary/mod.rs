@@ -143,6 +143,7 @@ impl Tensor {
             true => self.expect_same_device("add_into", rhs)?,
             false => self.expect_same_kind("add_into", rhs)?,
         }
+        self.expect_arithmetic("add_into")?;
         let stretched = || rhs.layout().broadcast_to("add_into", self.shape());
         if stretched().is_err() {
             return Err(Error::ShapeMismatch {

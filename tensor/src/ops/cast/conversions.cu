@@ -49,6 +49,9 @@ template <> struct Cast<i32> {
 template <> struct Cast<u8> {
     template <class V> static __device__ u8 of(V v) { return to_u8(v); }
 };
+template <> struct Cast<boolean> {
+    template <class V> static __device__ boolean of(V v) { return narrow<boolean>(u8(v != V(0))); }
+};
 template <> struct Cast<bf16> {
     template <class V> static __device__ bf16 of(V v) { return narrow<bf16>(to_odd(v)); }
 };

@@ -22,13 +22,14 @@ macro_rules! pairs {
 }
 
 const PAIRS: &[&[DType]] = pairs! {
-    F32: F64 BF16 F16 I64 I32 U8;
-    F64: F32 BF16 F16 I64 I32 U8;
-    BF16: F32 F64 F16 I64 I32 U8;
-    F16: F32 F64 BF16 I64 I32 U8;
-    I64: F32 F64 BF16 F16 I32 U8;
-    I32: F32 F64 BF16 F16 I64 U8;
-    U8: F32 F64 BF16 F16 I64 I32;
+    F32: F64 BF16 F16 I64 I32 U8 Bool;
+    F64: F32 BF16 F16 I64 I32 U8 Bool;
+    BF16: F32 F64 F16 I64 I32 U8 Bool;
+    F16: F32 F64 BF16 I64 I32 U8 Bool;
+    I64: F32 F64 BF16 F16 I32 U8 Bool;
+    I32: F32 F64 BF16 F16 I64 U8 Bool;
+    U8: F32 F64 BF16 F16 I64 I32 Bool;
+    Bool: F32 F64 BF16 F16 I64 I32 U8;
 };
 /// `y = x`, in `y`'s type.
 pub(super) fn cast(lane: &mut Issue, x: &Tensor, y: &mut Tensor) -> Result<()> {

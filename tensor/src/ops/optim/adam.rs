@@ -185,7 +185,7 @@ where
             });
         }
     }
-    batches.run(OP, |on, items| match on {
+    batches.run(OP, "adam", |on, items| match on {
         On::Cpu(lists) => cpu::adam(OP, lists, items),
         #[cfg(feature = "cuda")]
         On::Cuda(mut lane, lists) => cuda::adam(&mut lane, lists, items),

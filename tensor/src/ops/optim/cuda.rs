@@ -25,6 +25,15 @@ pub(crate) static KERNELS: Source = Source {
     types: PAIRS,
 };
 
+/// Compiles and loads the kernel `name` for pairs of types, before anything is changed.
+pub(super) fn prepare(
+    lane: &Issue,
+    name: &'static str,
+    mut types: impl Iterator<Item = [DType; 2]>,
+) -> Result<()> {
+    types.try_for_each(|types| lane.prepare(&KERNELS, &types, name))
+}
+
 /// One step of SGD for each parameter of a batch.
 pub(super) fn sgd(
     lane: &mut Issue,

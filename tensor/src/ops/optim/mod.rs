@@ -99,7 +99,16 @@ pub fn scale<'a, 'f>(
     }
     let mut ready: SmallVec<[_; 1]> = SmallVec::new();
     for (_, (list, copy)) in &mut lists.0 {
-        ready.push(on(OP, (inouts(list), factor.or(copy.as_ref())))?);
+        let on = on(OP, (inouts(list), factor.or(copy.as_ref())))?;
+        match &on {
+            On::Cpu(_) => {}
+            #[cfg(feature = "cuda")]
+            On::Cuda(lane, (tensors, _)) => {
+                let types = tensors.iter().map(|t| [t.dtype(), t.dtype()]);
+                cuda::prepare(lane, "scale", types)?;
+            }
+        }
+        ready.push(on);
     }
     ready.into_iter().try_for_each(|on| match on {
         On::Cpu((tensors, factor)) => cpu::scale(OP, tensors, factor),
@@ -164,10 +173,12 @@ impl<C> Default for Batch<'_, C> {
 
 impl<'a, C> Batches<'a, C> {
     /// Makes all batches ready, and then runs the kernels of each: where a device gives an error,
-    /// nothing has been changed on any.
+    /// nothing has been changed on any. `name` is that of the
+    /// kernel.
     fn run(
         mut self,
         op: &'static str,
+        name: &'static str,
         mut kernel: impl FnMut(On<Lists<'_, 'a>>, &[Item<'a, C>]) -> Result<()>,
     ) -> Result<()> {
         let mut ready: SmallVec<[_; 1]> = SmallVec::new();
@@ -179,7 +190,16 @@ impl<'a, C> Batches<'a, C> {
                 items,
             } = batch;
             let operands = (inouts(params), &grads[..], inouts(states));
-            ready.push((on(op, operands)?, &items[..]));
+            let on = on(op, operands)?;
+            match &on {
+                On::Cpu(_) => {}
+                #[cfg(feature = "cuda")]
+                On::Cuda(lane, (params, grads, _)) => {
+                    let pairs = params.iter().zip(*grads);
+                    cuda::prepare(lane, name, pairs.map(|(p, g)| [p.dtype(), g.dtype()]))?;
+                }
+            }
+            ready.push((on, &items[..]));
         }
         ready
             .into_iter()

@@ -133,7 +133,7 @@ where
             });
         }
     }
-    batches.run(OP, |on, items| match on {
+    batches.run(OP, "sgd", |on, items| match on {
         On::Cpu(lists) => cpu::sgd(OP, lists, items),
         #[cfg(feature = "cuda")]
         On::Cuda(mut lane, lists) => cuda::sgd(&mut lane, lists, items),

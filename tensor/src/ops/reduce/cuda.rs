@@ -21,6 +21,8 @@ pub(crate) static KERNELS: Source = Source {
         &[DType::I32, DType::I64],
         &[DType::U8, DType::U8],
         &[DType::U8, DType::I64],
+        &[DType::Bool, DType::Bool],
+        &[DType::Bool, DType::I64],
     ],
 };
 
