@@ -16,6 +16,7 @@ mod level;
 mod linear;
 mod matmul;
 mod names;
+mod norm_and_scale;
 mod optim;
 mod optim_failures;
 mod pool;

@@ -192,7 +192,7 @@ impl<'a, C> Batches<'a, C> {
             let operands = (inouts(params), &grads[..], inouts(states));
             let on = on(op, operands)?;
             match &on {
-                On::Cpu(_) => {}
+                On::Cpu(_) => _ = name, // its kernels are there
                 #[cfg(feature = "cuda")]
                 On::Cuda(lane, (params, grads, _)) => {
                     let pairs = params.iter().zip(*grads);
