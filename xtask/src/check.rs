@@ -12,6 +12,8 @@ use crate::tidy;
 const MPI: &str = "phalanx-comm/mpi,phalanx-parallel/mpi,phalanx-examples/mpi,phalanx-benches/mpi";
 /// The crate with code for when the backend is not there.
 const PLAIN: &str = "phalanx-comm";
+/// The crate with the code for cards, which needs nothing of CUDA to build.
+const CUDA: &str = "phalanx-tensor";
 
 pub fn run() -> Result<ExitCode> {
     succeed("formatting", &mut cargo(["fmt", "--all", "--check"]))?;
@@ -25,6 +27,10 @@ pub fn run() -> Result<ExitCode> {
     if obstacle.is_none() {
         clippy("clippy without MPI", &["--package", PLAIN])?;
     }
+    clippy(
+        "clippy with CUDA",
+        &["--package", CUDA, "--features", "cuda"],
+    )?;
     let mut doc = cargo(["doc", "--workspace", "--no-deps", "--quiet"]);
     let doc = doc.args(features).env("RUSTDOCFLAGS", "-D warnings");
     succeed("documentation", doc)?;

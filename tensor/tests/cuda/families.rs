@@ -7,6 +7,9 @@ use phalanx_tensor::{DType, Device, Result, Tensor};
 /// A function of two tensors of one type.
 type Case = (&'static str, fn(&Tensor, &Tensor) -> Result<Tensor>);
 
+/// Views of a pair of tensors that broadcast.
+type View = fn(&Tensor, &Tensor) -> Result<(Tensor, Tensor)>;
+
 /// Runs each case on the CPU and on the card, on matrices of `dtypes` and on views of them.
 fn compare(device: Device, dtypes: &[DType], cases: &[Case]) {
     for &dtype in dtypes {
@@ -23,7 +26,7 @@ fn compare(device: Device, dtypes: &[DType], cases: &[Case]) {
                 _ => (a, b),
             };
             let (a, b) = (a.cast(dtype).unwrap(), b.cast(dtype).unwrap());
-            let pairs: [fn(&Tensor, &Tensor) -> Result<(Tensor, Tensor)>; 5] = [
+            let pairs: [View; 5] = [
                 |a, b| Ok((a.clone(), b.clone())),
                 |a, b| Ok((a.t()?, b.t()?)),
                 |a, b| Ok((a.clone(), b.narrow(0, 2, 1)?)),

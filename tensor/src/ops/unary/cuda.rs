@@ -109,7 +109,7 @@ pub(crate) static KERNELS: Source = Source {
 pub(super) fn unary(lane: &mut Issue, kind: Unary, x: &Tensor, y: &mut Tensor) -> Result<()> {
     let dtype = x.dtype();
     let integer = matches!(dtype, DType::I64 | DType::I32);
-    if !dtype.is_float() && !(integer && kind.of_integers()) {
+    if !(dtype.is_float() || integer && kind.of_integers()) {
         return Err(Error::UnsupportedDType {
             op: lane.op(),
             dtype,
