@@ -417,7 +417,8 @@ fn leaks_are_found() {
     let outcome = judge("leak", &["Leak", "4000 bytes", "context of GPU 0 ends"]);
     assert_eq!(outcome.findings.len(), 3, "{outcome:?}");
     let outcome = judge("leak_at_exit", &["Leak", "4000 bytes", "process ends"]);
-    assert_eq!(outcome.findings.len(), 3, "{outcome:?}");
+    // Pinned buffers may be kept until the process ends.
+    assert_eq!(outcome.findings.len(), 2, "{outcome:?}");
 }
 
 #[test]
