@@ -1,6 +1,8 @@
 //! A device's memory limit: exact to the byte, on several threads too, a typed error that can be
 //! recovered from, and the count of writes that had to copy.
 
+mod level;
+
 use phalanx_tensor::{DType, Device, Error, Tensor, cpu};
 use std::sync::Barrier;
 

@@ -1,5 +1,4 @@
 //! What cards do, on real ones or on simulated ones. Where there is none, each test says so.
-#![cfg(feature = "cuda")]
 
 #[path = "../level/mod.rs"]
 mod level;
