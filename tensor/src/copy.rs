@@ -37,7 +37,8 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::ShapeMismatch`], [`Error::DTypeMismatch`]; [`Error::OutOfMemory`] where the storage
-    /// is shared or the view has gaps. The tensor is as it was then.
+    /// is shared or the view has gaps; those of the devices. Where a copy between devices broke off, the
+    /// tensor's last write is lost; else the tensor is as it was then.
     pub fn copy_from(&mut self, other: &Tensor) -> Result<()> {
         const OP: &str = "copy_from";
         self.expect_same_shape(
