@@ -29,6 +29,8 @@ pub(crate) struct Issue {
     stamp: Stamp,
     /// Dropped before the lock: what dies with it is freed when the lock is let go.
     uses: SmallVec<[(Arc<Storage>, Use); 6]>,
+    /// As above.
+    scratch: SmallVec<[CudaStorage; 1]>,
     issuing: Issuing,
 }
 
@@ -98,6 +100,7 @@ impl Issue {
             op,
             stamp,
             uses: SmallVec::new(),
+            scratch: SmallVec::new(),
             issuing,
         };
         operands.each(&mut |tensor, how| issue.add(tensor, how))?;
@@ -161,6 +164,23 @@ impl Issue {
             self.op
         );
         Arg::Address(place(tensor))
+    }
+
+    /// Memory for intermediate values of this operation, with arbitrary contents, aligned to 256
+    /// bytes. An operation asks for it before its first launch: where there is none, nothing has been
+    /// changed.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn scratch(&mut self, bytes: usize) -> Result<Arg<'static>> {
+        if bytes == 0 {
+            return Ok(Arg::Address(0));
+        }
+        self.gpu().enter(self.op)?;
+        let scratch = self.issuing.scratch(self.op, self.stamp, bytes)?;
+        let address = scratch.address();
+        self.scratch.push(scratch);
+        Ok(Arg::Address(address))
     }
 
     /// The flag for an index out of range, and the number under which this operation notes itself.

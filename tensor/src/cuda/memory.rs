@@ -202,6 +202,44 @@ impl Dead {
     }
 }
 
+impl Issuing {
+    /// Memory for the operation `stamp` alone. It counts as its write, and is freed in stream order
+    /// behind it.
+    pub(super) fn scratch(
+        &mut self,
+        op: &'static str,
+        stamp: Stamp,
+        bytes: usize,
+    ) -> Result<CudaStorage> {
+        let gpu = self.gpu();
+        let reservation = gpu.account().reserve(op, bytes)?;
+        let failed = |e| gpu.failed(op, "allocating scratch memory", e);
+        let mut address = allocate(self, stamp.lane, bytes);
+        if let Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) = address {
+            // With the issue lock held: what is on the lanes needs nobody who would have to take it.
+            for event in self.lanes().all_passed().map_err(failed)? {
+                // SAFETY: the event belongs to the card, whose context is current.
+                unsafe { result::event::synchronize(event.0) }.map_err(failed)?;
+            }
+            address = trim(gpu).and_then(|()| allocate(self, stamp.lane, bytes));
+        }
+        match address {
+            Ok(address) => {
+                reservation.fulfil();
+                Ok(CudaStorage {
+                    gpu,
+                    dtype: DType::U8,
+                    address,
+                    bytes,
+                    uses: Mutex::new(Uses::new(stamp)),
+                })
+            }
+            Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => Err(reservation.refused(op)),
+            Err(e) => Err(failed(e)),
+        }
+    }
+}
+
 /// Memory of the card's pool.
 fn allocate(issuing: &mut Issuing, lane: Lane, bytes: usize) -> Result<CUdeviceptr, DriverError> {
     let gpu = issuing.gpu();
