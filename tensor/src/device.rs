@@ -87,6 +87,26 @@ impl Device {
         Ok(())
     }
 
+    /// Lets products of `f32` matrices on a card round their operands to TF32, which has the 10 bits of
+    /// mantissa of `f16` and the range of `f32`: several times as fast. Off at first (PyTorch:
+    /// `torch.backends.cuda.matmul.allow_tf32`). It changes nothing on a CPU.
+    ///
+    /// # Errors
+    /// As [`memory`](Device::memory).
+    pub fn allow_tf32(self, allowed: bool) -> Result<()> {
+        let _ = allowed;
+        match self {
+            Device::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => {
+                cuda::gpu("allow_tf32", ordinal)?.allow_tf32(allowed);
+                Ok(())
+            }
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(self.unavailable("allow_tf32")),
+        }
+    }
+
     /// Gives the pool's unused buffers back to the system (PyTorch: `empty_cache`).
     ///
     /// # Errors

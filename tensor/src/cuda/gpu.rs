@@ -1,6 +1,7 @@
 //! [`Gpu`]: one card, from its first use to the end of the process.
 #![allow(unsafe_code)]
 
+use super::blas::Blas;
 use super::driver::{driver, failed};
 use super::index::IndexFlag;
 use super::lanes::Lanes;
@@ -14,6 +15,7 @@ use cudarc::driver::sys::{
     self, CUdevice_attribute as Attribute, CUmemPool_attribute as PoolAttribute,
 };
 use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 /// A handle of the driver. The driver's functions take handles from any thread.
@@ -42,6 +44,9 @@ pub(crate) struct Gpu {
     pub(super) modules: Modules,
     pub(super) staging: Staging,
     pub(super) index: IndexFlag,
+    pub(super) blas: Blas,
+    /// Whether products of `f32` may round their operands to TF32.
+    tf32: AtomicBool,
 }
 
 /// The card `ordinal`, made ready at its first use. A failure is kept: a card that did not start
@@ -120,6 +125,8 @@ impl Gpu {
             modules: Modules::default(),
             staging: Staging::default(),
             index: IndexFlag::default(),
+            blas: Blas::default(),
+            tf32: AtomicBool::new(false),
         })
     }
 
@@ -141,6 +148,15 @@ impl Gpu {
 
     pub(super) fn capability(&self) -> u32 {
         self.capability
+    }
+
+    /// Whether products of `f32` may round their operands to TF32.
+    pub(super) fn tf32(&self) -> bool {
+        self.tf32.load(Relaxed)
+    }
+
+    pub(crate) fn allow_tf32(&self, allowed: bool) {
+        self.tf32.store(allowed, Relaxed);
     }
 
     pub(super) fn pool(&self) -> sys::CUmemoryPool {

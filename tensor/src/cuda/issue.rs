@@ -69,6 +69,14 @@ pub(crate) enum Arg<'a> {
 }
 
 impl Arg<'_> {
+    /// The address.
+    pub(crate) fn at(self) -> u64 {
+        match self {
+            Arg::Address(at) => at,
+            _ => unreachable!("an address was expected"),
+        }
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             Arg::Address(v) => bytemuck::bytes_of(v),
@@ -181,6 +189,15 @@ impl Issue {
         let address = scratch.address();
         self.scratch.push(scratch);
         Ok(Arg::Address(address))
+    }
+
+    /// Sets bytes of an operand to 0.
+    pub(super) fn zero(&mut self, at: u64, bytes: usize) -> Result<()> {
+        self.gpu().enter(self.op)?;
+        let stream = self.stream();
+        // SAFETY: the bytes are those of an operand, whose use the drop of the guard records.
+        unsafe { result::memset_d8_async(at, 0, bytes, stream) }
+            .map_err(|e| self.failed("filling with zeros", e))
     }
 
     /// The flag for an index out of range, and the number under which this operation notes itself.

@@ -2,6 +2,7 @@
 //! time. Everything is loaded when it is first used: a program with this feature starts on a machine
 //! without CUDA, and using a card there is a typed error that says what is missing.
 
+mod blas;
 mod cache;
 mod compile;
 mod driver;
@@ -15,6 +16,7 @@ mod staging;
 mod transfer;
 mod view;
 
+pub(crate) use blas::{Gemm, Matrix};
 pub(crate) use cache::Cache;
 pub(crate) use compile::{Target, compile, key as kernel_key, nvrtc};
 pub(crate) use gpu::gpu;

@@ -8,6 +8,7 @@ mod support;
 mod families;
 mod host_reads;
 mod linear;
+mod matmul;
 mod optim;
 mod transfer;
 mod unary;

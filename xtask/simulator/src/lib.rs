@@ -58,6 +58,7 @@ compile_error!(
     "the simulated device switches between the threads of a block by x86-64 Linux code of its own"
 );
 
+pub mod blas;
 pub mod device;
 pub mod driver;
 pub mod exec;

@@ -173,7 +173,9 @@ fn simulate(script: &Path, gpus: usize) -> Result<ExitCode> {
     let mut command = Command::new(script);
     command
         .arg("--results")
-        .arg(root().join("target/bundle-results"));
+        .arg(root().join("target/bundle-results"))
+        .arg("--libraries")
+        .arg(simulator.folder());
     command.envs(simulator.environment(0, None));
     // Nor one that the user names.
     command.env("LD_LIBRARY_PATH", simulator.folder());

@@ -37,7 +37,7 @@ const fn test(folder: &'static str) -> Program {
         folder,
         kind: "test",
         target: "cuda",
-        needs: &[],
+        needs: &["libcublasLt.so"],
     }
 }
 
@@ -46,7 +46,7 @@ const fn bin(folder: &'static str, target: &'static str) -> Program {
         folder,
         kind: "bin",
         target,
-        needs: &[],
+        needs: &["libcublasLt.so"],
     }
 }
 

@@ -11,8 +11,8 @@ use anyhow::{Context, Result};
 use super::nvrtc::Nvrtc;
 use crate::cargo::{artifacts, cargo, root};
 
-/// The names that it has for the programs.
-const NAMES: &[&str] = &["libcuda.so", "libcuda.so.1"];
+/// The names that it has for the programs: those of the driver and of cuBLASLt.
+const NAMES: &[&str] = &["libcuda.so", "libcuda.so.1", "libcublasLt.so"];
 
 /// Why it cannot run here, apart from NVRTC, if it cannot.
 pub fn obstacle() -> Option<String> {

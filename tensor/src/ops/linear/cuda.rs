@@ -1,9 +1,9 @@
-//! CUDA kernels: a tiled product with an epilogue.
+//! On cards: products by cuBLASLt, and a kernel for what its epilogues do not have.
 
 use super::Activation;
-use crate::cuda::{Arg, FLOATS, Grid, Issue, Source};
+use crate::cuda::{Arg, FLOATS, Gemm, Grid, Issue, Matrix, Source};
 use crate::ops::unary::cuda::Argument;
-use crate::{Result, Tensor, unary_table};
+use crate::{DType, Result, Tensor, unary_table};
 
 macro_rules! activations {
     (|$vx:ident, $vout:ident, $vg:ident| $({
@@ -49,9 +49,6 @@ pub(crate) static KERNELS: Source = Source {
     types: FLOATS,
 };
 
-/// Rows and columns of the part of the result that a block of threads computes: `TILE` of the kernel.
-const TILE: usize = 64;
-
 /// `y = act(x weightᵀ + bias)` for matrices; `y` may have more axes.
 pub(super) fn forward(
     lane: &mut Issue,
@@ -61,57 +58,64 @@ pub(super) fn forward(
     activation: Activation,
     y: &mut Tensor,
 ) -> Result<()> {
-    multiply(lane, x, &weight.transpose(0, 1)?, bias, activation, y)
-}
-
-/// `c = a b` for matrices; `c` may have more axes.
-pub(super) fn product(lane: &mut Issue, a: &Tensor, b: &Tensor, c: &mut Tensor) -> Result<()> {
-    multiply(lane, a, b, None, Activation::None, c)
-}
-
-fn multiply(
-    lane: &mut Issue,
-    a: &Tensor,
-    b: &Tensor,
-    bias: Option<&Tensor>,
-    activation: Activation,
-    c: &mut Tensor,
-) -> Result<()> {
-    let (m, k, n) = (a.dims()[0], a.dims()[1], b.dims()[1]);
+    let [m, k] = [x.dims()[0], x.dims()[1]];
+    let n = weight.dims()[0];
     if m == 0 || n == 0 {
         return Ok(());
     }
-    let strides = |t: &Tensor| {
-        let strides = t.layout().strides();
-        [Arg::Int(strides[0] as i64), Arg::Int(strides[1] as i64)]
-    };
+    let dtype = y.dtype();
+    let (a, b) = (lane.matrix(x)?, lane.matrix(weight)?.t());
+    let at = lane.address(y);
+    let product = |c| Gemm::new([m, n, k], dtype, [a, b, c]);
     let (function, argument) = activation.kernel();
-    let ([a0, a1], [b0, b1]) = (strides(a), strides(b));
+    let [function, argument] = [Arg::Small(function), Arg::Real(argument)];
+    let n_all = Arg::Int((m * n) as i64);
+    let grid = Grid::over(m * n);
+    // Rounding first changes nothing here.
+    let last = matches!(activation, Activation::None | Activation::Relu);
+    if k > 0 && last && bias.is_none_or(|bias| bias.is_contiguous()) {
+        let bias = bias.map(|bias| lane.address(bias).at());
+        let product = product(Matrix::dense(at, m, n));
+        if activation == Activation::None {
+            return lane.gemm(&Gemm { bias, ..product });
+        }
+        lane.prepare(&KERNELS, &[dtype], "apply")?;
+        lane.gemm(&Gemm { bias, ..product })?;
+        let args = [function, argument, at, n_all];
+        return lane.launch(&KERNELS, &[dtype], "apply", grid, &args);
+    }
+    // The sums of half types wait as floats: they are rounded once, behind the activation.
+    let wide = match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    };
+    let sums = match dtype == wide {
+        true => at,
+        false => lane.scratch(m * n * wide.size())?,
+    };
+    let product = product(Matrix::dense(sums, m, n));
+    lane.prepare(&KERNELS, &[dtype], "finish")?;
+    lane.gemm(&Gemm {
+        result: wide,
+        ..product
+    })?;
     let (bias, step) = match bias {
         Some(bias) => (lane.address(bias), bias.layout().strides()[0]),
         None => (Arg::Address(0), 0),
     };
-    let args = [
-        lane.address(a),
-        a0,
-        a1,
-        lane.address(b),
-        b0,
-        b1,
-        bias,
-        Arg::Int(step as i64),
-        Arg::Small(function),
-        Arg::Real(argument),
-        lane.address(c),
-        Arg::Int(m as i64),
-        Arg::Int(n as i64),
-        Arg::Int(k as i64),
-    ];
-    // Along x, which has room for more than any matrix has tiles.
-    let tiles = m.div_ceil(TILE) * n.div_ceil(TILE);
-    let grid = Grid {
-        blocks: [u32::try_from(tiles).unwrap_or(u32::MAX), 1, 1],
-        threads: [256, 1, 1],
-    };
-    lane.launch(&KERNELS, &[c.dtype()], "multiply", grid, &args)
+    let [step, columns] = [step, n].map(|n| Arg::Int(n as i64));
+    let args = [sums, bias, step, function, argument, at, n_all, columns];
+    lane.launch(&KERNELS, &[dtype], "finish", grid, &args)
+}
+
+/// `c = a b` for matrices; `c` may have more axes.
+pub(super) fn product(lane: &mut Issue, a: &Tensor, b: &Tensor, c: &mut Tensor) -> Result<()> {
+    let [m, k, n] = [a.dims()[0], a.dims()[1], b.dims()[1]];
+    if m == 0 || n == 0 {
+        return Ok(());
+    }
+    let (dtype, at) = (c.dtype(), lane.address(c));
+    let (a, b) = (lane.matrix(a)?, lane.matrix(b)?);
+    let c = Matrix::dense(at, m, n);
+    lane.gemm(&Gemm::new([m, n, k], dtype, [a, b, c]))
 }

@@ -1,6 +1,8 @@
 //! Products of matrices and of stacks of matrices.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 use crate::storage::{On, on, out};
 use crate::{Error, Result, Shape, Tensor};
@@ -86,7 +88,7 @@ impl Tensor {
         match on(OP, (&a, &b, out(&mut y)))? {
             On::Cpu((a, b, y)) => cpu::matmul(OP, a, b, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (a, b, y)) => cuda::matmul(&mut lane, a, b, y)?,
         }
         if rhs.rank() == 1 {
             y = y.squeeze(-1)?;
