@@ -5,6 +5,7 @@ mod level;
 
 #[macro_use]
 mod support;
+mod every;
 mod families;
 mod host_reads;
 mod linear;

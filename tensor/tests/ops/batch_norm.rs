@@ -2,7 +2,7 @@
 
 use crate::util::*;
 use phalanx_tensor::ops::norm::{BatchNormGrads, BatchNormMask, BatchNormMomentum, BatchNormSaved};
-use phalanx_tensor::{DType, Device, Error, Tensor, cpu};
+use phalanx_tensor::{DType, Error, Tensor, cpu};
 
 /// `[n, c, …]` with at least two elements per channel.
 fn random_shape(rng: &mut TestRng) -> Vec<usize> {
@@ -308,7 +308,7 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn says_what_does_not_fit() {
-    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, Device::cpu(0)).unwrap();
+    let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, device()).unwrap();
     let (x, w) = (zeros(&[2, 3, 4]), zeros(&[3]));
     let rank = w.batch_norm(None, None, 1e-5).unwrap_err();
     assert!(rank.to_string().contains("at least two axes"), "{rank}");
@@ -337,12 +337,12 @@ fn says_what_does_not_fit() {
         "{residual}"
     );
     let dtype = x.batch_norm(
-        Some(&Tensor::zeros([3], DType::F64, Device::cpu(0)).unwrap()),
+        Some(&Tensor::zeros([3], DType::F64, device()).unwrap()),
         None,
         1e-5,
     );
     assert!(matches!(dtype.unwrap_err(), Error::DTypeMismatch { .. }));
-    let ints = Tensor::zeros([2, 3], DType::I64, Device::cpu(0))
+    let ints = Tensor::zeros([2, 3], DType::I64, device())
         .unwrap()
         .batch_norm(None, None, 1e-5);
     assert!(matches!(ints.unwrap_err(), Error::UnsupportedDType { .. }));
@@ -353,7 +353,7 @@ fn a_batch_without_elements_has_zero_gradients() {
     for dtype in FLOATS {
         for shape in [&[0usize, 3, 4][..], &[2, 3, 0], &[0, 3], &[0, 0]] {
             let x = tensor_of(&[], shape, dtype);
-            let w = Tensor::ones([shape[1]], dtype, Device::cpu(0)).unwrap();
+            let w = Tensor::ones([shape[1]], dtype, device()).unwrap();
             let y = x.batch_norm(Some(&w), Some(&w), 1e-5).unwrap();
             assert_eq!((y.out.dims(), y.out.dtype()), (shape, dtype));
             let nothing = |t: &Tensor| values(t).iter().all(|v| v.is_nan());
@@ -393,7 +393,7 @@ fn a_batch_without_elements_has_zero_gradients() {
 #[test]
 fn running_statistics_move_by_a_share_or_by_a_count() {
     let mut rng = TestRng::new(11);
-    let cpu = Device::cpu(0);
+    let cpu = device();
     for dtype in FLOATS {
         let mut draw = || rng.tensor(&[5], dtype, (0.0, 1.0));
         let (running, batch) = ([draw(), draw()], [draw(), draw()]);
@@ -409,11 +409,7 @@ fn running_statistics_move_by_a_share_or_by_a_count() {
                 let part = batch[i].cast(dtype).unwrap().mul_scalar(share * factor);
                 let kept = running[i].mul_scalar(1.0 - share).unwrap();
                 let want = kept.add(&part.unwrap()).unwrap();
-                assert_eq!(
-                    got[i].as_bytes().unwrap(),
-                    want.as_bytes().unwrap(),
-                    "{dtype}"
-                );
+                assert_eq!(bytes(&got[i]), bytes(&want), "{dtype}");
             }
         }
         let [t, two] = [&running[0], &tensor_of(&[1.0, 2.0], &[2], dtype)];

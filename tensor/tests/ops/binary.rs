@@ -103,10 +103,10 @@ proptest! {
             let b = rng.tensor(&below, dtype, (0.0, 100.0));
             let expected = a.add(&b).unwrap();
             let unique = tensor_of(&values(&a), &shape, dtype);
-            let at = unique.as_bytes().unwrap().as_ptr();
+            let at = address(&unique);
             let sum = unique.add_into(&b).unwrap();
             assert_same(&sum, &expected, "in place");
-            prop_assert_eq!(sum.as_bytes().unwrap().as_ptr(), at, "no other buffer");
+            prop_assert_eq!(address(&sum), at, "no other buffer");
             let before = values(&a);
             assert_same(&a.clone().add_into(&b).unwrap(), &expected, "shared");
             prop_assert_eq!(values(&a), before, "a shared operand is left alone");
@@ -127,10 +127,10 @@ proptest! {
             let expected = sum.add(&wide(&b)).unwrap();
             let shared = sum.clone();
             assert_same(&sum.add_into(&b).unwrap(), &expected, "shared");
-            let at = shared.as_bytes().unwrap().as_ptr();
+            let at = address(&shared);
             let sum = shared.add_into(&b).unwrap();
             assert_same(&sum, &expected, "in place");
-            prop_assert_eq!(sum.as_bytes().unwrap().as_ptr(), at, "no other buffer");
+            prop_assert_eq!(address(&sum), at, "no other buffer");
             let view = rng.tensor(&shape, DType::F32, (0.0, 100.0));
             let expected = view.add(&wide(&b)).unwrap();
             assert_same(&view.add_into(&b).unwrap(), &expected, "a view");
@@ -213,14 +213,14 @@ fn nan_propagates_through_maximum_and_minimum() {
 #[test]
 fn errors_name_the_operation_and_both_sides() {
     let t = |shape: &[usize], dtype, device| Tensor::zeros(shape, dtype, device).unwrap();
-    let a = t(&[2, 3], DType::F32, Device::cpu(0));
+    let a = t(&[2, 3], DType::F32, device());
     let message = a
-        .add(&t(&[4], DType::F32, Device::cpu(0)))
+        .add(&t(&[4], DType::F32, device()))
         .unwrap_err()
         .to_string();
     assert!(message.contains("add: shapes [2, 3] and [4]"), "{message}");
     let message = a
-        .mul(&t(&[3], DType::F64, Device::cpu(0)))
+        .mul(&t(&[3], DType::F64, device()))
         .unwrap_err()
         .to_string();
     assert!(
@@ -232,10 +232,10 @@ fn errors_name_the_operation_and_both_sides() {
         .unwrap_err()
         .to_string();
     assert!(
-        message.contains("sub: operands are on cpu:0 and on cpu:1"),
+        message.contains(&format!("sub: operands are on {} and on cpu:1", device())),
         "{message}"
     );
-    let message = t(&[3], DType::F32, Device::cpu(0))
+    let message = t(&[3], DType::F32, device())
         .add_into(&a)
         .unwrap_err()
         .to_string();
@@ -243,7 +243,7 @@ fn errors_name_the_operation_and_both_sides() {
         message.contains("add_into: shapes [3] and [2, 3]"),
         "{message}"
     );
-    let labels = t(&[2], DType::I64, Device::cpu(0));
+    let labels = t(&[2], DType::I64, device());
     let message = labels.add_scalar(0.5).unwrap_err().to_string();
     assert!(message.contains("add_scalar: 0.5 is no i64"), "{message}");
     assert_eq!(

@@ -255,7 +255,7 @@ fn the_number_of_threads_changes_no_bit() {
 
 #[test]
 fn says_what_does_not_fit() {
-    let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, Device::cpu(0)).unwrap();
+    let zeros = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, device()).unwrap();
     let (x, w) = (
         zeros(&[2, 4, 5, 6], DType::F32),
         zeros(&[6, 4, 3, 3], DType::F32),

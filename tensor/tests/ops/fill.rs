@@ -1,9 +1,7 @@
 //! Numbers that a program gives: filled in exactly, or refused by every operation that takes one.
 
-use crate::util::{FLOATS, values};
-use phalanx_tensor::{DType, Device, Element, Error, Number, Result, Rng, Tensor};
-
-const CPU: Device = Device::cpu(0);
+use crate::util::{FLOATS, bytes, device, values};
+use phalanx_tensor::{DType, Element, Error, Number, Result, Rng, Tensor};
 
 #[track_caller]
 fn refused(op: &str, number: &str, dtype: DType, result: Result<Tensor>) {
@@ -15,28 +13,28 @@ fn refused(op: &str, number: &str, dtype: DType, result: Result<Tensor>) {
 #[test]
 fn integers_are_filled_exactly() {
     for value in [i64::MAX, i64::MIN, (1 << 53) + 1, -(1 << 53) - 1, 0] {
-        let t = Tensor::full([2], value, DType::I64, CPU).unwrap();
+        let t = Tensor::full([2], value, DType::I64, device()).unwrap();
         assert_eq!(t.to_vec::<i64>().unwrap(), [value; 2]);
     }
-    let t = Tensor::full([1], -9_223_372_036_854_775_808.0, DType::I64, CPU).unwrap();
+    let t = Tensor::full([1], -9_223_372_036_854_775_808.0, DType::I64, device()).unwrap();
     assert_eq!(t.to_vec::<i64>().unwrap(), [i64::MIN]);
     for value in [0u8, 255] {
-        let t = Tensor::full([1], value, DType::U8, CPU).unwrap();
+        let t = Tensor::full([1], value, DType::U8, device()).unwrap();
         assert_eq!(t.to_vec::<u8>().unwrap(), [value]);
     }
     for value in [false, true] {
-        let t = Tensor::full([2], value, DType::Bool, CPU).unwrap();
+        let t = Tensor::full([2], value, DType::Bool, device()).unwrap();
         assert_eq!(t.to_vec::<bool>().unwrap(), [value; 2]);
-        let t = Tensor::full([2], f64::from(u8::from(value)), DType::Bool, CPU).unwrap();
-        assert_eq!(t.as_bytes().unwrap(), [u8::from(value); 2]);
+        let t = Tensor::full([2], f64::from(u8::from(value)), DType::Bool, device()).unwrap();
+        assert_eq!(bytes(&t), [u8::from(value); 2]);
     }
     for dtype in FLOATS {
-        let (int, float) = (Tensor::full([1], -3, dtype, CPU), -3.0f32);
-        let float = Tensor::full([1], float, dtype, CPU).unwrap();
+        let (int, float) = (Tensor::full([1], -3, dtype, device()), -3.0f32);
+        let float = Tensor::full([1], float, dtype, device()).unwrap();
         assert_eq!(values(&int.unwrap()), values(&float));
     }
     // A float type rounds.
-    let t = Tensor::full([1], (1 << 24) + 1, DType::F32, CPU).unwrap();
+    let t = Tensor::full([1], (1 << 24) + 1, DType::F32, device()).unwrap();
     assert_eq!(values(&t), [16_777_216.0]);
 }
 
@@ -62,8 +60,13 @@ fn what_an_integer_type_does_not_hold_is_refused_everywhere() {
         ),
     ];
     for (dtype, number, shown) in numbers {
-        refused("full", shown, dtype, Tensor::full([2], number, dtype, CPU));
-        let t = Tensor::ones([2], dtype, CPU).unwrap();
+        refused(
+            "full",
+            shown,
+            dtype,
+            Tensor::full([2], number, dtype, device()),
+        );
+        let t = Tensor::ones([2], dtype, device()).unwrap();
         refused("pad", shown, dtype, t.pad(&[(1, 0)], number));
         if dtype == DType::Bool {
             continue; // it has no arithmetic
@@ -78,27 +81,27 @@ fn what_an_integer_type_does_not_hold_is_refused_everywhere() {
         "full",
         "-1",
         DType::U8,
-        Tensor::full((), -1, DType::U8, CPU),
+        Tensor::full((), -1, DType::U8, device()),
     );
-    let e = Tensor::full((), i64::MAX, DType::U8, CPU);
+    let e = Tensor::full((), i64::MAX, DType::U8, device());
     refused("full", "9223372036854775807", DType::U8, e);
 }
 
 #[test]
 fn a_range_is_exact_or_refused() {
-    let t = Tensor::arange(256, DType::U8, CPU).unwrap();
+    let t = Tensor::arange(256, DType::U8, device()).unwrap();
     assert_eq!(t.to_vec::<u8>().unwrap(), (0..=255).collect::<Vec<_>>());
     refused(
         "arange",
         "256",
         DType::U8,
-        Tensor::arange(257, DType::U8, CPU),
+        Tensor::arange(257, DType::U8, device()),
     );
-    let t = Tensor::arange(2, DType::Bool, CPU).unwrap();
+    let t = Tensor::arange(2, DType::Bool, device()).unwrap();
     assert_eq!(t.to_vec::<bool>().unwrap(), [false, true]);
-    let e = Tensor::arange(3, DType::Bool, CPU);
+    let e = Tensor::arange(3, DType::Bool, device());
     refused("arange", "2", DType::Bool, e);
-    let t = Tensor::arange(300, DType::I64, CPU).unwrap();
+    let t = Tensor::arange(300, DType::I64, device()).unwrap();
     assert_eq!(t.to_vec::<i64>().unwrap(), (0..300).collect::<Vec<_>>());
 }
 
@@ -108,34 +111,34 @@ fn an_item_is_read_exactly_or_not_at_all() {
         t.item()
     }
     for value in [i64::MAX, i64::MIN, (1 << 53) + 1] {
-        let t = Tensor::scalar(value, CPU).unwrap();
+        let t = Tensor::scalar(value, device()).unwrap();
         assert_eq!(read::<i64>(&t).unwrap(), value);
     }
-    let t = Tensor::scalar((1i64 << 53) + 1, CPU).unwrap();
+    let t = Tensor::scalar((1i64 << 53) + 1, device()).unwrap();
     let e = read::<f64>(&t).unwrap_err();
     assert!(matches!(e, Error::InvalidArgument { op: "item", .. }));
     assert_eq!(e.to_string(), "item: 9007199254740993 is no f64");
-    assert!(read::<f32>(&Tensor::scalar((1i64 << 24) + 1, CPU).unwrap()).is_err());
+    assert!(read::<f32>(&Tensor::scalar((1i64 << 24) + 1, device()).unwrap()).is_err());
     for dtype in FLOATS {
-        let t = Tensor::full([1, 1], 0.3, dtype, CPU).unwrap();
+        let t = Tensor::full([1, 1], 0.3, dtype, device()).unwrap();
         assert_eq!(read::<f64>(&t).unwrap(), values(&t)[0], "{dtype}");
         assert_eq!(read::<f32>(&t).is_ok(), dtype != DType::F64);
         assert_eq!(read::<i64>(&t).unwrap_err().to_string(), {
             format!("item: {} is no i64", values(&t)[0])
         });
-        let t = Tensor::full([], f64::NAN, dtype, CPU).unwrap();
+        let t = Tensor::full([], f64::NAN, dtype, device()).unwrap();
         assert!(read::<f32>(&t).unwrap().is_nan());
     }
-    let t = Tensor::full((), 2.0, DType::F32, CPU).unwrap();
+    let t = Tensor::full((), 2.0, DType::F32, device()).unwrap();
     assert_eq!(read::<u8>(&t).unwrap(), 2);
     assert_eq!(
         t.item::<bool>().unwrap_err().to_string(),
         "item: 2 is no bool"
     );
-    let t = Tensor::scalar(true, CPU).unwrap();
+    let t = Tensor::scalar(true, device()).unwrap();
     assert!(t.item::<bool>().unwrap());
     assert_eq!(read::<f32>(&t).unwrap(), 1.0);
-    let two = Tensor::zeros([2], DType::F32, CPU).unwrap();
+    let two = Tensor::zeros([2], DType::F32, device()).unwrap();
     assert!(matches!(read::<f64>(&two), Err(Error::InvalidShape { .. })));
 }
 
@@ -198,7 +201,7 @@ fn an_integer_is_rounded_once() {
         let tie = tie([8, 11, 24, 53][rng.below(4) as usize]);
         integers.extend([v, tie.saturating_add(offset)]);
     }
-    let all = Tensor::from_slice(&integers, [integers.len()], CPU).unwrap();
+    let all = Tensor::from_slice(&integers, [integers.len()], device()).unwrap();
     for (dtype, bits) in types {
         let cast = values(&all.cast(dtype).unwrap());
         for (&v, cast) in integers.iter().zip(cast) {
@@ -206,7 +209,7 @@ fn an_integer_is_rounded_once() {
             if dtype == DType::F16 && want.abs() > 65_504.0 {
                 want = f64::INFINITY.copysign(want);
             }
-            let full = values(&Tensor::full([1], v, dtype, CPU).unwrap())[0];
+            let full = values(&Tensor::full([1], v, dtype, device()).unwrap())[0];
             assert_eq!(full, want, "full of {v} as {dtype}");
             assert_eq!(cast, want, "cast of {v} to {dtype}");
         }

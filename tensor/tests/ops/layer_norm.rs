@@ -183,8 +183,8 @@ fn threads_do_not_change_a_bit() {
 
 #[test]
 fn misuse_is_named() {
-    let x = Tensor::zeros([2, 3], DType::F32, Device::cpu(0)).unwrap();
-    let w = Tensor::zeros([2], DType::F32, Device::cpu(0)).unwrap();
+    let x = Tensor::zeros([2, 3], DType::F32, device()).unwrap();
+    let w = Tensor::zeros([2], DType::F32, device()).unwrap();
     let e = x.layer_norm([2], None, None, EPS).unwrap_err();
     assert!(
         e.to_string()

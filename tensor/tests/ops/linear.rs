@@ -3,7 +3,7 @@
 
 use crate::util::*;
 use phalanx_tensor::ops::linear::Activation;
-use phalanx_tensor::{DType, Device, Error, Tensor, unary_table};
+use phalanx_tensor::{DType, Error, Tensor, unary_table};
 
 type Apart = Box<dyn Fn(&Tensor) -> Tensor>;
 
@@ -123,7 +123,7 @@ fn gradients_of_every_type_match_f64() {
 
 #[test]
 fn an_empty_batch_has_zero_gradients() {
-    let t = |shape: &[usize]| Tensor::zeros(shape, DType::F32, Device::cpu(0)).unwrap();
+    let t = |shape: &[usize]| Tensor::zeros(shape, DType::F32, device()).unwrap();
     let dw = t(&[0, 3]).linear_weight_grad(&t(&[0, 5])).unwrap();
     assert_close(&dw, &[3, 5], &[0.0; 15], 0.0, "weight");
     assert_eq!(
@@ -144,7 +144,7 @@ fn an_empty_batch_has_zero_gradients() {
 
 #[test]
 fn mistakes_are_named() {
-    let f = |shape: &[usize]| Tensor::zeros(shape, DType::F32, Device::cpu(0)).unwrap();
+    let f = |shape: &[usize]| Tensor::zeros(shape, DType::F32, device()).unwrap();
     let e = f(&[2, 3])
         .linear(&f(&[4, 5]), None, Activation::None)
         .unwrap_err();

@@ -124,7 +124,7 @@ fn threads_change_no_bit_of_a_stack() {
 #[test]
 fn mistakes_are_named() {
     let t = |shape: &[usize], dtype, device| Tensor::zeros(shape, dtype, device).unwrap();
-    let f = |shape: &[usize]| t(shape, DType::F32, Device::cpu(0));
+    let f = |shape: &[usize]| t(shape, DType::F32, device());
     let e = f(&[2, 3]).matmul(&f(&[4, 5])).unwrap_err();
     assert!(
         e.to_string().contains("matmul")
@@ -140,7 +140,7 @@ fn mistakes_are_named() {
         f(&[]).matmul(&f(&[3])),
         Err(Error::InvalidShape { op: "matmul", .. })
     ));
-    let d = t(&[3, 3], DType::F64, Device::cpu(0));
+    let d = t(&[3, 3], DType::F64, device());
     assert!(matches!(
         f(&[3, 3]).matmul(&d),
         Err(Error::DTypeMismatch { op: "matmul", .. })
@@ -150,7 +150,7 @@ fn mistakes_are_named() {
         f(&[3, 3]).matmul(&far),
         Err(Error::DeviceMismatch { op: "matmul", .. })
     ));
-    let i = t(&[3, 3], DType::I64, Device::cpu(0));
+    let i = t(&[3, 3], DType::I64, device());
     assert!(matches!(
         i.matmul(&i),
         Err(Error::UnsupportedDType { op: "matmul", .. })

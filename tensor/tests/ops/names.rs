@@ -1,5 +1,6 @@
 //! Whatever is called wrongly complains under its own name, and not under that of a part of it.
 
+use crate::util::device;
 use phalanx_tensor::ops::conv::Conv2dConfig;
 use phalanx_tensor::ops::norm::BatchNormMomentum;
 use phalanx_tensor::ops::optim::{
@@ -9,12 +10,11 @@ use phalanx_tensor::ops::pool::Pool2dConfig;
 use phalanx_tensor::ops::softmax::CrossEntropyConfig;
 use phalanx_tensor::{DType, Device, Rng, Tensor, unary_table};
 
-const CPU: Device = Device::cpu(0);
 /// More elements than memory has room for.
 const HUGE: [usize; 1] = [1 << 60];
 
 fn zeros(shape: &[usize]) -> Tensor {
-    Tensor::zeros(shape, DType::F32, CPU).unwrap()
+    Tensor::zeros(shape, DType::F32, device()).unwrap()
 }
 
 /// Each call fails, with a text that begins with the name of what was called.
@@ -37,10 +37,10 @@ macro_rules! name_themselves {
 fn errors_begin_with_the_name_of_what_was_called() {
     let (x, ints) = (
         zeros(&[2, 3]),
-        Tensor::zeros([2, 3], DType::I64, CPU).unwrap(),
+        Tensor::zeros([2, 3], DType::I64, device()).unwrap(),
     );
     let (line, four, other) = (zeros(&[4]), zeros(&[2, 3, 4, 5]), zeros(&[4, 5]));
-    let list = Tensor::zeros([2], DType::I64, CPU).unwrap();
+    let list = Tensor::zeros([2], DType::I64, device()).unwrap();
     // A view with more elements than memory can hold.
     let wide = zeros(&[1]).broadcast_to([1 << 50]).unwrap();
     let rng = &mut Rng::new(1);
@@ -50,19 +50,19 @@ fn errors_begin_with_the_name_of_what_was_called() {
     let far = zeros(&[2, 3]).to_device(Device::cpu(1)).unwrap();
 
     name_themselves! {
-        empty: Tensor::empty(HUGE, DType::F32, CPU);
-        zeros: Tensor::zeros(HUGE, DType::F32, CPU);
-        ones: Tensor::ones(HUGE, DType::F32, CPU);
-        full: Tensor::full(HUGE, 1.0, DType::F32, CPU);
-        arange: Tensor::arange(1 << 60, DType::F32, CPU);
+        empty: Tensor::empty(HUGE, DType::F32, device());
+        zeros: Tensor::zeros(HUGE, DType::F32, device());
+        ones: Tensor::ones(HUGE, DType::F32, device());
+        full: Tensor::full(HUGE, 1.0, DType::F32, device());
+        arange: Tensor::arange(1 << 60, DType::F32, device());
         scalar: Tensor::scalar(1.0f32, Device::Cuda(0));
-        from_slice: Tensor::from_slice(&[1.0f32], [2], CPU);
-        from_vec: Tensor::from_vec(vec![1.0f32], [2], CPU);
-        rand: Tensor::rand(HUGE, DType::F32, CPU, rng);
-        randn: Tensor::randn([1], DType::I64, CPU, rng);
-        randint: Tensor::randint(1, 1, [1], CPU, rng);
-        randperm: Tensor::randperm(1 << 60, CPU, rng);
-        bernoulli: Tensor::bernoulli(2.0, [1], DType::F32, CPU, rng);
+        from_slice: Tensor::from_slice(&[1.0f32], [2], device());
+        from_vec: Tensor::from_vec(vec![1.0f32], [2], device());
+        rand: Tensor::rand(HUGE, DType::F32, device(), rng);
+        randn: Tensor::randn([1], DType::I64, device(), rng);
+        randint: Tensor::randint(1, 1, [1], device(), rng);
+        randperm: Tensor::randperm(1 << 60, device(), rng);
+        bernoulli: Tensor::bernoulli(2.0, [1], DType::F32, device(), rng);
         dropout: x.dropout(2.0, rng);
         dropout_backward: x.dropout_backward(&x, 0.5);
 

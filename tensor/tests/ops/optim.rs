@@ -285,7 +285,7 @@ fn half_parameters_take_gradients_in_f32() {
             );
         }
     }
-    let t = |dtype| [Tensor::ones([2], dtype, Device::cpu(0)).unwrap()];
+    let t = |dtype| [Tensor::ones([2], dtype, device()).unwrap()];
     for (p, g) in [
         (DType::F32, DType::BF16),
         (DType::F64, DType::F32),
@@ -307,14 +307,16 @@ fn a_unique_parameter_changes_in_place_and_a_shared_one_is_copied() {
     let mut p = [tensor_of(&[1.0, 2.0], &[2], DType::F32)];
     let g = [tensor_of(&[0.5, 0.5], &[2], DType::F32)];
     let mut m = [None];
-    let address = |t: &Tensor| t.as_slice::<f32>().unwrap().as_ptr();
     let at = address(&p[0]);
     sgd_step(&mut p, &g, &mut m, &config).unwrap();
     let momentum_at = address(m[0].as_ref().unwrap());
     let held = p[0].clone();
     sgd_step(&mut p, &g, &mut m, &config).unwrap();
     assert_eq!(address(&held), at, "the first step was in place");
-    assert_ne!(address(&p[0]), at, "the second had to copy");
+    assert!(
+        at.is_none() || address(&p[0]) != at,
+        "the second had to copy"
+    );
     assert_eq!(values(&held), [0.5, 1.5]);
     assert_eq!(values(&p[0]), [-0.25, 0.75]);
     assert_eq!(address(m[0].as_ref().unwrap()), momentum_at);
@@ -352,7 +354,7 @@ fn threads_do_not_change_a_bit() {
 
 #[test]
 fn misuse_is_named_before_anything_is_written() {
-    let t = |n: usize| Tensor::ones([n], DType::F32, Device::cpu(0)).unwrap();
+    let t = |n: usize| Tensor::ones([n], DType::F32, device()).unwrap();
     let config = SgdConfig {
         lr: 0.1,
         momentum: 0.9,
@@ -412,7 +414,7 @@ fn numbers_out_of_their_range_are_refused() {
     let sgd = |change: fn(&mut SgdConfig)| {
         let mut config = SgdConfig::default();
         change(&mut config);
-        let mut p = [Tensor::ones([2], DType::F32, Device::cpu(0)).unwrap()];
+        let mut p = [Tensor::ones([2], DType::F32, device()).unwrap()];
         let g = p.clone();
         let e = sgd_step(&mut p, &g, &mut [None], &config).unwrap_err();
         assert_eq!(config.check("sgd_step").unwrap_err(), e);

@@ -4,7 +4,7 @@ use crate::util::*;
 use phalanx_tensor::ops::optim::{
     AdamConfig, AdamState, Part, SgdConfig, adam_step, adam_steps, scale, sgd_step, sgd_steps,
 };
-use phalanx_tensor::{DType, Device, Error, Tensor};
+use phalanx_tensor::{DType, Error, Tensor};
 
 /// A step or a scaling that runs out of memory at its last tensor.
 #[test]
@@ -83,7 +83,7 @@ fn what_fails_changes_nothing_and_can_be_repeated() {
 
 #[test]
 fn parts_step_with_their_own_numbers_or_not_at_all() {
-    let t = |n: usize| Tensor::ones([n], DType::F32, Device::cpu(0)).unwrap();
+    let t = |n: usize| Tensor::ones([n], DType::F32, device()).unwrap();
     let rates = [0.5, 0.25];
     let run = |sizes: [usize; 2]| {
         let mut p = [[t(2)], [t(3)]];

@@ -1,10 +1,9 @@
 //! Random numbers: their distribution, and that nothing but seed and calls decides them.
 
 use crate::util::*;
-use phalanx_tensor::{DType, Device, Error, Rng, Tensor, cpu};
+use phalanx_tensor::{DType, Error, Rng, Tensor, cpu};
 use proptest::prelude::*;
 
-const CPU: Device = Device::cpu(0);
 const MANY: usize = 200_000;
 
 fn mean(v: &[f64]) -> f64 {
@@ -27,10 +26,10 @@ fn the_first_numbers_are_those_of_the_published_block() {
     // Philox4x32-10 with key 0 and counter 0 starts with these words.
     let words = [0x6627_e8d5u32, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8];
     let expected = words.map(|w| f64::from(w >> 8) * 2f64.powi(-24));
-    let t = Tensor::rand([4], DType::F32, CPU, &mut Rng::new(0)).unwrap();
+    let t = Tensor::rand([4], DType::F32, device(), &mut Rng::new(0)).unwrap();
     assert_close(&t, &[4], &expected, 0.0, "rand");
     assert_eq!(Rng::new(0).next_u64(), 0xe169_c58d_6627_e8d5);
-    let half = Tensor::rand([4], DType::F16, CPU, &mut Rng::new(0)).unwrap();
+    let half = Tensor::rand([4], DType::F16, device(), &mut Rng::new(0)).unwrap();
     assert_close(
         &half,
         &[4],
@@ -43,7 +42,7 @@ fn the_first_numbers_are_those_of_the_published_block() {
 #[test]
 fn uniform_numbers_are_uniform() {
     for (seed, dtype) in FLOATS.into_iter().enumerate() {
-        let t = Tensor::rand([MANY], dtype, CPU, &mut Rng::new(seed as u64)).unwrap();
+        let t = Tensor::rand([MANY], dtype, device(), &mut Rng::new(seed as u64)).unwrap();
         let v = values(&t);
         assert!(v.iter().all(|v| (0.0..1.0).contains(v)), "{dtype}");
         let mut counts = [0; 128];
@@ -65,7 +64,7 @@ fn uniform_numbers_are_uniform() {
 #[test]
 fn normal_numbers_are_normal() {
     for (seed, dtype) in FLOATS.into_iter().enumerate() {
-        let t = Tensor::randn([MANY + 1], dtype, CPU, &mut Rng::new(seed as u64)).unwrap();
+        let t = Tensor::randn([MANY + 1], dtype, device(), &mut Rng::new(seed as u64)).unwrap();
         let v = values(&t);
         let n = (MANY as f64).sqrt();
         // Moments 1 to 4 of the normal distribution, within 4.5 of their standard deviations.
@@ -111,13 +110,13 @@ fn normal_numbers_are_normal() {
 #[test]
 fn integers_are_uniform_and_keep_their_bounds() {
     let mut rng = Rng::new(5);
-    let t = Tensor::randint(-3, 7, [MANY], CPU, &mut rng).unwrap();
+    let t = Tensor::randint(-3, 7, [MANY], device(), &mut rng).unwrap();
     let mut counts = [0; 10];
     values(&t)
         .iter()
         .for_each(|v| counts[(v + 3.0) as usize] += 1);
     assert!(chi_square(&counts).abs() < 4.0);
-    let wide = Tensor::randint(i64::MIN, i64::MAX, [1000], CPU, &mut rng).unwrap();
+    let wide = Tensor::randint(i64::MIN, i64::MAX, [1000], device(), &mut rng).unwrap();
     let negative = wide
         .to_vec::<i64>()
         .unwrap()
@@ -125,10 +124,10 @@ fn integers_are_uniform_and_keep_their_bounds() {
         .filter(|v| **v < 0)
         .count();
     assert!((420..580).contains(&negative), "{negative}");
-    let only = Tensor::randint(4, 5, [9], CPU, &mut rng).unwrap();
+    let only = Tensor::randint(4, 5, [9], device(), &mut rng).unwrap();
     assert_eq!(only.to_vec::<i64>().unwrap(), [4; 9]);
     assert_eq!(
-        Tensor::randint(2, 2, [1], CPU, &mut rng).unwrap_err(),
+        Tensor::randint(2, 2, [1], device(), &mut rng).unwrap_err(),
         Error::InvalidArgument {
             op: "randint",
             reason: "no integer is in 2 .. 2".into()
@@ -140,13 +139,13 @@ fn integers_are_uniform_and_keep_their_bounds() {
 fn bernoulli_hits_as_often_as_asked() {
     let mut rng = Rng::new(6);
     for p in [0.0, 1e-3, 0.3, 0.5, 0.9, 1.0] {
-        let t = Tensor::bernoulli(p, [MANY], DType::F32, CPU, &mut rng).unwrap();
+        let t = Tensor::bernoulli(p, [MANY], DType::F32, device(), &mut rng).unwrap();
         let share = mean(&values(&t));
         let deviation = (p * (1.0 - p) / MANY as f64).sqrt();
         assert!((share - p).abs() <= 4.5 * deviation, "{p}: {share}");
     }
     for p in [-0.1, 1.1, f64::NAN] {
-        assert!(Tensor::bernoulli(p, [1], DType::U8, CPU, &mut rng).is_err());
+        assert!(Tensor::bernoulli(p, [1], DType::U8, device(), &mut rng).is_err());
     }
 }
 
@@ -184,15 +183,15 @@ proptest! {
         for dtype in FLOATS {
             let draw = |threads| cpu::with_threads(threads, || {
                 let mut rng = Rng::new(seed);
-                let first = Tensor::randn([n], dtype, CPU, &mut rng).unwrap();
-                (first, Tensor::rand([3], dtype, CPU, &mut rng).unwrap(), rng.state())
+                let first = Tensor::randn([n], dtype, device(), &mut rng).unwrap();
+                (first, Tensor::rand([3], dtype, device(), &mut rng).unwrap(), rng.state())
             });
             let (a, b) = (draw(1), draw(3));
             assert_same(&a.0, &b.0, "randn");
             assert_same(&a.1, &b.1, "rand");
             prop_assert_eq!(a.2, b.2);
             // A longer draw starts with a shorter one.
-            let longer = Tensor::randn([n + 9], dtype, CPU, &mut Rng::new(seed)).unwrap();
+            let longer = Tensor::randn([n + 9], dtype, device(), &mut Rng::new(seed)).unwrap();
             let start = longer.narrow(0, 0, n / 2 * 2).unwrap();
             assert_same(&start, &a.0.narrow(0, 0, n / 2 * 2).unwrap(), "prefix");
         }
@@ -203,7 +202,7 @@ proptest! {
         let mut rng = Rng::new(seed);
         let n = (seed % 500) as usize;
         let mut order = rng.permutation(n).unwrap();
-        let drawn = Tensor::randperm(n, CPU, &mut Rng::new(seed)).unwrap();
+        let drawn = Tensor::randperm(n, device(), &mut Rng::new(seed)).unwrap();
         let same: Vec<usize> =
             drawn.to_vec::<i64>().unwrap().into_iter().map(|v| v as usize).collect();
         prop_assert_eq!(&order, &same);
@@ -253,12 +252,13 @@ fn streams_are_distinct_and_states_resume() {
     assert_ne!(root.fold_in(1).fold_in(2), root.fold_in(2).fold_in(1));
 
     // Two streams are not correlated.
-    let draw = |i| values(&Tensor::randn([MANY], DType::F32, CPU, &mut root.fold_in(i)).unwrap());
+    let draw =
+        |i| values(&Tensor::randn([MANY], DType::F32, device(), &mut root.fold_in(i)).unwrap());
     let products: Vec<f64> = draw(0).iter().zip(draw(1)).map(|(a, b)| a * b).collect();
     assert!(mean(&products).abs() < 4.5 / (MANY as f64).sqrt());
 
     let mut rng = Rng::new(3);
-    Tensor::rand([10], DType::F32, CPU, &mut rng).unwrap();
+    Tensor::rand([10], DType::F32, device(), &mut rng).unwrap();
     let mut resumed = Rng::from_state(rng.state());
     assert_eq!(rng.next_u64(), resumed.next_u64());
     assert_eq!(rng.uniform(), resumed.uniform());
@@ -267,7 +267,7 @@ fn streams_are_distinct_and_states_resume() {
 #[test]
 fn errors_name_the_operation() {
     let mut rng = Rng::new(0);
-    let e = Tensor::randn([1], DType::I64, CPU, &mut rng).unwrap_err();
+    let e = Tensor::randn([1], DType::I64, device(), &mut rng).unwrap_err();
     assert_eq!(
         e,
         Error::UnsupportedDType {
@@ -275,10 +275,10 @@ fn errors_name_the_operation() {
             dtype: DType::I64
         }
     );
-    let x = Tensor::ones([2, 3], DType::F32, CPU).unwrap();
+    let x = Tensor::ones([2, 3], DType::F32, device()).unwrap();
     let message = x.dropout(1.5, &mut rng).unwrap_err().to_string();
     assert_eq!(message, "dropout: 1.5 is no probability");
-    let mask = Tensor::ones([3, 2], DType::U8, CPU).unwrap();
+    let mask = Tensor::ones([3, 2], DType::U8, device()).unwrap();
     let message = x.dropout_backward(&mask, 0.5).unwrap_err().to_string();
     assert!(
         message.contains("dropout_backward: shapes [2, 3] and [3, 2]"),

@@ -1,7 +1,7 @@
 //! Reductions against plain loops over `f64`.
 
 use crate::util::*;
-use phalanx_tensor::{DType, Device, Error, Shape, Tensor, cpu};
+use phalanx_tensor::{DType, Error, Shape, Tensor, cpu};
 use proptest::prelude::*;
 
 /// A random set of axes, some counted from the end, and the shape with those axes set to 1.
@@ -211,9 +211,9 @@ fn a_sum_of_many_is_accurate_and_the_same_whatever_the_threads() {
         });
     }
     // A naive running sum in f32 stops growing at 2²⁴.
-    let ones = Tensor::ones([20_000_000, 1], DType::F32, Device::cpu(0)).unwrap();
+    let ones = Tensor::ones([20_000_000, 1], DType::F32, device()).unwrap();
     assert_eq!(ones.sum(&[0], false).unwrap().item::<f64>().unwrap(), 2e7);
-    let ones = Tensor::ones([2_000_000, 10], DType::F32, Device::cpu(0)).unwrap();
+    let ones = Tensor::ones([2_000_000, 10], DType::F32, device()).unwrap();
     assert_eq!(
         ones.sum(&[0], false).unwrap().to_vec::<f32>().unwrap(),
         [2e6; 10]
@@ -253,7 +253,7 @@ fn nan_wins() {
 
 #[test]
 fn empty_reductions_are_defined_or_refused() {
-    let t = Tensor::zeros([2, 0], DType::F32, Device::cpu(0)).unwrap();
+    let t = Tensor::zeros([2, 0], DType::F32, device()).unwrap();
     assert_eq!(
         t.sum(&[1], false).unwrap().to_vec::<f32>().unwrap(),
         [0.0, 0.0]
@@ -284,13 +284,13 @@ fn empty_reductions_are_defined_or_refused() {
         message,
         "argmax: shape [2, 0] is not usable: there are no elements to choose from"
     );
-    let single = Tensor::ones([1, 3], DType::F64, Device::cpu(0)).unwrap();
+    let single = Tensor::ones([1, 3], DType::F64, device()).unwrap();
     assert!(single.var(&[0], 1, false).unwrap().to_vec::<f64>().unwrap()[0].is_nan());
 }
 
 #[test]
 fn errors_name_the_operation() {
-    let t = Tensor::zeros([2, 3], DType::I64, Device::cpu(0)).unwrap();
+    let t = Tensor::zeros([2, 3], DType::I64, device()).unwrap();
     assert_eq!(
         t.sum(&[2], false).unwrap_err(),
         Error::AxisOutOfRange {

@@ -83,7 +83,7 @@ fn stack_is_the_inverse_of_select() {
 
 #[test]
 fn chunks_are_pytorchs() {
-    let x = |n| Tensor::zeros([n], DType::U8, Device::cpu(0)).unwrap();
+    let x = |n| Tensor::zeros([n], DType::U8, device()).unwrap();
     let sizes = |n, count| -> Vec<usize> {
         x(n).chunk(count, 0)
             .unwrap()
@@ -136,7 +136,7 @@ fn padding_surrounds_and_unpad_takes_it_away() {
 
 #[test]
 fn misuse_is_named() {
-    let t = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, Device::cpu(0)).unwrap();
+    let t = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, device()).unwrap();
     let (a, b) = (t(&[2, 3], DType::F32), t(&[2, 4], DType::F32));
     assert_eq!(Tensor::cat(&[&a, &b], 1).unwrap().dims(), [2, 7]);
     let e = Tensor::cat(&[&a, &b], 0).unwrap_err().to_string();

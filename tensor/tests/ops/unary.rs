@@ -171,11 +171,11 @@ fn large_tensors_have_the_same_bits_whatever_the_threads() {
 
 #[test]
 fn integers_have_what_makes_sense() {
-    let x = Tensor::from_vec(vec![-3i64, 0, i64::MIN], [3], Device::cpu(0)).unwrap();
+    let x = Tensor::from_vec(vec![-3i64, 0, i64::MIN], [3], device()).unwrap();
     assert_eq!(x.neg().unwrap().to_vec::<i64>().unwrap(), [3, 0, i64::MIN]);
     assert_eq!(x.sign().unwrap().to_vec::<i64>().unwrap(), [-1, 0, -1]);
     assert_eq!(x.relu().unwrap().to_vec::<i64>().unwrap(), [0, 0, 0]);
-    let x = Tensor::from_vec(vec![-3i32, 0, i32::MIN], [3], Device::cpu(0)).unwrap();
+    let x = Tensor::from_vec(vec![-3i32, 0, i32::MIN], [3], device()).unwrap();
     assert_eq!(x.neg().unwrap().to_vec::<i32>().unwrap(), [3, 0, i32::MIN]);
     assert_eq!(x.square().unwrap().to_vec::<i32>().unwrap(), [9, 0, 0]);
     let e = x.cast(DType::I64).unwrap().exp().unwrap_err();
@@ -186,7 +186,7 @@ fn integers_have_what_makes_sense() {
             dtype: DType::I64
         }
     );
-    let mask = Tensor::zeros([2], DType::U8, Device::cpu(0)).unwrap();
+    let mask = Tensor::zeros([2], DType::U8, device()).unwrap();
     assert_eq!(
         mask.neg().unwrap_err().to_string(),
         "neg: not defined for elements of type u8"
@@ -214,8 +214,8 @@ fn integers_have_what_makes_sense() {
 
 #[test]
 fn backward_errors_name_operation_and_shapes() {
-    let grad = Tensor::zeros([2, 3], DType::F32, Device::cpu(0)).unwrap();
-    let out = Tensor::zeros([3, 2], DType::F32, Device::cpu(0)).unwrap();
+    let grad = Tensor::zeros([2, 3], DType::F32, device()).unwrap();
+    let out = Tensor::zeros([3, 2], DType::F32, device()).unwrap();
     let message = grad.relu_backward(&out).unwrap_err().to_string();
     assert!(
         message.contains("relu_backward: shapes [2, 3] and [3, 2]"),

@@ -2,7 +2,17 @@
 //! and central differences.
 #![allow(dead_code)] // each test binary that includes this file uses its part
 
-use phalanx_tensor::{Bool, DType, Device, Element, Shape, Tensor, bf16, f16};
+use phalanx_tensor::{Bool, DType, Device, Element, Error, Result, Shape, Tensor, bf16, f16};
+use std::sync::LazyLock;
+
+/// Where the tests compute: on a CPU, or where `PHALANX_TEST_DEVICE` says.
+pub fn device() -> Device {
+    static DEVICE: LazyLock<Device> = LazyLock::new(|| {
+        let named = std::env::var("PHALANX_TEST_DEVICE");
+        named.map_or(Device::cpu(0), |name| name.parse().unwrap())
+    });
+    *DEVICE
+}
 
 /// The four float types.
 pub const FLOATS: [DType; 4] = [DType::F64, DType::F32, DType::BF16, DType::F16];
@@ -113,11 +123,11 @@ impl TestRng {
     }
 }
 
-/// A contiguous tensor on `cpu:0` with the given elements, rounded to `dtype`.
+/// A contiguous tensor on the device with the given elements, rounded to `dtype`.
 pub fn tensor_of(values: &[f64], shape: &[usize], dtype: DType) -> Tensor {
     fn of<T: Element>(values: &[f64], shape: &[usize]) -> Tensor {
         let values: Vec<T> = values.iter().map(|&v| T::from_f64(v)).collect();
-        Tensor::from_vec(values, shape, Device::cpu(0)).unwrap()
+        Tensor::from_vec(values, shape, device()).unwrap()
     }
     match dtype {
         DType::F32 => of::<f32>(values, shape),
@@ -128,11 +138,12 @@ pub fn tensor_of(values: &[f64], shape: &[usize], dtype: DType) -> Tensor {
         DType::I32 => of::<i32>(values, shape),
         DType::U8 => of::<u8>(values, shape),
         DType::Bool => {
-            let mut t = of::<Bool>(values, shape);
+            let values: Vec<Bool> = values.iter().map(|&v| Bool::from_f64(v)).collect();
+            let mut t = Tensor::from_vec(values, shape, Device::cpu(0)).unwrap();
             // True is any byte but 0, so operations have to do with all of them.
             let bytes = t.bytes_mut().unwrap().iter_mut();
             bytes.enumerate().for_each(|(i, b)| *b <<= i % 8);
-            t
+            t.to_device(device()).unwrap()
         }
     }
 }
@@ -200,10 +211,33 @@ pub fn assert_close(actual: &Tensor, shape: &[usize], expected: &[f64], tol: f64
 pub fn assert_same(a: &Tensor, b: &Tensor, what: &str) {
     assert_eq!((a.dims(), a.dtype()), (b.dims(), b.dtype()), "{what}");
     let (a, b) = (a.contiguous().unwrap(), b.contiguous().unwrap());
-    assert!(
-        a.as_bytes().unwrap() == b.as_bytes().unwrap(),
-        "{what}: the bits differ"
-    );
+    assert!(bytes(&a) == bytes(&b), "{what}: the bits differ");
+}
+
+/// The bytes of a contiguous tensor, wherever it is.
+pub fn bytes(t: &Tensor) -> Vec<u8> {
+    let here = t.to_device(Device::cpu(0)).unwrap();
+    here.as_bytes().unwrap().to_vec()
+}
+
+/// Where the elements lie, if the host can tell.
+pub fn address(t: &Tensor) -> Option<*const u8> {
+    match t.device() {
+        Device::Cpu(_) => Some(t.as_bytes().unwrap().as_ptr()),
+        _ => None,
+    }
+}
+
+/// The error of an index out of range. A card sees it late: the next copy to the host has it.
+pub fn out_of_range(result: Result<Tensor>) -> Error {
+    match (device(), result) {
+        (Device::Cpu(_), result) => result.unwrap_err(),
+        (device, result) => {
+            let error = result.unwrap().to_device(Device::cpu(0)).unwrap_err();
+            device.clear_index_error().unwrap();
+            error
+        }
+    }
 }
 
 /// The coordinates of the element `flat` of a row-major tensor.
