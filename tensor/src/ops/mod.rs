@@ -34,9 +34,12 @@ pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
     &compare::cuda::KERNELS,
     &fill::cuda::KERNELS,
     &index::cuda::KERNELS,
+    &index::cuda::ADDS,
+    &index::sort::KERNELS,
     &unary::cuda::KERNELS,
     &linear::cuda::KERNELS,
     &optim::cuda::KERNELS,
     &reduce::cuda::KERNELS,
+    &reduce::cuda::ARGS,
     &shape::cuda::KERNELS,
 ];

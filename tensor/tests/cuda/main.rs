@@ -8,6 +8,7 @@ mod support;
 mod every;
 mod families;
 mod host_reads;
+mod index;
 mod linear;
 mod matmul;
 mod optim;

@@ -6,6 +6,8 @@
 pub(super) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+#[cfg(feature = "cuda")]
+pub(crate) mod sort;
 
 use crate::layout::resolve_axis;
 use crate::ops::working::{rounded, working};
@@ -79,7 +81,7 @@ impl Tensor {
         match on(OP, (self, indices, out(&mut y)))? {
             On::Cpu((x, indices, y)) => cpu::gather(OP, x, axis, indices, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (x, indices, y)) => cuda::gather(&mut lane, x, axis, indices, y)?,
         }
         Ok(y)
     }
@@ -109,7 +111,9 @@ impl Tensor {
         match on(OP, (source, indices, inout(&mut sum)))? {
             On::Cpu((source, indices, sum)) => cpu::scatter_add(OP, source, axis, indices, sum)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (source, indices, sum)) => {
+                cuda::scatter_add(&mut lane, source, axis, indices, sum)?
+            }
         }
         rounded(OP, sum, self.dtype())
     }
@@ -180,7 +184,9 @@ pub(super) fn add(
     match on(op, (source, indices, inout(sum)))? {
         On::Cpu((source, indices, sum)) => cpu::add(op, source, axis, indices, sum),
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => Err(lane.unsupported()),
+        On::Cuda(mut lane, (source, indices, sum)) => {
+            cuda::add(&mut lane, source, axis, indices, sum)
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! CUDA kernels: each result by a block of threads, or by one thread.
 
 use super::Reduction;
-use crate::cuda::{Arg, Grid, Issue, Source, View};
+use crate::cuda::{Arg, Grid, Issue, Source, TYPES, View};
 use crate::{DType, Result, Tensor};
 
 /// The type of the elements and that of the results.
@@ -24,6 +24,16 @@ pub(crate) static KERNELS: Source = Source {
         &[DType::Bool, DType::Bool],
         &[DType::Bool, DType::I64],
     ],
+};
+
+/// Indices of extrema, by the type of the elements.
+pub(crate) static ARGS: Source = Source {
+    family: "arg-reduce",
+    path: "tensor/src/ops/reduce/arg.cu",
+    before: "",
+    text: include_str!("arg.cu"),
+    after: "",
+    types: TYPES,
 };
 
 /// Elements from which on a block computes a result, and not a thread.
@@ -87,4 +97,39 @@ pub(super) fn reduce(
         false => Grid::over(n),
     };
     lane.launch(&KERNELS, &[x.dtype(), y.dtype()], name, grid, &args)
+}
+
+/// `y` = where along `axis` the extremum of `x` is.
+pub(super) fn arg_reduce(
+    lane: &mut Issue,
+    kind: Reduction,
+    x: &Tensor,
+    axis: usize,
+    y: &mut Tensor,
+) -> Result<()> {
+    let (n, count) = (y.numel(), x.dims()[axis]);
+    if n == 0 {
+        return Ok(());
+    }
+    let along = x.layout().strides()[axis];
+    let kept = x.layout().narrow(axis as isize, 0, 1)?.at_origin();
+    // As for the other reductions: neighbouring threads read neighbouring elements.
+    let along_rows = along == 1 || x.layout().strides().iter().all(|&s| s != 1);
+    let by_block = count >= MANY && (along_rows || n < MANY_RESULTS);
+    let (name, grid) = match (kind, by_block) {
+        (Reduction::Min, true) => ("argmin_by_block", Grid::over(n.saturating_mul(256))),
+        (Reduction::Min, false) => ("argmin_by_thread", Grid::over(n)),
+        (_, true) => ("argmax_by_block", Grid::over(n.saturating_mul(256))),
+        (_, false) => ("argmax_by_thread", Grid::over(n)),
+    };
+    let kept = View::new(lane.op(), &kept)?;
+    let args = [
+        lane.address(x),
+        Arg::Struct(bytemuck::bytes_of(&kept)),
+        Arg::Int(along as i64),
+        lane.address(y),
+        Arg::Int(n as i64),
+        Arg::Int(count as i64),
+    ];
+    lane.launch(&ARGS, &[x.dtype()], name, grid, &args)
 }

@@ -266,7 +266,7 @@ impl Tensor {
         match on(op, (self, out(&mut y)))? {
             On::Cpu((x, y)) => cpu::arg_reduce(op, kind, x, axis, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (x, y)) => cuda::arg_reduce(&mut lane, kind, x, axis, y)?,
         }
         Ok(y)
     }
