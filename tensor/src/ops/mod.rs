@@ -39,6 +39,7 @@ pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
     &unary::cuda::KERNELS,
     &linear::cuda::KERNELS,
     &optim::cuda::KERNELS,
+    &pool::cuda::KERNELS,
     &reduce::cuda::KERNELS,
     &reduce::cuda::ARGS,
     &shape::cuda::KERNELS,

@@ -12,5 +12,6 @@ mod index;
 mod linear;
 mod matmul;
 mod optim;
+mod pool;
 mod transfer;
 mod unary;

@@ -159,7 +159,13 @@ pub(super) fn add(
             or_none: false,
             none: extent,
         };
-        return add_sorted(lane, source, &sort, &keys, sum, [count, inner, extent]);
+        let sums = Sums {
+            sum: lane.address(sum),
+            count,
+            inner,
+            extent,
+        };
+        return add_sorted(lane, source, &sort, &keys, &sums);
     }
     // Each index stands for a slice in each group.
     let mut slices: Shape = [outer].into();
@@ -210,7 +216,13 @@ pub(super) fn scatter_add(
             or_none: false,
             none: all,
         };
-        return add_sorted(lane, source, &sort, &keys, sum, [n, 1, all]);
+        let sums = Sums {
+            sum: lane.address(sum),
+            count: n,
+            inner: 1,
+            extent: all,
+        };
+        return add_sorted(lane, source, &sort, &keys, &sums);
     }
     let inner = indices.dims()[axis + 1..].iter().product();
     let layout = indices.layout();
@@ -257,15 +269,24 @@ fn add_few(
     lane.launch(&ADDS, &types, "add_few", Grid::over(n), &args)
 }
 
-/// Adds by sorted keys, each of which stands for one of `extent` slices of `inner` elements, in each
-/// group of `count` places.
-fn add_sorted(
+/// Where sorted elements are added up: `extent` slices of `inner` elements in each group, and `count`
+/// keys for the places of each group.
+#[derive(Debug)]
+pub(crate) struct Sums {
+    /// In the type in which the elements add up.
+    pub(crate) sum: Arg<'static>,
+    pub(crate) count: usize,
+    pub(crate) inner: usize,
+    pub(crate) extent: usize,
+}
+
+/// Adds each slice of `source` to that for which its key stands, in the order of the places.
+pub(crate) fn add_sorted(
     lane: &mut Issue,
     source: &Tensor,
     sort: &Sort,
     keys: &Keys<'_>,
-    sum: &mut Tensor,
-    [count, inner, extent]: [usize; 3],
+    sums: &Sums,
 ) -> Result<()> {
     let view = View::new(lane.op(), source.layout())?;
     let sorted = sort.run(lane, keys)?;
@@ -275,11 +296,11 @@ fn add_sorted(
         Arg::Struct(bytemuck::bytes_of(&view)),
         sorted.keys,
         sorted.places,
-        lane.address(sum),
+        sums.sum,
         Arg::Int(n as i64),
-        Arg::Int(count as i64),
-        Arg::Int(inner as i64),
-        Arg::Int(extent as i64),
+        Arg::Int(sums.count as i64),
+        Arg::Int(sums.inner as i64),
+        Arg::Int(sums.extent as i64),
     ];
     let types = [source.dtype(), sort.key];
     lane.launch(&ADDS, &types, "add_sorted", Grid::over(n), &args)

@@ -1,6 +1,8 @@
 //! Two-dimensional pooling over the last two axes, and its gradients.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod windows;
 
 use crate::storage::{On, on, out};
@@ -80,7 +82,7 @@ impl Tensor {
         match on(OP, (self, out(&mut max), out(&mut at)))? {
             On::Cpu((x, max, at)) => cpu::max(OP, &w, x, max, at)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (x, max, at)) => cuda::max(&mut lane, &w, x, max, at)?,
         }
         Ok((max, at))
     }
@@ -117,7 +119,7 @@ impl Tensor {
         match on(OP, (grad, indices, out(&mut dx)))? {
             On::Cpu((dy, at, dx)) => cpu::max_backward(OP, dy, at, dx)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (dy, at, dx)) => cuda::max_backward(&mut lane, dy, at, dx)?,
         }
         Ok(dx)
     }
@@ -185,7 +187,7 @@ fn average(op: &'static str, x: &Tensor, w: &Windows, shape: Shape) -> Result<Te
     match on(op, (x, out(&mut y)))? {
         On::Cpu((x, y)) => cpu::average(op, w, x, y)?,
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => return Err(lane.unsupported()),
+        On::Cuda(mut lane, (x, y)) => cuda::average(&mut lane, w, x, y)?,
     }
     Ok(y)
 }
@@ -210,7 +212,7 @@ fn average_backward(
     match on(op, (grad, out(&mut dx)))? {
         On::Cpu((dy, dx)) => cpu::average_backward(op, w, dy, dx)?,
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => return Err(lane.unsupported()),
+        On::Cuda(mut lane, (dy, dx)) => cuda::average_backward(&mut lane, w, dy, dx)?,
     }
     Ok(dx)
 }
