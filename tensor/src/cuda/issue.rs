@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// Threads of a block, where nothing speaks for another number.
 pub(crate) const BLOCK: u32 = 256;
 /// Blocks of a launch over elements, at most: each thread takes more than one element beyond it.
-const MOST_BLOCKS: usize = 65_535;
+pub(crate) const MOST_BLOCKS: usize = 65_535;
 
 /// The lane of an operation, from the moment at which its operands are ready. It holds the issue lock
 /// of the card; its drop records what the operation uses, also where the operation has failed.
@@ -69,11 +69,14 @@ pub(crate) enum Arg<'a> {
 }
 
 impl Arg<'_> {
-    /// The address.
-    pub(crate) fn at(self) -> u64 {
+    /// The bits of an address or a number, for a struct that has it in it.
+    pub(crate) fn bits(&self) -> u64 {
         match self {
-            Arg::Address(at) => at,
-            _ => unreachable!("an address was expected"),
+            Arg::Address(v) => *v,
+            Arg::Int(v) => *v as u64,
+            Arg::Small(v) => i64::from(*v) as u64,
+            Arg::Real(v) => v.to_bits(),
+            Arg::Struct(_) => unreachable!("a struct in a struct"),
         }
     }
 

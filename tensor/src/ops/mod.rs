@@ -43,4 +43,6 @@ pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
     &reduce::cuda::KERNELS,
     &reduce::cuda::ARGS,
     &shape::cuda::KERNELS,
+    &softmax::cuda::KERNELS,
+    &softmax::cuda::CROSS_ENTROPY,
 ];

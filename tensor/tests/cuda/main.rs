@@ -13,5 +13,6 @@ mod linear;
 mod matmul;
 mod optim;
 mod pool;
+mod softmax;
 mod transfer;
 mod unary;

@@ -84,3 +84,45 @@ pub fn tolerance(dtype: DType) -> f64 {
 
 pub const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::BF16, DType::F16];
 pub const SEEDS: [u64; 3] = [1, 2, 3];
+
+/// Asserts that a card's result is the CPU's: of its shape and type, NaN and infinite where that is, and
+/// else within the tolerance of the type; of half types, which are rounded once from `f32`, each element
+/// within two units in its last place, and `slack` for what the sums before have lost.
+pub fn assert_near(name: &str, got: &Tensor, expected: &Tensor, slack: f64) {
+    let dtype = expected.dtype();
+    assert!(matches!(got.device(), Device::Cuda(_)), "{name}");
+    assert_eq!(
+        (got.dims(), got.dtype()),
+        (expected.dims(), dtype),
+        "{name}"
+    );
+    let (got, expected) = (read(got), read(expected));
+    let (mut finite, mut wanted) = (Vec::new(), Vec::new());
+    let digits = match dtype {
+        DType::BF16 => 8,
+        DType::F16 => 11,
+        _ => 0,
+    };
+    for (i, (&g, &e)) in got.iter().zip(&expected).enumerate() {
+        if !e.is_finite() {
+            assert!(
+                g == e || (g.is_nan() && e.is_nan()),
+                "{name} {i}: {g}, not {e}"
+            );
+            continue;
+        }
+        if digits > 0 {
+            let least = if dtype == DType::F16 { -14 } else { -126 };
+            let exponent = (e.abs().log2().floor() as i32).max(least);
+            let ulp = 2f64.powi(exponent + 1 - digits);
+            assert!(
+                (g - e).abs() <= 2.0 * ulp + slack,
+                "{name} {i}: {g}, not {e}"
+            );
+        }
+        finite.push(g);
+        wanted.push(e);
+    }
+    let apart = distance(&finite, &wanted);
+    assert!(apart <= tolerance(dtype), "{name}: {apart}");
+}

@@ -27,7 +27,7 @@ pub(crate) struct Matrix {
 impl Matrix {
     pub(crate) fn new(at: Arg<'_>, strides: [usize; 2], apart: usize) -> Matrix {
         Matrix {
-            at: at.at(),
+            at: at.bits(),
             strides,
             apart,
         }
@@ -207,7 +207,7 @@ impl Issue {
             unreachable!("{op}: the operands of a product come from `matrix`");
         };
         let plan = gpu.blas.plan(op, gpu, key)?;
-        let workspace = self.scratch(plan.workspace())?.at();
+        let workspace = self.scratch(plan.workspace())?.bits();
         let places = [gemm.b.at, gemm.a.at, gemm.c.at];
         let stream = self.stream();
         plan.run(places, gemm.bias, workspace, stream)

@@ -74,7 +74,7 @@ pub(super) fn forward(
     // Rounding first changes nothing here.
     let last = matches!(activation, Activation::None | Activation::Relu);
     if k > 0 && last && bias.is_none_or(|bias| bias.is_contiguous()) {
-        let bias = bias.map(|bias| lane.address(bias).at());
+        let bias = bias.map(|bias| lane.address(bias).bits());
         let product = product(Matrix::dense(at, m, n));
         if activation == Activation::None {
             return lane.gemm(&Gemm { bias, ..product });

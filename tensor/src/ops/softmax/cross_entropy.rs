@@ -101,7 +101,9 @@ impl Tensor {
         match on(OP, ((&logits, targets, config.weight.as_ref()), results))? {
             On::Cpu((operands, results)) => cpu::cross_entropy(OP, config, operands, results)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (operands, results)) => {
+                super::cuda::cross_entropy(&mut lane, config, operands, results)?;
+            }
         }
         Ok(output)
     }
@@ -168,7 +170,9 @@ impl Tensor {
                 cpu::cross_entropy_backward(OP, config, operands, saved, dx)?;
             }
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (operands, saved, dx)) => {
+                super::cuda::cross_entropy_backward(&mut lane, config, operands, saved, dx)?;
+            }
         }
         match logits.rank() {
             0..=2 => Ok(dx),

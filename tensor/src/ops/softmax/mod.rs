@@ -5,6 +5,8 @@
 
 mod cpu;
 mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 
 pub use cross_entropy::{CrossEntropyConfig, CrossEntropyOutput, Reduction};
 
@@ -68,7 +70,7 @@ fn forward(op: &'static str, kind: Kind, x: &Tensor, axis: isize) -> Result<Tens
     along_rows(op, axis, [x], |[x], y| match on(op, (x, out(y)))? {
         On::Cpu((x, y)) => cpu::forward(op, kind, x, y),
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => Err(lane.unsupported()),
+        On::Cuda(mut lane, (x, y)) => cuda::forward(&mut lane, kind, x, y),
     })
 }
 
@@ -83,7 +85,7 @@ fn backward(
         match on(op, (dy, y, out(dx)))? {
             On::Cpu((dy, y, dx)) => cpu::backward(op, kind, dy, y, dx),
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => Err(lane.unsupported()),
+            On::Cuda(mut lane, (dy, y, dx)) => cuda::backward(&mut lane, kind, dy, y, dx),
         }
     })
 }

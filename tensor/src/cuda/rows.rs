@@ -1,0 +1,133 @@
+//! [`Rows`]: how kernels walk over the rows of a tensor, and how many threads share a row.
+
+use super::issue::{BLOCK, Grid};
+use super::view::View;
+use crate::{Layout, Result, Tensor};
+
+/// The text that stands before the source of kernels over rows, as a literal.
+macro_rules! rows_cu {
+    () => {
+        concat!(
+            "#line 1 \"tensor/src/cuda/rows.cu\"\n",
+            include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cuda/rows.cu"))
+        )
+    };
+}
+pub(crate) use rows_cu;
+
+/// Bytes that a thread reads at once, where rows allow it.
+const WIDE: usize = 16;
+
+/// Threads that share a long row: `MOST_THREADS` of `rows.cu`.
+const MOST_THREADS: usize = 512;
+
+/// Where the rows of a tensor start, and where the elements of a row are: `Rows` of `rows.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct Rows {
+    lead: View,
+    inner: View,
+}
+
+impl Rows {
+    /// The rows of `t` are its last `axes` axes.
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`](crate::Error::InvalidShape) for more axes than a kernel walks over.
+    pub(crate) fn new(op: &'static str, t: &Tensor, axes: usize) -> Result<Rows> {
+        let first = t.rank() - axes;
+        let at_start = |mut layout: Layout, range: std::ops::Range<usize>| {
+            for axis in range {
+                let extent = layout.shape()[axis].min(1);
+                layout = layout.narrow(axis as isize, 0, extent)?;
+            }
+            Ok(layout)
+        };
+        if t.numel() == 0 {
+            let nothing = View::new(op, &Layout::contiguous(op, [1].into())?)?;
+            return Ok(Rows {
+                lead: nothing,
+                inner: nothing,
+            });
+        }
+        let layout = t.layout().at_origin();
+        Ok(Rows {
+            lead: View::new(op, &at_start(layout.clone(), first..t.rank())?)?,
+            inner: View::new(op, &at_start(layout, 0..first)?)?,
+        })
+    }
+}
+
+/// The last `axes` axes of each tensor can be read 16 bytes at a time: they are contiguous, and every
+/// row starts at a multiple of 16 bytes.
+pub(crate) fn wide(axes: usize, tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| {
+        let (layout, size) = (t.layout(), t.dtype().size());
+        let first = t.rank() - axes;
+        let mut next = 1;
+        let pairs = || t.dims().iter().zip(layout.strides().iter());
+        let contiguous = pairs().skip(first).rev().all(|(&extent, &stride)| {
+            let fits = extent == 1 || stride == next;
+            next *= extent;
+            fits
+        });
+        let whole = |elements: usize| (elements * size).is_multiple_of(WIDE);
+        let starts = pairs()
+            .take(first)
+            .all(|(&extent, &stride)| extent == 1 || whole(stride));
+        contiguous && starts && whole(next) && whole(layout.offset())
+    })
+}
+
+/// How the kernels walk over rows of `width` elements of `size` bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Walk {
+    /// Whether a chunk is 16 bytes, or one element.
+    pub(crate) wide: bool,
+    /// Chunks of a row.
+    pub(crate) chunks: usize,
+    pub(crate) grid: Grid,
+}
+
+impl Walk {
+    /// For the last `axes` axes of `tensors`, which have one shape and type with elements, where a
+    /// lane holds the chunks of `held` rows. At most `most` blocks.
+    pub(crate) fn new(axes: usize, tensors: &[&Tensor], held: usize, most: usize) -> Walk {
+        let t = tensors[0];
+        let (lead, inner) = t.dims().split_at(t.rank() - axes);
+        let (rows, width) = (
+            lead.iter().product::<usize>(),
+            inner.iter().product::<usize>(),
+        );
+        let wide = wide(axes, tensors);
+        let size = t.dtype().size();
+        let per_chunk = if wide { WIDE / size } else { 1 };
+        let chunks = width / per_chunk;
+        // As `Chunks` of `rows.cu` has it.
+        let kept = if size == 2 && wide { 32 } else { 16 } / per_chunk / held;
+        let neighbours = t
+            .layout()
+            .strides()
+            .last()
+            .is_some_and(|&stride| stride == 1);
+        let lanes = match chunks.div_ceil(kept) {
+            // The elements of a row lie apart, so those of neighbouring rows side by side: a warp
+            // reads eight rows.
+            _ if !neighbours && chunks <= 1024 => chunks.next_power_of_two().min(4),
+            0..=32 => chunks.div_ceil(2).next_power_of_two().min(32),
+            33..=256 => 256,
+            _ => MOST_THREADS,
+        };
+        let threads = lanes.max(BLOCK as usize);
+        let groups = threads / lanes;
+        let blocks = rows.div_ceil(groups).clamp(1, most);
+        Walk {
+            wide,
+            chunks,
+            grid: Grid {
+                blocks: [blocks as u32, 1, 1],
+                threads: [lanes as u32, groups as u32, 1],
+            },
+        }
+    }
+}

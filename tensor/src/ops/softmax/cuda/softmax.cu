@@ -1,0 +1,62 @@
+// Softmax and log-softmax. Bound: bytes; each operand is read once from memory, the result written
+// once. Rows that a group does not hold in its registers are read twice, the second time from a cache.
+
+// y = softmax(x), or its logarithm.
+template <int N>
+__device__ inline void forward(const T *x, const Rows &x_rows, T *y, i64 rows, i64 chunks, int log_of) {
+    FOR_ROWS(start, rows) {
+        i64 row = start + threadIdx.y;
+        Held<N, 1> held(x + x_rows.lead.at(row), x_rows.inner, row < rows ? chunks : 0);
+        Exponentials e = exponentials(held);
+        R shift = log_of ? log(e.sum) : R(0), share = log_of ? R(0) : R(1) / e.sum;
+        held.each([&](i64 chunk, const R (&v)[N]) {
+            R out[N];
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                R below = v[i] - e.max;
+                out[i] = log_of ? below - shift : exp(below) * share;
+            }
+            write<N>(y + row * chunks * N, chunk, out);
+        });
+    }
+}
+
+// dx = y (g - Σ g y), or of the logarithm g - exp(y) Σ g.
+template <int N>
+__device__ inline void backward(const T *g, const Rows &g_rows, const T *y, const Rows &y_rows, T *dx,
+                                i64 rows, i64 chunks, int log_of) {
+    FOR_ROWS(start, rows) {
+        i64 row = start + threadIdx.y;
+        i64 here = row < rows ? chunks : 0;
+        Held<N, 2> gs(g + g_rows.lead.at(row), g_rows.inner, here);
+        Held<N, 2> ys(y + y_rows.lead.at(row), y_rows.inner, here);
+        R sum = R(0);
+        each_of_two<N>(gs, ys, [&](i64, const R (&g)[N], const R (&y)[N]) {
+#pragma unroll
+            for (int i = 0; i < N; i++) sum += log_of ? g[i] : g[i] * y[i];
+        });
+        sum = over_group<Plus>(sum);
+        each_of_two<N>(gs, ys, [&](i64 chunk, const R (&g)[N], const R (&y)[N]) {
+            R out[N];
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                out[i] = log_of ? g[i] - exp(y[i]) * sum : y[i] * (g[i] - sum);
+            }
+            write<N>(dx + row * chunks * N, chunk, out);
+        });
+    }
+}
+
+#define KERNELS(suffix, N)                                                                         \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
+    softmax_##suffix(const T *x, Rows x_rows, T *y, i64 rows, i64 chunks, int log_of) {            \
+        forward<N>(x, x_rows, y, rows, chunks, log_of);                                            \
+    }                                                                                              \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
+    softmax_backward_##suffix(const T *g, Rows g_rows, const T *y, Rows y_rows, T *dx, i64 rows,   \
+                              i64 chunks, int log_of) {                                            \
+        backward<N>(g, g_rows, y, y_rows, dx, rows, chunks, log_of);                               \
+    }
+
+KERNELS(wide, WIDE)
+KERNELS(single, 1)
