@@ -8,8 +8,8 @@
 
 use super::convert;
 use super::math::Real;
+use super::pieces::parallel_pieces;
 use super::strided::Walk;
-use super::threads::parallel_chunks;
 use crate::ops::Scalar;
 use crate::{DType, Element, Error, Float, Layout, Result, Shape, Tensor, bf16, f16};
 use bytemuck::Pod;
@@ -114,13 +114,13 @@ pub(crate) fn map<T: Element, O: Element, const N: usize>(
     let layouts = operands.map(Tensor::layout);
     let data = operands.map(raw::<T>);
     if layouts.iter().all(|l| l.is_contiguous()) {
-        return parallel_chunks(out, GRAIN, |start, out| {
+        return parallel_pieces(out, GRAIN, |start, out| {
             let at = |k: usize| &data[k][layouts[k].offset() + start..][..out.len()];
             kernel(start, from_fn(at), out);
         });
     }
     let walk = Walk::new(layouts);
-    parallel_chunks(out, GRAIN, |start, out| {
+    parallel_pieces(out, GRAIN, |start, out| {
         if walk.row().0 >= SHORT_ROW {
             long_rows(&walk, data, start, out, kernel);
         } else {

@@ -27,5 +27,4 @@ pub mod internals;
 
 pub(crate) use simd::vectorize;
 pub use simd::{SimdLevel, simd_level};
-pub(crate) use threads::{parallel_chunks, parallel_for};
 pub use threads::{threads, with_threads};

@@ -2,6 +2,7 @@
 //! own part of every slice, so a kernel that writes three arrays at once needs no `unsafe`.
 
 use super::threads;
+use std::ops::Range;
 
 /// Something of a length that can be cut in two.
 pub(crate) trait Cut: Send + Sized {
@@ -26,6 +27,17 @@ impl<T: Send> Cut for &mut [T] {
     }
     fn cut(self, at: usize) -> (Self, Self) {
         self.split_at_mut(at)
+    }
+}
+
+/// Indices, for work that no slice stands for.
+impl Cut for Range<usize> {
+    fn items(&self) -> usize {
+        self.len()
+    }
+    fn cut(self, at: usize) -> (Self, Self) {
+        let middle = self.start + at;
+        (self.start..middle, middle..self.end)
     }
 }
 
@@ -71,10 +83,11 @@ cut_tuple!(A.0, B.1, C.2);
 cut_tuple!(A.0, B.1, C.2, D.3);
 
 /// Cuts `work` into one piece per thread, in multiples of `grain` items, and runs
-/// `f(first, piece)` on all of them, where `first` is the index of the piece's first item. With
-/// one thread, or no more than `grain` items, `f(0, work)` runs on the caller.
+/// `f(first, piece)` on all of them, on the calling thread and its helpers, where `first` is the
+/// index of the piece's first item. With one thread, or no more than `grain` items, `f(0, work)`
+/// runs on the caller.
 ///
-/// As for [`parallel_for`](super::parallel_for), `f` must compute each item independently of the
+/// The cut depends on the number of threads, so `f` must compute each item independently of the
 /// piece that it comes in.
 pub(crate) fn parallel_pieces<W: Cut>(work: W, grain: usize, f: impl Fn(usize, W) + Sync) {
     let len = work.items();
@@ -90,6 +103,21 @@ pub(crate) fn parallel_pieces<W: Cut>(work: W, grain: usize, f: impl Fn(usize, W
         Some(move || f(start, piece))
     });
     helpers.run(|| f(0, first), rest);
+}
+
+/// Runs `f(i, plane)` for the planes of `plane` elements of `out`, in parallel, at least `grain`
+/// planes to a thread.
+pub(crate) fn parallel_planes<T: Send>(
+    out: &mut [T],
+    plane: usize,
+    grain: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) {
+    let width = plane.max(1);
+    parallel_pieces(Rows { data: out, width }, grain, |first, planes| {
+        let planes = planes.data.chunks_mut(width).enumerate();
+        planes.for_each(|(i, plane)| f(first + i, plane));
+    });
 }
 
 #[cfg(test)]

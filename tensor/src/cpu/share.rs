@@ -1,7 +1,6 @@
 //! Writing one buffer from several threads: each its own part.
 #![allow(unsafe_code)]
 
-use super::threads::parallel_chunks;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -38,20 +37,4 @@ impl<'a, T> Shared<'a, T> {
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
     }
-}
-
-/// Runs `f(i, plane)` for the planes of `plane` elements of `out`, in parallel, at least `grain`
-/// planes to a thread.
-pub(crate) fn parallel_planes<T: Send>(
-    out: &mut [T],
-    plane: usize,
-    grain: usize,
-    f: impl Fn(usize, &mut [T]) + Sync,
-) {
-    let plane = plane.max(1);
-    parallel_chunks(out, plane.saturating_mul(grain.max(1)), |start, piece| {
-        for (i, chunk) in piece.chunks_mut(plane).enumerate() {
-            f(start / plane + i, chunk);
-        }
-    });
 }

@@ -7,7 +7,6 @@
 use super::helpers::{Helpers, is_helper};
 use std::cell::RefCell;
 use std::num::NonZero;
-use std::ops::Range;
 use std::sync::{Arc, LazyLock};
 
 /// Helpers for a thread that may use `threads` threads in all; `None` where it works alone.
@@ -79,39 +78,6 @@ pub fn threads() -> usize {
         })
 }
 
-/// Splits `0..len` into one contiguous range per thread and runs `f` on all of them, on the
-/// calling thread and its helpers. Ranges are multiples of `grain` long but for the last; with
-/// `len <= grain` or one thread, `f(0..len)` runs on the caller.
-///
-/// The split depends on the number of threads, so `f` must compute each index independently of
-/// the range that it comes in.
-pub(crate) fn parallel_for(len: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
-    let Some((helpers, step)) = split(len, grain) else {
-        return f(0..len);
-    };
-    let range = |i: usize| (i * step).min(len)..(i + 1).saturating_mul(step).min(len);
-    let f = &f;
-    let rest = (1..len.div_ceil(step)).map(|i| move || f(range(i)));
-    helpers.run(|| f(range(0)), rest);
-}
-
-/// As [`parallel_for`], over a slice that is written: `f(start, piece)` gets the elements
-/// `start..start + piece.len()` of `out`, and `start` is a multiple of `grain`.
-pub(crate) fn parallel_chunks<T: Send>(
-    out: &mut [T],
-    grain: usize,
-    f: impl Fn(usize, &mut [T]) + Sync,
-) {
-    let Some((helpers, step)) = split(out.len(), grain) else {
-        return f(0, out);
-    };
-    let f = &f;
-    let (first, rest) = out.split_at_mut(step.min(out.len()));
-    let rest = rest.chunks_mut(step).enumerate();
-    let rest = rest.map(|(i, piece)| move || f((i + 1) * step, piece));
-    helpers.run(|| f(0, first), rest);
-}
-
 /// The helpers and the length of a piece for `len` items in multiples of `grain`; `None` where
 /// the caller works alone.
 pub(super) fn split(len: usize, grain: usize) -> Option<(Arc<Helpers>, usize)> {
@@ -133,6 +99,7 @@ pub(super) fn split(len: usize, grain: usize) -> Option<(Arc<Helpers>, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::pieces::parallel_pieces;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     #[test]
@@ -141,11 +108,12 @@ mod tests {
             for (len, grain) in [(0, 4), (1, 4), (17, 4), (1000, 1), (1000, 64)] {
                 let hits: Vec<AtomicU32> = (0..len).map(|_| AtomicU32::new(0)).collect();
                 with_threads(threads, || {
-                    parallel_for(len, grain, |range| {
+                    parallel_pieces(0..len, grain, |start, range| {
+                        assert_eq!(start, range.start);
                         assert!(super::threads() == 1 || threads == 1 || len <= grain);
                         range.for_each(|i| _ = hits[i].fetch_add(1, Ordering::Relaxed));
                     });
-                    parallel_chunks(&mut vec![(); len], grain, |start, piece| {
+                    parallel_pieces(&mut vec![(); len][..], grain, |start, piece| {
                         assert!(start % grain == 0);
                         (start..start + piece.len())
                             .for_each(|i| _ = hits[i].fetch_add(1, Ordering::Relaxed));

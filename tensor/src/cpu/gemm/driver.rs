@@ -9,8 +9,9 @@ use super::scalar::Scalar;
 use super::scratch::{self, Scratch};
 use super::simd::Real;
 use super::{Bias, Epilogue, Map, MatMut, MatRef};
+use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::{NoMemory, Outcome};
-use crate::cpu::{SimdLevel, parallel_for, threads};
+use crate::cpu::{SimdLevel, threads};
 use std::ops::Range;
 
 /// Rows of a half-type result whose `f32` sums are held at a time.
@@ -116,7 +117,7 @@ pub(super) fn product<T: Scalar>(
     let (s_len, v_len) = (product.s_side.len, product.v_side.len);
     let split = plan::split(tile, s_len, v_len, k, threads());
     let outcome = Outcome::default();
-    parallel_for(split.s.count * split.v.count, 1, |tasks| {
+    parallel_pieces(0..split.s.count * split.v.count, 1, |_, tasks| {
         for task in tasks {
             let s = split.s.range(task % split.s.count, s_len);
             let v = split.v.range(task / split.s.count, v_len);

@@ -2,8 +2,9 @@
 
 use crate::cpu::elementwise::raw;
 use crate::cpu::gemm::{Epilogue, MatMut, MatRef, Scalar, product};
+use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::{NoMemory, Outcome};
-use crate::cpu::{parallel_chunks, threads};
+use crate::cpu::threads;
 use crate::layout::Layout;
 use crate::{Element, Result, Shape, Tensor, dispatch_float};
 
@@ -42,7 +43,7 @@ fn stacks<T: Element + Scalar>(a: &Tensor, b: &Tensor, out: &mut [T]) -> Result<
     };
     let count = out.len() / (m * n);
     if count >= threads() && (m * n).saturating_mul(k) < LARGE || count.is_multiple_of(threads()) {
-        parallel_chunks(out, m * n, |start, piece| {
+        parallel_pieces(out, m * n, |start, piece| {
             for (i, c) in piece.chunks_exact_mut(m * n).enumerate() {
                 one(start / (m * n) + i, c);
             }

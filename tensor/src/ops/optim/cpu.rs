@@ -7,7 +7,7 @@ use super::{AdamConfig, Item, SgdConfig};
 use crate::cpu::elementwise::number;
 use crate::cpu::math::{Computed, Real};
 use crate::cpu::pieces::parallel_pieces;
-use crate::cpu::{parallel_chunks, vectorize};
+use crate::cpu::vectorize;
 use crate::ops::Scalar;
 use crate::{DType, Device, Element, Float, Result, Tensor, dispatch_float};
 
@@ -180,7 +180,7 @@ pub(super) fn scale(
     for tensor in tensors {
         dispatch_float!(op, tensor.dtype(), T => {
             let factor = c::<T>(factor);
-            parallel_chunks(tensor.make_mut::<T>()?, GRAIN, |_, x| {
+            parallel_pieces(tensor.make_mut::<T>()?, GRAIN, |_, x| {
                 vectorize(
                     #[inline(always)]
                     || x.iter_mut().for_each(|x| *x = T::narrow(x.widen() * factor)),
@@ -210,7 +210,7 @@ fn squares<T: Computed>(op: &'static str, x: &[T], device: Device) -> Result<f64
     }
     let mut partial = Tensor::allocate(op, blocks.into(), DType::F64, device)?;
     let partial = partial.make_mut::<f64>()?;
-    parallel_chunks(partial, BLOCKS_PER_THREAD, |first, partial| {
+    parallel_pieces(&mut *partial, BLOCKS_PER_THREAD, |first, partial| {
         let blocks = x[first * BLOCK..].chunks(BLOCK);
         partial
             .iter_mut()

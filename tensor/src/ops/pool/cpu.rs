@@ -2,8 +2,7 @@
 
 use super::windows::Windows;
 use crate::cpu::math::Real;
-use crate::cpu::pieces::{Rows, parallel_pieces};
-use crate::cpu::share::parallel_planes;
+use crate::cpu::pieces::{Rows, parallel_pieces, parallel_planes};
 use crate::cpu::vectorize;
 use crate::cpu::working::{Wide, on_real, working};
 use crate::ops::index::cpu::first_outside;

@@ -3,7 +3,8 @@
 use super::{Rng, philox};
 use crate::cpu::elementwise::{BLOCK, GRAIN, map, map_half, readable};
 use crate::cpu::math::{self, Real};
-use crate::cpu::{convert, parallel_chunks, vectorize};
+use crate::cpu::pieces::parallel_pieces;
+use crate::cpu::{convert, vectorize};
 use crate::{Bool, DType, Element, Float, Result, Tensor, bf16, f16};
 
 /// Fills `out` from `each` words for each element: `f(words, out)` gets whole blocks, at least as
@@ -16,7 +17,7 @@ fn fill<T: Element>(
 ) {
     assert!(matches!(each, 1 | 2));
     let (key, first) = (rng.key, rng.reserve((out.len() * each).div_ceil(4)));
-    parallel_chunks(out, GRAIN, |start, out| {
+    parallel_pieces(out, GRAIN, |start, out| {
         let mut words = [0; 2 * BLOCK];
         for (i, out) in out.chunks_mut(BLOCK).enumerate() {
             // Grain and block are multiples of four: every piece starts with a block.

@@ -4,8 +4,9 @@
 
 use super::Reduction;
 use crate::cpu::elementwise::{GRAIN, raw};
+use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::NoMemory;
-use crate::cpu::{parallel_chunks, vectorize};
+use crate::cpu::vectorize;
 use crate::ops::cast::cpu::cast;
 use crate::{DType, Element, Result, Tensor};
 use smallvec::SmallVec;
@@ -283,7 +284,7 @@ fn rows<T: Element, F: Fold<T>>(
             .try_reserve_exact(pieces)
             .map_err(|_| NoMemory::of::<T>(pieces))?;
         partial.resize(pieces, F::INIT);
-        parallel_chunks(&mut partial, 1, |first, partial| {
+        parallel_pieces(&mut partial[..], 1, |first, partial| {
             for (i, p) in partial.iter_mut().enumerate() {
                 let row = &x[(first + i) * PIECE..len.min((first + i + 1) * PIECE)];
                 let mut tree = Pairwise::<T, F>::new();
@@ -303,7 +304,7 @@ fn rows<T: Element, F: Fold<T>>(
         *out = tree.finish();
         return Ok(());
     }
-    parallel_chunks(out, (GRAIN / (count * len)).max(1), |first, out| {
+    parallel_pieces(out, (GRAIN / (count * len)).max(1), |first, out| {
         out.iter_mut()
             .enumerate()
             .for_each(|(i, o)| *o = fold(kept.offset(first + i)));
@@ -328,7 +329,7 @@ fn columns<T: Element, F: Fold<T>>(
 ) {
     let count = reduced.count();
     let grain = (GRAIN / count).clamp(16, GRAIN);
-    parallel_chunks(out, grain, |first, out| {
+    parallel_pieces(out, grain, |first, out| {
         let mut done = 0;
         while done < out.len() {
             let (row, column) = ((first + done) / len, (first + done) % len);
@@ -414,7 +415,7 @@ pub(super) fn arg_reduce(
 }
 
 fn arg_rows<T: Element, F: Fold<T>>(x: &[T], len: usize, out: &mut [i64]) {
-    parallel_chunks(out, (GRAIN / len.max(1)).max(1), |first, out| {
+    parallel_pieces(out, (GRAIN / len.max(1)).max(1), |first, out| {
         for (i, o) in out.iter_mut().enumerate() {
             let row = &x[(first + i) * len..][..len];
             let best = vectorize(

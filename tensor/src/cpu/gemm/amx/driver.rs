@@ -16,8 +16,9 @@ use super::plan::{self, Plan};
 use super::refused::{Area, gather};
 use super::tile::{EDGE, Strips, TILE, Tiles};
 use super::{Unit, family};
+use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::{NoMemory, Outcome, reserve};
-use crate::cpu::{SimdLevel, parallel_for, threads};
+use crate::cpu::{SimdLevel, threads};
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Mutex;
@@ -110,7 +111,7 @@ pub(super) fn product<T: Scalar<Acc = f32>>(
     let (rows, columns) = (product.rows.side.len, product.columns.side.len);
     let split = shared::split(plan::SHAPE, rows, columns, product.k, threads());
     let outcome = Outcome::default();
-    parallel_for(split.s.count * split.v.count, 1, |tasks| {
+    parallel_pieces(0..split.s.count * split.v.count, 1, |_, tasks| {
         for task in tasks {
             let rows = split.s.range(task % split.s.count, rows);
             let columns = split.v.range(task / split.s.count, columns);

@@ -4,7 +4,7 @@
 
 use super::super::geometry::Geometry;
 use crate::cpu::math::Real;
-use crate::cpu::share::parallel_planes;
+use crate::cpu::pieces::parallel_planes;
 use crate::cpu::vectorize;
 
 /// Multiply-adds below which another thread does not pay.

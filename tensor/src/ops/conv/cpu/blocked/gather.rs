@@ -20,7 +20,7 @@ use super::lanes::Lanes;
 use super::pack::{Scratch, end_of, planes, with_scratch};
 use super::plan::{Class, Plan};
 use super::tile::{tile, tile_of_runs};
-use crate::cpu::parallel_for;
+use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::prefetch::Ahead;
 use crate::cpu::scratch::{NoMemory, Outcome};
 use crate::cpu::share::Shared;
@@ -92,7 +92,7 @@ unsafe fn run<V: Lanes>(
         let batches = plan.n.div_ceil(batch);
         let grain = ((1 << 18) / macs.saturating_mul(batch).max(1)).max(1);
         let outcome = Outcome::default();
-        parallel_for(batches * plan.groups, grain, |range| {
+        parallel_pieces(0..batches * plan.groups, grain, |_, range| {
             let part = |[padded, result]: &mut [Scratch; 2]| {
                 let lens = (plan.from * plan.source.plane(), pixels * width);
                 let source = padded.get(batch * lens.0)?;

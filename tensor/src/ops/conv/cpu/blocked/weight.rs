@@ -11,7 +11,7 @@
 use super::super::super::geometry::Geometry;
 use super::lanes::Lanes;
 use super::pack::{Padded, Scratch, channels_last, end_of, with_scratch};
-use crate::cpu::parallel_for;
+use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::prefetch::Ahead;
 use crate::cpu::scratch::{NoMemory, Outcome, room};
 use crate::cpu::share::Shared;
@@ -98,7 +98,7 @@ pub(super) unsafe fn weight_grad<V: Lanes>(
         let sums = sums.get(items * plan.sums())?;
         let shared = Shared::new(sums);
         let outcome = Outcome::default();
-        parallel_for(items, 1, |range| {
+        parallel_pieces(0..items, 1, |_, range| {
             let part = |[padded, last]: &mut [Scratch; 2]| {
                 let (x_len, dy_len) = (cig * plan.source.plane(), g.out_plane() * plan.width);
                 let batch = (CACHED / (x_len + dy_len).max(1)).clamp(1, chunk);

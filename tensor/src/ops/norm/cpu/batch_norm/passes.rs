@@ -6,9 +6,10 @@
 #![allow(unsafe_code)]
 
 use crate::cpu::math::Real;
+use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::prefetch::prefetch;
 use crate::cpu::share::Shared;
-use crate::cpu::{parallel_for, vectorize};
+use crate::cpu::vectorize;
 use crate::ops::norm::batch_norm::{Dims, Origin};
 use std::ops::Range;
 
@@ -62,7 +63,8 @@ fn for_blocks(d: &Dims, f: impl Fn(Range<usize>) + Sync) {
     let per_channel = (d.n * d.plane).max(1);
     let block = (BLOCK / per_channel).clamp(1, CHANNELS);
     // Below 16 Ki elements a thread is not worth its start.
-    parallel_for(d.c, ((1 << 14) / per_channel).max(1), |channels| {
+    let grain = ((1 << 14) / per_channel).max(1);
+    parallel_pieces(0..d.c, grain, |_, channels| {
         for c in channels.clone().step_by(block) {
             vectorize(
                 #[inline(always)]
