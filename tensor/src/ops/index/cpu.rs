@@ -9,19 +9,27 @@ use crate::cpu::strided::Walk;
 use crate::cpu::vectorize;
 use crate::{DType, Error, Layout, Result, Tensor, dispatch_float};
 use bytemuck::{Pod, cast_slice_mut};
-use std::ops::Range;
 
 /// Bytes or elements to a thread, at least.
 const GRAIN: usize = 64 * 1024;
 
-/// The first of the indices, which are contiguous, that is neither in `range` nor `except`.
-pub(crate) fn first_outside(
+/// The indices, which are contiguous, are all in `0..extent` or `except`.
+pub(crate) fn expect_within(
+    op: &'static str,
     indices: &Tensor,
-    range: Range<i64>,
+    extent: usize,
     except: Option<i64>,
-) -> Result<Option<i64>> {
-    let outside = |i: &i64| !range.contains(i) && Some(*i) != except;
-    Ok(indices.as_slice()?.iter().copied().find(outside))
+) -> Result<()> {
+    let outside = |i: &i64| !(0..extent as i64).contains(i) && Some(*i) != except;
+    match indices.as_slice()?.iter().copied().find(outside) {
+        None => Ok(()),
+        Some(index) => Err(Error::IndexOutOfRange {
+            op,
+            index,
+            extent,
+            late: false,
+        }),
+    }
 }
 
 /// The indices as `i64`, contiguous and all in `0..extent`.
@@ -30,15 +38,8 @@ fn checked(op: &'static str, indices: &Tensor, extent: usize) -> Result<Tensor> 
         DType::I32 => indices.cast_for(op, DType::I64)?,
         _ => indices.contiguous_for(op)?,
     };
-    match first_outside(&indices, 0..extent as i64, None)? {
-        None => Ok(indices),
-        Some(index) => Err(Error::IndexOutOfRange {
-            op,
-            index,
-            extent,
-            late: false,
-        }),
-    }
+    expect_within(op, &indices, extent, None)?;
+    Ok(indices)
 }
 
 /// Elements of a slice of the axis, for each place on the axes before it.

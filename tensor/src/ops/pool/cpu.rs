@@ -5,9 +5,9 @@ use crate::cpu::math::Real;
 use crate::cpu::pieces::{Rows, parallel_pieces, parallel_planes};
 use crate::cpu::vectorize;
 use crate::cpu::working::{Wide, on_real, working};
-use crate::ops::index::cpu::first_outside;
+use crate::ops::index::cpu::expect_within;
 use crate::ops::window::Axis;
-use crate::{Error, Result, Tensor};
+use crate::{Result, Tensor};
 use std::ops::Range;
 
 impl Axis {
@@ -161,14 +161,7 @@ pub(super) fn max_backward(
 ) -> Result<()> {
     let plane = |t: &Tensor| t.dims()[2].saturating_mul(t.dims()[3]);
     let (inp, outs, at) = (plane(dx), plane(dy), at.contiguous_for(op)?);
-    if let Some(index) = first_outside(&at, -1..inp as i64, None)? {
-        return Err(Error::IndexOutOfRange {
-            op,
-            index,
-            extent: inp,
-            late: false,
-        });
-    }
+    expect_within(op, &at, inp, Some(-1))?;
     let (dy, mut dx) = (working(op, dy)?, Wide::new(op, dx)?);
     on_real!(dy, T => {
         run_max_backward::<T>(inp, outs, dy.as_slice()?, at.as_slice()?, dx.slice()?);

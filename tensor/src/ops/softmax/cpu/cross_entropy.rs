@@ -6,9 +6,9 @@ use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::rows::{C, LANES, exp_sum, load, max_of, rows_per_grain, store};
 use crate::cpu::scratch::room;
 use crate::cpu::simd::multiversion;
-use crate::ops::index::cpu::first_outside;
+use crate::ops::index::cpu::expect_within;
 use crate::ops::softmax::{CrossEntropyConfig, Reduction};
-use crate::{Element, Error, Result, Tensor, dispatch_float};
+use crate::{Element, Result, Tensor, dispatch_float};
 
 /// The loss of a row with the target `t` is `on · w[t] · nll[t] + off · Σ w[c] · nll[c]`, where
 /// `nll` are the negative log-probabilities.
@@ -84,15 +84,7 @@ fn ready(
         targets.contiguous_for(op)?,
         *logits.dims().last().unwrap_or(&1),
     );
-    let except = Some(config.ignore_index);
-    if let Some(index) = first_outside(&targets, 0..classes as i64, except)? {
-        return Err(Error::IndexOutOfRange {
-            op,
-            index,
-            extent: classes,
-            late: false,
-        });
-    }
+    expect_within(op, &targets, classes, Some(config.ignore_index))?;
     Ok((logits.contiguous_for(op)?, targets, classes))
 }
 
