@@ -7,12 +7,13 @@
 //! kernels exist for `f32` and `f64` only.
 
 use super::convert;
-use super::math::Real;
+use super::math::{Computed, Real};
 use super::pieces::parallel_pieces;
+use super::rows::{C, is_exact};
 use super::strided::Walk;
 use crate::ops::Scalar;
-use crate::{DType, Element, Error, Float, Layout, Result, Shape, Tensor, bf16, f16};
-use bytemuck::Pod;
+use crate::{Element, Layout, Result, Shape, Tensor, dispatch_float};
+use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use std::array::from_fn;
 use std::ops::Range;
 
@@ -65,6 +66,19 @@ macro_rules! on_bits {
 }
 pub(crate) use on_bits;
 
+/// Runs the body with the Rust type of elements that the processor computes with; then come the arms
+/// of half types.
+macro_rules! on_native {
+    ($dtype:expr, $t:ident => $body:expr; $($half:tt)*) => {
+        $crate::dispatch_types!(
+            $dtype, $t => $body,
+            [F32: f32, F64: f64, I64: i64, I32: i32, U8: u8, Bool: $crate::Bool];
+            $($half)*
+        )
+    };
+}
+pub(crate) use on_native;
+
 /// All elements of a tensor's storage as bits, to be read through its layout.
 pub(crate) fn raw_bits<U: Pod>(t: &Tensor) -> &[U] {
     t.storage().cpu().as_raw()
@@ -101,6 +115,15 @@ pub(crate) fn stretched(op: &'static str, t: &Tensor, shape: &Shape) -> Result<T
     } else {
         t.broadcast_to(shape)
     }
+}
+
+/// Both operands, [`stretched`] to `shape`.
+pub(crate) fn stretched_pair(
+    op: &'static str,
+    [a, b]: [&Tensor; 2],
+    shape: &Shape,
+) -> Result<[Tensor; 2]> {
+    Ok([stretched(op, a, shape)?, stretched(op, b, shape)?])
 }
 
 /// `out[i] = kernel(operands[i])` over operands of `out`'s shape.
@@ -214,35 +237,31 @@ fn gather_range<T: Element>(src: &[T], walk: &Walk<1>, range: Range<usize>, dst:
 /// [`map`] with a kernel over the types of computation, from and to tensors of one float type.
 ///
 /// # Errors
-/// [`Error::UnsupportedDType`] for an integer type.
+/// [`UnsupportedDType`](crate::Error::UnsupportedDType) for an integer type.
 pub(crate) fn map_real<const N: usize>(
     op: &'static str,
     operands: [&Tensor; N],
     out: &mut Tensor,
     kernel: &impl RealKernel<N>,
 ) -> Result<()> {
-    match out.dtype() {
-        DType::F32 => map(operands, out.make_mut::<f32>()?, &|_, x, y| {
-            kernel.run(x, y)
-        }),
-        DType::F64 => map(operands, out.make_mut::<f64>()?, &|_, x, y| {
-            kernel.run(x, y)
-        }),
-        DType::BF16 => map_half::<bf16, N>(operands, out.make_mut()?, &|_, x, y| kernel.run(x, y)),
-        DType::F16 => map_half::<f16, N>(operands, out.make_mut()?, &|_, x, y| kernel.run(x, y)),
-        dtype => return Err(Error::UnsupportedDType { op, dtype }),
-    }
+    dispatch_float!(op, out.dtype(), T => {
+        map_computed::<T, N>(operands, out.make_mut()?, &|_, x, y| kernel.run(x, y));
+    });
     Ok(())
 }
 
-/// [`map`] for a half type, through a kernel over `f32`; each result is rounded once.
-pub(crate) fn map_half<T: Float<Compute = f32>, const N: usize>(
+/// [`map`] with a kernel over the type in which `T` computes. Half types are widened block by
+/// block, and each result is rounded once.
+pub(crate) fn map_computed<T: Computed, const N: usize>(
     operands: [&Tensor; N],
     out: &mut [T],
-    kernel: Kernel<'_, f32, f32, N>,
+    kernel: Kernel<'_, C<T>, C<T>, N>,
 ) {
+    if is_exact::<T>() {
+        return map(operands, cast_slice_mut(out), kernel);
+    }
     map(operands, out, &|start, x: [&[T]; N], y: &mut [T]| {
-        let mut result = [0f32; BLOCK];
+        let mut result = [C::<T>::ZERO; BLOCK];
         for_widened(x, |range, x| {
             let result = &mut result[..range.len()];
             kernel(start + range.start, x, result);
@@ -251,13 +270,16 @@ pub(crate) fn map_half<T: Float<Compute = f32>, const N: usize>(
     });
 }
 
-/// Calls `f` with blocks of the operands, widened.
-pub(crate) fn for_widened<T: Float<Compute = f32>, const N: usize>(
+/// Calls `f` with blocks of the operands, widened; with all of them where there is nothing to widen.
+pub(crate) fn for_widened<T: Computed, const N: usize>(
     operands: [&[T]; N],
-    mut f: impl FnMut(Range<usize>, [&[f32]; N]),
+    mut f: impl FnMut(Range<usize>, [&[C<T>]; N]),
 ) {
-    let mut buffers = [[0f32; BLOCK]; N];
     let len = operands[0].len();
+    if is_exact::<T>() {
+        return f(0..len, operands.map(cast_slice));
+    }
+    let mut buffers = [[C::<T>::ZERO; BLOCK]; N];
     for first in (0..len).step_by(BLOCK) {
         let n = BLOCK.min(len - first);
         for (buffer, x) in buffers.iter_mut().zip(operands) {

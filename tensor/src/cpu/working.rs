@@ -1,9 +1,8 @@
 //! Working copies for the kernels that compute in `f32` or `f64` only: half types are widened before
 //! and rounded once after.
 
-use super::convert;
-use super::elementwise::map;
-use crate::{DType, Element, Float, Result, Tensor, bf16, f16};
+use crate::ops::cast::cpu::cast;
+use crate::{DType, Element, Result, Tensor};
 
 /// Runs the body with the Rust type of a working tensor, which is `f32` or `f64`.
 macro_rules! on_real {
@@ -18,6 +17,23 @@ macro_rules! on_real {
     };
 }
 pub(crate) use on_real;
+
+/// Runs the body with the Rust types of two tensors, the second of the first one's type or of that
+/// in which it computes.
+macro_rules! dispatch_pair {
+    ($op:expr, $first:expr, $second:expr, $t:ident, $u:ident => $body:expr) => {
+        $crate::dispatch_float!($op, $first.dtype(), $t => {
+            if $second.dtype() == <$t as $crate::Element>::DTYPE {
+                type $u = $t;
+                $body
+            } else {
+                type $u = <$t as $crate::Float>::Compute;
+                $body
+            }
+        })
+    };
+}
+pub(crate) use dispatch_pair;
 
 /// The tensor as the kernels want it: contiguous, half types widened to `f32`.
 pub(crate) fn working(op: &'static str, t: &Tensor) -> Result<Tensor> {
@@ -39,6 +55,7 @@ pub(crate) fn slice_if<T: Element>(t: &Option<Tensor>) -> Result<Option<&[T]>> {
 
 /// A result as the kernels write it: its own elements or, where it is of a half type, scratch.
 pub(crate) struct Wide<'a> {
+    op: &'static str,
     out: &'a mut Tensor,
     scratch: Option<Tensor>,
 }
@@ -51,7 +68,7 @@ impl<'a> Wide<'a> {
         let scratch = (dtype != wide)
             .then(|| Tensor::allocate(op, out.shape().clone(), wide, out.device()))
             .transpose()?;
-        Ok(Wide { out, scratch })
+        Ok(Wide { op, out, scratch })
     }
 
     /// The elements to write.
@@ -61,18 +78,9 @@ impl<'a> Wide<'a> {
 
     /// Rounds what has been written, if it is not the result itself.
     pub(crate) fn round(self) -> Result<()> {
-        let Some(scratch) = self.scratch else {
-            return Ok(());
-        };
-        fn narrow<T: Float<Compute = f32>>(x: &Tensor, out: &mut Tensor) -> Result<()> {
-            map([x], out.make_mut::<T>()?, &|_, [x], out| {
-                convert::narrow(x, out)
-            });
-            Ok(())
-        }
-        match self.out.dtype() {
-            DType::BF16 => narrow::<bf16>(&scratch, self.out),
-            _ => narrow::<f16>(&scratch, self.out),
+        match self.scratch {
+            Some(scratch) => cast(self.op, &scratch, self.out),
+            None => Ok(()),
         }
     }
 }

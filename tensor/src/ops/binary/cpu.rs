@@ -1,10 +1,15 @@
 //! CPU kernels: one line for each function and kind of number.
 
 use super::Binary;
-use crate::cpu::elementwise::{BLOCK, RealKernel, for_widened, map, map_real, readable, stretched};
-use crate::cpu::math::Real;
+use crate::cpu::elementwise::{
+    BLOCK, RealKernel, for_widened, map, map_real, readable, stretched, stretched_pair,
+};
+use crate::cpu::math::{Computed, Real};
+use crate::cpu::rows::{C, is_exact};
+use crate::cpu::working::dispatch_pair;
 use crate::cpu::{convert, vectorize};
-use crate::{DType, Element, Error, Float, Result, Tensor, bf16, f16};
+use crate::{DType, Element, Result, Tensor, dispatch_float};
+use bytemuck::cast_slice_mut;
 
 /// `out = kind(a, b)`; both broadcast to the shape of `out`.
 pub(super) fn binary(
@@ -14,10 +19,8 @@ pub(super) fn binary(
     b: &Tensor,
     out: &mut Tensor,
 ) -> Result<()> {
-    let x = [
-        &stretched(op, a, out.shape())?,
-        &stretched(op, b, out.shape())?,
-    ];
+    let x = stretched_pair(op, [a, b], out.shape())?;
+    let x = x.each_ref();
     match out.dtype() {
         DType::I64 => integer::<i64>(kind, x, out.make_mut()?),
         DType::I32 => integer::<i32>(kind, x, out.make_mut()?),
@@ -93,15 +96,15 @@ impl RealKernel<1> for WithScalar {
         }
         let c = R::from_f64(self.scalar);
         match self.kind {
+            Binary::Pow if self.scalar == 2.0 => each(x, out, |x| x * x),
+            Binary::Pow if self.scalar == 3.0 => each(x, out, |x| x * x * x),
+            Binary::Pow => each(x, out, |x| x.powf(c)),
             Binary::Add => each(x, out, |x| x + c),
             Binary::Sub => each(x, out, |x| x - c),
             Binary::Mul => each(x, out, |x| x * c),
             Binary::Div => each(x, out, |x| x / c),
             Binary::Maximum => each(x, out, |x| maximum(x, c)),
             Binary::Minimum => each(x, out, |x| minimum(x, c)),
-            Binary::Pow if self.scalar == 2.0 => each(x, out, |x| x * x),
-            Binary::Pow if self.scalar == 3.0 => each(x, out, |x| x * x * x),
-            Binary::Pow => each(x, out, |x| x.powf(c)),
         }
     }
 }
@@ -150,40 +153,39 @@ fn integer<T: Integer>(kind: Binary, operands: [&Tensor; 2], out: &mut [T]) {
 pub(super) fn add_into(op: &'static str, out: &mut Tensor, rhs: &Tensor) -> Result<()> {
     let rhs = &stretched(op, rhs, out.shape())?;
     match out.dtype() {
-        DType::F32 if rhs.dtype() == DType::BF16 => accumulate_widened::<bf16>(out, rhs)?,
-        DType::F32 if rhs.dtype() == DType::F16 => accumulate_widened::<f16>(out, rhs)?,
-        DType::F32 => accumulate(out.make_mut()?, rhs, |o: f32, x| o + x),
-        DType::F64 => accumulate(out.make_mut()?, rhs, |o: f64, x| o + x),
-        DType::BF16 => accumulate_half::<bf16>(out.make_mut()?, rhs),
-        DType::F16 => accumulate_half::<f16>(out.make_mut()?, rhs),
-        DType::I64 => accumulate(out.make_mut()?, rhs, i64::wrapping_add),
-        DType::I32 => accumulate(out.make_mut()?, rhs, i32::wrapping_add),
-        DType::U8 => accumulate(out.make_mut()?, rhs, u8::wrapping_add),
-        dtype @ DType::Bool => return Err(Error::UnsupportedDType { op, dtype }),
+        DType::I64 => add_integers::<i64>(rhs, out.make_mut()?),
+        DType::I32 => add_integers::<i32>(rhs, out.make_mut()?),
+        DType::U8 => add_integers::<u8>(rhs, out.make_mut()?),
+        _ => dispatch_pair!(op, rhs, out, T, O => add_floats::<T, O>(rhs, out.make_mut()?)),
     }
     Ok(())
 }
 
-fn accumulate<T: Element>(out: &mut [T], rhs: &Tensor, add: impl Fn(T, T) -> T + Sync) {
-    map([rhs], out, &|_, [x]: [&[T]; 1], out| {
-        vectorize(
-            #[inline(always)]
-            || out.iter_mut().zip(x).for_each(|(o, x)| *o = add(*o, *x)),
-        );
-    });
+fn accumulate<T: Element>(out: &mut [T], x: &[T], add: impl Fn(T, T) -> T) {
+    vectorize(
+        #[inline(always)]
+        || out.iter_mut().zip(x).for_each(|(o, x)| *o = add(*o, *x)),
+    );
 }
 
-fn accumulate_widened<T: Float<Compute = f32>>(out: &mut Tensor, rhs: &Tensor) -> Result<()> {
-    map([rhs], out.make_mut::<f32>()?, &|_, x: [&[T]; 1], out| {
+fn add_integers<T: Integer>(rhs: &Tensor, out: &mut [T]) {
+    map([rhs], out, &|_, [x], out| accumulate(out, x, T::add));
+}
+
+fn add_floats<T: Computed, O: Computed<Compute = C<T>>>(rhs: &Tensor, out: &mut [O]) {
+    map([rhs], out, &|_, x: [&[T]; 1], out| {
+        let mut sum = [C::<T>::ZERO; BLOCK];
         for_widened(x, |range, [x]| {
             let out = &mut out[range];
-            vectorize(
-                #[inline(always)]
-                || out.iter_mut().zip(x).for_each(|(o, x)| *o += *x),
-            );
+            if is_exact::<O>() {
+                return accumulate(cast_slice_mut(out), x, |o: C<T>, x| o + x);
+            }
+            let sum = &mut sum[..x.len()];
+            convert::widen(out, sum);
+            accumulate(sum, x, |s, x| s + x);
+            convert::narrow(sum, out);
         });
     });
-    Ok(())
 }
 
 /// `out = a + b` of a half type, in `f32`; both broadcast to the shape of `out`.
@@ -193,34 +195,11 @@ pub(super) fn add_widened(
     b: &Tensor,
     out: &mut Tensor,
 ) -> Result<()> {
-    fn run<T: Float<Compute = f32>>(x: [&Tensor; 2], out: &mut [f32]) {
-        map(x, out, &|_, x: [&[T]; 2], out| {
+    let x = stretched_pair(op, [a, b], out.shape())?;
+    dispatch_float!(op, a.dtype(), T => {
+        map(x.each_ref(), out.make_mut()?, &|_, x: [&[T]; 2], out| {
             for_widened(x, |range, x| each(x, &mut out[range], |a, b| a + b));
         });
-    }
-    let x = [
-        &stretched(op, a, out.shape())?,
-        &stretched(op, b, out.shape())?,
-    ];
-    match a.dtype() {
-        DType::F16 => run::<f16>(x, out.make_mut()?),
-        _ => run::<bf16>(x, out.make_mut()?),
-    }
-    Ok(())
-}
-
-fn accumulate_half<T: Float<Compute = f32>>(out: &mut [T], rhs: &Tensor) {
-    map([rhs], out, &|_, [x]: [&[T]; 1], out| {
-        let (mut sum, mut addend) = ([0f32; BLOCK], [0f32; BLOCK]);
-        for (out, x) in out.chunks_mut(BLOCK).zip(x.chunks(BLOCK)) {
-            let (sum, addend) = (&mut sum[..x.len()], &mut addend[..x.len()]);
-            convert::widen(out, sum);
-            convert::widen(x, addend);
-            vectorize(
-                #[inline(always)]
-                || sum.iter_mut().zip(&*addend).for_each(|(s, a)| *s += *a),
-            );
-            convert::narrow(sum, out);
-        }
     });
+    Ok(())
 }

@@ -1,22 +1,17 @@
 //! CPU kernels: the native types convert directly, half types through `f32` in blocks.
 
-use crate::cpu::elementwise::{BLOCK, for_widened, map, readable};
+use crate::cpu::elementwise::{BLOCK, for_widened, map, on_native, readable};
 use crate::cpu::{convert, vectorize};
 use crate::{Bool, DType, Element, Float, Result, Tensor, bf16, f16};
 
 /// `out = x`, in `out`'s type.
 pub(crate) fn cast(op: &'static str, x: &Tensor, out: &mut Tensor) -> Result<()> {
     let x = &readable(op, x)?;
-    match x.dtype() {
-        DType::F32 => from_native::<f32>(x, out),
-        DType::F64 => from_native::<f64>(x, out),
-        DType::I64 => from_native::<i64>(x, out),
-        DType::I32 => from_native::<i32>(x, out),
-        DType::U8 => from_native::<u8>(x, out),
-        DType::Bool => from_native::<Bool>(x, out),
+    on_native!(
+        x.dtype(), T => from_native::<T>(x, out);
         DType::BF16 => from_half::<bf16>(x, out),
         DType::F16 => from_half::<f16>(x, out),
-    }
+    )
 }
 
 /// A type that the processor converts itself.
@@ -82,28 +77,11 @@ fn run<T: Copy + As<U>, U>(src: &[T], dst: &mut [U]) {
 }
 
 fn from_native<T: Native>(x: &Tensor, out: &mut Tensor) -> Result<()> {
-    match out.dtype() {
-        DType::F32 => map([x], out.make_mut::<f32>()?, &|_, [x]: [&[T]; 1], y| {
-            run(x, y)
-        }),
-        DType::F64 => map([x], out.make_mut::<f64>()?, &|_, [x]: [&[T]; 1], y| {
-            run(x, y)
-        }),
-        DType::I64 => map([x], out.make_mut::<i64>()?, &|_, [x]: [&[T]; 1], y| {
-            run(x, y)
-        }),
-        DType::I32 => map([x], out.make_mut::<i32>()?, &|_, [x]: [&[T]; 1], y| {
-            run(x, y)
-        }),
-        DType::U8 => map([x], out.make_mut::<u8>()?, &|_, [x]: [&[T]; 1], y| {
-            run(x, y)
-        }),
-        DType::Bool => map([x], out.make_mut::<Bool>()?, &|_, [x]: [&[T]; 1], y| {
-            run(x, y)
-        }),
+    on_native!(
+        out.dtype(), U => map([x], out.make_mut::<U>()?, &|_, [x]: [&[T]; 1], y| run(x, y));
         DType::BF16 => to_half::<T, bf16>(x, out.make_mut()?),
         DType::F16 => to_half::<T, f16>(x, out.make_mut()?),
-    }
+    );
     Ok(())
 }
 
@@ -140,18 +118,17 @@ fn to_half<T: Native, H: Float<Compute = f32>>(x: &Tensor, out: &mut [H]) {
 }
 
 fn from_half<H: Float<Compute = f32>>(x: &Tensor, out: &mut Tensor) -> Result<()> {
-    match out.dtype() {
-        DType::F32 => map([x], out.make_mut()?, &|_, [x]: [&[H]; 1], y| {
+    if out.dtype() == DType::F32 {
+        map([x], out.make_mut()?, &|_, [x]: [&[H]; 1], y| {
             convert::widen(x, y)
-        }),
-        DType::F64 => widened::<H, _>(x, out.make_mut()?, run::<f32, f64>),
-        DType::I64 => widened::<H, _>(x, out.make_mut()?, run::<f32, i64>),
-        DType::I32 => widened::<H, _>(x, out.make_mut()?, run::<f32, i32>),
-        DType::U8 => widened::<H, _>(x, out.make_mut()?, run::<f32, u8>),
-        DType::Bool => widened::<H, _>(x, out.make_mut()?, run::<f32, Bool>),
+        });
+        return Ok(());
+    }
+    on_native!(
+        out.dtype(), U => widened::<H, _>(x, out.make_mut()?, run::<f32, U>);
         DType::BF16 => widened::<H, _>(x, out.make_mut()?, convert::narrow::<bf16>),
         DType::F16 => widened::<H, _>(x, out.make_mut()?, convert::narrow::<f16>),
-    }
+    );
     return Ok(());
 
     fn widened<H: Float<Compute = f32>, U: Element>(

@@ -1,6 +1,6 @@
 //! Conversion between element types.
 
-pub(super) mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 

@@ -1,7 +1,7 @@
 //! CPU kernels.
 
 use super::Comparison;
-use crate::cpu::elementwise::{for_widened, map, stretched};
+use crate::cpu::elementwise::{for_widened, map, on_native, stretched_pair};
 use crate::cpu::vectorize;
 use crate::{Bool, DType, Element, Float, Result, Tensor, bf16, dispatch_any, f16};
 
@@ -13,21 +13,14 @@ pub(super) fn compare(
     b: &Tensor,
     out: &mut Tensor,
 ) -> Result<()> {
-    let operands = [
-        &stretched(op, a, out.shape())?,
-        &stretched(op, b, out.shape())?,
-    ];
+    let operands = stretched_pair(op, [a, b], out.shape())?;
+    let operands = operands.each_ref();
     let out = out.make_mut::<Bool>()?;
-    match operands[0].dtype() {
-        DType::F32 => map(operands, out, &|_, x, y| run::<f32>(kind, x, y)),
-        DType::F64 => map(operands, out, &|_, x, y| run::<f64>(kind, x, y)),
-        DType::I64 => map(operands, out, &|_, x, y| run::<i64>(kind, x, y)),
-        DType::I32 => map(operands, out, &|_, x, y| run::<i32>(kind, x, y)),
-        DType::U8 => map(operands, out, &|_, x, y| run::<u8>(kind, x, y)),
-        DType::Bool => map(operands, out, &|_, x, y| run::<Bool>(kind, x, y)),
+    on_native!(
+        operands[0].dtype(), T => map(operands, out, &|_, x, y| run::<T>(kind, x, y));
         DType::BF16 => map(operands, out, &|_, x, y| run_half::<bf16>(kind, x, y)),
         DType::F16 => map(operands, out, &|_, x, y| run_half::<f16>(kind, x, y)),
-    }
+    );
     Ok(())
 }
 
@@ -69,10 +62,8 @@ pub(super) fn choose(
     // The mask is a byte an element: stretched in full, so that the kernel reads it plainly.
     let cond = cond.broadcast_to(out.shape())?.contiguous_for(op)?;
     let cond = cond.as_bytes()?;
-    let operands = [
-        &stretched(op, a, out.shape())?,
-        &stretched(op, b, out.shape())?,
-    ];
+    let operands = stretched_pair(op, [a, b], out.shape())?;
+    let operands = operands.each_ref();
     dispatch_any!(out.dtype(), T => {
         map(operands, out.make_mut::<T>()?, &|start, [a, b]: [&[T]; 2], out| {
             let cond = &cond[start..];

@@ -7,7 +7,9 @@ use super::{AdamConfig, Item, SgdConfig};
 use crate::cpu::elementwise::number;
 use crate::cpu::math::{Computed, Real};
 use crate::cpu::pieces::parallel_pieces;
+use crate::cpu::rows::C;
 use crate::cpu::vectorize;
+use crate::cpu::working::dispatch_pair;
 use crate::ops::Scalar;
 use crate::{DType, Device, Element, Float, Result, Tensor, dispatch_float};
 
@@ -19,26 +21,8 @@ const BLOCK: usize = 4096;
 /// Blocks to a thread, at least.
 const BLOCKS_PER_THREAD: usize = GRAIN / BLOCK;
 
-type C<T> = <T as Float>::Compute;
-
 fn c<T: Computed>(value: f64) -> C<T> {
     C::<T>::from_f64(value)
-}
-
-/// Runs the body with the Rust types of a parameter and of its gradient, which is the parameter's
-/// type or the one it is computed in.
-macro_rules! dispatch_pair {
-    ($op:expr, $param:expr, $grad:expr, $t:ident, $g:ident => $body:expr) => {
-        dispatch_float!($op, $param.dtype(), $t => {
-            if $grad.dtype() == $t::DTYPE {
-                type $g = $t;
-                $body
-            } else {
-                type $g = <$t as Float>::Compute;
-                $body
-            }
-        })
-    };
 }
 
 /// One step of SGD for each parameter of a batch.

@@ -1,11 +1,11 @@
 //! CPU kernels: words of the generator, turned into numbers block by block.
 
 use super::{Rng, philox};
-use crate::cpu::elementwise::{BLOCK, GRAIN, map, map_half, readable};
+use crate::cpu::elementwise::{BLOCK, GRAIN, map_computed, readable};
 use crate::cpu::math::{self, Real};
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::{convert, vectorize};
-use crate::{Bool, DType, Element, Float, Result, Tensor, bf16, f16};
+use crate::{Bool, DType, Element, Float, Result, Tensor, bf16, dispatch_float, f16};
 
 /// Fills `out` from `each` words for each element: `f(words, out)` gets whole blocks, at least as
 /// many words as it needs.
@@ -199,15 +199,9 @@ pub(super) fn scale_kept(
             },
         );
     }
-    let single = |at: usize, [x]: [&[f32]; 1], out: &mut [f32]| run(&mask[at..], x, scale, out);
-    match out.dtype() {
-        DType::F32 => map([x], out.make_mut()?, &single),
-        DType::F64 => map([x], out.make_mut()?, &|at, [x]: [&[f64]; 1], out| {
-            run(&mask[at..], x, scale, out);
-        }),
-        DType::BF16 => map_half::<bf16, 1>([x], out.make_mut()?, &single),
-        _ => map_half::<f16, 1>([x], out.make_mut()?, &single),
-    }
+    dispatch_float!(op, out.dtype(), T => {
+        map_computed::<T, 1>([x], out.make_mut()?, &|at, [x], out| run(&mask[at..], x, scale, out));
+    });
     Ok(())
 }
 
