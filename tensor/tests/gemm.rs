@@ -3,6 +3,7 @@
 mod level;
 
 use half::{bf16, f16};
+use phalanx_tensor::Element;
 use phalanx_tensor::cpu::internals::{
     Bias, Epilogue, MatMut, MatRef, Scalar, gemm, gemm_at, gemm_on_unit, has_matrix_unit,
 };
@@ -188,7 +189,7 @@ impl Case {
         let bias = Matrix::<T>::new(1, if self.bias == 1 { m } else { n }, Lie::Rows, 3).data;
         let ld = n + self.gap;
         let old = Matrix::<T>::new(m, ld, Lie::Rows, 4).data;
-        let double = |piece: &mut [T::Acc]| twice::<T>(piece);
+        let double = |piece: &mut [T::Compute]| twice::<T>(piece);
         let epilogue = Epilogue {
             alpha: self.alpha,
             beta: self.beta,
@@ -255,10 +256,10 @@ impl Case {
 }
 
 /// Doubles numbers of the accumulator type.
-fn twice<T: Number>(x: &mut [T::Acc]) {
+fn twice<T: Number>(x: &mut [T::Compute]) {
     // Adding a number to itself by the public interface of the type: through bytes would be worse.
     for x in x {
-        *x = T::coefficient(2.0) * *x;
+        *x = T::Compute::from_f64(2.0) * *x;
     }
 }
 

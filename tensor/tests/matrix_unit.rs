@@ -34,7 +34,7 @@ impl Random {
 /// `a b` on the unit and by the vector kernels.
 fn both<T: Scalar>((m, n, k): (usize, usize, usize), a: &[T], b: &[T]) -> [Vec<T>; 2] {
     [true, false].map(|unit| {
-        let mut c = vec![T::default(); m * n];
+        let mut c = vec![T::from_f64(0.0); m * n];
         let to = MatMut::row_major(&mut c, m, n);
         let (a, b) = (MatRef::row_major(a, m, k), MatRef::row_major(b, k, n));
         let epilogue = Epilogue::default();

@@ -7,8 +7,10 @@ use super::parts::{Panel, Target, at, blocks};
 use super::plan::{self, Plan, Side, TileShape};
 use super::scalar::Scalar;
 use super::scratch::{self, Scratch};
-use super::simd::Real;
 use super::{Bias, Epilogue, Map, MatMut, MatRef};
+use crate::Element;
+use crate::cpu::convert;
+use crate::cpu::math::Real;
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::{NoMemory, Outcome};
 use crate::cpu::{SimdLevel, threads};
@@ -19,7 +21,7 @@ const HALF_STRIPES: usize = 192;
 
 /// One product after planning: operands by their part, result as raw memory for the tasks.
 pub(super) struct Product<'a, T: Scalar> {
-    pub family: &'static Family<T::Acc>,
+    pub family: &'static Family<T::Compute>,
     pub plan: Plan,
     pub s: *const T,
     pub s_side: Side,
@@ -28,12 +30,12 @@ pub(super) struct Product<'a, T: Scalar> {
     k: usize,
     c: *mut T,
     ld: usize,
-    alpha: T::Acc,
-    beta: Option<T::Acc>,
+    alpha: T::Compute,
+    beta: Option<T::Compute>,
     bias_s: &'a [T],
     bias_v: &'a [T],
-    floor: T::Acc,
-    map: Option<&'a Map<'a, T::Acc>>,
+    floor: T::Compute,
+    map: Option<&'a Map<'a, T::Compute>>,
 }
 
 /// Some terms of the sums of a block.
@@ -64,7 +66,7 @@ pub(super) fn product<T: Scalar>(
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
 ) -> Result<(), NoMemory> {
-    let family = T::Acc::family(level);
+    let family = T::Compute::family(level);
     let tile = TileShape {
         rows: family.rows,
         lanes: family.lanes,
@@ -98,14 +100,14 @@ pub(super) fn product<T: Scalar>(
         k,
         c: c.data.as_mut_ptr(),
         ld: c.row_stride,
-        alpha: T::coefficient(epilogue.alpha),
-        beta: (epilogue.beta != 0.0).then(|| T::coefficient(epilogue.beta)),
+        alpha: T::Compute::from_f64(epilogue.alpha),
+        beta: (epilogue.beta != 0.0).then(|| T::Compute::from_f64(epilogue.beta)),
         bias_s: bias_row,
         bias_v: bias_col,
         floor: if epilogue.relu {
-            T::Acc::ZERO
+            T::Compute::ZERO
         } else {
-            T::Acc::NEG_INFINITY
+            -T::Compute::INFINITY
         },
         map: epilogue.map,
     };
@@ -173,9 +175,9 @@ impl<T: Scalar> Product<'_, T> {
             let p = self
                 .c
                 .wrapping_add(row * self.ld + along.start)
-                .cast::<T::Acc>();
+                .cast::<T::Compute>();
             // SAFETY: this piece of the row belongs to this task, which has no other reference to
-            // it, and `T` is `Acc`.
+            // it, and `T` is `Compute`.
             map(unsafe { std::slice::from_raw_parts_mut(p, along.len()) });
         }
         Ok(())
@@ -212,8 +214,8 @@ impl<T: Scalar> Product<'_, T> {
             |bias: &[T], part: &Range<usize>| if bias.is_empty() { 0 } else { part.len() };
         let (bias_s, bias_v) = (bias_len(self.bias_s, &s), bias_len(self.bias_v, &v));
         let mut buffer = std::mem::take(&mut scratch.sums);
-        let room = buffer.room::<T::Acc>(len + bias_s + bias_v)?;
-        // SAFETY: `room` has that many elements, and zero bits are a valid `Acc`.
+        let room = buffer.room::<T::Compute>(len + bias_s + bias_v)?;
+        // SAFETY: `room` has that many elements, and zero bits are a valid `Compute`.
         let sums = unsafe {
             room.write_bytes(0, len + bias_s + bias_v);
             std::slice::from_raw_parts_mut(room, len + bias_s + bias_v)
@@ -221,10 +223,10 @@ impl<T: Scalar> Product<'_, T> {
         let (sums, biases) = sums.split_at_mut(len);
         let (wide_s, wide_v) = biases.split_at_mut(bias_s);
         if bias_s > 0 {
-            T::widen(&self.bias_s[s.clone()], wide_s);
+            convert::widen(&self.bias_s[s.clone()], wide_s);
         }
         if bias_v > 0 {
-            T::widen(&self.bias_v[v.clone()], wide_v);
+            convert::widen(&self.bias_v[v.clone()], wide_v);
         }
         // SAFETY: these elements of `c` belong to this task, which has no other reference to them.
         let row_of_c = |row: usize| unsafe {
@@ -232,7 +234,7 @@ impl<T: Scalar> Product<'_, T> {
         };
         if self.beta.is_some() {
             for (sums, row) in sums.chunks_exact_mut(ld).zip(rows.clone()) {
-                T::widen(row_of_c(row), sums);
+                convert::widen(row_of_c(row), sums);
             }
         }
         let (bias_s, bias_v) = (at(wide_s, 0), at(wide_v, 0));
@@ -251,7 +253,7 @@ impl<T: Scalar> Product<'_, T> {
             if let Some(map) = self.map {
                 map(sums);
             }
-            T::narrow(sums, row_of_c(row));
+            convert::narrow(sums, row_of_c(row));
         }
         scratch.sums = buffer;
         Ok(())
@@ -262,7 +264,7 @@ impl<T: Scalar> Product<'_, T> {
         &self,
         s: Range<usize>,
         v: Range<usize>,
-        target: Target<T::Acc>,
+        target: Target<T::Compute>,
         scratch: &mut Scratch,
     ) -> Result<(), NoMemory> {
         // Tiles of equal height, rather than full ones and a rest.
@@ -291,7 +293,11 @@ impl<T: Scalar> Product<'_, T> {
 
     /// All stripes are packed, and the columns pass by them: one panel is multiplied while the
     /// next one is packed, a share after each tile.
-    fn columns_pass(&self, piece: &Piece<T::Acc>, scratch: &mut Scratch) -> Result<(), NoMemory> {
+    fn columns_pass(
+        &self,
+        piece: &Piece<T::Compute>,
+        scratch: &mut Scratch,
+    ) -> Result<(), NoMemory> {
         let Piece { s, v, ks, rows, .. } = piece;
         let stripes = self.stripes(s, ks, *rows, scratch)?;
         let share = plan::share(ks.len(), s.len().div_ceil(*rows));
@@ -323,7 +329,11 @@ impl<T: Scalar> Product<'_, T> {
     }
 
     /// All columns are packed, and the stripes pass by them, packed tile by tile.
-    fn stripes_pass(&self, piece: &Piece<T::Acc>, scratch: &mut Scratch) -> Result<(), NoMemory> {
+    fn stripes_pass(
+        &self,
+        piece: &Piece<T::Compute>,
+        scratch: &mut Scratch,
+    ) -> Result<(), NoMemory> {
         let Piece { s, v, ks, rows, .. } = piece;
         for columns in self.panels(v) {
             self.pack_panel(&columns, ks, 0..ks.len(), columns.start - v.start, scratch)?;
@@ -346,11 +356,11 @@ impl<T: Scalar> Product<'_, T> {
     /// core. It cost the product of 1,024 x 1,024 by 64 terms a sixth of its time.
     fn tile(
         &self,
-        piece: &Piece<T::Acc>,
+        piece: &Piece<T::Compute>,
         s: usize,
-        stripes: *const T::Acc,
+        stripes: *const T::Compute,
         v: usize,
-        panel: &Panel<T::Acc>,
+        panel: &Panel<T::Compute>,
         next: &Ahead,
     ) {
         let (family, swapped) = (self.family, self.plan.swapped);
@@ -358,7 +368,7 @@ impl<T: Scalar> Product<'_, T> {
         let target = piece
             .target
             .at(s - piece.s.start, v - piece.v.start, swapped);
-        let bias = |p: *const T::Acc| if piece.last { p } else { std::ptr::null() };
+        let bias = |p: *const T::Compute| if piece.last { p } else { std::ptr::null() };
         let tile = Tile {
             kc: piece.ks.len(),
             s: stripes,
@@ -372,14 +382,14 @@ impl<T: Scalar> Product<'_, T> {
                 beta: if piece.first {
                     self.beta
                 } else {
-                    Some(T::Acc::ONE)
+                    Some(T::Compute::ONE)
                 },
                 bias_s: bias(target.bias_s),
                 bias_v: bias(target.bias_v),
                 floor: if piece.last {
                     self.floor
                 } else {
-                    T::Acc::NEG_INFINITY
+                    -T::Compute::INFINITY
                 },
                 finish: if swapped {
                     family.scatter

@@ -3,7 +3,8 @@
 use super::ahead::Ahead;
 use super::kernel::{self, Finish, Tile, TileFn};
 use super::pack;
-use super::simd::{Portable, Real, Simd};
+use super::simd::{Portable, Simd};
+use crate::cpu::math::Real;
 use crate::cpu::{SimdLevel, simd_level};
 
 /// The kernels for one accumulator type at one level.

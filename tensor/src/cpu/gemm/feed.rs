@@ -7,6 +7,7 @@ use super::parts::{Panel, blocks};
 use super::plan::Side;
 use super::scalar::Scalar;
 use super::scratch::Scratch;
+use crate::cpu::convert;
 use crate::cpu::scratch::NoMemory;
 use std::ops::Range;
 
@@ -46,7 +47,7 @@ impl<T: Scalar> Product<'_, T> {
             self.plan.resident_columns
         };
         let room = packed_len(columns.max(at + v.len()), self.plan.k.size, family.lanes);
-        let packed = scratch.vectors.room::<T::Acc>(room)?;
+        let packed = scratch.vectors.room::<T::Compute>(room)?;
         let to = at * ks.len() + share.start * v.len().next_multiple_of(family.lanes);
         // SAFETY: the operand holds these columns and terms, the buffer has the room.
         unsafe { (family.pack_vectors)(staged, family.width(), packed.add(to)) };
@@ -74,16 +75,16 @@ impl<T: Scalar> Product<'_, T> {
         ks: &Range<usize>,
         at: usize,
         scratch: &Scratch,
-    ) -> Panel<T::Acc> {
+    ) -> Panel<T::Compute> {
         let (width, lanes) = (v.len(), self.family.lanes);
         let vectors = width.div_ceil(lanes);
         let (p, k_step) = if self.in_place(v) {
             let Side { k_step, .. } = self.v_side;
-            // Columns in place are one apart, and `T` is `Acc`.
+            // Columns in place are one apart, and `T` is `Compute`.
             let p = self.v.wrapping_add(v.start + ks.start * k_step);
             (p.cast(), k_step)
         } else {
-            let packed = scratch.vectors.kept::<T::Acc>();
+            let packed = scratch.vectors.kept::<T::Compute>();
             (packed.wrapping_add(at * ks.len()), vectors * lanes)
         };
         Panel {
@@ -106,7 +107,7 @@ impl<T: Scalar> Product<'_, T> {
         ks: &Range<usize>,
         rows: usize,
         scratch: &mut Scratch,
-    ) -> Result<*const T::Acc, NoMemory> {
+    ) -> Result<*const T::Compute, NoMemory> {
         let staged = self.stage(self.s, self.s_side, s, ks, scratch)?;
         let packed = scratch.stripes.room(s.len() * ks.len() + OVERRUN)?;
         // SAFETY: the operand holds these stripes and terms, the buffer has the room.
@@ -114,7 +115,7 @@ impl<T: Scalar> Product<'_, T> {
         Ok(packed)
     }
 
-    /// A piece of an operand as `Acc`: where it stands, or widened into scratch memory that the
+    /// A piece of an operand as `Compute`: where it stands, or widened into scratch memory that the
     /// next call reuses.
     fn stage(
         &self,
@@ -123,7 +124,7 @@ impl<T: Scalar> Product<'_, T> {
         part: &Range<usize>,
         ks: &Range<usize>,
         scratch: &mut Scratch,
-    ) -> Result<Block<T::Acc>, NoMemory> {
+    ) -> Result<Block<T::Compute>, NoMemory> {
         let Side { along, k_step, .. } = side;
         let first = part.start * along + ks.start * k_step;
         let (len, kc) = (part.len(), ks.len());
@@ -136,8 +137,8 @@ impl<T: Scalar> Product<'_, T> {
                 k_step,
             });
         }
-        let wide = scratch.wide.room::<T::Acc>(len * kc)?;
-        // SAFETY: `wide` has `len * kc` elements, zero bits are a valid `Acc`, and the operand
+        let wide = scratch.wide.room::<T::Compute>(len * kc)?;
+        // SAFETY: `wide` has `len * kc` elements, zero bits are a valid `Compute`, and the operand
         // holds the part; runs of step one are contiguous in it.
         unsafe {
             wide.write_bytes(0, len * kc);
@@ -145,7 +146,7 @@ impl<T: Scalar> Product<'_, T> {
                 |row: usize, n: usize| std::slice::from_raw_parts_mut(wide.add(row * n), n);
             let source = |i: usize, n: usize| std::slice::from_raw_parts(p.add(first + i), n);
             if along == 1 {
-                (0..kc).for_each(|k| T::widen(source(k * k_step, len), wide_row(k, len)));
+                (0..kc).for_each(|k| convert::widen(source(k * k_step, len), wide_row(k, len)));
                 return Ok(Block {
                     p: wide,
                     len,
@@ -156,10 +157,10 @@ impl<T: Scalar> Product<'_, T> {
             }
             for i in 0..len {
                 if k_step == 1 {
-                    T::widen(source(i * along, kc), wide_row(i, kc));
+                    convert::widen(source(i * along, kc), wide_row(i, kc));
                 } else {
                     for (k, w) in wide_row(i, kc).iter_mut().enumerate() {
-                        T::widen(source(i * along + k * k_step, 1), std::slice::from_mut(w));
+                        convert::widen(source(i * along + k * k_step, 1), std::slice::from_mut(w));
                     }
                 }
             }

@@ -7,7 +7,8 @@
 //! number of threads changes a bit.
 
 use super::ahead::Ahead;
-use super::simd::{Real, Simd};
+use super::simd::{Simd, at_least};
+use crate::cpu::math::Real;
 use std::mem::MaybeUninit;
 
 /// The most rows that a tile may have, at any level.
@@ -237,17 +238,17 @@ pub(super) unsafe fn scatter<S: Simd>(
             // SAFETY: `j < width` and `r < rows`, so the caller's promise covers the accesses.
             unsafe {
                 let p = out.c.add(j * out.ld + r);
-                let mut x = out.alpha.mul(*sums.add(r * stride + j));
+                let mut x = out.alpha * *sums.add(r * stride + j);
                 if let Some(beta) = out.beta {
                     x = S::fma1(*p, beta, x);
                 }
                 if !out.bias_s.is_null() {
-                    x = x.add(*out.bias_s.add(r));
+                    x = x + *out.bias_s.add(r);
                 }
                 if !out.bias_v.is_null() {
-                    x = x.add(*out.bias_v.add(j));
+                    x = x + *out.bias_v.add(j);
                 }
-                *p = x.at_least(out.floor);
+                *p = at_least(x, out.floor);
             }
         }
     }

@@ -16,7 +16,7 @@
 //! | `ahead.rs` | memory that the micro-kernel asks for by the way |
 //! | `pack.rs` | copies into kernel order |
 //! | `family.rs`, `simd.rs` | the above for AVX-512, AVX2 and plain Rust |
-//! | `scalar.rs` | element types and what they accumulate in |
+//! | `scalar.rs` | element types |
 //! | `amx/` | the same products on the processor's matrix unit, where it has one and it is faster |
 //!
 //! **A result has the same bits whatever the number of threads**: threads share out elements of
@@ -180,7 +180,7 @@ pub struct Epilogue<'a, T: Scalar> {
     /// Whether negative results become zero. NaN stays.
     pub relu: bool,
     /// A function of single elements; it is given pieces of rows.
-    pub map: Option<&'a Map<'a, T::Acc>>,
+    pub map: Option<&'a Map<'a, T::Compute>>,
 }
 
 impl<T: Scalar> Default for Epilogue<'_, T> {
@@ -201,7 +201,7 @@ impl<T: Scalar> Default for Epilogue<'_, T> {
 /// where the system has no scratch memory; here there is no device to name.
 ///
 /// The error of an element, against exact arithmetic, is at most `(k + 4) u` times the same sum
-/// of absolute values, with `u` the unit roundoff of `T::Acc`, and half a unit in the last place
+/// of absolute values, with `u` the unit roundoff of `T::Compute`, and half a unit in the last place
 /// of `T` if that is narrower.
 ///
 /// # Panics

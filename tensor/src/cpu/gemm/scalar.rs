@@ -1,38 +1,21 @@
-//! The element types that can be multiplied, and the type that each accumulates in.
+//! The element types that can be multiplied.
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::family::Kernels;
 use super::{Epilogue, MatMut, MatRef};
-use crate::cpu::convert;
+use crate::cpu::math::Computed;
+use crate::cpu::rows::is_exact;
 use crate::cpu::scratch::NoMemory;
 use half::{bf16, f16};
 
-mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for f64 {}
-    impl Sealed for half::bf16 {}
-    impl Sealed for half::f16 {}
-}
-
-/// An element type of matrix products: `f32`, `f64`, `bf16` or `f16`.
+/// An element type of matrix products: `f32`, `f64`, `bf16` or `f16`. Products are summed in
+/// [`Compute`](crate::Float::Compute): `f32` for the half types, else the type itself.
 #[allow(private_bounds)]
-pub trait Scalar: sealed::Sealed + Copy + Default + Send + Sync + 'static {
-    /// Products are summed in this type: `f32` for the half types, else the type itself.
-    type Acc: Kernels + Copy + Default + std::ops::Mul<Output = Self::Acc>;
-    /// Whether `Acc` is the type itself.
+pub trait Scalar: Computed<Compute: Kernels> {
+    /// Whether products are summed in the type itself.
     #[doc(hidden)]
-    const DIRECT: bool;
-    /// `Acc` from a coefficient.
-    #[doc(hidden)]
-    fn coefficient(x: f64) -> Self::Acc;
-    /// Converts without loss.
-    #[doc(hidden)]
-    fn widen(from: &[Self], to: &mut [Self::Acc]);
-    /// Rounds to nearest, ties to even.
-    #[doc(hidden)]
-    fn narrow(from: &[Self::Acc], to: &mut [Self]);
+    const DIRECT: bool = is_exact::<Self>();
     /// Runs the product on the matrix unit, or returns `None` with nothing done; `forced`, even
     /// where the vector kernels would be faster.
     #[doc(hidden)]
@@ -48,60 +31,25 @@ pub trait Scalar: sealed::Sealed + Copy + Default + Send + Sync + 'static {
     }
 }
 
-/// `on_unit` for a type that the matrix unit takes.
+impl Scalar for f64 {}
+impl Scalar for f16 {}
+
+/// A type that the matrix unit takes.
 macro_rules! on_unit {
-    ($unit:path) => {
-        #[cfg(target_arch = "x86_64")]
-        fn on_unit(
-            forced: bool,
-            c: &mut MatMut<'_, Self>,
-            a: MatRef<'_, Self>,
-            b: MatRef<'_, Self>,
-            epilogue: &Epilogue<'_, Self>,
-        ) -> Option<Result<(), NoMemory>> {
-            amx::product(&$unit, forced, c, a, b, epilogue)
-        }
-    };
-}
-
-macro_rules! direct {
-    ($t:ty $(, $unit:path)?) => {
+    ($t:ty, $unit:path) => {
         impl Scalar for $t {
-            $(on_unit!($unit);)?
-            type Acc = $t;
-            const DIRECT: bool = true;
-            fn coefficient(x: f64) -> $t {
-                x as $t
-            }
-            fn widen(from: &[$t], to: &mut [$t]) {
-                to.copy_from_slice(from);
-            }
-            fn narrow(from: &[$t], to: &mut [$t]) {
-                to.copy_from_slice(from);
+            #[cfg(target_arch = "x86_64")]
+            fn on_unit(
+                forced: bool,
+                c: &mut MatMut<'_, Self>,
+                a: MatRef<'_, Self>,
+                b: MatRef<'_, Self>,
+                epilogue: &Epilogue<'_, Self>,
+            ) -> Option<Result<(), NoMemory>> {
+                amx::product(&$unit, forced, c, a, b, epilogue)
             }
         }
     };
 }
-direct!(f32, amx::F32);
-direct!(f64);
-
-macro_rules! half {
-    ($t:ty $(, $unit:path)?) => {
-        impl Scalar for $t {
-            $(on_unit!($unit);)?
-            type Acc = f32;
-            const DIRECT: bool = false;
-            fn coefficient(x: f64) -> f32 {
-                x as f32
-            }
-            fn widen(from: &[$t], to: &mut [f32]) {
-                convert::widen(from, to);
-            }
-            fn narrow(from: &[f32], to: &mut [$t]) {
-                convert::narrow(from, to);
-            }
-        }
-    };
-}
-half!(bf16, amx::BF16);
-half!(f16);
+on_unit!(f32, amx::F32);
+on_unit!(bf16, amx::BF16);

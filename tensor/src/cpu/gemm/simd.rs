@@ -3,42 +3,14 @@
 //! Everything here is `inline(always)`, so that the code takes the instruction set of the
 //! `#[target_feature]` function at the root of the call, which is in `family.rs`.
 
+use crate::cpu::math::Real;
 use std::mem::MaybeUninit;
 
-/// A number in which products are accumulated: `f32` or `f64`.
-pub(super) trait Real: Copy + Send + Sync + PartialEq + std::fmt::Debug + 'static {
-    const ZERO: Self;
-    const ONE: Self;
-    const NEG_INFINITY: Self;
-    fn mul(self, other: Self) -> Self;
-    fn add(self, other: Self) -> Self;
-    /// The larger one; `self` if it is not a number.
-    fn at_least(self, floor: Self) -> Self;
+/// The larger one; `x` if it is not a number.
+#[inline(always)]
+pub(super) fn at_least<T: PartialOrd>(x: T, floor: T) -> T {
+    if floor > x { floor } else { x }
 }
-
-macro_rules! real {
-    ($t:ty) => {
-        impl Real for $t {
-            const ZERO: Self = 0.0;
-            const ONE: Self = 1.0;
-            const NEG_INFINITY: Self = <$t>::NEG_INFINITY;
-            #[inline(always)]
-            fn mul(self, other: Self) -> Self {
-                self * other
-            }
-            #[inline(always)]
-            fn add(self, other: Self) -> Self {
-                self + other
-            }
-            #[inline(always)]
-            fn at_least(self, floor: Self) -> Self {
-                if floor > self { floor } else { self }
-            }
-        }
-    };
-}
-real!(f32);
-real!(f64);
 
 /// One vector of an instruction set.
 ///
@@ -57,7 +29,7 @@ pub(super) trait Simd: Copy {
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     /// `fma` of single numbers, with the same bits.
     fn fma1(a: Self::T, b: Self::T, c: Self::T) -> Self::T;
-    /// Lane by lane as [`Real::at_least`].
+    /// Lane by lane as the function.
     unsafe fn at_least(v: Self::V, floor: Self::V) -> Self::V;
     /// Asks for a cache line, in the first-level cache. Valid for any address.
     #[inline(always)]
@@ -128,23 +100,23 @@ impl<T: Real> Simd for Portable<T> {
     }
     #[inline(always)]
     unsafe fn fma(a: [T; 4], b: [T; 4], c: [T; 4]) -> [T; 4] {
-        std::array::from_fn(|i| a[i].mul(b[i]).add(c[i]))
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
     }
     #[inline(always)]
     fn fma1(a: T, b: T, c: T) -> T {
-        a.mul(b).add(c)
+        a * b + c
     }
     #[inline(always)]
     unsafe fn mul(a: [T; 4], b: [T; 4]) -> [T; 4] {
-        std::array::from_fn(|i| a[i].mul(b[i]))
+        std::array::from_fn(|i| a[i] * b[i])
     }
     #[inline(always)]
     unsafe fn add(a: [T; 4], b: [T; 4]) -> [T; 4] {
-        std::array::from_fn(|i| a[i].add(b[i]))
+        std::array::from_fn(|i| a[i] + b[i])
     }
     #[inline(always)]
     unsafe fn at_least(v: [T; 4], floor: [T; 4]) -> [T; 4] {
-        std::array::from_fn(|i| v[i].at_least(floor[i]))
+        std::array::from_fn(|i| at_least(v[i], floor[i]))
     }
 }
 

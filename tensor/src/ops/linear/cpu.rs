@@ -28,21 +28,17 @@ pub(super) fn forward(
     })
 }
 
-fn run<T>(
+fn run<T: Scalar>(
     x: &Tensor,
     weight: &Tensor,
     bias: Option<&[T]>,
     activation: Activation,
     y: &mut [T],
-) -> Result<(), NoMemory>
-where
-    T: Element + Scalar,
-    T::Acc: Real,
-{
+) -> Result<(), NoMemory> {
     // A part of the product itself, as the bias is.
     let relu = activation == Activation::Relu;
     let function = activation.function().filter(|_| !relu);
-    let map = |piece: &mut [T::Acc]| {
+    let map = |piece: &mut [T::Compute]| {
         if let Some(function) = function {
             apply(function, piece);
         }

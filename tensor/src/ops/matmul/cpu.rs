@@ -6,7 +6,7 @@ use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::{NoMemory, Outcome};
 use crate::cpu::threads;
 use crate::layout::Layout;
-use crate::{Element, Result, Shape, Tensor, dispatch_float};
+use crate::{Result, Shape, Tensor, dispatch_float};
 
 /// Multiply-adds in one product from which on the threads share each product, rather than the
 /// products.
@@ -20,7 +20,7 @@ pub(super) fn matmul(op: &'static str, a: &Tensor, b: &Tensor, out: &mut Tensor)
     })
 }
 
-fn stacks<T: Element + Scalar>(a: &Tensor, b: &Tensor, out: &mut [T]) -> Result<(), NoMemory> {
+fn stacks<T: Scalar>(a: &Tensor, b: &Tensor, out: &mut [T]) -> Result<(), NoMemory> {
     if out.is_empty() {
         return Ok(());
     }

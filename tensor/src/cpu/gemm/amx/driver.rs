@@ -16,6 +16,7 @@ use super::plan::{self, Plan};
 use super::refused::{Area, gather};
 use super::tile::{EDGE, Strips, TILE, Tiles};
 use super::{Unit, family};
+use crate::Element;
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::{NoMemory, Outcome, reserve};
 use crate::cpu::{SimdLevel, threads};
@@ -39,7 +40,7 @@ pub(super) struct Product<'a, T: Scalar> {
     pub(super) bias_rows: &'a [T],
     pub(super) bias_columns: &'a [T],
     pub(super) floor: f32,
-    pub(super) map: Option<&'a Map<'a, T::Acc>>,
+    pub(super) map: Option<&'a Map<'a, T::Compute>>,
     refused: Mutex<Vec<Area>>,
 }
 
@@ -63,7 +64,7 @@ thread_local! {
 
 /// Runs a product that has a plan. Where there is no scratch memory, `c` is left with arbitrary
 /// elements.
-pub(super) fn product<T: Scalar<Acc = f32>>(
+pub(super) fn product<T: Scalar<Compute = f32>>(
     unit: &'static Unit<T>,
     plan: Plan,
     c: MatMut<'_, T>,
@@ -92,8 +93,8 @@ pub(super) fn product<T: Scalar<Acc = f32>>(
         k: a.cols,
         c: c.data.as_mut_ptr(),
         ld: c.row_stride,
-        alpha: T::coefficient(epilogue.alpha) * power(-unit.limits.scale),
-        beta: (epilogue.beta != 0.0).then(|| T::coefficient(epilogue.beta)),
+        alpha: f32::from_f64(epilogue.alpha) * power(-unit.limits.scale),
+        beta: (epilogue.beta != 0.0).then(|| f32::from_f64(epilogue.beta)),
         bias_rows,
         bias_columns,
         floor: if epilogue.relu {
@@ -164,7 +165,7 @@ fn power(exponent: i32) -> f32 {
     2f32.powi(exponent)
 }
 
-impl<T: Scalar<Acc = f32>> Product<'_, T> {
+impl<T: Scalar<Compute = f32>> Product<'_, T> {
     /// Computes a piece of the result whose bounds lie on the grid of tiles.
     fn task(
         &self,

@@ -6,6 +6,7 @@ use super::super::scalar::Scalar;
 use super::aside::Finishing;
 use super::driver::Product;
 use super::tile::{EDGE, Tiles};
+use crate::cpu::convert;
 use std::ops::Range;
 
 /// Two tiles' room for sums: while a kernel writes one, the other is finished.
@@ -42,7 +43,7 @@ pub(super) struct Sums {
     pub tile: Option<(Range<usize>, Range<usize>)>,
 }
 
-impl<T: Scalar<Acc = f32>> Product<'_, T> {
+impl<T: Scalar<Compute = f32>> Product<'_, T> {
     /// What the next kernel, one of `steps`, does about the sums. What it cannot do is done now.
     pub fn finishing(&self, sums: Sums, steps: usize, tiles: &Tiles) -> Finishing {
         let plain = T::DIRECT
@@ -139,7 +140,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
             (c.cast::<f32>(), self.ld)
         } else {
             if self.beta.is_some() {
-                (0..c_rows.len()).for_each(|i| T::widen(piece(i), &mut wide[wide_row(i)]));
+                (0..c_rows.len()).for_each(|i| convert::widen(piece(i), &mut wide[wide_row(i)]));
             }
             (wide.as_mut_ptr(), EDGE)
         };
@@ -152,7 +153,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
             if T::DIRECT {
                 return part.as_ptr().cast();
             }
-            T::widen(part, &mut wide_bias[..part.len()]);
+            convert::widen(part, &mut wide_bias[..part.len()]);
             wide_bias.as_ptr()
         };
         let tile = Tile {
@@ -184,7 +185,7 @@ impl<T: Scalar<Acc = f32>> Product<'_, T> {
             if !T::DIRECT {
                 let row = &mut wide[wide_row(i)];
                 self.map.iter().for_each(|map| map(row));
-                T::narrow(row, piece(i));
+                convert::narrow(row, piece(i));
             } else if let Some(map) = self.map {
                 let row = c.wrapping_add(i * self.ld).cast::<f32>();
                 // SAFETY: as for `piece`; `T` is `f32`.

@@ -82,7 +82,7 @@ pub(super) static BF16: Unit<bf16> = Unit {
 
 /// Runs the product on the unit, or returns `None` with nothing done. `forced`: even where the
 /// vector kernels would be faster.
-pub(super) fn product<T: Scalar<Acc = f32>>(
+pub(super) fn product<T: Scalar<Compute = f32>>(
     unit: &'static Unit<T>,
     forced: bool,
     c: &mut MatMut<'_, T>,
