@@ -2,13 +2,13 @@
 
 use super::ahead::Ahead;
 use super::family::{Family, Kernels};
+use super::job::{Job, Operand};
 use super::kernel::{Out, Tile};
 use super::parts::{Panel, Target, at, blocks};
-use super::plan::{self, Plan, Side, TileShape};
+use super::plan::{self, Plan, TileShape};
 use super::scalar::Scalar;
 use super::scratch::{self, Scratch};
-use super::{Bias, Epilogue, Map, MatMut, MatRef};
-use crate::Element;
+use super::{Epilogue, MatMut, MatRef};
 use crate::cpu::convert;
 use crate::cpu::math::Real;
 use crate::cpu::pieces::parallel_pieces;
@@ -19,23 +19,11 @@ use std::ops::Range;
 /// Rows of a half-type result whose `f32` sums are held at a time.
 const HALF_STRIPES: usize = 192;
 
-/// One product after planning: operands by their part, result as raw memory for the tasks.
+/// One product after planning.
 pub(super) struct Product<'a, T: Scalar> {
     pub family: &'static Family<T::Compute>,
     pub plan: Plan,
-    pub s: *const T,
-    pub s_side: Side,
-    pub v: *const T,
-    pub v_side: Side,
-    k: usize,
-    c: *mut T,
-    ld: usize,
-    alpha: T::Compute,
-    beta: Option<T::Compute>,
-    bias_s: &'a [T],
-    bias_v: &'a [T],
-    floor: T::Compute,
-    map: Option<&'a Map<'a, T::Compute>>,
+    pub job: Job<'a, T>,
 }
 
 /// Some terms of the sums of a block.
@@ -53,15 +41,11 @@ struct Piece<A> {
     asks: bool,
 }
 
-// SAFETY: the operands are only read; a task writes only the elements of `c` in its ranges, and
-// the tasks' ranges are disjoint.
-unsafe impl<T: Scalar> Sync for Product<'_, T> {}
-
 /// Runs a product whose shapes have been checked, with at least one element in `c`. Where there is
 /// no scratch memory, `c` is left with arbitrary elements.
 pub(super) fn product<T: Scalar>(
     level: SimdLevel,
-    c: MatMut<'_, T>,
+    mut c: MatMut<'_, T>,
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
@@ -71,53 +55,17 @@ pub(super) fn product<T: Scalar>(
         rows: family.rows,
         lanes: family.lanes,
     };
-    let (m, n, k) = (a.rows, b.cols, a.cols);
-    let a_side = Side {
-        len: m,
-        along: a.row_stride,
-        k_step: a.col_stride,
-    };
-    let b_side = Side {
-        len: n,
-        along: b.col_stride,
-        k_step: b.row_stride,
-    };
-    let mut plan = plan::plan(tile, a_side, b_side, k);
+    let sides = (Operand::rows(a).side, Operand::rows(b.t()).side);
+    let mut plan = plan::plan(tile, sides.0, sides.1, a.cols);
     // Widening leaves the operand's layout as it is, but moves it.
     plan.direct_vectors &= T::DIRECT;
-    let (bias_row, bias_col): (&[T], &[T]) = match epilogue.bias {
-        Bias::None => (&[], &[]),
-        Bias::PerRow(bias) => (bias, &[]),
-        Bias::PerCol(bias) => (&[], bias),
-    };
-    let mut product = Product {
+    let product = Product {
         family,
         plan,
-        s: a.data.as_ptr(),
-        s_side: a_side,
-        v: b.data.as_ptr(),
-        v_side: b_side,
-        k,
-        c: c.data.as_mut_ptr(),
-        ld: c.row_stride,
-        alpha: T::Compute::from_f64(epilogue.alpha),
-        beta: (epilogue.beta != 0.0).then(|| T::Compute::from_f64(epilogue.beta)),
-        bias_s: bias_row,
-        bias_v: bias_col,
-        floor: if epilogue.relu {
-            T::Compute::ZERO
-        } else {
-            -T::Compute::INFINITY
-        },
-        map: epilogue.map,
+        job: Job::new(plan.swapped, &mut c, a, b, epilogue),
     };
-    if plan.swapped {
-        std::mem::swap(&mut product.s, &mut product.v);
-        std::mem::swap(&mut product.s_side, &mut product.v_side);
-        std::mem::swap(&mut product.bias_s, &mut product.bias_v);
-    }
-    let (s_len, v_len) = (product.s_side.len, product.v_side.len);
-    let split = plan::split(tile, s_len, v_len, k, threads());
+    let (s_len, v_len) = (product.job.s.side.len, product.job.v.side.len);
+    let split = plan::split(tile, s_len, v_len, a.cols, threads());
     let outcome = Outcome::default();
     parallel_pieces(0..split.s.count * split.v.count, 1, |_, tasks| {
         for task in tasks {
@@ -163,42 +111,23 @@ impl<T: Scalar> Product<'_, T> {
         scratch: &mut Scratch,
     ) -> Result<(), NoMemory> {
         let target = Target {
-            c: self.c.wrapping_add(self.offset(s.start, v.start)).cast(),
-            ld: self.ld,
-            bias_s: at(self.bias_s, s.start).cast(),
-            bias_v: at(self.bias_v, v.start).cast(),
+            c: self.job.at(s.start, v.start).cast(),
+            ld: self.job.ld,
+            bias_s: at(self.job.bias_s, s.start).cast(),
+            bias_v: at(self.job.bias_v, v.start).cast(),
         };
         self.block(s.clone(), v.clone(), target, scratch)?;
-        let Some(map) = self.map else { return Ok(()) };
-        let (rows, along) = self.rows(&s, &v);
+        let Some(map) = self.job.map else {
+            return Ok(());
+        };
+        let (rows, along) = self.job.turned(s, v);
         for row in rows {
-            let p = self
-                .c
-                .wrapping_add(row * self.ld + along.start)
-                .cast::<T::Compute>();
+            let p = self.job.c.wrapping_add(row * self.job.ld + along.start);
             // SAFETY: this piece of the row belongs to this task, which has no other reference to
             // it, and `T` is `Compute`.
-            map(unsafe { std::slice::from_raw_parts_mut(p, along.len()) });
+            map(unsafe { std::slice::from_raw_parts_mut(p.cast(), along.len()) });
         }
         Ok(())
-    }
-
-    /// Offset in `c` of an element by stripe and column.
-    fn offset(&self, s: usize, v: usize) -> usize {
-        if self.plan.swapped {
-            v * self.ld + s
-        } else {
-            s * self.ld + v
-        }
-    }
-
-    /// The ranges of rows of `c` and of elements in them.
-    fn rows(&self, s: &Range<usize>, v: &Range<usize>) -> (Range<usize>, Range<usize>) {
-        if self.plan.swapped {
-            (v.clone(), s.clone())
-        } else {
-            (s.clone(), v.clone())
-        }
     }
 
     /// A block of a half-type result: its sums are completed in `f32`, then rounded.
@@ -208,11 +137,11 @@ impl<T: Scalar> Product<'_, T> {
         v: Range<usize>,
         scratch: &mut Scratch,
     ) -> Result<(), NoMemory> {
-        let (rows, along) = self.rows(&s, &v);
+        let (rows, along) = self.job.turned(s.clone(), v.clone());
         let (len, ld) = (rows.len() * along.len(), along.len());
         let bias_len =
             |bias: &[T], part: &Range<usize>| if bias.is_empty() { 0 } else { part.len() };
-        let (bias_s, bias_v) = (bias_len(self.bias_s, &s), bias_len(self.bias_v, &v));
+        let (bias_s, bias_v) = (bias_len(self.job.bias_s, &s), bias_len(self.job.bias_v, &v));
         let mut buffer = std::mem::take(&mut scratch.sums);
         let room = buffer.room::<T::Compute>(len + bias_s + bias_v)?;
         // SAFETY: `room` has that many elements, and zero bits are a valid `Compute`.
@@ -223,16 +152,16 @@ impl<T: Scalar> Product<'_, T> {
         let (sums, biases) = sums.split_at_mut(len);
         let (wide_s, wide_v) = biases.split_at_mut(bias_s);
         if bias_s > 0 {
-            convert::widen(&self.bias_s[s.clone()], wide_s);
+            convert::widen(&self.job.bias_s[s.clone()], wide_s);
         }
         if bias_v > 0 {
-            convert::widen(&self.bias_v[v.clone()], wide_v);
+            convert::widen(&self.job.bias_v[v.clone()], wide_v);
         }
         // SAFETY: these elements of `c` belong to this task, which has no other reference to them.
         let row_of_c = |row: usize| unsafe {
-            std::slice::from_raw_parts_mut(self.c.add(row * self.ld + along.start), ld)
+            std::slice::from_raw_parts_mut(self.job.c.add(row * self.job.ld + along.start), ld)
         };
-        if self.beta.is_some() {
+        if self.job.beta.is_some() {
             for (sums, row) in sums.chunks_exact_mut(ld).zip(rows.clone()) {
                 convert::widen(row_of_c(row), sums);
             }
@@ -250,7 +179,7 @@ impl<T: Scalar> Product<'_, T> {
             scratch,
         )?;
         for (sums, row) in sums.chunks_exact_mut(ld).zip(rows) {
-            if let Some(map) = self.map {
+            if let Some(map) = self.job.map {
                 map(sums);
             }
             convert::narrow(sums, row_of_c(row));
@@ -271,7 +200,7 @@ impl<T: Scalar> Product<'_, T> {
         let tiles = s.len().div_ceil(self.family.rows);
         let rows = s.len().div_ceil(tiles);
         for part in 0..self.plan.k.count {
-            let ks = self.plan.k.range(part, self.k);
+            let ks = self.plan.k.range(part, self.job.k);
             let piece = Piece {
                 s: s.clone(),
                 v: v.clone(),
@@ -363,7 +292,7 @@ impl<T: Scalar> Product<'_, T> {
         panel: &Panel<T::Compute>,
         next: &Ahead,
     ) {
-        let (family, swapped) = (self.family, self.plan.swapped);
+        let (family, swapped) = (self.family, self.job.swapped);
         let rows = piece.rows.min(piece.s.end - s);
         let target = piece
             .target
@@ -378,16 +307,16 @@ impl<T: Scalar> Product<'_, T> {
             out: Out {
                 c: target.c,
                 ld: target.ld,
-                alpha: self.alpha,
+                alpha: self.job.alpha,
                 beta: if piece.first {
-                    self.beta
+                    self.job.beta
                 } else {
                     Some(T::Compute::ONE)
                 },
                 bias_s: bias(target.bias_s),
                 bias_v: bias(target.bias_v),
                 floor: if piece.last {
-                    self.floor
+                    self.job.floor
                 } else {
                     -T::Compute::INFINITY
                 },

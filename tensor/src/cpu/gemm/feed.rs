@@ -2,9 +2,9 @@
 
 use super::ahead::Ahead;
 use super::driver::Product;
+use super::job::Operand;
 use super::pack::{Block, OVERRUN, packed_len};
 use super::parts::{Panel, blocks};
-use super::plan::Side;
 use super::scalar::Scalar;
 use super::scratch::Scratch;
 use crate::cpu::convert;
@@ -38,7 +38,7 @@ impl<T: Scalar> Product<'_, T> {
             return Ok(());
         }
         let terms = ks.start + share.start..ks.start + share.end;
-        let staged = self.stage(self.v, self.v_side, v, &terms, scratch)?;
+        let staged = self.stage(self.job.v, v, &terms, scratch)?;
         let family = self.family;
         // Room for all that will be packed at once: a buffer that grows forgets.
         let columns = if self.plan.columns_pass {
@@ -56,10 +56,10 @@ impl<T: Scalar> Product<'_, T> {
 
     /// What [`pack_panel`](Self::pack_panel) will read, if there are any terms in the share.
     pub(super) fn ahead(&self, v: &Range<usize>, ks: &Range<usize>, share: &Range<usize>) -> Ahead {
-        let Side { along, k_step, .. } = self.v_side;
-        let p = self
-            .v
-            .wrapping_add(v.start * along + (ks.start + share.start) * k_step);
+        let terms = ks.start + share.start..ks.start + share.end;
+        let Block {
+            p, along, k_step, ..
+        } = self.job.v.block(v, &terms);
         if k_step == 1 {
             Ahead::new(p, v.len(), along, share.len())
         } else {
@@ -79,9 +79,8 @@ impl<T: Scalar> Product<'_, T> {
         let (width, lanes) = (v.len(), self.family.lanes);
         let vectors = width.div_ceil(lanes);
         let (p, k_step) = if self.in_place(v) {
-            let Side { k_step, .. } = self.v_side;
             // Columns in place are one apart, and `T` is `Compute`.
-            let p = self.v.wrapping_add(v.start + ks.start * k_step);
+            let Block { p, k_step, .. } = self.job.v.block(v, ks);
             (p.cast(), k_step)
         } else {
             let packed = scratch.vectors.kept::<T::Compute>();
@@ -108,7 +107,7 @@ impl<T: Scalar> Product<'_, T> {
         rows: usize,
         scratch: &mut Scratch,
     ) -> Result<*const T::Compute, NoMemory> {
-        let staged = self.stage(self.s, self.s_side, s, ks, scratch)?;
+        let staged = self.stage(self.job.s, s, ks, scratch)?;
         let packed = scratch.stripes.room(s.len() * ks.len() + OVERRUN)?;
         // SAFETY: the operand holds these stripes and terms, the buffer has the room.
         unsafe { (self.family.pack_stripes)(staged, rows, packed) };
@@ -119,24 +118,22 @@ impl<T: Scalar> Product<'_, T> {
     /// next call reuses.
     fn stage(
         &self,
-        p: *const T,
-        side: Side,
+        operand: Operand<T>,
         part: &Range<usize>,
         ks: &Range<usize>,
         scratch: &mut Scratch,
     ) -> Result<Block<T::Compute>, NoMemory> {
-        let Side { along, k_step, .. } = side;
-        let first = part.start * along + ks.start * k_step;
-        let (len, kc) = (part.len(), ks.len());
+        let from = operand.block(part, ks);
         if T::DIRECT {
-            return Ok(Block {
-                p: p.wrapping_add(first).cast(),
-                len,
-                along,
-                kc,
-                k_step,
-            });
+            return Ok(from.cast());
         }
+        let Block {
+            p,
+            len,
+            along,
+            kc,
+            k_step,
+        } = from;
         let wide = scratch.wide.room::<T::Compute>(len * kc)?;
         // SAFETY: `wide` has `len * kc` elements, zero bits are a valid `Compute`, and the operand
         // holds the part; runs of step one are contiguous in it.
@@ -144,7 +141,7 @@ impl<T: Scalar> Product<'_, T> {
             wide.write_bytes(0, len * kc);
             let wide_row =
                 |row: usize, n: usize| std::slice::from_raw_parts_mut(wide.add(row * n), n);
-            let source = |i: usize, n: usize| std::slice::from_raw_parts(p.add(first + i), n);
+            let source = |i: usize, n: usize| std::slice::from_raw_parts(p.add(i), n);
             if along == 1 {
                 (0..kc).for_each(|k| convert::widen(source(k * k_step, len), wide_row(k, len)));
                 return Ok(Block {

@@ -35,6 +35,20 @@ pub(super) struct Tile<T> {
     pub out: Out<T>,
 }
 
+impl<T> Tile<T> {
+    /// A tile whose sums are there, for a [`Finish`] of `width` columns.
+    pub fn summed(width: usize, out: Out<T>) -> Tile<T> {
+        Tile {
+            kc: 0,
+            s: std::ptr::null(),
+            v: std::ptr::null(),
+            v_k: 0,
+            width,
+            out,
+        }
+    }
+}
+
 /// Destination of a tile, and what happens on the way there:
 /// `x = alpha * sum (+ beta * old) (+ bias) ; max(x, floor)`.
 #[derive(Clone, Copy)]

@@ -10,6 +10,7 @@
 //! | --- | --- |
 //! | `plan.rs` | which operand plays which part, blocks, threads; pure |
 //! | `driver.rs` | the loops over blocks, packing, tiles |
+//! | `job.rs` | a product as the loops see it |
 //! | `feed.rs` | operands in the order of the kernels |
 //! | `parts.rs` | small parts of the driver |
 //! | `kernel.rs` | the micro-kernel and its ways out |
@@ -31,6 +32,7 @@ mod amx;
 mod driver;
 mod family;
 mod feed;
+mod job;
 mod kernel;
 mod pack;
 mod parts;

@@ -14,6 +14,26 @@ pub(super) struct Block<T> {
     pub k_step: usize,
 }
 
+impl<T> Block<T> {
+    /// The same block of elements that are of type `U`.
+    pub fn cast<U>(self) -> Block<U> {
+        let Block {
+            p,
+            len,
+            along,
+            kc,
+            k_step,
+        } = self;
+        Block {
+            p: p.cast(),
+            len,
+            along,
+            kc,
+            k_step,
+        }
+    }
+}
+
 /// Packs panels of `width` columns: see [`vectors`].
 pub(super) type PackVectors<T> = unsafe fn(Block<T>, usize, *mut T);
 /// Packs tiles of `rows` stripes: see [`stripes`].

@@ -1,22 +1,21 @@
 //! The loops around the unit's kernels: blocks, packing, tiles, and what the unit refuses.
 
 use super::super::family::Family;
+use super::super::job::{Job, Operand};
 use super::super::pack::Block;
 use super::super::parts::blocks;
 use super::super::plan as shared;
 use super::super::scalar::Scalar;
 use super::super::scratch::Buffer;
-use super::super::{Bias, Epilogue, Map, MatMut, MatRef, driver};
+use super::super::{Bias, Epilogue, MatMut, MatRef, driver};
 use super::aside::{Aside, Finishing, Packing};
 use super::extent::Extent;
 use super::finish::{Fresh, Sums};
-use super::operand::Operand;
 use super::pack::Part;
 use super::plan::{self, Plan};
 use super::refused::{Area, gather};
 use super::tile::{EDGE, Strips, TILE, Tiles};
 use super::{Unit, family};
-use crate::Element;
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::{NoMemory, Outcome, reserve};
 use crate::cpu::{SimdLevel, threads};
@@ -24,29 +23,14 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::sync::Mutex;
 
-/// One product after planning: operands by their part, result as raw memory for the tasks.
+/// One product after planning.
 pub(super) struct Product<'a, T: Scalar> {
     pub(super) unit: &'static Unit<T>,
     pub(super) family: &'static Family<f32>,
     pub(super) plan: Plan,
-    rows: Operand<T>,
-    columns: Operand<T>,
-    k: usize,
-    pub(super) c: *mut T,
-    pub(super) ld: usize,
-    pub(super) alpha: f32,
-    pub(super) beta: Option<f32>,
-    /// By the parts of the unit, like the operands.
-    pub(super) bias_rows: &'a [T],
-    pub(super) bias_columns: &'a [T],
-    pub(super) floor: f32,
-    pub(super) map: Option<&'a Map<'a, T::Compute>>,
+    pub(super) job: Job<'a, T>,
     refused: Mutex<Vec<Area>>,
 }
-
-// SAFETY: the operands are only read; a task writes only the elements of `c` in its ranges, and
-// the tasks' ranges are disjoint.
-unsafe impl<T: Scalar> Sync for Product<'_, T> {}
 
 /// What a thread keeps between products.
 #[derive(Default)]
@@ -67,50 +51,22 @@ thread_local! {
 pub(super) fn product<T: Scalar<Compute = f32>>(
     unit: &'static Unit<T>,
     plan: Plan,
-    c: MatMut<'_, T>,
+    mut c: MatMut<'_, T>,
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
 ) -> Result<(), NoMemory> {
-    let (bias_rows, bias_columns): (&[T], &[T]) = match epilogue.bias {
-        Bias::None => (&[], &[]),
-        Bias::PerRow(bias) => (bias, &[]),
-        Bias::PerCol(bias) => (&[], bias),
-    };
-    let [a_side, b_side] = super::sides(a, b);
-    let mut product = Product {
+    let mut job = Job::new(plan.swapped, &mut c, a, b, epilogue);
+    job.alpha = job.alpha * power(-unit.limits.scale);
+    let product = Product {
         unit,
         family: family(),
         plan,
-        rows: Operand {
-            p: a.data.as_ptr(),
-            side: a_side,
-        },
-        columns: Operand {
-            p: b.data.as_ptr(),
-            side: b_side,
-        },
-        k: a.cols,
-        c: c.data.as_mut_ptr(),
-        ld: c.row_stride,
-        alpha: f32::from_f64(epilogue.alpha) * power(-unit.limits.scale),
-        beta: (epilogue.beta != 0.0).then(|| f32::from_f64(epilogue.beta)),
-        bias_rows,
-        bias_columns,
-        floor: if epilogue.relu {
-            0.0
-        } else {
-            f32::NEG_INFINITY
-        },
-        map: epilogue.map,
+        job,
         refused: Mutex::default(),
     };
-    if plan.swapped {
-        std::mem::swap(&mut product.rows, &mut product.columns);
-        std::mem::swap(&mut product.bias_rows, &mut product.bias_columns);
-    }
-    let (rows, columns) = (product.rows.side.len, product.columns.side.len);
-    let split = shared::split(plan::SHAPE, rows, columns, product.k, threads());
+    let (rows, columns) = (product.job.s.side.len, product.job.v.side.len);
+    let split = shared::split(plan::SHAPE, rows, columns, a.cols, threads());
     let outcome = Outcome::default();
     parallel_pieces(0..split.s.count * split.v.count, 1, |_, tasks| {
         for task in tasks {
@@ -220,7 +176,7 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
         let limits = self.unit.limits;
         let tiles = Tiles::configure();
         for part in 0..k.count {
-            let ks = k.range(part, self.k);
+            let ks = k.range(part, self.job.k);
             let steps = ks.len().div_ceil(32);
             room.extents.clear();
             for (i, strip) in strips(staying) {
@@ -245,7 +201,7 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
                     let at = j * stay_count + i;
                     let kept = kept.wrapping_add(at * EDGE * EDGE);
                     let refused = &mut room.refused[at];
-                    *refused |= !limits.allow(extent, room.extents[i], self.k);
+                    *refused |= !limits.allow(extent, room.extents[i], self.job.k);
                     let (rows, columns) = if rows_stay {
                         (other, strip.clone())
                     } else {
@@ -310,7 +266,7 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
     }
 
     fn operand(&self, is_rows: bool) -> Operand<T> {
-        if is_rows { self.rows } else { self.columns }
+        if is_rows { self.job.s } else { self.job.v }
     }
 
     /// A strip for the terms `ks`, if the kernel can pack it by the way, in `shares`.
@@ -324,13 +280,7 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
         let block = self.operand(is_rows).block(strip, ks);
         let straight = is_rows == (block.k_step == 1);
         let whole = strip.len() == EDGE && shares >= Packing::FEWEST;
-        (self.unit.aside && straight && whole).then_some(Block {
-            p: block.p.cast(),
-            len: block.len,
-            along: block.along,
-            kc: block.kc,
-            k_step: block.k_step,
-        })
+        (self.unit.aside && straight && whole).then_some(block.cast())
     }
 
     /// Packs a strip of the rows or the columns for the terms `ks`.
@@ -351,7 +301,7 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
 
     /// Notes a tile for the vector kernels.
     fn refuse(&self, rows: Range<usize>, columns: Range<usize>) -> Result<(), NoMemory> {
-        let (rows, cols) = self.turned(rows, columns);
+        let (rows, cols) = self.job.turned(rows, columns);
         let mut refused = match self.refused.lock() {
             Ok(refused) => refused,
             Err(poisoned) => poisoned.into_inner(),
@@ -359,14 +309,5 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
         reserve(&mut refused, 1)?;
         refused.push(Area { rows, cols });
         Ok(())
-    }
-
-    /// Rows and columns of the unit as rows and columns of the result, and back.
-    pub(super) fn turned<R>(&self, rows: R, columns: R) -> (R, R) {
-        if self.plan.swapped {
-            (columns, rows)
-        } else {
-            (rows, columns)
-        }
     }
 }

@@ -47,17 +47,17 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
     /// What the next kernel, one of `steps`, does about the sums. What it cannot do is done now.
     pub fn finishing(&self, sums: Sums, steps: usize, tiles: &Tiles) -> Finishing {
         let plain = T::DIRECT
-            && !self.plan.swapped
-            && self.beta.is_none()
-            && self.bias_rows.is_empty()
-            && self.bias_columns.is_empty()
-            && self.floor == f32::NEG_INFINITY
-            && self.map.is_none();
+            && !self.job.swapped
+            && self.job.beta.is_none()
+            && self.job.bias_s.is_empty()
+            && self.job.bias_v.is_empty()
+            && self.job.floor == f32::NEG_INFINITY
+            && self.job.map.is_none();
         let target = match &sums.tile {
             None => sums.kept.map(|kept| (kept, EDGE, 1.0)),
             Some((rows, columns)) if plain && rows.len() == EDGE && columns.len() == EDGE => {
-                let c = self.c.wrapping_add(rows.start * self.ld + columns.start);
-                Some((c.cast(), self.ld, self.alpha))
+                let c = self.job.at(rows.start, columns.start);
+                Some((c.cast(), self.job.ld, self.job.alpha))
             }
             Some(_) => None,
         };
@@ -93,25 +93,19 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
     /// # Safety
     /// Both hold `EDGE * EDGE` sums, which only this task knows.
     unsafe fn add(&self, partial: *const f32, sums: *mut f32) {
-        let tile = Tile {
-            kc: 0,
-            s: std::ptr::null(),
-            v: std::ptr::null(),
-            v_k: 0,
-            width: EDGE,
-            out: Out {
-                c: sums,
-                ld: EDGE,
-                alpha: 1.0,
-                beta: Some(1.0),
-                bias_s: std::ptr::null(),
-                bias_v: std::ptr::null(),
-                floor: f32::NEG_INFINITY,
-                finish: self.family.along,
-            },
+        let along = self.family.along;
+        let out = Out {
+            c: sums,
+            ld: EDGE,
+            alpha: 1.0,
+            beta: Some(1.0),
+            bias_s: std::ptr::null(),
+            bias_v: std::ptr::null(),
+            floor: f32::NEG_INFINITY,
+            finish: along,
         };
         // SAFETY: forwarded; the processor has the family's instructions.
-        unsafe { (self.family.along)(&tile, partial, EDGE, EDGE) };
+        unsafe { along(&Tile::summed(EDGE, out), partial, EDGE, EDGE) };
     }
 
     /// Takes the sums of a tile to the result.
@@ -126,20 +120,20 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
         tiles: &Tiles,
     ) {
         let (height, width) = (rows.len(), columns.len());
-        let (c_rows, c_cols) = self.turned(rows.clone(), columns.clone());
+        let (c_rows, c_cols) = self.job.turned(rows.clone(), columns.clone());
         let mut wide = [0.0f32; EDGE * EDGE];
         let mut wide_bias = [0.0f32; EDGE];
-        let c = self.c.wrapping_add(c_rows.start * self.ld + c_cols.start);
+        let c = self.job.at(rows.start, columns.start);
         // SAFETY: these elements belong to this task, which has no other reference to them while
         // one of these pieces lives.
         let piece = |i: usize| unsafe {
-            std::slice::from_raw_parts_mut(c.wrapping_add(i * self.ld), c_cols.len())
+            std::slice::from_raw_parts_mut(c.wrapping_add(i * self.job.ld), c_cols.len())
         };
         let wide_row = |i: usize| i * EDGE..i * EDGE + c_cols.len();
         let (to, ld) = if T::DIRECT {
-            (c.cast::<f32>(), self.ld)
+            (c.cast::<f32>(), self.job.ld)
         } else {
-            if self.beta.is_some() {
+            if self.job.beta.is_some() {
                 (0..c_rows.len()).for_each(|i| convert::widen(piece(i), &mut wide[wide_row(i)]));
             }
             (wide.as_mut_ptr(), EDGE)
@@ -156,43 +150,35 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
             convert::widen(part, &mut wide_bias[..part.len()]);
             wide_bias.as_ptr()
         };
-        let tile = Tile {
-            kc: 0,
-            s: std::ptr::null(),
-            v: std::ptr::null(),
-            v_k: 0,
-            width,
-            out: Out {
-                c: to,
-                ld,
-                alpha: self.alpha,
-                beta: self.beta,
-                bias_s: bias(self.bias_rows, rows),
-                bias_v: bias(self.bias_columns, columns),
-                floor: self.floor,
-                finish: self.family.along,
-            },
+        let finish = match self.job.swapped {
+            true => self.family.scatter,
+            false => self.family.along,
         };
-        let finish = if self.plan.swapped {
-            self.family.scatter
-        } else {
-            self.family.along
+        let out = Out {
+            c: to,
+            ld,
+            alpha: self.job.alpha,
+            beta: self.job.beta,
+            bias_s: bias(self.job.bias_s, rows),
+            bias_v: bias(self.job.bias_v, columns),
+            floor: self.job.floor,
+            finish,
         };
         // SAFETY: the sums are those of the tile, its target has room for it, and the processor
         // has the family's instructions.
-        unsafe { finish(&tile, sums, height, EDGE) };
+        unsafe { finish(&Tile::summed(width, out), sums, height, EDGE) };
         for i in 0..c_rows.len() {
             if !T::DIRECT {
                 let row = &mut wide[wide_row(i)];
-                self.map.iter().for_each(|map| map(row));
+                self.job.map.iter().for_each(|map| map(row));
                 convert::narrow(row, piece(i));
-            } else if let Some(map) = self.map {
-                let row = c.wrapping_add(i * self.ld).cast::<f32>();
+            } else if let Some(map) = self.job.map {
+                let row = c.wrapping_add(i * self.job.ld).cast::<f32>();
                 // SAFETY: as for `piece`; `T` is `f32`.
                 map(unsafe { std::slice::from_raw_parts_mut(row, c_cols.len()) });
             }
         }
-        if self.map.is_some() {
+        if self.job.map.is_some() {
             // It may have multiplied matrices of its own.
             tiles.restore();
         }

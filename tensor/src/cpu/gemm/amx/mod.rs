@@ -30,7 +30,7 @@ mod refused;
 mod tile;
 
 use super::family::{Family, Kernels};
-use super::plan::Side;
+use super::job::Operand;
 use super::{Epilogue, MatMut, MatRef, Scalar};
 use crate::cpu::SimdLevel;
 use crate::cpu::scratch::NoMemory;
@@ -95,7 +95,7 @@ pub(super) fn product<T: Scalar<Compute = f32>>(
     if !available() || alpha != 0.0 && !(1e-18..=1e18).contains(&alpha) {
         return None;
     }
-    let [a_side, b_side] = sides(a, b);
+    let (a_side, b_side) = (Operand::rows(a).side, Operand::rows(b.t()).side);
     let plan = plan::plan(unit.costs, a_side, b_side, a.cols, forced)?;
     let c = MatMut {
         data: &mut *c.data,
@@ -107,20 +107,4 @@ pub(super) fn product<T: Scalar<Compute = f32>>(
 /// The vector kernels that write tiles and take what the unit cannot.
 fn family() -> &'static Family<f32> {
     f32::family(SimdLevel::Avx512)
-}
-
-/// The operands by the steps of their rows or columns and of their terms.
-fn sides<T>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> [Side; 2] {
-    [
-        Side {
-            len: a.rows,
-            along: a.row_stride,
-            k_step: a.col_stride,
-        },
-        Side {
-            len: b.cols,
-            along: b.col_stride,
-            k_step: b.row_stride,
-        },
-    ]
 }

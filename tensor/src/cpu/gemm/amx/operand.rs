@@ -1,33 +1,14 @@
-//! An operand of the unit as it stands in memory, and the pieces of it that tasks ask for.
+//! The pieces of an operand that the unit's tasks ask for before they pack them.
 
+use super::super::job::Operand;
 use super::super::pack::Block;
-use super::super::plan::Side;
 use super::aside::Ahead;
 use std::ops::Range;
 
-/// The rows or the columns.
-#[derive(Clone, Copy)]
-pub(super) struct Operand<T> {
-    pub p: *const T,
-    pub side: Side,
-}
-
 impl<T> Operand<T> {
-    /// A strip for the terms `ks`.
-    pub fn block(self, strip: &Range<usize>, ks: &Range<usize>) -> Block<T> {
-        let Side { along, k_step, .. } = self.side;
-        Block {
-            p: self.p.wrapping_add(strip.start * along + ks.start * k_step),
-            len: strip.len(),
-            along,
-            kc: ks.len(),
-            k_step,
-        }
-    }
-
     /// Share `i` of `count` of a strip that will be packed for the terms `ks`: of each step, 32
     /// pieces.
-    pub fn ahead(
+    pub(super) fn ahead(
         self,
         strip: &Range<usize>,
         ks: &Range<usize>,
