@@ -20,6 +20,7 @@ pub(crate) mod simd;
 mod slow_build;
 pub(crate) mod strided;
 mod threads;
+pub(crate) mod vector;
 pub(crate) mod working;
 
 #[doc(hidden)]

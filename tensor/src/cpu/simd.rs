@@ -93,13 +93,13 @@ pub(in crate::cpu) fn matrix_unit_allowed() -> bool {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
-fn run_avx2<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn run_avx2<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,bmi2,avx512f,avx512bw,avx512cd,avx512dq,avx512vl")]
-fn run_avx512<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn run_avx512<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 

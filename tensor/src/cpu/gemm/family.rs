@@ -3,8 +3,8 @@
 use super::ahead::Ahead;
 use super::kernel::{self, Finish, Tile, TileFn};
 use super::pack;
-use super::simd::{Portable, Simd};
 use crate::cpu::math::Real;
+use crate::cpu::vector::{Portable, Simd};
 use crate::cpu::{SimdLevel, simd_level};
 
 /// The kernels for one accumulator type at one level.
@@ -105,7 +105,7 @@ family!(portable_f64, Portable<f64>, f64, , kernel::scatter::<Portable<f64>>,
     rows 4: [1 2 3 4], vectors: [1 2]);
 
 #[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2F32, Avx2F64, Avx512F32, Avx512F64};
+use crate::cpu::vector::{Avx2F32, Avx2F64, Avx512F32, Avx512F64};
 #[cfg(target_arch = "x86_64")]
 family!(avx2_f32, Avx2F32, f32, #[target_feature(enable = "avx2,fma")], kernel::scatter_8x8,
     rows 6: [1 2 3 4 5 6], vectors: [1 2]);

@@ -7,8 +7,8 @@
 //! number of threads changes a bit.
 
 use super::ahead::Ahead;
-use super::simd::{Simd, at_least};
 use crate::cpu::math::Real;
+use crate::cpu::vector::{Simd, at_least};
 use std::mem::MaybeUninit;
 
 /// The most rows that a tile may have, at any level.
@@ -275,7 +275,7 @@ pub(super) unsafe fn scatter<S: Simd>(
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(super) unsafe fn scatter_8x8(tile: &Tile<f32>, sums: *const f32, rows: usize, stride: usize) {
-    use super::simd::{Avx2F32 as V, transpose_8x8};
+    use crate::cpu::vector::{Avx2F32 as V, transpose_8x8};
     let out = &tile.out;
     // SAFETY: blocks stay within `rows` x `stride` of `sums`; only `rows` elements of `c` and of
     // `bias_s` are touched; columns stop at `width`.

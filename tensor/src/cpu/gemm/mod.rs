@@ -16,7 +16,7 @@
 //! | `kernel.rs` | the micro-kernel and its ways out |
 //! | `ahead.rs` | memory that the micro-kernel asks for by the way |
 //! | `pack.rs` | copies into kernel order |
-//! | `family.rs`, `simd.rs` | the above for AVX-512, AVX2 and plain Rust |
+//! | `family.rs`, `../vector.rs` | the above for AVX-512, AVX2 and plain Rust |
 //! | `scalar.rs` | element types |
 //! | `amx/` | the same products on the processor's matrix unit, where it has one and it is faster |
 //!
@@ -39,7 +39,6 @@ mod parts;
 mod plan;
 mod scalar;
 mod scratch;
-mod simd;
 
 use crate::cpu::scratch::NoMemory;
 use crate::cpu::{SimdLevel, simd_level};

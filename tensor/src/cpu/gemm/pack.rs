@@ -1,6 +1,6 @@
 //! Packing: operands copied into the order in which the kernels read them.
 
-use super::simd::Simd;
+use crate::cpu::vector::Simd;
 
 /// A block of an operand: element `(i, k)` is at `p[i * along + k * k_step]`, with `i` the row of
 /// a stripe or the column of a vector.

@@ -8,8 +8,10 @@
 use super::super::pack::Block;
 use super::extent::Extent;
 use super::tile::{EDGE, TILE};
+use crate::cpu::vector::transpose_16x16;
 use half::bf16;
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 /// Which operand of the unit a strip is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,51 +263,15 @@ unsafe fn step<T: Source, const ALONG: bool, const ACROSS: bool>(
             }
             if ACROSS {
                 for (part, lines) in lines.into_iter().enumerate().take(T::PARTS) {
-                    let columns = transpose(lines);
+                    // Bits of any kind move alike.
+                    let lines = transmute::<[__m512i; 16], [__m512; 16]>(lines);
+                    let columns = transmute::<[__m512; 16], [__m512i; 16]>(transpose_16x16(lines));
                     for (l, column) in columns.into_iter().enumerate() {
                         _mm512_store_si512(tile(part).add(l), column);
                     }
                 }
             }
         }
-    }
-}
-
-/// Transposes 16 x 16 numbers of 32 bits.
-///
-/// # Safety
-/// Needs AVX-512.
-#[inline(always)]
-unsafe fn transpose(x: [__m512i; 16]) -> [__m512i; 16] {
-    // SAFETY: the caller vouches for AVX-512.
-    unsafe {
-        let (mut a, mut b) = (x, x);
-        for i in 0..8 {
-            a[2 * i] = _mm512_unpacklo_epi32(x[2 * i], x[2 * i + 1]);
-            a[2 * i + 1] = _mm512_unpackhi_epi32(x[2 * i], x[2 * i + 1]);
-        }
-        for i in 0..4 {
-            for j in 0..2 {
-                b[4 * i + 2 * j] = _mm512_unpacklo_epi64(a[4 * i + j], a[4 * i + j + 2]);
-                b[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a[4 * i + j], a[4 * i + j + 2]);
-            }
-        }
-        // Quarter `q` of `b[4 i + c]` holds column `4 q + c` of the rows `4 i` to `4 i + 3`.
-        for c in 0..4 {
-            let low = [
-                _mm512_shuffle_i32x4::<0x88>(b[c], b[4 + c]),
-                _mm512_shuffle_i32x4::<0xdd>(b[c], b[4 + c]),
-            ];
-            let high = [
-                _mm512_shuffle_i32x4::<0x88>(b[8 + c], b[12 + c]),
-                _mm512_shuffle_i32x4::<0xdd>(b[8 + c], b[12 + c]),
-            ];
-            for odd in 0..2 {
-                a[4 * odd + c] = _mm512_shuffle_i32x4::<0x88>(low[odd], high[odd]);
-                a[8 + 4 * odd + c] = _mm512_shuffle_i32x4::<0xdd>(low[odd], high[odd]);
-            }
-        }
-        a
     }
 }
 

@@ -16,7 +16,7 @@
 #![allow(unsafe_code)]
 
 use super::super::super::geometry::Geometry;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, tiles};
 use super::pack::{Scratch, end_of, planes, with_scratch};
 use super::plan::{Class, Plan};
 use super::tile::{tile, tile_of_runs};
@@ -64,7 +64,7 @@ unsafe fn run<V: Lanes>(
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) -> Result<(), NoMemory> {
-    let width = plan.to.next_multiple_of(V::LEN);
+    let width = plan.to.next_multiple_of(V::LANES);
     let taps: usize = plan.classes.iter().map(|c| c.source.len()).sum();
     let pixels = plan.size[0] * plan.size[1];
     let macs = (plan.to * pixels).saturating_mul(taps) / plan.classes.len().max(1);
@@ -144,7 +144,7 @@ unsafe fn pack_weights<V: Lanes>(plan: &Plan, w: &[f32], packed: &mut [f32]) {
         let w = &w[group * plan.weights..][..plan.weights];
         for class in &plan.classes {
             for (first, blocks) in tiles::<V>(plan.to) {
-                let lanes = blocks * V::LEN;
+                let lanes = blocks * V::LANES;
                 for &tap in &class.weight {
                     let to = &mut packed[at..at + lanes];
                     let valid = (plan.to - first).min(lanes);
@@ -157,14 +157,6 @@ unsafe fn pack_weights<V: Lanes>(plan: &Plan, w: &[f32], packed: &mut [f32]) {
             }
         }
     }
-}
-
-/// The tiles of channel blocks: first channel, number of blocks (2 or 1).
-fn tiles<V: Lanes>(channels: usize) -> impl Iterator<Item = (usize, usize)> {
-    let blocks = move |c: usize| if c + V::LEN < channels { 2 } else { 1 };
-    (0..channels)
-        .step_by(2 * V::LEN)
-        .map(move |c| (c, blocks(c)))
 }
 
 /// One batch of images of one group.
@@ -240,7 +232,7 @@ impl Job<'_> {
             let mut at = 0;
             for class in &plan.classes {
                 for (first, blocks) in tiles::<V>(plan.to) {
-                    let len = class.source.len() * blocks * V::LEN;
+                    let len = class.source.len() * blocks * V::LANES;
                     let tile = Tile {
                         class,
                         w: &self.packed[at..at + len],
@@ -259,7 +251,7 @@ impl Job<'_> {
             let ready = if end == rows {
                 end * cols
             } else {
-                end * cols / V::LEN * V::LEN
+                end * cols / V::LANES * V::LANES
             };
             for (i, n) in images.clone().enumerate() {
                 let len = plan.to * rows * cols;
@@ -330,14 +322,14 @@ impl Job<'_> {
         let within = |end: Option<usize>, len: usize| end.is_some_and(|end| end <= len);
         assert!(tap_end.is_none_or(|end| end <= self.lens.0));
         assert!(within(end_of(0, [(self.images, self.lens.0)]), x.len()));
-        let result_end = last.and_then(|last| end_of(t.first + B * V::LEN, [(last, t.width)]));
+        let result_end = last.and_then(|last| end_of(t.first + B * V::LANES, [(last, t.width)]));
         assert!(within(result_end, self.lens.1));
         assert!(within(
             end_of(0, [(self.images, self.lens.1)]),
             result.len()
         ));
-        assert!(t.w.len() == c.source.len() * B * V::LEN && c.source.len().is_multiple_of(K));
-        assert!(t.bias.len() >= B * V::LEN);
+        assert!(t.w.len() == c.source.len() * B * V::LANES && c.source.len().is_multiple_of(K));
+        assert!(t.bias.len() >= B * V::LANES);
         for row in t.rows.clone() {
             t.ahead.step();
             for col in (0..c.size[1]).step_by(P) {

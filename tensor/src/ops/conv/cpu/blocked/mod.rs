@@ -11,8 +11,8 @@ mod weight;
 
 use super::super::geometry::Geometry;
 use crate::cpu::scratch::NoMemory;
+use crate::cpu::vector::{Avx2F32, Avx512F32};
 use crate::cpu::{SimdLevel, simd_level};
-use lanes::{Avx2, Avx512};
 use pack::Padded;
 
 /// Whether the blocked kernels pay for `channels` lanes: half-empty vectors still beat the planar
@@ -49,8 +49,8 @@ pub(super) fn forward(
     // SAFETY: `simd_level` says at most what the processor has.
     unsafe {
         match simd_level() {
-            SimdLevel::Avx512 => gather::forward::<Avx512>(g, x, w, bias, out),
-            _ => gather::forward::<Avx2>(g, x, w, bias, out),
+            SimdLevel::Avx512 => gather::forward::<Avx512F32>(g, x, w, bias, out),
+            _ => gather::forward::<Avx2F32>(g, x, w, bias, out),
         }
     }
 }
@@ -66,8 +66,8 @@ pub(super) fn input_grad(
     // SAFETY: `simd_level` says at most what the processor has.
     unsafe {
         match simd_level() {
-            SimdLevel::Avx512 => gather::input_grad::<Avx512>(g, dy, w, dx),
-            _ => gather::input_grad::<Avx2>(g, dy, w, dx),
+            SimdLevel::Avx512 => gather::input_grad::<Avx512F32>(g, dy, w, dx),
+            _ => gather::input_grad::<Avx2F32>(g, dy, w, dx),
         }
     }
 }
@@ -83,8 +83,8 @@ pub(super) fn weight_grad(
     // SAFETY: `simd_level` says at most what the processor has.
     unsafe {
         match simd_level() {
-            SimdLevel::Avx512 => weight::weight_grad::<Avx512>(g, x, dy, dw),
-            _ => weight::weight_grad::<Avx2>(g, x, dy, dw),
+            SimdLevel::Avx512 => weight::weight_grad::<Avx512F32>(g, x, dy, dw),
+            _ => weight::weight_grad::<Avx2F32>(g, x, dy, dw),
         }
     }
 }
@@ -159,13 +159,13 @@ mod tests {
                 // SAFETY: the machine has this level.
                 unsafe {
                     if level == SimdLevel::Avx2 {
-                        gather::forward::<Avx2>(&g, &x, &w, Some(&bias), &mut y2).unwrap();
-                        gather::input_grad::<Avx2>(&g, &dy, &w, &mut dx2).unwrap();
-                        weight::weight_grad::<Avx2>(&g, &x, &dy, &mut dw2).unwrap();
+                        gather::forward::<Avx2F32>(&g, &x, &w, Some(&bias), &mut y2).unwrap();
+                        gather::input_grad::<Avx2F32>(&g, &dy, &w, &mut dx2).unwrap();
+                        weight::weight_grad::<Avx2F32>(&g, &x, &dy, &mut dw2).unwrap();
                     } else {
-                        gather::forward::<Avx512>(&g, &x, &w, Some(&bias), &mut y2).unwrap();
-                        gather::input_grad::<Avx512>(&g, &dy, &w, &mut dx2).unwrap();
-                        weight::weight_grad::<Avx512>(&g, &x, &dy, &mut dw2).unwrap();
+                        gather::forward::<Avx512F32>(&g, &x, &w, Some(&bias), &mut y2).unwrap();
+                        gather::input_grad::<Avx512F32>(&g, &dy, &w, &mut dx2).unwrap();
+                        weight::weight_grad::<Avx512F32>(&g, &x, &dy, &mut dw2).unwrap();
                     }
                 }
                 for (a, b) in [(&y, &y2), (&dx, &dx2), (&dw, &dw2)] {

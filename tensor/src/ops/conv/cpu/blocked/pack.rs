@@ -162,26 +162,26 @@ pub(super) unsafe fn channels_last<V: Lanes>(
 ) {
     assert!(end_of(0, [(channels, plane)]).is_some_and(|end| end <= from.len()));
     assert!(end_of(0, [(plane, width)]).is_some_and(|end| end <= to.len()));
-    assert!(channels <= width && width.is_multiple_of(V::LEN));
-    for c in (0..channels).step_by(V::LEN) {
-        let rows = (channels - c).min(V::LEN);
-        if plane < V::LEN {
+    assert!(channels <= width && width.is_multiple_of(V::LANES));
+    for c in (0..channels).step_by(V::LANES) {
+        let rows = (channels - c).min(V::LANES);
+        if plane < V::LANES {
             for p in 0..plane {
-                let row = &mut to[p * width + c..][..V::LEN];
+                let row = &mut to[p * width + c..][..V::LANES];
                 row.fill(0.0);
                 (0..rows).for_each(|i| row[i] = from[(c + i) * plane + p]);
             }
             continue;
         }
         // The last step overlaps the one before where the plane is no whole number of blocks.
-        for p in (0..plane).step_by(V::LEN) {
-            let p = p.min(plane - V::LEN);
-            // SAFETY: reads `LEN` pixels from `p` of each of `rows` channels, writes `LEN`
-            // channels from `c` of `LEN` pixels from `p`: in bounds by the assertion.
+        for p in (0..plane).step_by(V::LANES) {
+            let p = p.min(plane - V::LANES);
+            // SAFETY: reads `LANES` pixels from `p` of each of `rows` channels, writes `LANES`
+            // channels from `c` of `LANES` pixels from `p`: in bounds by the assertion.
             unsafe {
                 let from = from.as_ptr().add(c * plane + p);
                 let to = to.as_mut_ptr().add(p * width + c);
-                V::transpose((from, plane, rows), (to, width, V::LEN));
+                V::turn((from, plane, rows), (to, width, V::LANES));
             }
         }
     }
@@ -200,24 +200,24 @@ pub(super) unsafe fn planes<V: Lanes>(
     (channels, plane): (usize, usize),
     pixels: Range<usize>,
 ) {
-    assert!(pixels.end <= plane && channels <= width && width.is_multiple_of(V::LEN));
+    assert!(pixels.end <= plane && channels <= width && width.is_multiple_of(V::LANES));
     assert!(end_of(0, [(channels, plane)]).is_some_and(|end| end <= to.len()));
     assert!(end_of(0, [(plane, width)]).is_some_and(|end| end <= from.len()));
-    for c in (0..channels).step_by(V::LEN) {
-        let rows = (channels - c).min(V::LEN);
-        if pixels.end < V::LEN {
+    for c in (0..channels).step_by(V::LANES) {
+        let rows = (channels - c).min(V::LANES);
+        if pixels.end < V::LANES {
             for p in pixels.clone() {
                 (0..rows).for_each(|i| to[(c + i) * plane + p] = from[p * width + c + i]);
             }
             continue;
         }
-        for p in pixels.clone().step_by(V::LEN) {
-            let p = p.min(pixels.end - V::LEN);
+        for p in pixels.clone().step_by(V::LANES) {
+            let p = p.min(pixels.end - V::LANES);
             // SAFETY: as in `channels_last`, the other way round.
             unsafe {
                 let from = from.as_ptr().add(p * width + c);
                 let to = to.as_mut_ptr().add(c * plane + p);
-                V::transpose((from, width, V::LEN), (to, plane, rows));
+                V::turn((from, width, V::LANES), (to, plane, rows));
             }
         }
     }

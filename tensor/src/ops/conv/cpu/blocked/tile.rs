@@ -20,26 +20,26 @@ pub(super) unsafe fn tile<V: Lanes, const S: usize, const P: usize, const B: usi
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut acc = [[[V::zero(); B]; P]; S];
+        let mut acc = [[[V::splat(0.0); B]; P]; S];
         for s in 0..S {
             for p in 0..P {
                 for b in 0..B {
-                    acc[s][p][b] = V::load(bias.add(b * V::LEN));
+                    acc[s][p][b] = V::load(bias.add(b * V::LANES));
                 }
             }
         }
         for &tap in taps {
-            let mut weights = [V::zero(); B];
+            let mut weights = [V::splat(0.0); B];
             for b in 0..B {
-                weights[b] = V::load(w.add(b * V::LEN));
+                weights[b] = V::load(w.add(b * V::LANES));
             }
-            w = w.add(B * V::LEN);
+            w = w.add(B * V::LANES);
             for s in 0..S {
                 let x = x.add(s * x_image + tap);
                 for p in 0..P {
                     let x = V::splat(*x.add(p));
                     for b in 0..B {
-                        acc[s][p][b] = acc[s][p][b].fma(x, weights[b]);
+                        acc[s][p][b] = V::fma(x, weights[b], acc[s][p][b]);
                     }
                 }
             }
@@ -47,7 +47,8 @@ pub(super) unsafe fn tile<V: Lanes, const S: usize, const P: usize, const B: usi
         for s in 0..S {
             for p in 0..P {
                 for b in 0..B {
-                    acc[s][p][b].store(to.add(s * to_image + p * to_pixel + b * V::LEN));
+                    let to = to.add(s * to_image + p * to_pixel + b * V::LANES);
+                    V::store(to, acc[s][p][b]);
                 }
             }
         }
@@ -72,22 +73,23 @@ pub(super) unsafe fn tile_of_runs<V: Lanes, const S: usize, const P: usize>(
     unsafe {
         let mut acc = [[V::load(bias); P]; S];
         for taps in taps.chunks_exact(3) {
-            let (w0, w1) = (V::load(w), V::load(w.add(V::LEN)));
-            let w2 = V::load(w.add(2 * V::LEN));
-            w = w.add(3 * V::LEN);
+            let (w0, w1) = (V::load(w), V::load(w.add(V::LANES)));
+            let w2 = V::load(w.add(2 * V::LANES));
+            w = w.add(3 * V::LANES);
             for s in 0..S {
                 let x = x.add(s * x_image + taps[0]);
                 let (mut x0, mut x1) = (V::splat(*x), V::splat(*x.add(1)));
                 for p in 0..P {
                     let x2 = V::splat(*x.add(p + 2));
-                    acc[s][p] = acc[s][p].fma(x0, w0).fma(x1, w1).fma(x2, w2);
+                    let two = V::fma(x1, w1, V::fma(x0, w0, acc[s][p]));
+                    acc[s][p] = V::fma(x2, w2, two);
                     (x0, x1) = (x1, x2);
                 }
             }
         }
         for s in 0..S {
             for p in 0..P {
-                acc[s][p].store(to.add(s * to_image + p * to_pixel));
+                V::store(to.add(s * to_image + p * to_pixel), acc[s][p]);
             }
         }
     }

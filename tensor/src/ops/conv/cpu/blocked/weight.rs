@@ -9,7 +9,7 @@
 #![allow(unsafe_code)]
 
 use super::super::super::geometry::Geometry;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, tiles};
 use super::pack::{Padded, Scratch, channels_last, end_of, with_scratch};
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::prefetch::Ahead;
@@ -86,7 +86,7 @@ pub(super) unsafe fn weight_grad<V: Lanes>(
     dy: &[f32],
     dw: &mut [f32],
 ) -> Result<(), NoMemory> {
-    let plan = Plan::new(g, V::LEN)?;
+    let plan = Plan::new(g, V::LANES)?;
     let (cig, cog) = (g.cig(), g.cog());
     let (x_all, dy_all) = (x, dy);
     let (in_group, out_group) = (cig * g.in_plane(), cog * g.out_plane());
@@ -178,13 +178,6 @@ pub(super) unsafe fn weight_grad<V: Lanes>(
     })
 }
 
-/// Tiles of channel blocks: first channel, blocks (2 or 1).
-fn tiles<V: Lanes>(width: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..width)
-        .step_by(2 * V::LEN)
-        .map(move |c| (c, if c + V::LEN < width { 2 } else { 1 }))
-}
-
 /// Adds the products of `images` images to the sums.
 ///
 /// # Safety
@@ -257,7 +250,7 @@ impl Job<'_, '_> {
         sums: &mut [f32],
     ) {
         const { assert!(ROWS.is_multiple_of(R)) };
-        let tiles = sums.chunks_exact_mut(R * K * B * V::LEN);
+        let tiles = sums.chunks_exact_mut(R * K * B * V::LANES);
         for (rows, sums) in self.plan.rows.chunks_exact(R).zip(tiles) {
             // SAFETY: the caller's promise.
             unsafe { self.tile::<V, R, K, B>(rows, sums.as_mut_ptr()) };
@@ -279,8 +272,8 @@ impl Job<'_, '_> {
         let ([oh, ow], [down, right], width) = (self.plan.out, self.plan.steps, self.plan.width);
         // SAFETY: the caller's promise.
         unsafe {
-            let mut acc = [[[V::zero(); B]; K]; R];
-            let slot = |r: usize, k: usize, b: usize| sums.add(((r * K + k) * B + b) * V::LEN);
+            let mut acc = [[[V::splat(0.0); B]; K]; R];
+            let slot = |r: usize, k: usize, b: usize| sums.add(((r * K + k) * B + b) * V::LANES);
             for r in 0..R {
                 for k in 0..K {
                     for b in 0..B {
@@ -309,23 +302,23 @@ impl Job<'_, '_> {
                             let (x0, x1) = (V::splat(*x), V::splat(*x.add(1)));
                             let (x2, x3) = (V::splat(*x.add(2)), V::splat(*x.add(3)));
                             let [a0, a1, a2] = [acc[r][0][0], acc[r][1 % K][0], acc[r][2 % K][0]];
-                            acc[r][0][0] = a0.fma(x0, grad[0]).fma(x1, grad[1]);
-                            acc[r][1 % K][0] = a1.fma(x1, grad[0]).fma(x2, grad[1]);
-                            acc[r][2 % K][0] = a2.fma(x2, grad[0]).fma(x3, grad[1]);
+                            acc[r][0][0] = V::fma(x1, grad[1], V::fma(x0, grad[0], a0));
+                            acc[r][1 % K][0] = V::fma(x2, grad[1], V::fma(x1, grad[0], a1));
+                            acc[r][2 % K][0] = V::fma(x3, grad[1], V::fma(x2, grad[0], a2));
                         }
                         at += 2;
                     }
                     for _ in 2 * pairs..ow {
-                        let mut grad = [V::zero(); B];
+                        let mut grad = [V::splat(0.0); B];
                         for b in 0..B {
-                            grad[b] = V::load(dy.add(b * V::LEN));
+                            grad[b] = V::load(dy.add(b * V::LANES));
                         }
                         dy = dy.add(width);
                         for r in 0..R {
                             for k in 0..K {
                                 let x = V::splat(*x[r].add(at + k));
                                 for b in 0..B {
-                                    acc[r][k][b] = acc[r][k][b].fma(x, grad[b]);
+                                    acc[r][k][b] = V::fma(x, grad[b], acc[r][k][b]);
                                 }
                             }
                         }
@@ -336,7 +329,7 @@ impl Job<'_, '_> {
             for r in 0..R {
                 for k in 0..K {
                     for b in 0..B {
-                        acc[r][k][b].store(slot(r, k, b));
+                        V::store(slot(r, k, b), acc[r][k][b]);
                     }
                 }
             }
@@ -348,7 +341,7 @@ impl Job<'_, '_> {
 #[inline(always)]
 fn unpack<V: Lanes>(plan: &Plan, sums: &[f32], dw: &mut [f32], (channels, taps): (usize, usize)) {
     for (first, blocks) in tiles::<V>(plan.width) {
-        let lanes = blocks * V::LEN;
+        let lanes = blocks * V::LANES;
         let sums = &sums[plan.rows.len() * plan.run * first..];
         for (l, dw) in dw[first * taps..]
             .chunks_exact_mut(taps)

@@ -1,14 +1,15 @@
-//! The few vector operations that the product needs, once per instruction set.
+//! The few vector operations that products and convolutions need, once per instruction set.
 //!
 //! Everything here is `inline(always)`, so that the code takes the instruction set of the
-//! `#[target_feature]` function at the root of the call, which is in `family.rs`.
+//! `#[target_feature]` function at the root of the call.
+#![allow(unsafe_code)]
 
 use crate::cpu::math::Real;
 use std::mem::MaybeUninit;
 
 /// The larger one; `x` if it is not a number.
 #[inline(always)]
-pub(super) fn at_least<T: PartialOrd>(x: T, floor: T) -> T {
+pub(crate) fn at_least<T: PartialOrd>(x: T, floor: T) -> T {
     if floor > x { floor } else { x }
 }
 
@@ -17,7 +18,7 @@ pub(super) fn at_least<T: PartialOrd>(x: T, floor: T) -> T {
 /// # Safety
 /// Every method needs the instruction set that the type is named after; `load` and `store` need
 /// `LANES` (their `_n` forms: `n <= LANES`) elements at the pointer, of any alignment.
-pub(super) trait Simd: Copy {
+pub(crate) trait Simd: Copy {
     type T: Real;
     type V: Copy;
     const LANES: usize;
@@ -78,7 +79,7 @@ pub(super) trait Simd: Copy {
 
 /// Four lanes of `T` in plain Rust, for processors without the instruction sets below.
 #[derive(Clone, Copy)]
-pub(super) struct Portable<T>(std::marker::PhantomData<T>);
+pub(crate) struct Portable<T>(std::marker::PhantomData<T>);
 
 impl<T: Real> Simd for Portable<T> {
     type T = T;
@@ -121,7 +122,7 @@ impl<T: Real> Simd for Portable<T> {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2F32, Avx2F64, Avx512F32, Avx512F64, transpose_8x8};
+pub(crate) use x86::{Avx2F32, Avx2F64, Avx512F32, Avx512F64, transpose_8x8, transpose_16x16};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -180,7 +181,7 @@ mod x86 {
 
     /// Sixteen `f32` in AVX-512.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx512F32;
+    pub(crate) struct Avx512F32;
     impl Simd for Avx512F32 {
         common!(
             f32,
@@ -253,7 +254,7 @@ mod x86 {
 
     /// Eight `f64` in AVX-512.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx512F64;
+    pub(crate) struct Avx512F64;
     impl Simd for Avx512F64 {
         common!(
             f64,
@@ -281,7 +282,7 @@ mod x86 {
 
     /// Eight `f32` in AVX2 with FMA.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2F32;
+    pub(crate) struct Avx2F32;
     impl Simd for Avx2F32 {
         common!(
             f32,
@@ -333,7 +334,7 @@ mod x86 {
 
     /// Four `f64` in AVX2 with FMA.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2F64;
+    pub(crate) struct Avx2F64;
     impl Simd for Avx2F64 {
         common!(
             f64,
@@ -354,48 +355,64 @@ mod x86 {
     /// # Safety
     /// Needs AVX.
     #[inline(always)]
-    pub(in super::super) unsafe fn transpose_8x8(r: [__m256; 8]) -> [__m256; 8] {
+    pub(crate) unsafe fn transpose_8x8(mut r: [__m256; 8]) -> [__m256; 8] {
         // SAFETY: the caller vouches for the instruction set.
         unsafe {
-            let (a, b) = (
-                _mm256_unpacklo_ps(r[0], r[1]),
-                _mm256_unpackhi_ps(r[0], r[1]),
-            );
-            let (c, d) = (
-                _mm256_unpacklo_ps(r[2], r[3]),
-                _mm256_unpackhi_ps(r[2], r[3]),
-            );
-            let (e, f) = (
-                _mm256_unpacklo_ps(r[4], r[5]),
-                _mm256_unpackhi_ps(r[4], r[5]),
-            );
-            let (g, h) = (
-                _mm256_unpacklo_ps(r[6], r[7]),
-                _mm256_unpackhi_ps(r[6], r[7]),
-            );
-            let (a, b) = (_mm256_castps_pd(a), _mm256_castps_pd(b));
-            let (c, d) = (_mm256_castps_pd(c), _mm256_castps_pd(d));
-            let (e, f) = (_mm256_castps_pd(e), _mm256_castps_pd(f));
-            let (g, h) = (_mm256_castps_pd(g), _mm256_castps_pd(h));
-            let low = [
-                _mm256_unpacklo_pd(a, c),
-                _mm256_unpackhi_pd(a, c),
-                _mm256_unpacklo_pd(b, d),
-                _mm256_unpackhi_pd(b, d),
-            ];
-            let high = [
-                _mm256_unpacklo_pd(e, g),
-                _mm256_unpackhi_pd(e, g),
-                _mm256_unpacklo_pd(f, h),
-                _mm256_unpackhi_pd(f, h),
-            ];
-            let mut columns = [_mm256_setzero_ps(); 8];
+            // 2 × 2 blocks, 4 × 4 blocks, then the halves.
+            let mut t = r;
             for i in 0..4 {
-                let (lo, hi) = (_mm256_castpd_ps(low[i]), _mm256_castpd_ps(high[i]));
-                columns[i] = _mm256_permute2f128_ps::<0x20>(lo, hi);
-                columns[i + 4] = _mm256_permute2f128_ps::<0x31>(lo, hi);
+                t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
             }
-            columns
+            for i in 0..2 {
+                let [a, b, c, d] = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]];
+                r[4 * i] = _mm256_shuffle_ps::<0x44>(a, c);
+                r[4 * i + 1] = _mm256_shuffle_ps::<0xee>(a, c);
+                r[4 * i + 2] = _mm256_shuffle_ps::<0x44>(b, d);
+                r[4 * i + 3] = _mm256_shuffle_ps::<0xee>(b, d);
+            }
+            for i in 0..4 {
+                t[i] = _mm256_permute2f128_ps::<0x20>(r[i], r[4 + i]);
+                t[4 + i] = _mm256_permute2f128_ps::<0x31>(r[i], r[4 + i]);
+            }
+            t
+        }
+    }
+
+    /// The transpose of sixteen rows of sixteen.
+    ///
+    /// # Safety
+    /// Needs AVX-512.
+    #[inline(always)]
+    pub(crate) unsafe fn transpose_16x16(mut r: [__m512; 16]) -> [__m512; 16] {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            // 2 × 2 blocks, 4 × 4 blocks, then the 128-bit quarters.
+            let mut t = r;
+            for i in 0..8 {
+                t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..4 {
+                let [a, b, c, d] = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]];
+                r[4 * i] = _mm512_shuffle_ps::<0x44>(a, c);
+                r[4 * i + 1] = _mm512_shuffle_ps::<0xee>(a, c);
+                r[4 * i + 2] = _mm512_shuffle_ps::<0x44>(b, d);
+                r[4 * i + 3] = _mm512_shuffle_ps::<0xee>(b, d);
+            }
+            for i in 0..4 {
+                // r[4k + i] holds columns i, 4 + i, 8 + i, 12 + i of rows 4k..4k + 4.
+                let [a, b, c, d] = [r[i], r[4 + i], r[8 + i], r[12 + i]];
+                let ab_even = _mm512_shuffle_f32x4::<0x88>(a, b);
+                let ab_odd = _mm512_shuffle_f32x4::<0xdd>(a, b);
+                let cd_even = _mm512_shuffle_f32x4::<0x88>(c, d);
+                let cd_odd = _mm512_shuffle_f32x4::<0xdd>(c, d);
+                t[i] = _mm512_shuffle_f32x4::<0x88>(ab_even, cd_even);
+                t[8 + i] = _mm512_shuffle_f32x4::<0xdd>(ab_even, cd_even);
+                t[4 + i] = _mm512_shuffle_f32x4::<0x88>(ab_odd, cd_odd);
+                t[12 + i] = _mm512_shuffle_f32x4::<0xdd>(ab_odd, cd_odd);
+            }
+            t
         }
     }
 }
