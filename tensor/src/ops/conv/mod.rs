@@ -6,6 +6,7 @@
 mod cpu;
 mod geometry;
 
+use cpu::Pass;
 pub use geometry::Conv2dConfig;
 use geometry::Geometry;
 
@@ -55,7 +56,7 @@ impl Tensor {
         }
         let mut y = Tensor::allocate(OP, output_shape(&g), self.dtype(), self.device())?;
         match on(OP, (self, weight, bias, out(&mut y)))? {
-            On::Cpu((x, w, bias, y)) => cpu::forward(OP, &g, x, w, bias, y)?,
+            On::Cpu((x, w, bias, y)) => cpu::convolve(OP, Pass::Forward, &g, [x, w], bias, y)?,
             #[cfg(feature = "cuda")]
             On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
@@ -80,7 +81,7 @@ impl Tensor {
         check_grad(OP, grad, &g)?;
         let mut dx = Tensor::allocate(OP, input_shape, grad.dtype(), grad.device())?;
         match on(OP, (grad, weight, out(&mut dx)))? {
-            On::Cpu((dy, w, dx)) => cpu::input_grad(OP, &g, dy, w, dx)?,
+            On::Cpu((dy, w, dx)) => cpu::convolve(OP, Pass::InputGrad, &g, [dy, w], None, dx)?,
             #[cfg(feature = "cuda")]
             On::Cuda(lane, _) => return Err(lane.unsupported()),
         }
@@ -106,7 +107,7 @@ impl Tensor {
         check_grad(OP, grad, &g)?;
         let mut dw = Tensor::allocate(OP, weight_shape, input.dtype(), input.device())?;
         match on(OP, (input, grad, out(&mut dw)))? {
-            On::Cpu((x, dy, dw)) => cpu::weight_grad(OP, &g, x, dy, dw)?,
+            On::Cpu((x, dy, dw)) => cpu::convolve(OP, Pass::WeightGrad, &g, [x, dy], None, dw)?,
             #[cfg(feature = "cuda")]
             On::Cuda(lane, _) => return Err(lane.unsupported()),
         }

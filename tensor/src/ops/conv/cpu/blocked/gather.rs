@@ -15,7 +15,6 @@
 //! remainders modulo the stride: each class has its own taps, and no product with zero is made.
 #![allow(unsafe_code)]
 
-use super::super::super::geometry::Geometry;
 use super::lanes::{Lanes, tiles};
 use super::pack::{Scratch, end_of, planes, with_scratch};
 use super::plan::{Class, Plan};
@@ -25,39 +24,14 @@ use crate::cpu::prefetch::Ahead;
 use crate::cpu::scratch::{NoMemory, Outcome};
 use crate::cpu::share::Shared;
 
-/// `out = x ⋆ w + bias`.
-///
-/// # Safety
-/// The processor has the features of `V`.
-pub(super) unsafe fn forward<V: Lanes>(
-    g: &Geometry,
-    x: &[f32],
-    w: &[f32],
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-) -> Result<(), NoMemory> {
-    // SAFETY: the caller's promise.
-    unsafe { run::<V>(&Plan::forward(g)?, x, w, bias, out) }
-}
-
-/// The gradient with respect to `x`.
-///
-/// # Safety
-/// The processor has the features of `V`.
-pub(super) unsafe fn input_grad<V: Lanes>(
-    g: &Geometry,
-    dy: &[f32],
-    w: &[f32],
-    dx: &mut [f32],
-) -> Result<(), NoMemory> {
-    // SAFETY: the caller's promise.
-    unsafe { run::<V>(&Plan::input_grad(g)?, dy, w, None, dx) }
-}
-
 /// Elements of finished rows that wait for their way to the planes: 8 KiB.
 const WAITING: usize = 1 << 11;
 
-unsafe fn run<V: Lanes>(
+/// Computes the pass of a plan.
+///
+/// # Safety
+/// The processor has the features of `V`.
+pub(super) unsafe fn run<V: Lanes>(
     plan: &Plan,
     x: &[f32],
     w: &[f32],
@@ -273,25 +247,6 @@ impl Job<'_> {
         rows * tiles::<V>(self.plan.to).count()
     }
 
-    /// All rows of a tile, with the register tile that suits the class.
-    ///
-    /// # Safety
-    /// As [`Lanes`].
-    #[inline(always)]
-    unsafe fn sweep<V: Lanes>(&self, t: &Tile<'_>, blocks: usize, x: &[f32], result: &mut [f32]) {
-        let cols = t.class.size[1];
-        // SAFETY: the caller's promise.
-        unsafe {
-            match (V::ACCUMULATORS >= 28, blocks, t.class.run) {
-                (true, 1, 3) => self.wide_run::<V, 3>(cols, t, x, result),
-                (true, 1, _) => self.wide_1::<V, 1>(cols, t, x, result),
-                (true, _, _) => self.wide_2::<V, 1>(cols, t, x, result),
-                (false, 1, _) => self.narrow_1::<V, 1>(cols, t, x, result),
-                (false, _, _) => self.narrow_2::<V, 1>(cols, t, x, result),
-            }
-        }
-    }
-
     /// The rows of a tile, `S` images by `P` pixels by `B` blocks at a time, taps in runs of `K`.
     ///
     /// # Safety
@@ -359,65 +314,64 @@ impl Job<'_> {
     }
 }
 
-/// The shapes of register tiles, as (images, pixels), for a number of blocks of channels: as many
-/// accumulators as the registers hold. The last serves every row.
+/// The shapes of register tiles, as (images, pixels), for whether there are 32 registers, a number
+/// of blocks of channels, and the class's runs of taps, of which the tile takes so many together: as
+/// many accumulators as the registers hold. The last shape serves every row.
 macro_rules! shapes {
-    ($($table:ident, $name:ident, $blocks:literal: $(($s:literal, $p:literal))*;)*) => {
-        $(const $table: &[(usize, usize)] = &[$(($s, $p)),*];)*
+    ($($wide:literal $blocks:literal $run:tt $taps:literal: $(($s:literal, $p:literal))*;)*) => {
+        fn shapes_of<V: Lanes>(blocks: usize, run: usize) -> &'static [(usize, usize)] {
+            match (V::ACCUMULATORS >= 28, blocks, run) {
+                $(($wide, $blocks, $run) => &[$(($s, $p)),*],)*
+                _ => unreachable!("a tile has one or two blocks"),
+            }
+        }
 
-        impl Job<'_> {$(
-            /// [`rows`](Job::rows) with the shape that suits rows of `cols` pixels.
+        impl Job<'_> {
+            /// All rows of a tile, with the shape that suits the class.
             ///
             /// # Safety
             /// As [`Lanes`].
             #[inline(always)]
-            unsafe fn $name<V: Lanes, const K: usize>(
+            unsafe fn sweep<V: Lanes>(
                 &self,
-                cols: usize,
                 t: &Tile<'_>,
+                blocks: usize,
                 x: &[f32],
                 result: &mut [f32],
             ) {
+                let shape = shape_of::<V>(t.class, blocks);
                 // SAFETY: the caller's promise; the shape fits a row.
                 unsafe {
-                    match $table[shape_of($table, cols)] {
-                        $(($s, $p) => self.rows::<V, $s, $p, $blocks, K>(t, x, result),)*
+                    match (V::ACCUMULATORS >= 28, blocks, t.class.run, shape) {
+                        $($(($wide, $blocks, $run, ($s, $p)) => {
+                            self.rows::<V, $s, $p, $blocks, $taps>(t, x, result)
+                        })*)*
                         _ => unreachable!("the shape comes from the table"),
                     }
                 }
             }
-        )*}
+        }
     };
 }
 shapes! {
     // Side by side in threes: beside 24 sums, three weights and a window of three scalars.
-    WIDE_RUN, wide_run, 1: (1, 24) (1, 20) (1, 16) (1, 14) (1, 10) (2, 8) (2, 7) (4, 5) (4, 4)
-        (4, 2) (4, 1);
-    WIDE_1, wide_1, 1: (1, 28) (1, 20) (1, 16) (2, 14) (2, 10) (2, 8) (4, 7) (4, 5) (4, 4) (4, 2)
-        (4, 1);
-    WIDE_2, wide_2, 2: (1, 14) (1, 12) (1, 10) (1, 8) (2, 7) (2, 5) (2, 4) (4, 3) (4, 2) (4, 1);
-    NARROW_1, narrow_1, 1: (1, 12) (1, 8) (2, 6) (2, 4) (4, 2) (4, 1);
-    NARROW_2, narrow_2, 2: (1, 6) (1, 4) (2, 3) (2, 2) (4, 1);
+    true 1 3 3: (1, 24) (1, 20) (1, 16) (1, 14) (1, 10) (2, 8) (2, 7) (4, 5) (4, 4) (4, 2) (4, 1);
+    true 1 _ 1: (1, 28) (1, 20) (1, 16) (2, 14) (2, 10) (2, 8) (4, 7) (4, 5) (4, 4) (4, 2) (4, 1);
+    true 2 _ 1: (1, 14) (1, 12) (1, 10) (1, 8) (2, 7) (2, 5) (2, 4) (4, 3) (4, 2) (4, 1);
+    false 1 _ 1: (1, 12) (1, 8) (2, 6) (2, 4) (4, 2) (4, 1);
+    false 2 _ 1: (1, 6) (1, 4) (2, 3) (2, 2) (4, 1);
 }
 
 /// Of the shapes that fit a row, the one that computes the fewest pixels twice; then the widest.
-fn shape_of(shapes: &[(usize, usize)], cols: usize) -> usize {
+fn shape_of<V: Lanes>(class: &Class, blocks: usize) -> (usize, usize) {
+    let (shapes, cols) = (shapes_of::<V>(blocks, class.run), class.size[1]);
     let fits = (0..shapes.len()).filter(|&i| shapes[i].1 <= cols);
-    fits.min_by_key(|&i| (cols.div_ceil(shapes[i].1) * shapes[i].1, i))
-        .unwrap_or(shapes.len() - 1)
+    let best = fits.min_by_key(|&i| (cols.div_ceil(shapes[i].1) * shapes[i].1, i));
+    shapes[best.unwrap_or(shapes.len() - 1)]
 }
 
 /// How many images the tiles of a class take together.
 fn together<V: Lanes>(plan: &Plan, class: &Class) -> usize {
-    let images = tiles::<V>(plan.to).map(|(_, blocks)| {
-        let shapes = match (V::ACCUMULATORS >= 28, blocks, class.run) {
-            (true, 1, 3) => WIDE_RUN,
-            (true, 1, _) => WIDE_1,
-            (true, _, _) => WIDE_2,
-            (false, 1, _) => NARROW_1,
-            (false, _, _) => NARROW_2,
-        };
-        shapes[shape_of(shapes, class.size[1])].0
-    });
+    let images = tiles::<V>(plan.to).map(|(_, blocks)| shape_of::<V>(class, blocks).0);
     images.max().unwrap_or(1)
 }

@@ -10,38 +10,38 @@ mod tile;
 mod weight;
 
 use super::super::geometry::Geometry;
+use super::Pass;
 use crate::cpu::scratch::NoMemory;
 use crate::cpu::vector::{Avx2F32, Avx512F32};
 use crate::cpu::{SimdLevel, simd_level};
+use lanes::Lanes;
 use pack::Padded;
+use plan::Plan;
 
-/// Whether the blocked kernels pay for `channels` lanes: half-empty vectors still beat the planar
-/// kernels, which read and write a plane for every tap.
-fn pays(channels: usize) -> bool {
-    channels >= 4 && simd_level() >= SimdLevel::Avx2
+/// Whether [`convolve`] pays.
+pub(super) fn pays(pass: Pass, g: &Geometry) -> bool {
+    let channels = match pass {
+        Pass::Forward | Pass::WeightGrad => g.cog(),
+        Pass::InputGrad => g.cig(),
+    };
+    // Half-empty vectors still beat the planar kernels, which read and write a plane for every tap.
+    channels >= 4
+        && simd_level() >= SimdLevel::Avx2
+        && match pass {
+            Pass::Forward => g.ci > 0 && Padded::input(g, g.stride[1]).is_modest(g, g.cig()),
+            Pass::InputGrad => {
+                let few = g.co > 0 && plan::few_classes(g);
+                few && Padded::output_grad(g).is_modest(g, g.cog())
+            }
+            Pass::WeightGrad => g.n > 0 && Padded::input(g, 1).is_modest(g, g.cig()),
+        }
 }
 
-/// Whether [`forward`] pays.
-pub(super) fn forward_pays(g: &Geometry) -> bool {
-    g.ci > 0 && pays(g.cog()) && Padded::input(g, g.stride[1]).is_modest(g, g.cig())
-}
-
-/// Whether [`input_grad`] pays.
-pub(super) fn input_grad_pays(g: &Geometry) -> bool {
-    let modest = || plan::few_classes(g) && Padded::output_grad(g).is_modest(g, g.cog());
-    g.co > 0 && pays(g.cig()) && modest()
-}
-
-/// Whether [`weight_grad`] pays.
-pub(super) fn weight_grad_pays(g: &Geometry) -> bool {
-    pays(g.cog()) && Padded::input(g, 1).is_modest(g, g.cig())
-}
-
-/// `out = x ⋆ w + bias`, where [`forward_pays`].
-pub(super) fn forward(
+/// Computes a pass, where that [`pays`].
+pub(super) fn convolve(
+    pass: Pass,
     g: &Geometry,
-    x: &[f32],
-    w: &[f32],
+    operands: [&[f32]; 2],
     bias: Option<&[f32]>,
     out: &mut [f32],
 ) -> Result<(), NoMemory> {
@@ -49,42 +49,27 @@ pub(super) fn forward(
     // SAFETY: `simd_level` says at most what the processor has.
     unsafe {
         match simd_level() {
-            SimdLevel::Avx512 => gather::forward::<Avx512F32>(g, x, w, bias, out),
-            _ => gather::forward::<Avx2F32>(g, x, w, bias, out),
+            SimdLevel::Avx512 => convolve_on::<Avx512F32>(pass, g, operands, bias, out),
+            _ => convolve_on::<Avx2F32>(pass, g, operands, bias, out),
         }
     }
 }
 
-/// The gradient with respect to `x`, where [`input_grad_pays`].
-pub(super) fn input_grad(
+/// # Safety
+/// The processor has the features of `V`.
+unsafe fn convolve_on<V: Lanes>(
+    pass: Pass,
     g: &Geometry,
-    dy: &[f32],
-    w: &[f32],
-    dx: &mut [f32],
+    [a, b]: [&[f32]; 2],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
 ) -> Result<(), NoMemory> {
-    assert!(simd_level() >= SimdLevel::Avx2);
-    // SAFETY: `simd_level` says at most what the processor has.
+    // SAFETY: the caller's promise.
     unsafe {
-        match simd_level() {
-            SimdLevel::Avx512 => gather::input_grad::<Avx512F32>(g, dy, w, dx),
-            _ => gather::input_grad::<Avx2F32>(g, dy, w, dx),
-        }
-    }
-}
-
-/// The gradient with respect to `w`, where [`weight_grad_pays`].
-pub(super) fn weight_grad(
-    g: &Geometry,
-    x: &[f32],
-    dy: &[f32],
-    dw: &mut [f32],
-) -> Result<(), NoMemory> {
-    assert!(simd_level() >= SimdLevel::Avx2);
-    // SAFETY: `simd_level` says at most what the processor has.
-    unsafe {
-        match simd_level() {
-            SimdLevel::Avx512 => weight::weight_grad::<Avx512F32>(g, x, dy, dw),
-            _ => weight::weight_grad::<Avx2F32>(g, x, dy, dw),
+        match pass {
+            Pass::Forward => gather::run::<V>(&Plan::forward(g)?, a, b, bias, out),
+            Pass::InputGrad => gather::run::<V>(&Plan::input_grad(g)?, a, b, None, out),
+            Pass::WeightGrad => weight::run::<V>(g, a, b, out),
         }
     }
 }
@@ -107,16 +92,20 @@ mod tests {
     #[test]
     fn planes_that_cannot_be_addressed_together_are_not_gathered() {
         let cfg = Conv2dConfig::default().with_padding(32);
+        use Pass::{Forward, InputGrad, WeightGrad};
         for many in [1 << 50, 1 << 52, 1 << 54] {
             // Input planes of 64 × 64 zeros, and no pixel that would be in memory.
             let g = Geometry::new(&[1, many, 0, 0], &[4, many, 1, 1], &cfg).unwrap();
-            assert!(!forward_pays(&g) && !weight_grad_pays(&g), "{many}");
+            assert!(!pays(Forward, &g) && !pays(WeightGrad, &g), "{many}");
             let g = Geometry::new(&[1, 4, 1, 1], &[many, 4, 1, 1], &cfg).unwrap();
-            assert!(!input_grad_pays(&g), "{many}");
+            assert!(!pays(InputGrad, &g), "{many}");
         }
         let g = Geometry::new(&[1, 8, 0, 0], &[8, 8, 1, 1], &cfg).unwrap();
         let vectors = simd_level() >= SimdLevel::Avx2;
-        assert_eq!((forward_pays(&g), weight_grad_pays(&g)), (vectors, vectors));
+        assert_eq!(
+            [Forward, WeightGrad].map(|pass| pays(pass, &g)),
+            [vectors; 2]
+        );
     }
 
     /// A machine runs one level: here each that it has meets the planar kernels, whatever is best.
@@ -156,17 +145,15 @@ mod tests {
             let levels = [SimdLevel::Avx2, SimdLevel::Avx512];
             for level in levels.into_iter().filter(|&level| level <= simd_level()) {
                 let (mut y2, mut dx2, mut dw2) = (dy.clone(), x.clone(), w.clone());
+                let on = match level {
+                    SimdLevel::Avx2 => convolve_on::<Avx2F32>,
+                    _ => convolve_on::<Avx512F32>,
+                };
                 // SAFETY: the machine has this level.
                 unsafe {
-                    if level == SimdLevel::Avx2 {
-                        gather::forward::<Avx2F32>(&g, &x, &w, Some(&bias), &mut y2).unwrap();
-                        gather::input_grad::<Avx2F32>(&g, &dy, &w, &mut dx2).unwrap();
-                        weight::weight_grad::<Avx2F32>(&g, &x, &dy, &mut dw2).unwrap();
-                    } else {
-                        gather::forward::<Avx512F32>(&g, &x, &w, Some(&bias), &mut y2).unwrap();
-                        gather::input_grad::<Avx512F32>(&g, &dy, &w, &mut dx2).unwrap();
-                        weight::weight_grad::<Avx512F32>(&g, &x, &dy, &mut dw2).unwrap();
-                    }
+                    on(Pass::Forward, &g, [&x, &w], Some(&bias), &mut y2).unwrap();
+                    on(Pass::InputGrad, &g, [&dy, &w], None, &mut dx2).unwrap();
+                    on(Pass::WeightGrad, &g, [&x, &dy], None, &mut dw2).unwrap();
                 }
                 for (a, b) in [(&y, &y2), (&dx, &dx2), (&dw, &dw2)] {
                     for (a, b) in a.iter().zip(b) {

@@ -80,7 +80,7 @@ impl Plan {
 ///
 /// # Safety
 /// The processor has the features of `V`.
-pub(super) unsafe fn weight_grad<V: Lanes>(
+pub(super) unsafe fn run<V: Lanes>(
     g: &Geometry,
     x: &[f32],
     dy: &[f32],
