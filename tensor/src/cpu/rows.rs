@@ -52,23 +52,17 @@ pub(crate) fn store<T: Computed>(row: &mut [T], at: usize, v: [C<T>; LANES]) {
     }
 }
 
-/// The lanes combined pairwise: a chain as short as can be.
+/// The sum of a power of two of lanes, pairwise: a chain as short as can be.
 #[inline(always)]
-fn combine<R: Real>(mut lanes: [R; LANES], f: impl Fn(R, R) -> R) -> R {
-    let mut half = LANES / 2;
+pub(crate) fn total<R: Real, const N: usize>(mut lanes: [R; N]) -> R {
+    let mut half = N / 2;
     while half > 0 {
         for i in 0..half {
-            lanes[i] = f(lanes[i], lanes[i + half]);
+            lanes[i] += lanes[i + half];
         }
         half /= 2;
     }
     lanes[0]
-}
-
-/// The sum of the lanes.
-#[inline(always)]
-pub(crate) fn total<R: Real>(lanes: [R; LANES]) -> R {
-    combine(lanes, |a, b| a + b)
 }
 
 /// The largest element; NaN is passed over (the sum of the exponentials will find it).
@@ -87,15 +81,26 @@ pub(crate) fn max_of<T: Computed>(row: &[T]) -> C<T> {
         .fold(low, |a, b| if b > a { b } else { a })
 }
 
-/// `Σ exp(x − max)`.
+/// `Σ f(x)`; `pad` stands for the elements beyond the end of the row.
 #[inline(always)]
-pub(crate) fn exp_sum<T: Computed>(row: &[T], max: C<T>) -> C<T> {
+pub(crate) fn sum_of<T: Computed>(row: &[T], pad: C<T>, f: impl Fn(C<T>) -> C<T>) -> C<T> {
     let mut lanes = [C::<T>::ZERO; LANES];
     for at in (0..row.len()).step_by(LANES) {
-        let v = load(row, at, -C::<T>::INFINITY);
+        let v = load(row, at, pad);
         for i in 0..LANES {
-            lanes[i] += (v[i] - max).exp();
+            lanes[i] += f(v[i]);
         }
     }
     total(lanes)
+}
+
+/// `Σ exp(x − max)`.
+#[inline(always)]
+pub(crate) fn exp_sum<T: Computed>(row: &[T], max: C<T>) -> C<T> {
+    sum_of(
+        row,
+        -C::<T>::INFINITY,
+        #[inline(always)]
+        |x| (x - max).exp(),
+    )
 }

@@ -2,7 +2,7 @@
 
 use crate::cpu::math::Real;
 use crate::cpu::pieces::{Rows, parallel_pieces};
-use crate::cpu::rows::{LANES, load, rows_per_grain, total};
+use crate::cpu::rows::{LANES, rows_per_grain, sum_of, total};
 use crate::cpu::simd::multiversion;
 use crate::cpu::vectorize;
 use crate::cpu::working::{Wide, on_real, slice_if, working, working_if};
@@ -64,22 +64,9 @@ multiversion! {
         let n = R::from_f64(width as f64);
         let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
         for ((x, out), (mean, rstd)) in rows.zip(mean.iter_mut().zip(rstd)) {
-            let mut sum = [R::ZERO; LANES];
-            for at in (0..width).step_by(LANES) {
-                let v = load(x, at, R::ZERO);
-                for i in 0..LANES {
-                    sum[i] += v[i];
-                }
-            }
-            let m = total(sum) / n;
-            let mut squares = [R::ZERO; LANES];
-            for at in (0..width).step_by(LANES) {
-                let v = load(x, at, m);
-                for i in 0..LANES {
-                    squares[i] += (v[i] - m) * (v[i] - m);
-                }
-            }
-            let r = R::ONE / (total(squares) / n + eps).sqrt();
+            let m = sum_of(x, R::ZERO, |v| v) / n;
+            let square = sum_of(x, m, |v| (v - m) * (v - m)) / n;
+            let r = R::ONE / (square + eps).sqrt();
             (*mean, *rstd) = (m, r);
             let pairs = out.iter_mut().zip(x);
             match affine {

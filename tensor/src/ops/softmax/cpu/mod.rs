@@ -7,7 +7,9 @@ pub(super) use cross_entropy::{cross_entropy, cross_entropy_backward};
 use super::Kind;
 use crate::cpu::math::{Computed, Real};
 use crate::cpu::pieces::{Rows, parallel_pieces};
-use crate::cpu::rows::{C, LANES, exp_sum, is_exact, load, max_of, rows_per_grain, store, total};
+use crate::cpu::rows::{
+    C, LANES, exp_sum, is_exact, load, max_of, rows_per_grain, store, sum_of, total,
+};
 use crate::cpu::simd::multiversion;
 use crate::{Result, Tensor, dispatch_float};
 
@@ -124,14 +126,7 @@ multiversion! {
         let zero = C::<T>::ZERO;
         let inputs = g.chunks_exact(width).zip(y.chunks_exact(width));
         for ((g, y), dx) in inputs.zip(dx.chunks_exact_mut(width)) {
-            let mut sum = [zero; LANES];
-            for at in (0..width).step_by(LANES) {
-                let g = load(g, at, zero);
-                for i in 0..LANES {
-                    sum[i] += g[i];
-                }
-            }
-            let sum = total(sum);
+            let sum = sum_of(g, zero, |g| g);
             for at in (0..width).step_by(LANES) {
                 let (mut v, y) = (load(g, at, zero), load(y, at, zero));
                 for i in 0..LANES {
