@@ -10,7 +10,7 @@ use super::convert;
 use super::math::{Computed, Real};
 use super::pieces::parallel_pieces;
 use super::rows::{C, is_exact};
-use super::strided::Walk;
+use super::strided::{Walk, gather_range};
 use crate::ops::Scalar;
 use crate::{Element, Layout, Result, Shape, Tensor, dispatch_float};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
@@ -215,23 +215,6 @@ fn short_rows<T: Element, O: Element, const N: usize>(
         };
         kernel(first, from_fn(operand), out);
     }
-}
-
-/// The elements `range` (in row-major order) of a view.
-fn gather_range<T: Element>(src: &[T], walk: &Walk<1>, range: Range<usize>, dst: &mut [T]) {
-    let (_, [stride]) = walk.row();
-    let start = range.start;
-    walk.for_runs(range, |first, len, [at]| {
-        let dst = &mut dst[first - start..][..len];
-        match stride {
-            1 => dst.copy_from_slice(&src[at..at + len]),
-            0 => dst.fill(src[at]),
-            _ => dst
-                .iter_mut()
-                .zip(src[at..].iter().step_by(stride))
-                .for_each(|(d, s)| *d = *s),
-        }
-    });
 }
 
 /// [`map`] with a kernel over the types of computation, from and to tensors of one float type.

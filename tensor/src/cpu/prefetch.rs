@@ -4,22 +4,30 @@
 
 use std::cell::Cell;
 
-/// Asks for all cache lines of `data`, into the second-level cache. Does nothing where the
-/// architecture has no way to ask.
+/// Asks for the cache line of an address, which need not be valid, into the cache of this `LEVEL`, the
+/// first or the second. Does nothing where the architecture has no way to ask.
 #[inline(always)]
-pub(crate) fn prefetch<T>(data: &[T]) {
+pub(crate) fn prefetch_line<const LEVEL: u8, T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        let bytes = std::mem::size_of_val(data);
-        let start = data.as_ptr().cast::<i8>();
-        for at in (0..bytes).step_by(64) {
-            // SAFETY: a prefetch is a hint, which is valid for any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at)) };
+    // SAFETY: a prefetch is a hint, which is valid for any address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        match LEVEL {
+            1 => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
+            _ => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = data;
+    let _ = p;
+}
+
+/// Asks for all cache lines of `data`, into the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch<T>(data: &[T]) {
+    let start = data.as_ptr().cast::<u8>();
+    for at in (0..std::mem::size_of_val(data)).step_by(64) {
+        prefetch_line::<2, _>(start.wrapping_add(at));
+    }
 }
 
 /// Data that will be read later, asked for a bit at a time behind other work.

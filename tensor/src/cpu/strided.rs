@@ -82,9 +82,7 @@ impl<const N: usize> Walk<N> {
             }
         }
     }
-}
 
-impl<const N: usize> Walk<N> {
     /// Calls `f(first, len, at)` for the pieces of rows that make up the elements `range` (in
     /// row-major order): `len` elements from the `first` on, with each operand's index of it.
     #[inline(always)]
@@ -113,14 +111,20 @@ pub(crate) fn gather<T: Pod>(src: &[T], layout: &Layout, dst: &mut [T]) {
         return;
     }
     let walk = Walk::new([layout]);
-    let (len, [stride]) = walk.row();
     if let [.., (rows, [1]), (cols, [col_stride])] = walk.axes[..]
         && col_stride > 1
     {
         return gather_transposed(src, &walk, (rows, cols, col_stride), dst);
     }
-    walk.for_rows(0..walk.rows(), |row, [at]| {
-        let dst = &mut dst[row * len..(row + 1) * len];
+    gather_range(src, &walk, 0..dst.len(), dst);
+}
+
+/// Copies the elements `range` (in row-major order) of a view.
+pub(crate) fn gather_range<T: Copy>(src: &[T], walk: &Walk<1>, range: Range<usize>, dst: &mut [T]) {
+    let (_, [stride]) = walk.row();
+    let start = range.start;
+    walk.for_runs(range, |first, len, [at]| {
+        let dst = &mut dst[first - start..][..len];
         match stride {
             1 => dst.copy_from_slice(&src[at..at + len]),
             0 => dst.fill(src[at]),

@@ -32,17 +32,6 @@ pub(crate) trait Simd: Copy {
     fn fma1(a: Self::T, b: Self::T, c: Self::T) -> Self::T;
     /// Lane by lane as the function.
     unsafe fn at_least(v: Self::V, floor: Self::V) -> Self::V;
-    /// Asks for a cache line, in the first-level cache. Valid for any address.
-    #[inline(always)]
-    unsafe fn prefetch(p: *const Self::T) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch is a hint, which is valid for any address.
-        unsafe {
-            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast())
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = p;
-    }
     /// The first `n` elements; the other lanes are zero.
     #[inline(always)]
     unsafe fn load_n(p: *const Self::T, n: usize) -> Self::V {

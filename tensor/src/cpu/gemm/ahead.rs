@@ -5,6 +5,8 @@
 //! are asked for a piece at a time, between the multiply-adds: all at once they would hold up the
 //! loads of the operands.
 
+use crate::cpu::prefetch::prefetch_line;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -49,16 +51,7 @@ impl Ahead {
     /// Asks for the next piece, if there is one, for reading, in the second-level cache.
     #[inline(always)]
     pub fn read(&mut self) {
-        self.ask(|p| {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: a prefetch is a hint, which is valid for any address.
-            unsafe {
-                use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T1>(p.cast());
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            let _ = p;
-        });
+        self.ask(prefetch_line::<2, _>);
     }
 
     /// As [`read`](Self::read), for what will be written, in the first-level cache. To ask for its
@@ -66,16 +59,7 @@ impl Ahead {
     /// 1,024 terms (2026-11-23).
     #[inline(always)]
     pub fn write(&mut self) {
-        self.ask(|p| {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as in `read`.
-            unsafe {
-                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-                _mm_prefetch::<_MM_HINT_T0>(p.cast());
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            let _ = p;
-        });
+        self.ask(prefetch_line::<1, _>);
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@
 
 use super::ahead::Ahead;
 use crate::cpu::math::Real;
+use crate::cpu::prefetch::prefetch_line;
 use crate::cpu::vector::{Simd, at_least};
 use std::mem::MaybeUninit;
 
@@ -159,14 +160,14 @@ unsafe fn term<S: Simd, const R: usize, const NV: usize, const ASK: bool>(
     v: &mut *const S::T,
     v_k: usize,
 ) {
-    // SAFETY: forwarded from the caller; a prefetch is valid for any address.
+    // SAFETY: forwarded from the caller.
     unsafe {
         let mut columns = [S::splat(S::T::ZERO); NV];
         for (j, column) in columns.iter_mut().enumerate() {
             *column = S::load(v.add(j * S::LANES));
         }
         if ASK {
-            S::prefetch(s.wrapping_add(STRIPES_AHEAD * R));
+            prefetch_line::<1, _>(s.wrapping_add(STRIPES_AHEAD * R));
         }
         for (r, row) in sums.iter_mut().enumerate() {
             let stripe = S::splat(*s.add(r));
