@@ -8,7 +8,7 @@ use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::NoMemory;
 use crate::cpu::vectorize;
 use crate::ops::cast::cpu::cast;
-use crate::{DType, Element, Result, Tensor};
+use crate::{DType, Element, Result, Tensor, dispatch_types};
 use smallvec::SmallVec;
 
 /// A way to combine elements of type `T`.
@@ -119,30 +119,15 @@ pub(super) fn reduce(
         reduce(op, kind, x, mask, &mut result)?;
         return cast(op, &result, out);
     }
-    match x.dtype() {
-        DType::F32 => by_kind::<f32>(op, kind, x, mask, out.make_mut()?),
-        DType::F64 => by_kind::<f64>(op, kind, x, mask, out.make_mut()?),
-        _ => by_kind::<i64>(op, kind, x, mask, out.make_mut()?),
-    }
-}
-
-fn by_kind<T: Element>(
-    op: &'static str,
-    kind: Reduction,
-    x: &Tensor,
-    mask: &[bool],
-    out: &mut [T],
-) -> Result<()>
-where
-    Sum: Fold<T>,
-    Max: Fold<T>,
-    Min: Fold<T>,
-{
-    match kind {
-        Reduction::Sum => run::<T, Sum>(op, x, mask, out),
-        Reduction::Max => run::<T, Max>(op, x, mask, out),
-        Reduction::Min => run::<T, Min>(op, x, mask, out),
-    }
+    dispatch_types!(
+        x.dtype(), T => match kind {
+            Reduction::Sum => run::<T, Sum>(op, x, mask, out.make_mut()?),
+            Reduction::Max => run::<T, Max>(op, x, mask, out.make_mut()?),
+            Reduction::Min => run::<T, Min>(op, x, mask, out.make_mut()?),
+        },
+        [F32: f32, F64: f64, I64: i64];
+        _ => unreachable!("`wide` gives one of the three"),
+    )
 }
 
 fn run<T: Element, F: Fold<T>>(
@@ -211,6 +196,13 @@ impl<T: Element, F: Fold<T>> Pairwise<T, F> {
         self.leaves += 1;
     }
 
+    /// The runs of a row.
+    #[inline(always)]
+    fn push_row(&mut self, row: &[T]) {
+        row.chunks(RUN)
+            .for_each(|run| self.push(fold_run::<T, F>(run)));
+    }
+
     #[inline(always)]
     fn finish(self) -> T {
         let full = (0..48).filter(|k| self.leaves >> k & 1 == 1);
@@ -267,10 +259,7 @@ fn rows<T: Element, F: Fold<T>>(
                 }
                 let mut tree = Pairwise::<T, F>::new();
                 for r in 0..count {
-                    let row = &x[at + reduced.offset(r)..][..len];
-                    for run in row.chunks(RUN) {
-                        tree.push(fold_run::<T, F>(run));
-                    }
+                    tree.push_row(&x[at + reduced.offset(r)..][..len]);
                 }
                 tree.finish()
             },
@@ -290,11 +279,7 @@ fn rows<T: Element, F: Fold<T>>(
                 let mut tree = Pairwise::<T, F>::new();
                 vectorize(
                     #[inline(always)]
-                    || {
-                        for run in row.chunks(RUN) {
-                            tree.push(fold_run::<T, F>(run));
-                        }
-                    },
+                    || tree.push_row(row),
                 );
                 *p = tree.finish();
             }
@@ -403,14 +388,14 @@ pub(super) fn arg_reduce(
     let order: SmallVec<[isize; 6]> = others.chain([axis]).map(|i| i as isize).collect();
     let (len, out) = (x.dims()[axis], out.make_mut::<i64>()?);
     let x = wide(op, x)?.permute(&order)?.contiguous_for(op)?;
-    match (x.dtype(), kind) {
-        (DType::F32, Reduction::Min) => arg_rows::<f32, Min>(x.as_slice()?, len, out),
-        (DType::F64, Reduction::Min) => arg_rows::<f64, Min>(x.as_slice()?, len, out),
-        (DType::F32, _) => arg_rows::<f32, Max>(x.as_slice()?, len, out),
-        (DType::F64, _) => arg_rows::<f64, Max>(x.as_slice()?, len, out),
-        (_, Reduction::Min) => arg_rows::<i64, Min>(x.as_slice()?, len, out),
-        _ => arg_rows::<i64, Max>(x.as_slice()?, len, out),
-    }
+    dispatch_types!(
+        x.dtype(), T => match kind {
+            Reduction::Min => arg_rows::<T, Min>(x.as_slice()?, len, out),
+            _ => arg_rows::<T, Max>(x.as_slice()?, len, out),
+        },
+        [F32: f32, F64: f64, I64: i64];
+        _ => unreachable!("`wide` gives one of the three"),
+    );
     Ok(())
 }
 
