@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::Args;
 use phalanx_examples::cli::{at_least_one, threads};
-use phalanx_tensor::cpu::internals::{Epilogue, MatMut, MatRef, Scalar, gemm_at};
+use phalanx_tensor::cpu::internals::{Epilogue, Kernels, MatMut, MatRef, Scalar, gemm};
 use phalanx_tensor::{DType, Device, Element, Rng, Tensor, bf16, cpu, f16};
 use serde::Serialize;
 
@@ -78,7 +78,13 @@ pub fn vector_product<T: Scalar + Element>(
     let rates = cpu::with_threads(threads, || {
         rates(sampling, || {
             let c = MatMut::row_major(c, n, n);
-            gemm_at(cpu::simd_level(), c, a, b, &Epilogue::default());
+            gemm(
+                Kernels::Vector(cpu::simd_level()),
+                c,
+                a,
+                b,
+                &Epilogue::default(),
+            );
             anyhow::Ok(())
         })
     })?;

@@ -5,7 +5,7 @@ mod level;
 use half::{bf16, f16};
 use phalanx_tensor::Element;
 use phalanx_tensor::cpu::internals::{
-    Bias, Epilogue, MatMut, MatRef, Scalar, gemm, gemm_at, gemm_on_unit, has_matrix_unit,
+    Bias, Epilogue, Kernels, MatMut, MatRef, Scalar, gemm, has_matrix_unit,
 };
 use phalanx_tensor::cpu::{SimdLevel, simd_level, with_threads};
 use proptest::prelude::*;
@@ -46,36 +46,13 @@ number!(
     f16::to_f64
 );
 
-/// The kernels of one kind.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Way {
-    Vector(SimdLevel),
-    /// The matrix unit, wherever it can compute the product.
-    Unit,
-}
-
-impl Way {
-    fn run<T: Scalar>(
-        self,
-        c: MatMut<'_, T>,
-        a: MatRef<'_, T>,
-        b: MatRef<'_, T>,
-        epilogue: &Epilogue<'_, T>,
-    ) {
-        match self {
-            Way::Vector(level) => gemm_at(level, c, a, b, epilogue),
-            Way::Unit => gemm_on_unit(c, a, b, epilogue),
-        }
-    }
-}
-
 /// The ways that this machine can go, the plain one among them.
-fn ways() -> impl Iterator<Item = Way> {
+fn ways() -> impl Iterator<Item = Kernels> {
     [SimdLevel::Baseline, SimdLevel::Avx2, SimdLevel::Avx512]
         .into_iter()
         .filter(|&l| l <= simd_level())
-        .map(Way::Vector)
-        .chain(has_matrix_unit().then_some(Way::Unit))
+        .map(Kernels::Vector)
+        .chain(has_matrix_unit().then_some(Kernels::Unit))
 }
 
 /// How a matrix lies in its slice.
@@ -210,7 +187,13 @@ impl Case {
                     .filter(|(i, _)| i % ld < n)
                     .for_each(|(_, x)| *x = T::of(f64::NAN));
             }
-            way.run(MatMut::new(&mut c, m, n, ld), a.view(), b.view(), &epilogue);
+            gemm(
+                way,
+                MatMut::new(&mut c, m, n, ld),
+                a.view(),
+                b.view(),
+                &epilogue,
+            );
             for (at, &actual) in c.iter().enumerate() {
                 let (i, j) = (at / ld, at % ld);
                 if j >= n {
@@ -386,6 +369,7 @@ fn threads_change_no_bit() {
         };
         with_threads(threads, || {
             gemm(
+                Kernels::Best,
                 MatMut::row_major(&mut c, m, n),
                 a.view(),
                 b.view(),
@@ -430,7 +414,8 @@ fn not_a_number_stays_in_its_row_and_column() {
             let b = Matrix::<f32>::new(70, 50, lie, 9);
             a.data[17 * 70 + 33] = bad;
             let mut c = vec![0.0; 40 * 50];
-            way.run(
+            gemm(
+                way,
                 MatMut::row_major(&mut c, 40, 50),
                 a.view(),
                 b.view(),
@@ -443,7 +428,13 @@ fn not_a_number_stays_in_its_row_and_column() {
                 relu: true,
                 ..Epilogue::default()
             };
-            way.run(MatMut::row_major(&mut c, 40, 50), a.view(), b.view(), &relu);
+            gemm(
+                way,
+                MatMut::row_major(&mut c, 40, 50),
+                a.view(),
+                b.view(),
+                &relu,
+            );
             assert!(
                 bad.is_finite()
                     || c[17 * 50..18 * 50]
@@ -465,6 +456,7 @@ fn a_view_beyond_its_slice_is_refused() {
 fn shapes_that_disagree_are_refused() {
     let (a, b, mut c) = ([0.0f32; 6], [0.0; 20], [0.0; 10]);
     gemm(
+        Kernels::Best,
         MatMut::row_major(&mut c, 2, 5),
         MatRef::row_major(&a, 2, 3),
         MatRef::row_major(&b, 4, 5),

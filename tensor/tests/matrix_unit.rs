@@ -5,7 +5,7 @@ mod level;
 
 use half::bf16;
 use phalanx_tensor::cpu::internals::{
-    Bias, Epilogue, MatMut, MatRef, Scalar, gemm_at, gemm_on_unit, has_matrix_unit,
+    Bias, Epilogue, Kernels, MatMut, MatRef, Scalar, gemm, has_matrix_unit,
 };
 use phalanx_tensor::cpu::{simd_level, with_threads};
 
@@ -38,10 +38,11 @@ fn both<T: Scalar>((m, n, k): (usize, usize, usize), a: &[T], b: &[T]) -> [Vec<T
         let to = MatMut::row_major(&mut c, m, n);
         let (a, b) = (MatRef::row_major(a, m, k), MatRef::row_major(b, k, n));
         let epilogue = Epilogue::default();
-        match unit {
-            true => gemm_on_unit(to, a, b, &epilogue),
-            false => gemm_at(simd_level(), to, a, b, &epilogue),
-        }
+        let kernels = match unit {
+            true => Kernels::Unit,
+            false => Kernels::Vector(simd_level()),
+        };
+        gemm(kernels, to, a, b, &epilogue);
         c
     })
 }
@@ -203,7 +204,13 @@ fn threads_change_no_bit() {
                 };
                 let a = MatRef::row_major(&a, m, k);
                 with_threads(threads, || {
-                    gemm_on_unit(MatMut::row_major(&mut c, m, n), a, b, epilogue)
+                    gemm(
+                        Kernels::Unit,
+                        MatMut::row_major(&mut c, m, n),
+                        a,
+                        b,
+                        epilogue,
+                    )
                 });
                 c.iter().map(|x| x.to_bits()).collect::<Vec<_>>()
             };

@@ -196,6 +196,18 @@ impl<T: Scalar> Default for Epilogue<'_, T> {
     }
 }
 
+/// Which kernels compute a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernels {
+    /// The fastest that there are.
+    Best,
+    /// The vector kernels of this level, or of the best that the processor has below it.
+    Vector(SimdLevel),
+    /// The matrix unit wherever it can compute the product, even where that is slower. What it cannot
+    /// compute, or all if there is none (see [`has_matrix_unit`]), the vector kernels do.
+    Unit,
+}
+
 /// `C = act(alpha * A B + beta * C + bias)`.
 ///
 /// The operations on tensors take [`OutOfMemory`](crate::Error::OutOfMemory) from the same kernels
@@ -208,12 +220,15 @@ impl<T: Scalar> Default for Epilogue<'_, T> {
 /// # Panics
 /// If the shapes disagree, or there is no scratch memory.
 pub fn gemm<T: Scalar>(
+    kernels: Kernels,
     c: MatMut<'_, T>,
     a: MatRef<'_, T>,
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
 ) {
-    had_memory(product(c, a, b, epilogue));
+    if let Err(NoMemory { bytes }) = run(kernels, c, a, b, epilogue) {
+        panic!("a matrix product found no {bytes} bytes of scratch memory")
+    }
 }
 
 /// As [`gemm`], for the operations: where there is no scratch memory, `c` is left with arbitrary
@@ -227,58 +242,12 @@ pub(crate) fn product<T: Scalar>(
     run(Kernels::Best, c, a, b, epilogue)
 }
 
-fn had_memory(result: Result<(), NoMemory>) {
-    if let Err(e) = result {
-        panic!(
-            "a matrix product found no {} bytes of scratch memory",
-            e.bytes
-        )
-    }
-}
-
-/// [`gemm`] with the vector kernels of `level`, or the best that the processor has below it.
-///
-/// # Panics
-/// If the shapes disagree, or there is no scratch memory.
-pub fn gemm_at<T: Scalar>(
-    level: SimdLevel,
-    c: MatMut<'_, T>,
-    a: MatRef<'_, T>,
-    b: MatRef<'_, T>,
-    epilogue: &Epilogue<'_, T>,
-) {
-    had_memory(run(Kernels::Vector(level), c, a, b, epilogue));
-}
-
-/// [`gemm`] on the matrix unit wherever it can compute the product, even where that is slower.
-/// What it cannot compute, or all if there is none (see [`has_matrix_unit`]), the vector kernels
-/// do.
-///
-/// # Panics
-/// If the shapes disagree, or there is no scratch memory.
-pub fn gemm_on_unit<T: Scalar>(
-    c: MatMut<'_, T>,
-    a: MatRef<'_, T>,
-    b: MatRef<'_, T>,
-    epilogue: &Epilogue<'_, T>,
-) {
-    had_memory(run(Kernels::Unit, c, a, b, epilogue));
-}
-
 /// Whether the processor has a matrix unit (Intel AMX with `bf16`) that this process may use.
 pub fn has_matrix_unit() -> bool {
     #[cfg(target_arch = "x86_64")]
     return amx::available();
     #[cfg(not(target_arch = "x86_64"))]
     false
-}
-
-/// Which kernels a caller asks for.
-#[derive(Clone, Copy)]
-enum Kernels {
-    Best,
-    Vector(SimdLevel),
-    Unit,
 }
 
 fn run<T: Scalar>(
