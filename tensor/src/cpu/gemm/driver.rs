@@ -143,12 +143,7 @@ impl<T: Scalar> Product<'_, T> {
             |bias: &[T], part: &Range<usize>| if bias.is_empty() { 0 } else { part.len() };
         let (bias_s, bias_v) = (bias_len(self.job.bias_s, &s), bias_len(self.job.bias_v, &v));
         let mut buffer = std::mem::take(&mut scratch.sums);
-        let room = buffer.room::<T::Compute>(len + bias_s + bias_v)?;
-        // SAFETY: `room` has that many elements, and zero bits are a valid `Compute`.
-        let sums = unsafe {
-            room.write_bytes(0, len + bias_s + bias_v);
-            std::slice::from_raw_parts_mut(room, len + bias_s + bias_v)
-        };
+        let sums = buffer.slice::<T::Compute>(len + bias_s + bias_v)?;
         let (sums, biases) = sums.split_at_mut(len);
         let (wide_s, wide_v) = biases.split_at_mut(bias_s);
         if bias_s > 0 {

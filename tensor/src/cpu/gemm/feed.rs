@@ -135,10 +135,9 @@ impl<T: Scalar> Product<'_, T> {
             k_step,
         } = from;
         let wide = scratch.wide.room::<T::Compute>(len * kc)?;
-        // SAFETY: `wide` has `len * kc` elements, zero bits are a valid `Compute`, and the operand
-        // holds the part; runs of step one are contiguous in it.
+        // SAFETY: `wide` has `len * kc` elements, and the operand holds the part; runs of step one
+        // are contiguous in it.
         unsafe {
-            wide.write_bytes(0, len * kc);
             let wide_row =
                 |row: usize, n: usize| std::slice::from_raw_parts_mut(wide.add(row * n), n);
             let source = |i: usize, n: usize| std::slice::from_raw_parts(p.add(i), n);

@@ -16,12 +16,12 @@
 #![allow(unsafe_code)]
 
 use super::lanes::{Lanes, tiles};
-use super::pack::{Scratch, end_of, planes, with_scratch};
+use super::pack::{end_of, planes, with_scratch};
 use super::plan::{Class, Plan};
 use super::tile::{tile, tile_of_runs};
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::prefetch::Ahead;
-use crate::cpu::scratch::{NoMemory, Outcome};
+use crate::cpu::scratch::{Buffer, NoMemory, Outcome};
 use crate::cpu::share::Shared;
 
 /// Elements of finished rows that wait for their way to the planes: 8 KiB.
@@ -43,9 +43,9 @@ pub(super) unsafe fn run<V: Lanes>(
     let pixels = plan.size[0] * plan.size[1];
     let macs = (plan.to * pixels).saturating_mul(taps) / plan.classes.len().max(1);
     let out = Shared::new(out);
-    with_scratch(|[packed, biases]: &mut [Scratch; 2]| {
-        let packed = packed.get(plan.groups * taps * width)?;
-        let biases = biases.get(plan.groups * width)?;
+    with_scratch(|[packed, biases]: &mut [Buffer; 2]| {
+        let packed = packed.slice(plan.groups * taps * width)?;
+        let biases = biases.slice(plan.groups * width)?;
         // SAFETY: the caller's promise.
         unsafe { V::run(|| pack_weights::<V>(plan, w, packed)) };
         biases.fill(0.0);
@@ -67,10 +67,10 @@ pub(super) unsafe fn run<V: Lanes>(
         let grain = ((1 << 18) / macs.saturating_mul(batch).max(1)).max(1);
         let outcome = Outcome::default();
         parallel_pieces(0..batches * plan.groups, grain, |_, range| {
-            let part = |[padded, result]: &mut [Scratch; 2]| {
+            let part = |[padded, result]: &mut [Buffer; 2]| {
                 let lens = (plan.from * plan.source.plane(), pixels * width);
-                let source = padded.get(batch * lens.0)?;
-                let result = result.get(batch * lens.1)?;
+                let source = padded.slice(batch * lens.0)?;
+                let result = result.slice(batch * lens.1)?;
                 source.fill(0.0);
                 for at in range {
                     let (group, first) = (at / batches, at % batches * batch);

@@ -3,39 +3,15 @@
 #![allow(unsafe_code)]
 
 use super::lanes::Lanes;
-use crate::cpu::scratch::{NoMemory, room};
+use crate::cpu::scratch::Buffer;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// A cache line of scratch, for the alignment.
-#[derive(Clone, Copy, Default)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
-
-/// Scratch memory that a thread keeps from call to call, so that a training loop asks the system
-/// for none.
-#[derive(Default)]
-pub(super) struct Scratch(Vec<Line>);
-
-impl Scratch {
-    /// The first `len` elements, with arbitrary contents; or what the system refused.
-    pub(super) fn get(&mut self, len: usize) -> Result<&mut [f32], NoMemory> {
-        let lines = len.div_ceil(16);
-        if self.0.len() < lines {
-            // What was there is of no use: it need not be held, nor copied, while it grows.
-            self.0 = Vec::new();
-            self.0 = room(lines)?;
-            self.0.resize(lines, Line::default());
-        }
-        // SAFETY: a line is sixteen `f32` without padding.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) })
-    }
-}
-
-/// Runs `f` with this thread's scratch buffers. A nested call gets fresh ones.
-pub(super) fn with_scratch<const N: usize, R>(f: impl FnOnce(&mut [Scratch; N]) -> R) -> R {
+/// Runs `f` with this thread's scratch buffers, which it keeps from call to call, so that a training
+/// loop asks the system for none. A nested call gets fresh ones.
+pub(super) fn with_scratch<const N: usize, R>(f: impl FnOnce(&mut [Buffer; N]) -> R) -> R {
     thread_local! {
-        static KEPT: RefCell<Vec<Scratch>> = const { RefCell::new(Vec::new()) };
+        static KEPT: RefCell<Vec<Buffer>> = const { RefCell::new(Vec::new()) };
     }
     let mut mine = std::array::from_fn(|_| KEPT.with_borrow_mut(Vec::pop).unwrap_or_default());
     let result = f(&mut mine);

@@ -10,10 +10,10 @@
 
 use super::super::super::geometry::Geometry;
 use super::lanes::{Lanes, tiles};
-use super::pack::{Padded, Scratch, channels_last, end_of, with_scratch};
+use super::pack::{Padded, channels_last, end_of, with_scratch};
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::prefetch::Ahead;
-use crate::cpu::scratch::{NoMemory, Outcome, room};
+use crate::cpu::scratch::{Buffer, NoMemory, Outcome, room};
 use crate::cpu::share::Shared;
 
 /// Images of a chunk, at least: enough work to be worth its own sums.
@@ -94,16 +94,16 @@ pub(super) unsafe fn run<V: Lanes>(
     let most = ((1 << 24) / (plan.sums() * g.groups).max(1)).clamp(1, CHUNKS);
     let chunk = g.n.div_ceil(most).max(CHUNK);
     let items = g.n.div_ceil(chunk) * g.groups;
-    with_scratch(|[sums]: &mut [Scratch; 1]| {
-        let sums = sums.get(items * plan.sums())?;
+    with_scratch(|[sums]: &mut [Buffer; 1]| {
+        let sums = sums.slice(items * plan.sums())?;
         let shared = Shared::new(sums);
         let outcome = Outcome::default();
         parallel_pieces(0..items, 1, |_, range| {
-            let part = |[padded, last]: &mut [Scratch; 2]| {
+            let part = |[padded, last]: &mut [Buffer; 2]| {
                 let (x_len, dy_len) = (cig * plan.source.plane(), g.out_plane() * plan.width);
                 let batch = (CACHED / (x_len + dy_len).max(1)).clamp(1, chunk);
-                let padded = padded.get(batch * x_len)?;
-                let last = last.get(batch * dy_len)?;
+                let padded = padded.slice(batch * x_len)?;
+                let last = last.slice(batch * dy_len)?;
                 padded.fill(0.0);
                 for item in range {
                     let (chunk_at, group) = (item / g.groups * chunk, item % g.groups);
