@@ -10,7 +10,7 @@ use super::convert;
 use super::math::{Computed, Real};
 use super::pieces::parallel_pieces;
 use super::rows::{C, is_exact};
-use super::strided::{Walk, gather_range};
+use super::strided::{Walk, copy_row, gather_range};
 use crate::ops::Scalar;
 use crate::{Element, Layout, Result, Shape, Tensor, dispatch_float};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
@@ -175,11 +175,8 @@ fn long_rows<T: Element, O: Element, const N: usize>(
         while done < len {
             let n = longest.min(len - done);
             for (k, &stride) in strides.iter().enumerate().filter(|(_, s)| **s > 1) {
-                let from = data[k][at[k] + done * stride..].iter().step_by(stride);
-                buffers[k][..n]
-                    .iter_mut()
-                    .zip(from)
-                    .for_each(|(b, s)| *b = *s);
+                let from = &data[k][at[k] + done * stride..];
+                copy_row(from, stride, &mut buffers[k][..n]);
             }
             let operand = |k: usize| match strides[k] {
                 1 => &data[k][at[k] + done..][..n],

@@ -125,15 +125,21 @@ pub(crate) fn gather_range<T: Copy>(src: &[T], walk: &Walk<1>, range: Range<usiz
     let start = range.start;
     walk.for_runs(range, |first, len, [at]| {
         let dst = &mut dst[first - start..][..len];
-        match stride {
-            1 => dst.copy_from_slice(&src[at..at + len]),
-            0 => dst.fill(src[at]),
-            _ => dst
-                .iter_mut()
-                .zip(src[at..].iter().step_by(stride))
-                .for_each(|(d, s)| *d = *s),
-        }
+        copy_row(&src[at..], stride, dst);
     });
+}
+
+/// `dst[i] = src[i · stride]`.
+#[inline(always)]
+pub(crate) fn copy_row<T: Copy>(src: &[T], stride: usize, dst: &mut [T]) {
+    match stride {
+        1 => dst.copy_from_slice(&src[..dst.len()]),
+        0 => dst.fill(src[0]),
+        _ => {
+            let places = dst.iter_mut().zip(src.iter().step_by(stride));
+            places.for_each(|(d, s)| *d = *s);
+        }
+    }
 }
 
 /// The case where the last axis but one is the contiguous one: in tiles, so that both sides touch

@@ -17,19 +17,12 @@ pub(super) struct Block<T> {
 impl<T> Block<T> {
     /// The same block of elements that are of type `U`.
     pub fn cast<U>(self) -> Block<U> {
-        let Block {
-            p,
-            len,
-            along,
-            kc,
-            k_step,
-        } = self;
         Block {
-            p: p.cast(),
-            len,
-            along,
-            kc,
-            k_step,
+            p: self.p.cast(),
+            len: self.len,
+            along: self.along,
+            kc: self.kc,
+            k_step: self.k_step,
         }
     }
 }

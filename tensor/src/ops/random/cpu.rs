@@ -29,6 +29,12 @@ fn fill<T: Element>(
     });
 }
 
+/// Writes as many values as there is room for.
+#[inline(always)]
+fn put<T>(out: &mut [T], values: impl IntoIterator<Item = T>) {
+    out.iter_mut().zip(values).for_each(|(o, v)| *o = v);
+}
+
 /// The same for a half type, through `f32`.
 fn fill_half<T: Float<Compute = f32>>(
     rng: &mut Rng,
@@ -49,10 +55,7 @@ fn uniform(bits: u32) -> impl Fn(&[u32], &mut [f32]) + Sync {
     move |words, out| {
         vectorize(
             #[inline(always)]
-            || {
-                let numbers = words.iter().map(|w| (w >> (32 - bits)) as f32 * unit);
-                out.iter_mut().zip(numbers).for_each(|(o, v)| *o = v);
-            },
+            || put(out, words.iter().map(|w| (w >> (32 - bits)) as f32 * unit)),
         );
     }
 }
@@ -70,8 +73,7 @@ pub(super) fn rand(out: &mut Tensor, rng: &mut Rng) -> Result<()> {
         DType::F16 => fill_half::<f16>(rng, out.make_mut()?, uniform(11)),
         DType::F32 => fill::<f32>(rng, 1, out.make_mut()?, uniform(24)),
         _ => fill::<f64>(rng, 2, out.make_mut()?, |words, out| {
-            let numbers = pairs(words).map(|w| (w >> 11) as f64 * 2f64.powi(-53));
-            out.iter_mut().zip(numbers).for_each(|(o, v)| *o = v);
+            put(out, pairs(words).map(|w| (w >> 11) as f64 * 2f64.powi(-53)));
         }),
     }
     Ok(())
@@ -88,9 +90,7 @@ pub(super) fn randn(out: &mut Tensor, rng: &mut Rng) -> Result<()> {
                 let (u, turn) = (words.next().unwrap_or(1.0), words.next().unwrap_or(0.0));
                 let radius = (-2.0 * u.ln()).sqrt();
                 let (sin, cos) = (std::f64::consts::TAU * turn).sin_cos();
-                out.iter_mut()
-                    .zip([cos, sin])
-                    .for_each(|(o, v)| *o = radius * v);
+                put(out, [radius * cos, radius * sin]);
             }
         }),
     }
@@ -115,9 +115,7 @@ fn normal(words: &[u32], out: &mut [f32]) {
         },
     );
     for (i, out) in out.chunks_mut(2).enumerate() {
-        out.iter_mut()
-            .zip([numbers[0][i], numbers[1][i]])
-            .for_each(|(o, v)| *o = v);
+        put(out, [numbers[0][i], numbers[1][i]]);
     }
 }
 
@@ -147,8 +145,10 @@ fn sin_cos_turn(turn: i32) -> (f32, f32) {
 pub(super) fn randint(low: i64, high: i64, out: &mut Tensor, rng: &mut Rng) -> Result<()> {
     let extent = high.wrapping_sub(low) as u64; // modulo 2⁶⁴, hence right even where it overflows
     fill::<i64>(rng, 2, out.make_mut()?, |words, out| {
-        let numbers = pairs(words).map(|w| low.wrapping_add(philox::scale(w, extent) as i64));
-        out.iter_mut().zip(numbers).for_each(|(o, v)| *o = v);
+        put(
+            out,
+            pairs(words).map(|w| low.wrapping_add(philox::scale(w, extent) as i64)),
+        );
     });
     Ok(())
 }
@@ -161,10 +161,7 @@ pub(super) fn bernoulli(p: f64, out: &mut Tensor, rng: &mut Rng) -> Result<()> {
     fill::<Bool>(rng, 1, out.make_mut()?, |words, out| {
         vectorize(
             #[inline(always)]
-            || {
-                let hits = words.iter().map(|w| Bool::from(*w < threshold || all));
-                out.iter_mut().zip(hits).for_each(|(o, v)| *o = v);
-            },
+            || put(out, words.iter().map(|w| Bool::from(*w < threshold || all))),
         );
     });
     Ok(())
@@ -172,7 +169,7 @@ pub(super) fn bernoulli(p: f64, out: &mut Tensor, rng: &mut Rng) -> Result<()> {
 
 pub(super) fn randperm(out: &mut Tensor, rng: &mut Rng) -> Result<()> {
     let out = out.make_mut::<i64>()?;
-    (0..).zip(&mut *out).for_each(|(i, o)| *o = i);
+    put(out, 0..);
     rng.shuffle(out);
     Ok(())
 }

@@ -10,14 +10,9 @@ use crate::cpu::vectorize;
 /// Multiply-adds below which another thread does not pay.
 const GRAIN: usize = 1 << 16;
 
-/// How many planes of `macs` multiply-adds each make a thread's least share.
-fn grain(macs: usize) -> usize {
-    (GRAIN / macs.max(1)).max(1)
-}
-
-/// Multiply-adds of a plane, as far as they can be counted.
-fn macs(pixels: usize, taps: usize) -> usize {
-    pixels.saturating_mul(taps)
+/// How many planes of `pixels` with `taps` multiply-adds each make a thread's least share.
+fn grain(pixels: usize, taps: usize) -> usize {
+    (GRAIN / pixels.saturating_mul(taps).max(1)).max(1)
 }
 
 /// Visits the taps of a kernel plane that meet the input: `f(tap, rows)` where `rows` yields for
@@ -58,7 +53,7 @@ pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]
     parallel_planes(
         out,
         g.out_plane(),
-        grain(macs(g.out_plane(), cig * taps)),
+        grain(g.out_plane(), cig * taps),
         |i, plane| {
             let (n, c) = (i / g.co, i % g.co);
             vectorize(
@@ -90,37 +85,32 @@ pub(super) fn forward<T: Real>(g: &Geometry, x: &[T], w: &[T], bias: Option<&[T]
 pub(super) fn input_grad<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T]) {
     let (cig, cog, taps, outp) = (g.cig(), g.cog(), g.taps(), g.out_plane());
     let step = g.stride[1];
-    parallel_planes(
-        dx,
-        g.in_plane(),
-        grain(macs(outp, cog * taps)),
-        |i, plane| {
-            let (n, c) = (i / g.ci, i % g.ci);
-            vectorize(
-                #[inline(always)]
-                || {
-                    plane.fill(T::default());
-                    for k in 0..cog {
-                        let co = c / cig * cog + k;
-                        let dy = &dy[(n * g.co + co) * outp..][..outp];
-                        let w = &w[(co * cig + c % cig) * taps..][..taps];
-                        for_taps(g, |tap, row| {
-                            let (w, dy) = (w[tap], &dy[row.out..][..row.len]);
-                            let dx = &mut plane[row.inp..];
-                            if step == 1 {
-                                dx.iter_mut().zip(dy).for_each(|(d, y)| *d += w * *y);
-                            } else {
-                                dx.iter_mut()
-                                    .step_by(step)
-                                    .zip(dy)
-                                    .for_each(|(d, y)| *d += w * *y);
-                            }
-                        });
-                    }
-                },
-            );
-        },
-    );
+    parallel_planes(dx, g.in_plane(), grain(outp, cog * taps), |i, plane| {
+        let (n, c) = (i / g.ci, i % g.ci);
+        vectorize(
+            #[inline(always)]
+            || {
+                plane.fill(T::default());
+                for k in 0..cog {
+                    let co = c / cig * cog + k;
+                    let dy = &dy[(n * g.co + co) * outp..][..outp];
+                    let w = &w[(co * cig + c % cig) * taps..][..taps];
+                    for_taps(g, |tap, row| {
+                        let (w, dy) = (w[tap], &dy[row.out..][..row.len]);
+                        let dx = &mut plane[row.inp..];
+                        if step == 1 {
+                            dx.iter_mut().zip(dy).for_each(|(d, y)| *d += w * *y);
+                        } else {
+                            dx.iter_mut()
+                                .step_by(step)
+                                .zip(dy)
+                                .for_each(|(d, y)| *d += w * *y);
+                        }
+                    });
+                }
+            },
+        );
+    });
 }
 
 /// The gradient with respect to `w`. Rows are summed in `T`, the rows' sums in `f64`.
@@ -128,7 +118,7 @@ pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]
     let (cig, cog, taps) = (g.cig(), g.cog(), g.taps());
     let (inp, outp) = (g.in_plane(), g.out_plane());
     let step = g.stride[1];
-    parallel_planes(dw, 1, grain(macs(g.n, outp)), |i, dw| {
+    parallel_planes(dw, 1, grain(g.n, outp), |i, dw| {
         let (c, k, tap) = (i / taps / cig, i / taps % cig, i % taps);
         let (rows, i0) = g.reach(0, tap / g.ker[1]);
         let (cols, j0) = g.reach(1, tap % g.ker[1]);

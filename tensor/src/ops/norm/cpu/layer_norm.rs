@@ -205,24 +205,11 @@ fn row_backward<R: Real>(
     let mut sums = [[R::ZERO; LANES]; 2];
     // `dx` holds g between the passes. The whole vectors have a length that the compiler knows.
     let whole = width - width % LANES;
+    let (inputs, stats) = ((dy, x, w), (mean, rstd));
     for start in (0..whole).step_by(LANES) {
-        part_backward(
-            start,
-            LANES,
-            (dy, x, w),
-            (mean, rstd),
-            (dx, dw, db),
-            &mut sums,
-        );
+        part_backward(start, LANES, inputs, stats, (dx, dw, db), &mut sums);
     }
-    part_backward(
-        whole,
-        width - whole,
-        (dy, x, w),
-        (mean, rstd),
-        (dx, dw, db),
-        &mut sums,
-    );
+    part_backward(whole, width - whole, inputs, stats, (dx, dw, db), &mut sums);
     let share = R::from_f64(1.0 / width as f64);
     let plain = total(sums[0]) * share;
     let along = total(sums[1]) * share;

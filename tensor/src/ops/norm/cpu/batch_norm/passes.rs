@@ -171,13 +171,8 @@ pub(super) fn forward<T: Real>(
                     let map = Map::new(mean[c - first], invstd[c - first], affine, c);
                     // SAFETY: each plane of each channel belongs to one block.
                     let out = unsafe { out.range(plane.clone()) };
-                    normalise(
-                        map,
-                        &x[plane.clone()],
-                        residual.map(|r| &r[plane.clone()]),
-                        relu,
-                        out,
-                    );
+                    let residual = residual.map(|r| &r[plane.clone()]);
+                    normalise(map, &x[plane], residual, relu, out);
                 },
             );
         },
@@ -207,13 +202,8 @@ pub(super) fn inference<T: Real>(
                     let map = Map::new(mean[c], invstd[c], affine, c);
                     // SAFETY: each plane of each channel belongs to one block.
                     let out = unsafe { out.range(plane.clone()) };
-                    normalise(
-                        map,
-                        &x[plane.clone()],
-                        residual.map(|r| &r[plane.clone()]),
-                        relu,
-                        out,
-                    );
+                    let residual = residual.map(|r| &r[plane.clone()]);
+                    normalise(map, &x[plane], residual, relu, out);
                 },
             );
         },
