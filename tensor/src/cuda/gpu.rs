@@ -8,6 +8,7 @@ use super::lanes::Lanes;
 use super::memory::Dead;
 use super::modules::Modules;
 use super::staging::Staging;
+use super::tables::Tables;
 use crate::memory::{self, Account, Kept, Last};
 use crate::{Device, Error, Result};
 use cudarc::driver::result;
@@ -43,6 +44,7 @@ pub(crate) struct Gpu {
     dead: Mutex<Vec<Dead>>,
     pub(super) modules: Modules,
     pub(super) staging: Staging,
+    pub(super) tables: Tables,
     pub(super) index: IndexFlag,
     pub(super) blas: Blas,
     /// Whether products of `f32` may round their operands to TF32.
@@ -124,6 +126,7 @@ impl Gpu {
             dead: Mutex::default(),
             modules: Modules::default(),
             staging: Staging::default(),
+            tables: Tables::default(),
             index: IndexFlag::default(),
             blas: Blas::default(),
             tf32: AtomicBool::new(false),

@@ -70,7 +70,7 @@ impl IndexFlag {
             none => {
                 // The driver zeroes it when it loads the module.
                 let variant = Variant::new(&SOURCE, &[]);
-                let address = gpu.modules.variable(op, gpu, &variant, "index_fault")?;
+                let (address, _) = gpu.modules.variable(op, gpu, &variant, "index_fault")?;
                 *none = Some((address, Uses::new(stamp)));
                 address
             }

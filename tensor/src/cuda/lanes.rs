@@ -8,7 +8,10 @@
 //!    up to `n` are done.
 //! 2. `seen[a][b]` is the number of the last operation of lane `b` that lane `a` has waited for. It
 //!    only grows, so a wait for an earlier one needs no event.
-//! 3. Copy and comm lanes record an event after every operation, so that a wait for one does not wait
+//! 3. An operation has its number from its beginning ([`Lanes::next`]), and counts as issued when all of
+//!    it is on the stream ([`Lanes::issued`]). An event that is recorded in between stands for the
+//!    operation before it, so nobody takes it for the end of one whose kernels are yet to come.
+//! 4. Copy and comm lanes record an event after every operation, so that a wait for one does not wait
 //!    for those that came after it. The compute lane records one only when somebody asks.
 #![allow(unsafe_code)]
 
@@ -45,7 +48,9 @@ const EVENTS: usize = 64;
 #[derive(Debug)]
 struct Stream {
     stream: Handle<sys::CUstream>,
-    /// The number of the last operation.
+    /// The number of the last operation that has begun.
+    begun: u64,
+    /// The number of the last operation that is on the stream as a whole.
     issued: u64,
     /// Recorded events, by the number of the operation that each one follows.
     events: VecDeque<(u64, Handle<sys::CUevent>)>,
@@ -65,6 +70,7 @@ impl Lanes {
             let kind = result::stream::StreamKind::NonBlocking;
             Ok(Stream {
                 stream: Handle(result::stream::create_with_priority(kind, priority)?),
+                begun: 0,
                 issued: 0,
                 events: VecDeque::with_capacity(EVENTS),
             })
@@ -81,16 +87,18 @@ impl Lanes {
         self.streams[lane as usize].stream.0
     }
 
-    /// The stamp of the operation that is issued next.
+    /// The stamp of the operation that begins now. [`issued`](Lanes::issued) ends it.
     pub(super) fn next(&mut self, lane: Lane) -> Stamp {
         let stream = &mut self.streams[lane as usize];
-        stream.issued += 1;
-        let number = stream.issued;
+        stream.begun += 1;
+        let number = stream.begun;
         Stamp { lane, number }
     }
 
     /// The operation `stamp` has been issued.
     pub(super) fn issued(&mut self, stamp: Stamp) -> Result<(), DriverError> {
+        let stream = &mut self.streams[stamp.lane as usize];
+        stream.issued = stream.issued.max(stamp.number);
         match stamp.lane {
             Lane::Compute => Ok(()),
             Lane::Copy | Lane::Comm => self.record(stamp.lane).map(drop),
@@ -119,7 +127,11 @@ impl Lanes {
 
     /// The first kept event that follows `stamp`, or a new one.
     fn event(&mut self, stamp: Stamp) -> Result<(u64, sys::CUevent), DriverError> {
-        let events = &self.streams[stamp.lane as usize].events;
+        let Stream { issued, events, .. } = &self.streams[stamp.lane as usize];
+        debug_assert!(
+            stamp.number <= *issued,
+            "a wait for an operation in the making"
+        );
         let at = events.partition_point(|(number, _)| *number < stamp.number);
         match events.get(at) {
             Some((number, event)) => Ok((*number, event.0)),
@@ -149,6 +161,9 @@ impl Lanes {
 
     /// Whether the operation `stamp` is done, without waiting.
     pub(super) fn done(&mut self, stamp: Stamp) -> Result<bool, DriverError> {
+        if stamp.number > self.streams[stamp.lane as usize].issued {
+            return Ok(false);
+        }
         let (_, event) = self.event(stamp)?;
         // SAFETY: the event belongs to the card, whose context is current.
         match unsafe { result::event::query(event) } {

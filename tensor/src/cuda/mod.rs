@@ -14,6 +14,7 @@ mod memory;
 mod modules;
 mod rows;
 mod staging;
+mod tables;
 mod transfer;
 mod view;
 

@@ -116,7 +116,8 @@ pub(super) struct Function {
     pub(super) params: SmallVec<[usize; 12]>,
 }
 
-type Types = SmallVec<[DType; 2]>;
+/// Element types of a variant.
+pub(super) type Types = SmallVec<[DType; 2]>;
 
 /// What of the kernels is loaded on a card. Nothing is unloaded before the process ends.
 #[derive(Debug, Default)]
@@ -154,14 +155,14 @@ impl Modules {
         Ok(function)
     }
 
-    /// The address of a variable of a variant.
+    /// The address of a variable of a variant, and its size in bytes.
     pub(super) fn variable(
         &self,
         op: &'static str,
         gpu: &Gpu,
         variant: &Variant,
         name: &str,
-    ) -> Result<sys::CUdeviceptr> {
+    ) -> Result<(sys::CUdeviceptr, usize)> {
         let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let module = loaded.module(op, gpu, variant)?;
         let missing = |e| gpu.failed(op, name, e);
@@ -172,7 +173,7 @@ impl Modules {
         unsafe { sys::cuModuleGetGlobal_v2(&mut address, &mut bytes, module, text.as_ptr()) }
             .result()
             .map_err(missing)?;
-        Ok(address)
+        Ok((address, bytes))
     }
 
     /// Loads every kernel that there is.

@@ -2,14 +2,14 @@
 //! again when the transfer that used it last is done.
 #![allow(unsafe_code)]
 
-use super::gpu::{Gpu, Handle};
+use super::gpu::{Gpu, Handle, Issuing};
 use super::lanes::Stamp;
 use crate::Result;
 use crate::cpu::scratch::NoMemory;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::CUresult;
 use std::ffi::c_void;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The largest piece of a transfer, in bytes.
 pub(super) const PIECE: usize = 4 << 20;
@@ -42,38 +42,69 @@ pub(super) struct Staging(Mutex<Vec<(Pinned, Option<Stamp>)>>);
 impl Staging {
     /// A buffer of at least `bytes` bytes that no transfer uses.
     pub(super) fn take(&self, op: &'static str, gpu: &'static Gpu, bytes: usize) -> Result<Pinned> {
-        let size = bytes.max(LEAST).next_power_of_two();
+        let size = size(bytes);
         loop {
-            // The lock of this list is never held while the issue lock is waited for.
-            let (fitting, others) = self
-                .drain()
-                .into_iter()
-                .partition(|slot| slot.0.bytes == size);
-            let (mut fitting, others): (Vec<_>, Vec<_>) = (fitting, others);
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend(others);
-            let busy = fitting.len();
-            let done = |stamp: Option<Stamp>| stamp.is_none_or(|stamp| is_done(gpu, stamp));
-            let free = fitting.iter().position(|(_, stamp)| done(*stamp));
-            let free = free.map(|free| fitting.swap_remove(free).0);
-            let oldest = fitting.iter().find_map(|(_, stamp)| *stamp);
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .extend(fitting);
-            match (free, oldest) {
-                (Some(free), _) => return Ok(free),
-                (None, Some(oldest)) if busy >= IN_FLIGHT => gpu.wait(op, oldest)?,
-                (None, _) => return make(op, gpu, size),
+            let done = |stamp| gpu.lock().lanes().done(stamp).unwrap_or(false);
+            match self.look(size, done) {
+                Found::Free(free) => return Ok(free),
+                Found::Busy(n, oldest) if n >= IN_FLIGHT => gpu.wait(op, oldest)?,
+                Found::Busy(..) | Found::None => return make(op, gpu, size),
             }
         }
     }
 
+    /// As [`take`](Staging::take), for who holds the issue lock. What this is for is small and rare,
+    /// so the host waits only where a long row of such buffers is in flight.
+    pub(super) fn take_issuing(
+        &self,
+        op: &'static str,
+        issuing: &mut Issuing,
+        bytes: usize,
+    ) -> Result<Pinned> {
+        let (gpu, size) = (issuing.gpu(), size(bytes));
+        loop {
+            let done = |stamp| issuing.lanes().done(stamp).unwrap_or(false);
+            match self.look(size, done) {
+                Found::Free(free) => return Ok(free),
+                Found::Busy(n, oldest) if n >= 8 * IN_FLIGHT => {
+                    let failed = |e| gpu.failed(op, "waiting for the card", e);
+                    let event = issuing.lanes().passed(oldest).map_err(failed)?;
+                    // SAFETY: the event belongs to the card, whose context is current.
+                    unsafe { result::event::synchronize(event.0) }.map_err(failed)?;
+                }
+                Found::Busy(..) | Found::None => return make(op, gpu, size),
+            }
+        }
+    }
+
+    /// A buffer of `size` bytes whose transfer is `done`, if there is one.
+    fn look(&self, size: usize, mut done: impl FnMut(Stamp) -> bool) -> Found {
+        // The lock of this list is never held while the issue lock is waited for.
+        let (mut fitting, others): (Vec<_>, Vec<_>) = self
+            .drain()
+            .into_iter()
+            .partition(|slot| slot.0.bytes == size);
+        self.slots().extend(others);
+        let busy = fitting.len();
+        let free = fitting
+            .iter()
+            .position(|(_, stamp)| stamp.is_none_or(&mut done));
+        let found = match (free, fitting.first()) {
+            (Some(free), _) => Found::Free(fitting.swap_remove(free).0),
+            (None, Some((_, Some(oldest)))) => Found::Busy(busy, *oldest),
+            (None, _) => Found::None,
+        };
+        self.slots().extend(fitting);
+        found
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Vec<(Pinned, Option<Stamp>)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes out all buffers that are kept here.
     pub(super) fn drain(&self) -> Vec<(Pinned, Option<Stamp>)> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.slots())
     }
 
     /// Frees buffers that no transfer uses any more.
@@ -86,13 +117,23 @@ impl Staging {
 
     /// Gives a buffer back, which the transfer `stamp` still uses.
     pub(super) fn put(&self, pinned: Pinned, stamp: Option<Stamp>) {
-        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.push((pinned, stamp));
+        self.slots().push((pinned, stamp));
     }
 }
 
-fn is_done(gpu: &'static Gpu, stamp: Stamp) -> bool {
-    gpu.lock().lanes().done(stamp).unwrap_or(false)
+/// What [`Staging`] has of a size.
+enum Found {
+    /// A buffer that no transfer uses.
+    Free(Pinned),
+    /// So many buffers that transfers use, and the transfer of one of them.
+    Busy(usize, Stamp),
+    /// No buffer.
+    None,
+}
+
+/// The size of a buffer for `bytes` bytes.
+fn size(bytes: usize) -> usize {
+    bytes.max(LEAST).next_power_of_two()
 }
 
 fn make(op: &'static str, gpu: &'static Gpu, size: usize) -> Result<Pinned> {

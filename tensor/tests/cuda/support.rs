@@ -1,6 +1,9 @@
 //! What the tests on cards share: whether there is one, and tensors of known values.
 
+#![allow(unsafe_code)] // the simulator's counters are looked up by name
+
 use phalanx_tensor::{DType, Device, Error, Tensor};
+use std::ffi::CStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The card of the tests, which take turns so that its figures are one test's; or `None`, with a
@@ -125,4 +128,32 @@ pub fn assert_near(name: &str, got: &Tensor, expected: &Tensor, slack: f64) {
     }
     let apart = distance(&finite, &wanted);
     assert!(apart <= tolerance(dtype), "{name}: {apart}");
+}
+
+/// What the simulated device counts.
+#[derive(Debug, Clone, Copy)]
+pub enum Count {
+    Launches = 3,
+    Copies = 4,
+}
+
+/// How often the program has done this on the simulated device; `None` on a real one.
+pub fn counted(what: Count) -> Option<u64> {
+    type Counter = extern "C" fn(u32) -> u64;
+    let names = [c"libcuda.so", c"libcuda.so.1"];
+    // SAFETY: the driver is loaded already, or this finds nothing; it is never unloaded.
+    let load =
+        |name: &CStr| unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+    let driver = names
+        .into_iter()
+        .map(load)
+        .find(|driver| !driver.is_null())?;
+    // SAFETY: the driver is loaded; a real one has no such symbol.
+    let found = unsafe { libc::dlsym(driver, c"phalanx_simulator_count".as_ptr()) };
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: the simulator's function has this type.
+    let counter = unsafe { std::mem::transmute::<*mut libc::c_void, Counter>(found) };
+    Some(counter(what as u32))
 }

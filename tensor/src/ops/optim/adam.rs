@@ -3,11 +3,13 @@
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
-    Batches, Item, Part, check_pairs, check_state, cpu, expect_equal_lengths, make_ready,
-    no_moment, ready,
+    Batches, Item, Number, Part, Ready, check_pairs, check_state, cpu, expect_equal_lengths,
+    make_ready, no_moment, ready,
 };
+use crate::ops::Scalar;
 use crate::storage::On;
 use crate::{Result, Tensor};
+use smallvec::SmallVec;
 use std::borrow::{Borrow, BorrowMut};
 
 /// How [`adam_step`] decays weights.
@@ -60,40 +62,40 @@ impl AdamConfig {
     }
 }
 
-/// The numbers of one step: the corrections of the moments' bias are in `rate` and `root`.
-pub(super) struct AdamNumbers {
+/// The numbers of one step of a parameter. Neither learning rate nor number of the step are in them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct AdamFactors {
     /// Factor of the parameter in its gradient.
     pub(super) coupled: f64,
-    /// Factor of the parameter itself.
-    pub(super) shrink: f64,
+    /// Factor of the parameter and the learning rate in what the parameter shrinks by.
+    pub(super) decoupled: f64,
     pub(super) fresh1: f64,
     pub(super) keep2: f64,
     pub(super) fresh2: f64,
-    pub(super) rate: f64,
-    pub(super) root: f64,
     pub(super) eps: f64,
 }
 
-impl AdamNumbers {
-    /// Those of the step `step`, counted from 1.
-    pub(super) fn new(config: &AdamConfig, step: u64) -> AdamNumbers {
+impl AdamFactors {
+    pub(super) fn new(config: &AdamConfig) -> AdamFactors {
         let [beta1, beta2] = config.betas;
-        let correction = |beta: f64| 1.0 - beta.powf(step as f64);
-        let (coupled, shrink) = match config.decay {
-            DecayMode::Coupled => (config.weight_decay, 1.0),
-            DecayMode::Decoupled => (0.0, 1.0 - config.lr * config.weight_decay),
+        let (coupled, decoupled) = match config.decay {
+            DecayMode::Coupled => (config.weight_decay, 0.0),
+            DecayMode::Decoupled => (0.0, config.weight_decay),
         };
-        AdamNumbers {
+        AdamFactors {
             coupled,
-            shrink,
+            decoupled,
             fresh1: 1.0 - beta1,
             keep2: beta2,
             fresh2: 1.0 - beta2,
-            rate: config.lr / correction(beta1),
-            root: 1.0 / correction(beta2).sqrt(),
             eps: config.eps,
         }
     }
+}
+
+/// The corrections of the moments' bias at the step `step`, counted from 1.
+pub(super) fn corrections(config: &AdamConfig, step: f64) -> [f64; 2] {
+    config.betas.map(|beta| 1.0 - beta.powf(step))
 }
 
 /// What Adam keeps for one parameter.
@@ -120,19 +122,16 @@ pub fn adam_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
     states: &mut [Option<AdamState>],
     config: &AdamConfig,
 ) -> Result<()> {
-    adam_steps(&mut [Part {
-        params,
-        grads,
-        states,
-        config: *config,
-    }])
+    adam_steps(&mut [Part::new(params, grads, states, *config)])
 }
 
 /// As [`adam_step`], for several lists of parameters, each with its own numbers: all of them step,
-/// or none.
+/// or none. Learning rate and number of the step may be on the device
+/// ([`Part::lr_scale`], [`Part::step`]), where the bias is corrected by them: the host issues the step
+/// and never learns them.
 ///
 /// # Errors
-/// As [`sgd_step`](super::sgd_step).
+/// As [`sgd_steps`](super::sgd_steps).
 pub fn adam_steps<P, G, S>(parts: &mut [Part<'_, P, G, S, AdamConfig>]) -> Result<()>
 where
     P: BorrowMut<Tensor>,
@@ -165,31 +164,56 @@ where
     for part in &mut *parts {
         let config = &part.config;
         let pairs = part.params.iter_mut().zip(part.grads);
+        let mut numbers: SmallVec<[_; 1]> = SmallVec::new();
         for ((param, grad), state) in pairs.zip(&mut *part.states) {
             let (param, grad) = (param.borrow_mut(), grad.borrow());
             let batch = batches.of(param.device());
+            let [lr_scale, step] = match numbers.iter().find(|(on, _)| *on == param.device()) {
+                Some((_, known)) => *known,
+                None => {
+                    let step = part.step.unwrap_or(Scalar::Host(f64::NAN));
+                    let made = [
+                        batch.number(OP, part.lr_scale, param.device())?,
+                        batch.number(OP, step, param.device())?,
+                    ];
+                    numbers.push((param.device(), made));
+                    made
+                }
+            };
             batch.params.push(param);
             batch.grads.push(ready(grad, &mut copies));
             let known = state.borrow_mut().as_mut();
             let Some(state) = known.or_else(|| unused.next()) else {
                 continue; // there is one for each
             };
-            let step = state.step + 1;
+            let step = match part.step {
+                Some(_) => step,
+                None => Number::Host((state.step + 1) as f64),
+            };
             batch
                 .states
                 .extend([&mut state.exp_avg, &mut state.exp_avg_sq]);
             batch.items.push(Item {
                 config,
                 states: 2,
+                is_first: false,
+                lr_scale,
                 step,
             });
         }
     }
-    batches.run(OP, "adam", |on, items| match on {
-        On::Cpu(lists) => cpu::adam(OP, lists, items),
-        #[cfg(feature = "cuda")]
-        On::Cuda(mut lane, lists) => cuda::adam(&mut lane, lists, items),
-    })?;
+    batches.run(
+        OP,
+        |on, items| match on {
+            On::Cpu(lists) => Ok(Ready::Cpu((lists, items))),
+            #[cfg(feature = "cuda")]
+            On::Cuda(mut lane, lists) => {
+                let launches = cuda::adam(&mut lane, lists, items)?;
+                Ok(Ready::Cuda(lane, launches))
+            }
+        },
+        |(lists, items)| cpu::adam(OP, lists, items),
+    )?;
     let mut fresh = fresh.into_iter();
     for part in parts {
         for state in &mut *part.states {
@@ -211,6 +235,7 @@ where
 {
     let c = &part.config;
     c.check(op)?;
+    part.check_numbers(op)?;
     check_pairs(op, part.params, part.grads)?;
     expect_equal_lengths(op, part.params.len(), "states", part.states.len())?;
     for (param, state) in part.params.iter().zip(&*part.states) {

@@ -2,8 +2,9 @@
 //! each is compiled once for each type of parameter and gradient, and its switches are settled by
 //! the compiler outside the loop.
 
-use super::adam::AdamNumbers;
-use super::{AdamConfig, Item, SgdConfig};
+use super::adam::{AdamFactors, corrections};
+use super::batch::{Item, Lists};
+use super::{AdamConfig, SgdConfig};
 use crate::cpu::elementwise::number;
 use crate::cpu::math::{Computed, Real};
 use crate::cpu::pieces::parallel_pieces;
@@ -28,7 +29,7 @@ fn c<T: Computed>(value: f64) -> C<T> {
 /// One step of SGD for each parameter of a batch.
 pub(super) fn sgd(
     op: &'static str,
-    (params, grads, momenta): (&mut [&mut Tensor], &[&Tensor], &mut [&mut Tensor]),
+    (params, grads, momenta, numbers): Lists<'_, '_>,
     items: &[Item<'_, SgdConfig>],
 ) -> Result<()> {
     let mut momenta = momenta.iter_mut();
@@ -37,11 +38,12 @@ pub(super) fn sgd(
             0 => None,
             _ => momenta.next(),
         };
+        let lr = item.config.lr * number(item.lr_scale.of(numbers));
         dispatch_pair!(op, param, grad, T, G => {
             let (p, g) = (param.make_mut::<T>()?, grad.as_slice::<G>()?);
             match momentum {
-                None => sgd_plain(p, g, item.config),
-                Some(m) => sgd_momentum(p, g, m.make_mut()?, item.step == 1, item.config),
+                None => sgd_plain(p, g, lr, item.config),
+                Some(m) => sgd_momentum(p, g, m.make_mut()?, item.is_first, lr, item.config),
             }
         });
     }
@@ -51,12 +53,13 @@ pub(super) fn sgd(
 /// One step of Adam for each parameter of a batch.
 pub(super) fn adam(
     op: &'static str,
-    (params, grads, moments): (&mut [&mut Tensor], &[&Tensor], &mut [&mut Tensor]),
+    (params, grads, moments, numbers): Lists<'_, '_>,
     items: &[Item<'_, AdamConfig>],
 ) -> Result<()> {
     let (moments, _) = moments.as_chunks_mut::<2>();
     for (((param, grad), [m, v]), item) in params.iter_mut().zip(grads).zip(moments).zip(items) {
-        let numbers = AdamNumbers::new(item.config, item.step);
+        let [lr_scale, step] = [item.lr_scale, item.step].map(|n| number(n.of(numbers)));
+        let numbers = AdamNumbers::new(item.config, lr_scale, step);
         dispatch_pair!(op, param, grad, T, G => {
             let (p, g) = (param.make_mut::<T>()?, grad.as_slice::<G>()?);
             adam_one(p, g, m.make_mut()?, v.make_mut()?, &numbers);
@@ -66,8 +69,13 @@ pub(super) fn adam(
 }
 
 /// SGD without momentum.
-fn sgd_plain<T: Computed, G: Computed<Compute = C<T>>>(p: &mut [T], g: &[G], config: &SgdConfig) {
-    let (lr, decay) = (c::<T>(config.lr), c::<T>(config.weight_decay));
+fn sgd_plain<T: Computed, G: Computed<Compute = C<T>>>(
+    p: &mut [T],
+    g: &[G],
+    lr: f64,
+    config: &SgdConfig,
+) {
+    let (lr, decay) = (c::<T>(lr), c::<T>(config.weight_decay));
     parallel_pieces((p, g), GRAIN, |_, (p, g)| {
         vectorize(
             #[inline(always)]
@@ -87,15 +95,16 @@ fn sgd_momentum<T: Computed, G: Computed<Compute = C<T>>>(
     g: &[G],
     m: &mut [C<T>],
     first: bool,
+    lr: f64,
     config: &SgdConfig,
 ) {
     // A loop for each case: with both switches inside, the compiler vectorised it for AVX-512, but
     // not for AVX2, where it took three times as long (2026-11-23).
     match (first, config.nesterov) {
-        (false, false) => momentum::<T, G, false, false>(p, g, m, config),
-        (false, true) => momentum::<T, G, false, true>(p, g, m, config),
-        (true, false) => momentum::<T, G, true, false>(p, g, m, config),
-        (true, true) => momentum::<T, G, true, true>(p, g, m, config),
+        (false, false) => momentum::<T, G, false, false>(p, g, m, lr, config),
+        (false, true) => momentum::<T, G, false, true>(p, g, m, lr, config),
+        (true, false) => momentum::<T, G, true, false>(p, g, m, lr, config),
+        (true, true) => momentum::<T, G, true, true>(p, g, m, lr, config),
     }
 }
 
@@ -103,9 +112,10 @@ fn momentum<T: Computed, G: Computed<Compute = C<T>>, const FIRST: bool, const N
     p: &mut [T],
     g: &[G],
     m: &mut [C<T>],
+    lr: f64,
     config: &SgdConfig,
 ) {
-    let (lr, decay) = (c::<T>(config.lr), c::<T>(config.weight_decay));
+    let (lr, decay) = (c::<T>(lr), c::<T>(config.weight_decay));
     let momentum = c::<T>(config.momentum);
     let fresh = c::<T>(1.0 - config.dampening);
     parallel_pieces((p, g, m), GRAIN, |_, (p, g, m)| {
@@ -125,6 +135,30 @@ fn momentum<T: Computed, G: Computed<Compute = C<T>>, const FIRST: bool, const N
     });
 }
 
+/// The numbers of one step of a parameter.
+struct AdamNumbers {
+    factors: AdamFactors,
+    /// Factor of the parameter itself.
+    shrink: f64,
+    /// The learning rate, with the correction of the first moment's bias.
+    rate: f64,
+    /// The correction of the second moment's bias, as a factor of its root.
+    root: f64,
+}
+
+impl AdamNumbers {
+    fn new(config: &AdamConfig, lr_scale: f64, step: f64) -> AdamNumbers {
+        let (factors, lr) = (AdamFactors::new(config), config.lr * lr_scale);
+        let [correction1, correction2] = corrections(config, step);
+        AdamNumbers {
+            factors,
+            shrink: 1.0 - lr * factors.decoupled,
+            rate: lr / correction1,
+            root: 1.0 / correction2.sqrt(),
+        }
+    }
+}
+
 /// One step of Adam or AdamW.
 fn adam_one<T: Computed, G: Computed<Compute = C<T>>>(
     p: &mut [T],
@@ -133,10 +167,10 @@ fn adam_one<T: Computed, G: Computed<Compute = C<T>>>(
     v: &mut [C<T>],
     numbers: &AdamNumbers,
 ) {
-    let n = numbers;
-    let (coupled, shrink) = (c::<T>(n.coupled), c::<T>(n.shrink));
-    let (fresh1, keep2, fresh2) = (c::<T>(n.fresh1), c::<T>(n.keep2), c::<T>(n.fresh2));
-    let (rate, root, eps) = (c::<T>(n.rate), c::<T>(n.root), c::<T>(n.eps));
+    let (n, f) = (numbers, &numbers.factors);
+    let (coupled, shrink) = (c::<T>(f.coupled), c::<T>(n.shrink));
+    let (fresh1, keep2, fresh2) = (c::<T>(f.fresh1), c::<T>(f.keep2), c::<T>(f.fresh2));
+    let (rate, root, eps) = (c::<T>(n.rate), c::<T>(n.root), c::<T>(f.eps));
     parallel_pieces((p, g, m, v), GRAIN / 2, |_, (p, g, m, v)| {
         vectorize(
             #[inline(always)]

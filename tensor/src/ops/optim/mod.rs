@@ -16,11 +16,14 @@ use smallvec::SmallVec;
 use std::borrow::{Borrow, BorrowMut};
 
 mod adam;
+mod batch;
 mod check;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 mod sgd;
+
+use batch::{Batches, ByDevice, Item, List, Number, Ready};
 
 pub use adam::{AdamConfig, AdamState, DecayMode, adam_step, adam_steps};
 pub use check::expect_non_negative;
@@ -38,6 +41,47 @@ pub struct Part<'a, P, G, S, C> {
     pub states: &'a mut [S],
     /// The numbers.
     pub config: C,
+    /// The learning rate as a multiple of the configuration's: 1, or what is on the device and changes
+    /// from step to step, as a schedule does. With a configuration whose rate is 1, it is the rate.
+    pub lr_scale: Scalar<'a>,
+    /// The number of this step, counted from 1, for Adam's corrections of the bias; `None` for the
+    /// states' own counts, which go on in either case. SGD does not look at it.
+    pub step: Option<Scalar<'a>>,
+}
+
+impl<'a, P, G, S, C> Part<'a, P, G, S, C> {
+    /// A part whose numbers are the configuration's.
+    pub fn new(
+        params: &'a mut [P],
+        grads: &'a [G],
+        states: &'a mut [S],
+        config: C,
+    ) -> Part<'a, P, G, S, C> {
+        Part {
+            params,
+            grads,
+            states,
+            config,
+            lr_scale: Scalar::Host(1.0),
+            step: None,
+        }
+    }
+
+    /// The numbers that it has beside the configuration make sense, where the host knows them.
+    fn check_numbers(&self, op: &'static str) -> Result<()> {
+        for number in [Some(self.lr_scale), self.step].into_iter().flatten() {
+            number.expect_one(op)?;
+        }
+        if let Scalar::Host(scale) = self.lr_scale {
+            expect_non_negative(op, "lr_scale", scale)?;
+        }
+        match self.step {
+            Some(Scalar::Host(step)) if !(step >= 1.0 && step.is_finite()) => {
+                Err(invalid(op, format!("step is {step}, must be 1 or more")))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The Euclidean norm of all elements of all tensors together, accumulated in `f64`: a tensor of rank
@@ -59,20 +103,41 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
         lists.of(tensor.device()).push(tensor);
     }
     let first = first.unwrap_or(Device::cpu(0));
-    let mut total = Tensor::zeros_for(OP, ().into(), DType::F64, first)?;
+    let mut total: Option<Tensor> = None;
     for (device, list) in &lists.0 {
         let mut sum = Tensor::allocate(OP, ().into(), DType::F64, *device)?;
-        match on(OP, (&list[..], out(&mut sum)))? {
+        let dense = match device {
+            Device::Cpu(_) => Vec::new(), // its kernel makes one copy at a time
+            Device::Cuda(_) => dense(OP, list)?,
+        };
+        let list = match dense.is_empty() {
+            true => &list[..],
+            false => &dense.iter().collect::<List<&Tensor>>(),
+        };
+        match on(OP, (list, out(&mut sum)))? {
             On::Cpu((tensors, sum)) => cpu::square_sum(OP, tensors, sum)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (tensors, sum)) => cuda::square_sum(&mut lane, tensors, sum)?,
         }
-        let sum = sum.to_device(first);
-        total = sum
-            .and_then(|sum| total.add_into(&sum))
-            .map_err(|e| e.of(OP))?;
+        let sum = sum.to_device(first).map_err(|e| e.of(OP))?;
+        total = Some(match total {
+            None => sum,
+            Some(total) => total.add_into(&sum).map_err(|e| e.of(OP))?,
+        });
     }
+    let total = match total {
+        Some(total) => total,
+        None => Tensor::zeros_for(OP, ().into(), DType::F64, first)?,
+    };
     total.sqrt().map_err(|error| error.of(OP))
+}
+
+/// All tensors as contiguous ones, where one of them is not; else none.
+fn dense(op: &'static str, tensors: &[&Tensor]) -> Result<Vec<Tensor>> {
+    match tensors.iter().all(|t| t.is_contiguous()) {
+        true => Ok(Vec::new()),
+        false => tensors.iter().map(|t| t.contiguous_for(op)).collect(),
+    }
 }
 
 /// Multiplies every element of every tensor by `factor`; in place where nobody shares a tensor. The
@@ -99,120 +164,21 @@ pub fn scale<'a, 'f>(
     }
     let mut ready: SmallVec<[_; 1]> = SmallVec::new();
     for (_, (list, copy)) in &mut lists.0 {
-        let on = on(OP, (inouts(list), factor.or(copy.as_ref())))?;
-        match &on {
-            On::Cpu(_) => {}
+        ready.push(match on(OP, (inouts(list), factor.or(copy.as_ref())))? {
+            On::Cpu(operands) => Ready::Cpu(operands),
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, (tensors, _)) => {
-                let types = tensors.iter().map(|t| [t.dtype(), t.dtype()]);
-                cuda::prepare(lane, "scale", types)?;
+            On::Cuda(mut lane, (tensors, factor)) => {
+                let launches = cuda::scale(&mut lane, tensors, factor)?;
+                Ready::Cuda(lane, launches)
             }
-        }
-        ready.push(on);
+        });
     }
-    ready.into_iter().try_for_each(|on| match on {
-        On::Cpu((tensors, factor)) => cpu::scale(OP, tensors, factor),
+    ready.into_iter().try_for_each(|ready| match ready {
+        Ready::Cpu((tensors, factor)) => cpu::scale(OP, tensors, factor),
         #[cfg(feature = "cuda")]
-        On::Cuda(mut lane, (tensors, factor)) => cuda::scale(&mut lane, tensors, factor),
+        Ready::Cuda(mut lane, launches) => cuda::launch(&mut lane, &launches),
     })
 }
-
-/// The parameters of one device, with all that their step needs.
-struct Batch<'a, C> {
-    params: List<&'a mut Tensor>,
-    /// Contiguous.
-    grads: List<&'a Tensor>,
-    /// The states of each parameter that has some, one after another.
-    states: List<&'a mut Tensor>,
-    items: List<Item<'a, C>>,
-}
-
-/// What one parameter steps with, beside its tensors.
-struct Item<'a, C> {
-    config: &'a C,
-    /// How many tensors of the batch's states are this parameter's.
-    states: usize,
-    /// Counted from 1, or from where the states started.
-    step: u64,
-}
-
-type List<T> = SmallVec<[T; 8]>;
-
-/// Something for each device, in the order of devices, so that threads which lock several cards lock
-/// them in one order.
-struct ByDevice<B>(SmallVec<[(Device, B); 1]>);
-
-impl<B: Default> ByDevice<B> {
-    fn new() -> ByDevice<B> {
-        ByDevice(SmallVec::new())
-    }
-
-    /// That of `device`.
-    fn of(&mut self, device: Device) -> &mut B {
-        let at = self.0.partition_point(|(other, _)| *other < device);
-        if self.0.get(at).is_none_or(|(other, _)| *other != device) {
-            self.0.insert(at, (device, B::default()));
-        }
-        &mut self.0[at].1
-    }
-}
-
-/// The batches of a step.
-type Batches<'a, C> = ByDevice<Batch<'a, C>>;
-
-impl<C> Default for Batch<'_, C> {
-    fn default() -> Self {
-        Batch {
-            params: List::new(),
-            grads: List::new(),
-            states: List::new(),
-            items: List::new(),
-        }
-    }
-}
-
-impl<'a, C> Batches<'a, C> {
-    /// Makes all batches ready, and then runs the kernels of each: where a device gives an error,
-    /// nothing has been changed on any. `name` is that of the
-    /// kernel.
-    fn run(
-        mut self,
-        op: &'static str,
-        name: &'static str,
-        mut kernel: impl FnMut(On<Lists<'_, 'a>>, &[Item<'a, C>]) -> Result<()>,
-    ) -> Result<()> {
-        let mut ready: SmallVec<[_; 1]> = SmallVec::new();
-        for (_, batch) in &mut self.0 {
-            let Batch {
-                params,
-                grads,
-                states,
-                items,
-            } = batch;
-            let operands = (inouts(params), &grads[..], inouts(states));
-            let on = on(op, operands)?;
-            match &on {
-                On::Cpu(_) => _ = name, // its kernels are there
-                #[cfg(feature = "cuda")]
-                On::Cuda(lane, (params, grads, _)) => {
-                    let pairs = params.iter().zip(*grads);
-                    cuda::prepare(lane, name, pairs.map(|(p, g)| [p.dtype(), g.dtype()]))?;
-                }
-            }
-            ready.push((on, &items[..]));
-        }
-        ready
-            .into_iter()
-            .try_for_each(|(on, items)| kernel(on, items))
-    }
-}
-
-/// Parameters, gradients and states of a batch.
-type Lists<'b, 'a> = (
-    &'b mut [&'a mut Tensor],
-    &'b [&'a Tensor],
-    &'b mut [&'a mut Tensor],
-);
 
 /// Makes parameters ready to be written, and returns a contiguous copy of each gradient that has
 /// gaps. Changes no value.

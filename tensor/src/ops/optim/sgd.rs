@@ -3,11 +3,12 @@
 #[cfg(feature = "cuda")]
 use super::cuda;
 use super::{
-    Batches, Item, Part, allocate_state, check_pairs, check_state, cpu, expect_equal_lengths,
-    make_ready, ready,
+    Batches, Item, Number, Part, Ready, allocate_state, check_pairs, check_state, cpu,
+    expect_equal_lengths, make_ready, ready,
 };
 use crate::storage::On;
 use crate::{Result, Tensor};
+use smallvec::SmallVec;
 use std::borrow::{Borrow, BorrowMut};
 
 /// Stochastic gradient descent, as `torch.optim.SGD`.
@@ -71,19 +72,32 @@ pub fn sgd_step<P: BorrowMut<Tensor>, G: Borrow<Tensor>>(
     momenta: &mut [Option<Tensor>],
     config: &SgdConfig,
 ) -> Result<()> {
-    sgd_steps(&mut [Part {
-        params,
-        grads,
-        states: momenta,
-        config: *config,
-    }])
+    sgd_steps(&mut [Part::new(params, grads, momenta, *config)])
 }
 
 /// As [`sgd_step`], for several lists of parameters, each with its own numbers: all of them step, or
-/// none.
+/// none. A learning rate that is on the device stays there: the host issues the step and never learns
+/// the rate.
+///
+/// ```
+/// use phalanx_tensor::ops::optim::{Part, SgdConfig, sgd_steps};
+/// use phalanx_tensor::{Device, Tensor};
+///
+/// let mut p = [Tensor::from_slice(&[1.0f32, 2.0], [2], Device::cpu(0))?];
+/// let g = [Tensor::from_slice(&[0.5f32, -0.5], [2], Device::cpu(0))?];
+/// let lr = Tensor::scalar(0.25f32, Device::cpu(0))?;
+/// let config = SgdConfig { lr: 1.0, ..SgdConfig::default() };
+/// let mut momenta = [None::<Tensor>];
+/// let mut part = Part::new(&mut p, &g, &mut momenta, config);
+/// part.lr_scale = (&lr).into();
+/// sgd_steps(&mut [part])?;
+/// assert_eq!(p[0].to_vec::<f32>()?, [0.875, 2.125]);
+/// # Ok::<(), phalanx_tensor::Error>(())
+/// ```
 ///
 /// # Errors
-/// As [`sgd_step`].
+/// As [`sgd_step`]; [`InvalidShape`](crate::Error::InvalidShape) for a number of several elements. A
+/// number on the device is not looked at: one that is negative or no number spoils the parameters.
 pub fn sgd_steps<P, G, S>(parts: &mut [Part<'_, P, G, S, SgdConfig>]) -> Result<()>
 where
     P: BorrowMut<Tensor>,
@@ -113,31 +127,49 @@ where
     for part in &mut *parts {
         let config = &part.config;
         let mut states = part.states.iter_mut();
+        let mut scales: SmallVec<[_; 1]> = SmallVec::new();
         for (param, grad) in part.params.iter_mut().zip(part.grads) {
             let (param, grad) = (param.borrow_mut(), grad.borrow());
             let batch = batches.of(param.device());
+            let lr_scale = match scales.iter().find(|(on, _)| *on == param.device()) {
+                Some((_, known)) => *known,
+                None => {
+                    let scale = batch.number(OP, part.lr_scale, param.device())?;
+                    scales.push((param.device(), scale));
+                    scale
+                }
+            };
             batch.params.push(param);
             batch.grads.push(ready(grad, &mut copies));
-            let (mut step, held) = (2, batch.states.len());
+            let (mut is_first, held) = (false, batch.states.len());
             if config.momentum != 0.0 {
                 // The first step writes the momentum and does not read it.
                 let known = states.next().and_then(|state| state.borrow_mut().as_mut());
-                step -= u64::from(known.is_none());
+                is_first = known.is_none();
                 batch.states.extend(known.or_else(|| unused.next()));
             }
             let states = batch.states.len() - held;
             batch.items.push(Item {
                 config,
                 states,
-                step,
+                is_first,
+                lr_scale,
+                step: Number::Host(1.0), // nobody looks at it
             });
         }
     }
-    batches.run(OP, "sgd", |on, items| match on {
-        On::Cpu(lists) => cpu::sgd(OP, lists, items),
-        #[cfg(feature = "cuda")]
-        On::Cuda(mut lane, lists) => cuda::sgd(&mut lane, lists, items),
-    })?;
+    batches.run(
+        OP,
+        |on, items| match on {
+            On::Cpu(lists) => Ok(Ready::Cpu((lists, items))),
+            #[cfg(feature = "cuda")]
+            On::Cuda(mut lane, lists) => {
+                let launches = cuda::sgd(&mut lane, lists, items)?;
+                Ok(Ready::Cuda(lane, launches))
+            }
+        },
+        |(lists, items)| cpu::sgd(OP, lists, items),
+    )?;
     let mut fresh = fresh.into_iter();
     for part in parts.iter_mut().filter(|part| part.config.momentum != 0.0) {
         for momentum in &mut *part.states {
@@ -156,6 +188,7 @@ where
 {
     let c = &part.config;
     c.check(op)?;
+    part.check_numbers(op)?;
     check_pairs(op, part.params, part.grads)?;
     if c.momentum == 0.0 {
         return Ok(());
