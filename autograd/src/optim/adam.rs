@@ -2,12 +2,13 @@
 
 use super::Optimizer;
 use super::check::{checked, expect_rate};
-use super::groups::{Group, Groups, Kept, take_count, take_like};
+use super::groups::{Group, Groups, Kept, split, take_count, take_like};
 use crate::error::{Error, Result};
 use crate::grads::Gradients;
 use crate::param::Param;
 use crate::state::{State, saved_count};
 use phalanx_tensor::Tensor;
+use phalanx_tensor::ops::Scalar;
 pub use phalanx_tensor::ops::optim::{AdamConfig, DecayMode};
 use phalanx_tensor::ops::optim::{AdamState, adam_steps};
 use smallvec::{SmallVec, smallvec};
@@ -72,15 +73,16 @@ impl Kept for AdamState {
 }
 
 impl Optimizer for Adam {
-    fn step(&mut self, gradients: &Gradients) -> Result<()> {
+    fn step_with_lr(&mut self, gradients: &Gradients, lr: Scalar<'_>) -> Result<()> {
         let config = self.config;
+        let (lr, scale) = split(lr);
         let of_group = |group: &Group| AdamConfig {
-            lr: config.lr * group.lr_scale,
+            lr: lr * group.lr_scale,
             weight_decay: group.weight_decay.unwrap_or(config.weight_decay),
             ..config
         };
         self.groups
-            .step(gradients, of_group, |parts| Ok(adam_steps(parts)?))
+            .step(gradients, of_group, scale, |parts| Ok(adam_steps(parts)?))
     }
 
     fn lr(&self) -> f64 {

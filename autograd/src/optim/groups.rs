@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::grads::Gradients;
 use crate::param::{Param, update_all};
 use crate::state::{State, loaded_count, loaded_number};
+use phalanx_tensor::ops::Scalar;
 use phalanx_tensor::ops::optim::Part;
 use phalanx_tensor::{Device, Tensor};
 use smallvec::{SmallVec, smallvec};
@@ -98,6 +99,14 @@ fn put<S: Kept>(old: &mut Option<S>, new: Option<S>) -> Result<()> {
     Ok(())
 }
 
+/// A learning rate as a number of the host and a factor that may be on the device.
+pub(super) fn split(lr: Scalar<'_>) -> (f64, Scalar<'_>) {
+    match lr {
+        Scalar::Host(lr) => (lr, Scalar::Host(1.0)),
+        Scalar::Device(_) => (1.0, lr),
+    }
+}
+
 fn in_place<S: Kept>(old: &S, new: &S) -> bool {
     let (old, new) = (old.tensors(), new.tensors());
     old.iter()
@@ -134,12 +143,13 @@ impl<S: Kept> Groups<S> {
     }
 
     /// Calls `step` with a part for each group: the parameters that have a gradient, these, their
-    /// states, and what `config` makes of the group. One call for all, so that a step takes place
+    /// states, what `config` makes of the group, and `lr_scale`, a factor of its rate. One call for all, so that a step takes place
     /// whole or not at all.
     pub(super) fn step<C>(
         &mut self,
         gradients: &Gradients,
         config: impl Fn(&Group) -> C,
+        lr_scale: Scalar<'_>,
         step: impl FnOnce(&mut [Part<'_, &mut Tensor, &Tensor, &mut Option<S>, C>]) -> Result<()>,
     ) -> Result<()> {
         let n = self.groups.iter().map(|(_, states)| states.len()).sum();
@@ -166,12 +176,9 @@ impl<S: Kept> Groups<S> {
                 (params, values) = values.split_at_mut(len);
                 (grad, grads) = grads.split_at(len);
                 (state, states) = states.split_at_mut(len);
-                parts.push(Part {
-                    params,
-                    grads: grad,
-                    states: state,
-                    config,
-                });
+                let mut part = Part::new(params, grad, state, config);
+                part.lr_scale = lr_scale;
+                parts.push(part);
             }
             step(&mut parts)
         })

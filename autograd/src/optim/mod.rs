@@ -23,6 +23,7 @@ pub use sgd::{Sgd, SgdConfig};
 use crate::error::Result;
 use crate::grads::Gradients;
 use crate::state::State;
+use phalanx_tensor::ops::Scalar;
 
 /// Changes parameters by their gradients.
 pub trait Optimizer {
@@ -34,7 +35,33 @@ pub trait Optimizer {
     /// # Errors
     /// As the tensor operation. Nothing is changed then, no parameter, no state and no count of
     /// steps: the step can be repeated.
-    fn step(&mut self, gradients: &Gradients) -> Result<()>;
+    fn step(&mut self, gradients: &Gradients) -> Result<()> {
+        self.step_with_lr(gradients, self.lr().into())
+    }
+
+    /// One step with this learning rate instead of the optimizer's, which stays as it is. A rate that is
+    /// a tensor on the device costs no wait: the host issues the step and never learns the rate
+    /// (PyTorch: `lr` as a tensor, with `capturable=True`).
+    ///
+    /// ```
+    /// use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
+    /// use phalanx_autograd::{Param, Tape};
+    /// use phalanx_tensor::{Device, Tensor};
+    ///
+    /// let w = Param::new(Tensor::scalar(5.0f64, Device::cpu(0))?);
+    /// let mut sgd = Sgd::new(vec![w.clone()], SgdConfig::default())?;
+    /// let tape = Tape::new();
+    /// let loss = tape.leaf(&w).square()?;
+    /// let lr = Tensor::scalar(0.25f32, Device::cpu(0))?;
+    /// sgd.step_with_lr(&tape.backward(&loss)?, (&lr).into())?;
+    /// assert_eq!(w.value()?.item::<f64>()?, 2.5);
+    /// # Ok::<(), phalanx_autograd::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`step`](Optimizer::step); for a rate of the host that is negative or not finite, and for a
+    /// tensor that does not have one float. What a tensor holds is not looked at.
+    fn step_with_lr(&mut self, gradients: &Gradients, lr: Scalar<'_>) -> Result<()>;
 
     /// The learning rate of the next step.
     fn lr(&self) -> f64;

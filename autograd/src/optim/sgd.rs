@@ -2,12 +2,13 @@
 
 use super::Optimizer;
 use super::check::{checked, expect_rate};
-use super::groups::{Group, Groups, take_like};
+use super::groups::{Group, Groups, split, take_like};
 use crate::error::Result;
 use crate::grads::Gradients;
 use crate::param::Param;
 use crate::state::State;
 use phalanx_tensor::Tensor;
+use phalanx_tensor::ops::Scalar;
 pub use phalanx_tensor::ops::optim::SgdConfig;
 use phalanx_tensor::ops::optim::sgd_steps;
 
@@ -62,15 +63,16 @@ impl Sgd {
 }
 
 impl Optimizer for Sgd {
-    fn step(&mut self, gradients: &Gradients) -> Result<()> {
+    fn step_with_lr(&mut self, gradients: &Gradients, lr: Scalar<'_>) -> Result<()> {
         let config = self.config;
+        let (lr, scale) = split(lr);
         let of_group = |group: &Group| SgdConfig {
-            lr: config.lr * group.lr_scale,
+            lr: lr * group.lr_scale,
             weight_decay: group.weight_decay.unwrap_or(config.weight_decay),
             ..config
         };
         self.groups
-            .step(gradients, of_group, |parts| Ok(sgd_steps(parts)?))
+            .step(gradients, of_group, scale, |parts| Ok(sgd_steps(parts)?))
     }
 
     fn lr(&self) -> f64 {

@@ -467,3 +467,54 @@ fn schedules_give_pytorchs_factors() {
     .unwrap();
     close(&[mid], &[(1.0 + 4e-6) / 2.0]);
 }
+
+/// A learning rate that is on the device gives the bits of one that the program has, in every group,
+/// and stays out of what is saved.
+#[test]
+fn a_learning_rate_may_be_on_the_device() {
+    type New = fn(Vec<Param>) -> Box<dyn Optimizer>;
+    let sgd: New = |params| {
+        let config = SgdConfig {
+            momentum: 0.9,
+            weight_decay: 0.01,
+            ..SgdConfig::default()
+        };
+        Box::new(Sgd::new(params, config).unwrap())
+    };
+    let adam: New = |params| {
+        let peculiar = Group {
+            lr_scale: 0.5,
+            ..Group::new(vec![params[1].clone()])
+        };
+        let adam = Adam::new(params, AdamConfig::adamw()).unwrap();
+        Box::new(adam.with_group(peculiar).unwrap())
+    };
+    for new in [sgd, adam] {
+        let run = |on_device: bool| {
+            let params = [Param::new(tensor(&START)), Param::new(tensor(&START[1..]))];
+            let mut optimizer = new(params.to_vec());
+            for (t, lr) in [0.25, 0.5, 0.125].into_iter().enumerate() {
+                let slope = slope(t);
+                let grads = gradients(&[(&params[0], &slope), (&params[1], &slope[..2])]);
+                if on_device {
+                    let lr = Tensor::scalar(lr, CPU).unwrap();
+                    optimizer.step_with_lr(&grads, (&lr).into()).unwrap();
+                    assert_eq!(optimizer.lr(), 1e-3);
+                } else {
+                    optimizer.set_lr(lr).unwrap();
+                    optimizer.step(&grads).unwrap();
+                }
+            }
+            let grads = gradients(&[(&params[0], &START)]);
+            let before = vals(&params[0]);
+            for lr in [-1.0, f64::NAN] {
+                optimizer.step_with_lr(&grads, lr.into()).unwrap_err();
+            }
+            let two = tensor(&[1.0, 2.0]);
+            optimizer.step_with_lr(&grads, (&two).into()).unwrap_err();
+            assert_eq!(vals(&params[0]), before);
+            params.map(|p| vals(&p))
+        };
+        assert_eq!(run(true), run(false));
+    }
+}
