@@ -28,7 +28,8 @@
 //!   they are enqueued ([`device::clock`]), and two uses of the same bytes, one of which writes, must be ordered.
 //!   Allocating and freeing count as writes.
 //! - **Use after free**, when a pointer to freed memory is handed to a kernel or a copy, and when it is used.
-//! - **Accesses out of bounds and to another GPU** to which there is no peer access.
+//! - **Accesses out of bounds and to another GPU** to which there is no peer access, because the program has
+//!   not enabled it or because the two GPUs are strangers ([`device::settings`]).
 //! - **Reads of bytes that nothing has written**, by kernels and by copies to the host.
 //! - **Memory that is freed twice**, handles of another context, and handles whose object is destroyed.
 //! - **Leaks**: when a context ends, all that it still has; when the process ends, device memory. What

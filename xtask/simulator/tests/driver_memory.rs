@@ -10,6 +10,7 @@ use simulator::driver::alloc::*;
 use simulator::driver::context::*;
 use simulator::driver::copy::*;
 use simulator::driver::init::*;
+use simulator::driver::module::*;
 use simulator::driver::pointers::{Array, Out};
 use simulator::driver::pool::*;
 use simulator::driver::set::*;
@@ -133,6 +134,49 @@ fn peers() {
     join_contexts(&second, of_second, of_first);
     free(x, of_first);
     free(y, of_second);
+}
+
+/// Two GPUs that cannot access each other's memory; copies between them go through the host.
+fn strangers() {
+    const UNSUPPORTED: u32 = 217;
+    const INVALID_DEVICE: u32 = 101;
+    let can = |a: i32, b: i32| {
+        let mut can = 9;
+        good!(cuDeviceCanAccessPeer(Out::to(&mut can), a, b));
+        can
+    };
+    let [first, second] = [0, 1].map(Gpu::new);
+    assert_eq!(
+        [(0, 1), (1, 0), (0, 2), (2, 1), (0, 0)].map(|(a, b)| can(a, b)),
+        [0, 0, 1, 1, 0]
+    );
+    second.bind();
+    assert_eq!(call!(cuCtxEnablePeerAccess(first.context, 0)), UNSUPPORTED);
+    let access = |device: i32| {
+        let access = [[1, device, 3]];
+        call!(cuMemPoolSetAccess(pool(), Array::of(&access), 1))
+    };
+    assert_eq!([0, 1, 2].map(access), [0, INVALID_DEVICE, 0]);
+    let b = stream();
+    let y = ints(b, N);
+    first.bind();
+    let a = stream();
+    let x = ints(a, N);
+    assert_eq!(first.fill(a, x, 5, N as i32), 0);
+    good!(cuStreamSynchronize(a));
+    second.bind();
+    good!(cuMemcpyPeerAsync(
+        y,
+        second.context,
+        x,
+        first.context,
+        4 * N,
+        b
+    ));
+    assert_eq!(read(y, N, b), (0, vec![5; N]));
+    free(y, b);
+    first.bind();
+    free(x, a);
 }
 
 fn join_contexts(of_before: &Gpu, before: u64, after: u64) {
@@ -282,6 +326,43 @@ fn counting() {
     free(x, a);
 }
 
+/// A function is loaded when it is launched first, or when the program asks for it.
+fn loading() {
+    let gpu = Gpu::new(0);
+    let a = stream();
+    let x = ints(a, N);
+    let is_loaded = |function: u64| {
+        let mut loaded = 9;
+        good!(cuFuncIsLoaded(Out::to(&mut loaded), function));
+        loaded
+    };
+    assert_eq!(is_loaded(gpu.kernel("fill")), 0);
+    assert_eq!(gpu.fill(a, x, 1, N as i32), 0);
+    assert_eq!(gpu.fill(a, x, 1, N as i32), 0);
+    assert_eq!(
+        (is_loaded(gpu.kernel("fill")), count(Count::LazyLoads)),
+        (1, 1)
+    );
+    let mut n = 0;
+    good!(cuModuleGetFunctionCount(Out::to(&mut n), gpu.module));
+    let mut all = vec![0; n as usize + 1];
+    good!(cuModuleEnumerateFunctions(
+        Out::to(&mut all[0]),
+        n + 1,
+        gpu.module
+    ));
+    assert_eq!(all.pop(), Some(0));
+    assert!(all.contains(&gpu.kernel("increment")) && !all.contains(&0));
+    for function in all {
+        good!(cuFuncLoad(function));
+        assert_eq!(is_loaded(function), 1);
+    }
+    assert_eq!(gpu.increment(a, x, N as i32), 0);
+    assert_eq!(count(Count::LazyLoads), 1);
+    assert_eq!(read(x, N, a), (0, vec![2; N]));
+    free(x, a);
+}
+
 /// A launch of a tiny kernel, again and again.
 fn speed() {
     let gpu = Gpu::new(0);
@@ -326,6 +407,8 @@ const PROGRAMS: &[(&str, fn())] = &[
     ("allocations", allocations),
     ("pools", pools),
     ("peers", peers),
+    ("strangers", strangers),
+    ("loading", loading),
     ("no peer access 0", || no_peer_access(false)),
     ("no peer access 1", || no_peer_access(true)),
     ("free of a peer, right", || free_of_a_peer(true)),
@@ -355,6 +438,20 @@ fn gpus_copy_between_each_other() {
         let outcome = run(&name, &[("PHALANX_SIMULATOR_GPUS", "2")]);
         outcome.finds(&["increment", "no peer access"]);
     }
+}
+
+#[test]
+fn gpus_may_be_strangers() {
+    let variables = [
+        ("PHALANX_SIMULATOR_GPUS", "3"),
+        ("PHALANX_SIMULATOR_STRANGERS", "1-0"),
+    ];
+    run("strangers", &variables).finds_nothing();
+}
+
+#[test]
+fn functions_are_loaded_late_or_when_asked_for() {
+    run("loading", &[]).finds_nothing();
 }
 
 #[test]

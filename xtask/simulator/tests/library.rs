@@ -42,6 +42,7 @@ const NAMES: &str = "cuInit cuDriverGetVersion cuDeviceGetCount cuDeviceGet cuDe
     cuMemcpyAsync cuMemsetD8Async cuMemsetD16Async cuMemsetD32Async cuMemsetD8_v2 cuMemGetInfo_v2
     cuDeviceGetDefaultMemPool cuMemPoolSetAttribute cuMemPoolGetAttribute cuMemPoolTrimTo cuMemPoolSetAccess
     cuModuleLoadData cuModuleLoadDataEx cuModuleUnload cuModuleGetFunction cuModuleGetGlobal_v2 cuFuncGetAttribute
+    cuModuleGetFunctionCount cuModuleEnumerateFunctions cuFuncLoad cuFuncIsLoaded cuFuncGetParamInfo
     cuFuncSetAttribute cuFuncSetCacheConfig cuOccupancyMaxActiveBlocksPerMultiprocessor cuLaunchKernel cuLaunchKernelEx
     cuLaunchHostFunc cuPointerGetAttribute cuDeviceCanAccessPeer cuCtxEnablePeerAccess cuGetErrorName cuGetErrorString
     cuGetProcAddress_v2 cuGraphLaunch cuStreamBeginCapture_v2 cuMemAllocManaged phalanx_simulator_count

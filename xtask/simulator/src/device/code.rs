@@ -26,6 +26,7 @@ impl Code {
     pub const ILLEGAL_ADDRESS: Code = Code(700);
     pub const LAUNCH_OUT_OF_RESOURCES: Code = Code(701);
     pub const LAUNCH_TIMEOUT: Code = Code(702);
+    pub const PEER_ACCESS_UNSUPPORTED: Code = Code(217);
     pub const PEER_ACCESS_ALREADY_ENABLED: Code = Code(704);
     pub const PEER_ACCESS_NOT_ENABLED: Code = Code(705);
     pub const HOST_MEMORY_ALREADY_REGISTERED: Code = Code(712);

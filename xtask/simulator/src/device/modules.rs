@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::machine::Machine;
 use super::memory::{Life, Owner};
@@ -44,6 +44,8 @@ pub struct Function {
     pub kernel: exec::Kernel,
     /// The most dynamic shared memory of a launch, as the program has set it.
     dynamic_shared: AtomicU32,
+    /// Whether its code is on the GPU. As a driver by default, this one loads a function when it is first launched.
+    loaded: AtomicBool,
 }
 
 impl Function {
@@ -58,6 +60,7 @@ impl Function {
             module: module.id,
             kernel: kernel.clone(),
             dynamic_shared: AtomicU32::new(free),
+            loaded: AtomicBool::new(false),
         })
     }
 
@@ -83,6 +86,16 @@ impl Function {
             self.dynamic_shared.store(bytes, Ordering::Relaxed);
         }
         fits
+    }
+
+    /// Whether it is loaded.
+    pub fn is_loaded(&self) -> bool {
+        self.loaded.load(Ordering::Relaxed)
+    }
+
+    /// Loads it; true where it was not.
+    pub fn load(&self) -> bool {
+        !self.loaded.swap(true, Ordering::Relaxed)
     }
 
     /// How many blocks one multiprocessor holds at once, as far as threads and shared memory decide it.

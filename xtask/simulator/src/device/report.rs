@@ -28,9 +28,11 @@ pub enum Count {
     Pinned = 7,
     /// Modules loaded.
     Modules = 8,
+    /// Functions that were loaded when they were launched first, which may wait for the device.
+    LazyLoads = 9,
 }
 
-const COUNTS: usize = 9;
+const COUNTS: usize = 10;
 
 /// How many findings are kept and written; of more only the number is known.
 const MOST: usize = 1000;

@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `PHALANX_SIMULATOR_GPUS` | number of GPUs, 0 to 64; with 0 the driver says that there is none | 1 |
 //! | `PHALANX_SIMULATOR_MEMORY` | bytes of memory of each GPU | 4 GiB |
+//! | `PHALANX_SIMULATOR_STRANGERS` | pairs of GPUs without peer access, as `0-1,2-3` | none |
 //! | `PHALANX_SIMULATOR_SEED` | number that decides which ready operation runs next | 0 |
 //! | `PHALANX_SIMULATOR_REPORT` | file to which each finding is appended as one line | no file |
 //! | `PHALANX_SIMULATOR_CACHE` | folder for compiled modules | `phalanx-simulator` in the folder for temporary files |
@@ -21,6 +22,8 @@ pub struct Settings {
     pub gpus: usize,
     /// Bytes of memory of each GPU.
     pub memory: u64,
+    /// Pairs of GPUs of which neither can access the other's memory.
+    pub strangers: Vec<[usize; 2]>,
     /// The seed of the order in which ready operations run.
     pub seed: u64,
     /// Where findings are written, beside stderr.
@@ -47,12 +50,36 @@ impl Settings {
         Ok(Settings {
             gpus,
             memory: number("PHALANX_SIMULATOR_MEMORY", 4_u64 << 30)?,
+            strangers: strangers("PHALANX_SIMULATOR_STRANGERS")?,
             seed: number("PHALANX_SIMULATOR_SEED", 0_u64)?,
             report: env::var_os("PHALANX_SIMULATOR_REPORT").map(PathBuf::from),
             cache: cache.unwrap_or_else(|| env::temp_dir().join("phalanx-simulator")),
             patience: Duration::from_secs(number("PHALANX_SIMULATOR_PATIENCE", 60_u64)?),
         })
     }
+}
+
+impl Settings {
+    /// Whether a GPU can be given access to the memory of another one.
+    pub fn can_access(&self, gpu: usize, peer: usize) -> bool {
+        let strangers = |pair: &[usize; 2]| *pair == [gpu, peer] || *pair == [peer, gpu];
+        gpu != peer && !self.strangers.iter().any(strangers)
+    }
+}
+
+fn strangers(name: &str) -> Result<Vec<[usize; 2]>, String> {
+    let Some(text) = env::var_os(name) else {
+        return Ok(Vec::new());
+    };
+    let pair = |pair: &str| {
+        let (a, b) = pair.split_once('-')?;
+        Some([a.parse().ok()?, b.parse().ok()?])
+    };
+    let pairs = text.to_str().and_then(|text| {
+        let pairs = text.split(',').filter(|pair| !pair.is_empty());
+        pairs.map(pair).collect()
+    });
+    pairs.ok_or_else(|| format!("{name} is {text:?}; it may be pairs of GPUs, as 0-1,2-3."))
 }
 
 fn number<T: FromStr>(name: &str, default: T) -> Result<T, String> {

@@ -167,6 +167,9 @@ api! {
         if own == peer {
             return Err(Code::INVALID_DEVICE);
         }
+        if !machine.settings.can_access(own, peer) {
+            return Err(Code::PEER_ACCESS_UNSUPPORTED);
+        }
         if context.peers >> peer & 1 == 1 {
             return Err(Code::PEER_ACCESS_ALREADY_ENABLED);
         }

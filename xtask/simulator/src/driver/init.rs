@@ -111,18 +111,20 @@ api! {
     cuDeviceCanAccessPeer(can: Out<i32>, device: i32, peer: i32) {
         let machine = Machine::get()?;
         let (own, peer) = (gpu(machine, device)?, gpu(machine, peer)?);
-        can.put((own != peer).into())
+        can.put(machine.settings.can_access(own, peer).into())
     }
 
     cuDeviceGetP2PAttribute(value: Out<i32>, attribute: u32, device: i32, peer: i32) {
         let machine = Machine::get()?;
-        if gpu(machine, device)? == gpu(machine, peer)? {
+        let (own, peer) = (gpu(machine, device)?, gpu(machine, peer)?);
+        if own == peer {
             return Err(Code::INVALID_DEVICE);
         }
+        let access = machine.settings.can_access(own, peer);
         value.put(match attribute {
-            1 => 0,     // rank of the speed: all are alike
-            2 | 3 => 1, // access, and atomic operations
-            4 => 0,     // access to arrays
+            1 => 0,                  // rank of the speed: all are alike
+            2 | 3 => access.into(), // access, and atomic operations
+            4 => 0,                  // access to arrays
             _ => return Err(Code::INVALID_VALUE),
         })
     }

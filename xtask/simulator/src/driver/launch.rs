@@ -102,6 +102,9 @@ fn launch(
     if shared > function.dynamic_shared() || shared + function.static_shared() > SHARED_MOST {
         return Err(Code::INVALID_VALUE);
     }
+    if function.load() {
+        machine.report.count(Count::LazyLoads);
+    }
     let launch = Launch {
         grid,
         block,

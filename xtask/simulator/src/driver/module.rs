@@ -9,7 +9,7 @@ use super::context;
 use super::handles::{self, Handle};
 use super::pointers::{Out, Text};
 use crate::device::code::{Code, Result};
-use crate::device::machine::{Guard, Machine};
+use crate::device::machine::Machine;
 use crate::device::memory::Owner;
 use crate::device::modules::{Function, Module};
 
@@ -109,8 +109,8 @@ pub fn function(machine: &Machine, state: &State, handle: Handle) -> Result<Arc<
     }
 }
 
-fn get_function(mut state: Guard<'_>, out: Out<Handle>, module: Handle, name: &str) -> Result<()> {
-    let found = find(&state, module)?;
+fn get_function(state: &mut State, module: Handle, name: &str) -> Result<Handle> {
+    let found = find(state, module)?;
     let id = found.id;
     let functions = found.functions.iter();
     let known = functions.copied().find(|number| {
@@ -129,7 +129,7 @@ fn get_function(mut state: Guard<'_>, out: Out<Handle>, module: Handle, name: &s
             number
         }
     };
-    out.put(handles::of_function(number as usize))
+    Ok(handles::of_function(number as usize))
 }
 
 api! {
@@ -168,7 +168,36 @@ api! {
         if function.is_null() {
             return Err(Code::INVALID_VALUE);
         }
-        get_function(machine.lock(), function, module, name)
+        function.put(get_function(&mut machine.lock(), module, name)?)
+    }
+
+    cuModuleGetFunctionCount(count: Out<u32>, module: Handle) {
+        let machine = Machine::get()?;
+        let state = machine.lock();
+        count.put(find(&state, module)?.image.kernel_names().len() as u32)
+    }
+
+    cuModuleEnumerateFunctions(functions: Out<Handle>, most: u32, module: Handle) {
+        let machine = Machine::get()?;
+        let mut state = machine.lock();
+        let names = find(&state, module)?.image.kernel_names();
+        for (i, name) in names.iter().take(most as usize).enumerate() {
+            functions.at(i).put(get_function(&mut state, module, name)?)?;
+        }
+        Ok(())
+    }
+
+    cuFuncLoad(function_: Handle) {
+        let machine = Machine::get()?;
+        let state = machine.lock();
+        function(machine, &state, function_)?.load();
+        Ok(())
+    }
+
+    cuFuncIsLoaded(loaded: Out<u32>, function_: Handle) {
+        let machine = Machine::get()?;
+        let state = machine.lock();
+        loaded.put(function(machine, &state, function_)?.is_loaded().into())
     }
 
     cuModuleGetGlobal_v2(address: Out<u64>, bytes: Out<usize>, module: Handle, name: Text) {

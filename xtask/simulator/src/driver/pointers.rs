@@ -46,6 +46,11 @@ impl<T> Out<T> {
         Ok(())
     }
 
+    /// The place of the result `index` of several.
+    pub fn at(&self, index: usize) -> Out<T> {
+        Out(self.0.wrapping_add(index))
+    }
+
     /// Hands out the result if it is asked for.
     pub fn put_if_asked(&self, value: T) {
         let _ = self.put(value);

@@ -127,7 +127,9 @@ api! {
         let pool = &mut state.pools[pool];
         for [place, device, flags] in map.items(count)? {
             let gpu = init::gpu(machine, device)?;
+            let can = gpu == pool.gpu || machine.settings.can_access(gpu, pool.gpu);
             match (place, flags) {
+                (1, 3) if !can => return Err(Code::INVALID_DEVICE),
                 (1, 3) => pool.access |= 1 << gpu,
                 (1, 0) if gpu != pool.gpu => pool.access &= !(1 << gpu),
                 _ => return Err(Code::INVALID_VALUE),
