@@ -162,8 +162,9 @@ impl Device {
     /// others run: loading one may wait for the card, and so for a collective that waits for this
     /// program. CPU devices have nothing to load.
     ///
-    /// A driver that loads lazily, which is its default, still loads each function when it is first used:
-    /// start the program with `CUDA_MODULE_LOADING=EAGER` where that matters.
+    /// A driver of CUDA 12.4 or later is asked to load every function. An older one that loads lazily,
+    /// which is its default, still does so when a function is first used: there, start the program
+    /// with `CUDA_MODULE_LOADING=EAGER`.
     ///
     /// # Errors
     /// [`Error::DeviceUnavailable`] where a kernel cannot be compiled or loaded.

@@ -42,10 +42,17 @@ const FUNCTIONS: &[&str] = &[
     "cuModuleLoadData",
     "cuModuleGetFunction",
     "cuModuleGetGlobal_v2",
-    "cuFuncGetParamInfo",
     "cuLaunchKernel",
     "cuGetErrorName",
     "cuGetErrorString",
+];
+
+/// Functions by which kernels are loaded before they are launched first; drivers before CUDA 12.4 have
+/// none of them.
+const LOADING: &[&str] = &[
+    "cuModuleGetFunctionCount",
+    "cuModuleEnumerateFunctions",
+    "cuFuncLoad",
 ];
 
 /// What the driver says of itself.
@@ -55,6 +62,10 @@ pub(crate) struct Driver {
     pub(crate) version: i32,
     /// How many cards it sees.
     pub(crate) cards: usize,
+    /// It loads functions when it is asked to, and not only when they are launched first.
+    pub(crate) loads_functions: bool,
+    /// It tells the parameters of a kernel (`cuFuncGetParamInfo`, from CUDA 12.4 on).
+    pub(crate) tells_params: bool,
 }
 
 /// The driver, looked for once; or the sentence that says what is missing.
@@ -70,13 +81,16 @@ fn find() -> Result<Driver, String> {
     }
     // SAFETY: the library is present, so this does not panic.
     let library = unsafe { sys::culib() };
-    for name in FUNCTIONS {
-        // SAFETY: the symbol is only looked for; its type does not matter.
-        if unsafe { library.get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_err() {
-            return Err(format!(
-                "the CUDA driver is too old: it has no function {name}"
-            ));
-        }
+    // SAFETY: the symbol is only looked for; its type does not matter.
+    let has = |name: &&str| unsafe {
+        library
+            .get::<unsafe extern "C" fn()>(name.as_bytes())
+            .is_ok()
+    };
+    if let Some(name) = FUNCTIONS.iter().find(|name| !has(name)) {
+        return Err(format!(
+            "the CUDA driver is too old: it has no function {name}"
+        ));
     }
     result::init().map_err(|e| match e.0 {
         CUresult::CUDA_ERROR_NO_DEVICE => "the CUDA driver found no card".into(),
@@ -92,6 +106,8 @@ fn find() -> Result<Driver, String> {
     Ok(Driver {
         version,
         cards: cards.try_into().unwrap_or(0),
+        loads_functions: LOADING.iter().all(has),
+        tells_params: has(&"cuFuncGetParamInfo"),
     })
 }
 

@@ -240,16 +240,16 @@ impl Issue {
         let function = gpu.modules.function(self.op, gpu, variant, name)?;
         let mut pointers: SmallVec<[*mut c_void; 16]> = SmallVec::new();
         // A kernel with another signature than its caller believes is a bug of this crate.
-        assert_eq!(
-            function.params.len(),
-            args.len(),
-            "{}: arguments of {name}",
-            self.op
-        );
-        for (i, (arg, &size)) in args.iter().zip(&function.params).enumerate() {
-            let bytes = arg.bytes();
-            assert_eq!(bytes.len(), size, "{}: argument {i} of {name}", self.op);
-            pointers.push(bytes.as_ptr().cast_mut().cast());
+        if let Some(params) = &function.params {
+            let sizes = args.iter().map(|arg| arg.bytes().len());
+            assert!(
+                sizes.eq(params.iter().copied()),
+                "{}: the arguments of {name} are not its parameters, of {params:?} bytes",
+                self.op
+            );
+        }
+        for arg in args {
+            pointers.push(arg.bytes().as_ptr().cast_mut().cast());
         }
         let [bx, by, bz] = grid.blocks;
         let [tx, ty, tz] = grid.threads;

@@ -112,8 +112,8 @@ impl Variant {
 #[derive(Debug)]
 pub(super) struct Function {
     pub(super) handle: Handle<sys::CUfunction>,
-    /// The sizes of its parameters, in bytes.
-    pub(super) params: SmallVec<[usize; 12]>,
+    /// The sizes of its parameters, in bytes, where the driver tells them.
+    pub(super) params: Option<SmallVec<[usize; 12]>>,
 }
 
 /// Element types of a variant.
@@ -179,7 +179,14 @@ impl Modules {
     /// Loads every kernel that there is.
     pub(crate) fn load_all(&self, op: &'static str, gpu: &Gpu) -> Result<()> {
         let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Variant::all().try_for_each(|variant| loaded.module(op, gpu, &variant).map(drop))
+        Variant::all().try_for_each(|variant| {
+            let module = loaded.module(op, gpu, &variant)?;
+            load_functions(module).map_err(|e| Error::DeviceUnavailable {
+                op,
+                device: gpu.device(),
+                reason: explain(&variant, e),
+            })
+        })
     }
 }
 
@@ -233,21 +240,54 @@ fn find(module: sys::CUmodule, name: &str) -> Result<Function, DriverError> {
     let mut handle = std::ptr::null_mut();
     // SAFETY: the module is loaded, and the name is a C string.
     unsafe { sys::cuModuleGetFunction(&mut handle, module, text.as_ptr()) }.result()?;
-    let mut params = SmallVec::new();
-    loop {
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: the function is a kernel of the module; both pointers are valid.
-        let asked =
-            unsafe { sys::cuFuncGetParamInfo(handle, params.len(), &mut offset, &mut size) };
-        match asked.result() {
-            Ok(()) => params.push(size),
-            // Behind the last parameter.
-            Err(DriverError(CUresult::CUDA_ERROR_INVALID_VALUE)) => break,
-            Err(e) => return Err(e),
-        }
+    let driver = super::driver::driver().ok();
+    if driver.is_some_and(|driver| driver.loads_functions) {
+        load_function(handle)?;
     }
+    let tells_params = driver.is_some_and(|driver| driver.tells_params);
+    let params = tells_params.then(|| params(handle)).transpose()?;
     Ok(Function {
         handle: Handle(handle),
         params,
     })
+}
+
+/// The sizes of a kernel's parameters. They are asked for one by one, until there is none: the function
+/// that counts them came with CUDA 13.2.
+fn params(function: sys::CUfunction) -> Result<SmallVec<[usize; 12]>, DriverError> {
+    let mut params = SmallVec::new();
+    loop {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: the function is a kernel of a loaded module; both pointers are valid; the driver has
+        // this function.
+        let asked =
+            unsafe { sys::cuFuncGetParamInfo(function, params.len(), &mut offset, &mut size) };
+        match asked.result() {
+            Ok(()) => params.push(size),
+            // Behind the last parameter.
+            Err(DriverError(CUresult::CUDA_ERROR_INVALID_VALUE)) => return Ok(params),
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Brings a function's code to the card now. By default the driver does so at the first launch, which
+/// may wait for the card.
+fn load_function(function: sys::CUfunction) -> Result<(), DriverError> {
+    // SAFETY: the function is a kernel of a loaded module, and the driver has this function.
+    unsafe { sys::cuFuncLoad(function) }.result()
+}
+
+/// Brings the code of all functions of a module to the card, where the driver can be asked to.
+fn load_functions(module: sys::CUmodule) -> Result<(), DriverError> {
+    if !super::driver::driver().is_ok_and(|driver| driver.loads_functions) {
+        return Ok(());
+    }
+    let mut count = 0;
+    // SAFETY: the module is loaded, the pointer is valid, and the driver has this function.
+    unsafe { sys::cuModuleGetFunctionCount(&mut count, module) }.result()?;
+    let mut functions = vec![std::ptr::null_mut(); count as usize];
+    // SAFETY: as above; the array has as many places.
+    unsafe { sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), count, module) }.result()?;
+    functions.into_iter().try_for_each(load_function)
 }

@@ -11,6 +11,7 @@ mod host_reads;
 mod index;
 mod linear;
 mod matmul;
+mod loading;
 mod optim;
 mod pool;
 mod softmax;

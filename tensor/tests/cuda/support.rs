@@ -135,6 +135,8 @@ pub fn assert_near(name: &str, got: &Tensor, expected: &Tensor, slack: f64) {
 pub enum Count {
     Launches = 3,
     Copies = 4,
+    Modules = 8,
+    LazyLoads = 9,
 }
 
 /// How often the program has done this on the simulated device; `None` on a real one.
