@@ -2,6 +2,7 @@
 
 mod support;
 
+use simulator::exec::Checks;
 use std::process::Command;
 
 use simulator::exec::{LoadError, Module};
@@ -12,7 +13,7 @@ fn load(body: &str) -> Result<Module, LoadError> {
     let text = format!(
         "{HEAD}.visible .entry k(.param .u64 p)\n{{\n.reg .b32 %r<9>;\n.reg .f32 %f<9>;\n.reg .pred %p<3>;\n.reg .b64 %rd<9>;\n{body}\nret;\n}}\n.file 1 \"some.cu\"\n"
     );
-    Module::load(&text, &support::cache())
+    Module::load(&text, &support::cache(), Checks::Usual)
 }
 
 fn refusal(body: &str) -> String {
@@ -73,7 +74,7 @@ fn text_that_is_no_ptx_is_refused() {
         "\"",
         "/*",
     ] {
-        let result = Module::load(text, &support::cache());
+        let result = Module::load(text, &support::cache(), Checks::Usual);
         assert!(result.is_err(), "{text} was loaded");
     }
     for declaration in [
@@ -83,7 +84,11 @@ fn text_that_is_no_ptx_is_refused() {
         ".global .align 4 .b8 x[2] = {1, 2, 3};",
         ".global .align 4 .u32 x = y;",
     ] {
-        let result = Module::load(&format!("{HEAD}{declaration}"), &support::cache());
+        let result = Module::load(
+            &format!("{HEAD}{declaration}"),
+            &support::cache(),
+            Checks::Usual,
+        );
         assert!(result.is_err(), "{declaration} was loaded");
     }
     // No prefix of a good text may do worse than be refused.
@@ -91,16 +96,23 @@ fn text_that_is_no_ptx_is_refused() {
         "{HEAD}.global .align 4 .u32 g[2] = {{1, 2}};\n.visible .entry k(.param .u64 p)\n{{\n.reg .b32 %r<9>;\n@%r1 bra L;\nL:\n ret;\n}}\n"
     );
     for end in 0..whole.len() {
-        let _ =
-            simulator::exec::Module::load(&whole[..end], std::path::Path::new("/dev/null/nowhere"));
+        let _ = simulator::exec::Module::load(
+            &whole[..end],
+            std::path::Path::new("/dev/null/nowhere"),
+            Checks::Usual,
+        );
     }
 }
 
 #[test]
 fn a_cache_that_cannot_be_written_is_named() {
     let text = format!("{HEAD}.visible .entry other() {{ ret; }}");
-    let error = Module::load(&text, std::path::Path::new("/dev/null/kernels"))
-        .expect_err("a cache in a file");
+    let error = Module::load(
+        &text,
+        std::path::Path::new("/dev/null/kernels"),
+        Checks::Usual,
+    )
+    .expect_err("a cache in a file");
     assert!(error.to_string().contains("/dev/null/kernels"), "{error}");
 }
 
@@ -110,7 +122,14 @@ fn many_load_the_same_module_at_once() {
     let text = format!("{HEAD}.visible .entry k() {{ ret; }}");
     std::thread::scope(|scope| {
         for _ in 0..6 {
-            scope.spawn(|| assert!(Module::load(&text, &folder).unwrap().kernel("k").is_some()));
+            scope.spawn(|| {
+                assert!(
+                    Module::load(&text, &folder, Checks::Usual)
+                        .unwrap()
+                        .kernel("k")
+                        .is_some()
+                )
+            });
         }
     });
     let left: Vec<_> = std::fs::read_dir(&folder)
@@ -140,7 +159,7 @@ fn a_missing_compiler_is_said_in_a_sentence() {
 fn without_a_compiler() {
     let folder = support::cache().join("without-a-compiler");
     let text = format!("{HEAD}.visible .entry k() {{ ret; }}");
-    let error = Module::load(&text, &folder).expect_err("g++ was found");
+    let error = Module::load(&text, &folder, Checks::Usual).expect_err("g++ was found");
     assert!(matches!(error, LoadError::NoCompiler(_)), "{error}");
     assert!(
         error.to_string().contains("needs the compiler g++"),

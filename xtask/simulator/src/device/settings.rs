@@ -8,12 +8,15 @@
 //! | `PHALANX_SIMULATOR_SEED` | number that decides which ready operation runs next | 0 |
 //! | `PHALANX_SIMULATOR_REPORT` | file to which each finding is appended as one line | no file |
 //! | `PHALANX_SIMULATOR_CACHE` | folder for compiled modules | `phalanx-simulator` in the folder for temporary files |
+//! | `PHALANX_SIMULATOR_CHECK` | 1 looks for races in global memory between the threads of a launch, which makes kernels some times slower | 0 |
 //! | `PHALANX_SIMULATOR_PATIENCE` | seconds without any progress after which a wait is reported as a deadlock | 60 |
 
 use std::env;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+use crate::exec::Checks;
 
 /// What the environment asks for.
 #[derive(Clone, Debug)]
@@ -30,6 +33,8 @@ pub struct Settings {
     pub report: Option<PathBuf>,
     /// The folder of compiled modules.
     pub cache: PathBuf,
+    /// What kernels are checked for.
+    pub checks: Checks,
     /// How long a wait may last in which nothing happens.
     pub patience: Duration,
 }
@@ -53,6 +58,10 @@ impl Settings {
             strangers: strangers("PHALANX_SIMULATOR_STRANGERS")?,
             seed: number("PHALANX_SIMULATOR_SEED", 0_u64)?,
             report: env::var_os("PHALANX_SIMULATOR_REPORT").map(PathBuf::from),
+            checks: match number("PHALANX_SIMULATOR_CHECK", 0_u8)? {
+                0 => Checks::Usual,
+                _ => Checks::Races,
+            },
             cache: cache.unwrap_or_else(|| env::temp_dir().join("phalanx-simulator")),
             patience: Duration::from_secs(number("PHALANX_SIMULATOR_PATIENCE", 60_u64)?),
         })

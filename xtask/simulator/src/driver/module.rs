@@ -35,7 +35,7 @@ fn load(out: Out<Handle>, image: &[u8]) -> Result<()> {
     let Ok(text) = std::str::from_utf8(image) else {
         return refuse("the image is not PTX; the simulator has no use for machine code.");
     };
-    let image = match exec::Module::load(text, &machine.settings.cache) {
+    let image = match exec::Module::load(text, &machine.settings.cache, machine.settings.checks) {
         Ok(image) => image,
         Err(error) => return refuse(&error.to_string()),
     };

@@ -16,6 +16,8 @@ pub struct Site {
     pub region: u64,
     /// `READ` and `WRITE`; 0 while the site has met no region.
     pub kind: u64,
+    /// Two records for each byte, of who wrote and who read it in this launch; null where races are not looked for.
+    pub cells: *mut u64,
 }
 
 impl Site {
@@ -29,6 +31,7 @@ impl Site {
         high: 0,
         region: 0,
         kind: 0,
+        cells: std::ptr::null_mut(),
     };
 }
 
@@ -53,6 +56,12 @@ pub struct Shared {
     pub born: u32,
     /// How many barriers of a part of the block there were since the last whole one.
     pub parts: u32,
+    /// Records of global memory from before this one are of an earlier launch.
+    pub launch_born: u64,
+    /// Those from before this one are of an earlier block.
+    pub block_born: u64,
+    /// Those from before this one, and of this block, come before its last whole barrier.
+    pub block_ordered: u64,
 }
 
 /// The engine's functions.
@@ -67,6 +76,10 @@ pub struct Api {
     pub warp: unsafe extern "C" fn(*mut Ctx, u32, u32, u32, *mut c_void),
     pub print: unsafe extern "C" fn(*mut Ctx, u32, u64, u64) -> u32,
     pub tired: unsafe extern "C" fn(*mut Ctx, u32),
+    pub global: unsafe extern "C" fn(*mut Ctx, u32, u64, u32, u32),
+    pub fence: unsafe extern "C" fn(*mut Ctx, u32, u32),
+    pub copy: unsafe extern "C" fn(*mut Ctx, u32, u32, u32, *const u8),
+    pub copied: unsafe extern "C" fn(*mut Ctx, u32, u32),
 }
 
 /// A thread, as generated code sees it.
@@ -101,6 +114,8 @@ pub struct Ctx {
     pub grid: u64,
     /// The address below which functions may not use the thread's stack.
     pub stack_end: u64,
+    /// The record that this thread leaves in global memory.
+    pub stamp: u64,
     pub owner: *mut c_void,
 }
 
@@ -110,6 +125,10 @@ pub type Code = unsafe extern "C" fn(*mut Ctx);
 pub const READ: u32 = 1;
 pub const WRITE: u32 = 2;
 pub const STRONG: u32 = 4;
+
+/// The record of a byte of shared memory that `cp.async` has yet to write: it is later than all clocks, and its second
+/// lowest bit is in no thread's record.
+pub const PENDING: u32 = u32::MAX;
 
 /// The addresses of functions: this, plus the number of the function.
 pub const CODE_WINDOW: u64 = 0x4600_0000_0000_0000;

@@ -95,6 +95,16 @@ impl Runner<'_> {
                 format!("writes {bytes} bytes at {addr:#x}, in memory that may only be read");
             return Err((FindingKind::ReadOnly, what));
         }
+        let cells = match self.kernel.looks_for_races() && region.writable {
+            true => self.worker.shadows.of(&region).map_err(|error| {
+                let what = format!(
+                    "meets {} bytes: no memory for their records: {error}",
+                    region.len
+                );
+                (FindingKind::Limit, what)
+            })?,
+            false => std::ptr::null_mut(),
+        };
         // SAFETY: the pointer is that of a site of this launch, and generated code does not use it meanwhile.
         let site = unsafe { &mut *site };
         self.flush(site);
@@ -105,6 +115,7 @@ impl Runner<'_> {
             valid: region.valid,
             region: region.id,
             kind: u64::from(kind & !STRONG),
+            cells,
             ..Site::EMPTY
         };
         Ok(offset)
@@ -163,7 +174,10 @@ pub unsafe extern "C" fn fail(ctx: *mut Ctx, site: u32, kind: u32, addr: u64, by
         let (kind, what) = match kind {
             1 => (
                 FindingKind::Uninitialised,
-                format!("reads {bytes} bytes at {addr:#x}, of which some were never written"),
+                format!(
+                    "reads {bytes} bytes at {addr:#x} ({}), of which some were never written",
+                    runner.memory.explain(addr)
+                ),
             ),
             2 => (
                 FindingKind::SharedOutOfBounds,

@@ -12,13 +12,17 @@ use std::sync::Mutex;
 use super::abi::{Api, Ctx, Shared, Site, record};
 use super::access::{self, Known};
 use super::barrier::{self, Barriers};
+use super::copies::{self, Copies};
+use super::fences::{self, Fences};
 use super::fiber::{Stacks, switch};
 use super::finding::{Finding, FindingKind, Who};
+use super::global;
 use super::kernel::Kernel;
 use super::limits::check;
 use super::order::Order;
 use super::print;
 use super::race::Clocks;
+use super::shadow::Shadows;
 use super::warp::{self, Warps};
 use super::{Launch, Memory, Touched};
 
@@ -36,6 +40,10 @@ static API: Api = Api {
     warp: warp::warp,
     print: print::print,
     tired,
+    global: global::global,
+    fence: fences::fence,
+    copy: copies::copy,
+    copied: copies::copied,
 };
 
 /// What a launch needs of memory; kept from launch to launch.
@@ -46,12 +54,17 @@ pub struct Worker {
     pointers: Vec<usize>,
     pub ready: VecDeque<u32>,
     sites: Vec<Site>,
-    memory: Vec<u8>,
+    pub memory: Vec<u8>,
     local: Vec<u128>,
     pub clocks: Clocks,
     pub warps: Warps,
     pub barriers: Barriers,
     pub regions: Vec<Known>,
+    pub copies: Copies,
+    pub shadows: Shadows,
+    pub fences: Fences,
+    /// The tick at which each block of the launch was born, in the order in which they run.
+    pub births: Vec<u64>,
 }
 
 // SAFETY: the pointers in `threads` and `sites` are set anew by each launch, which a worker serves in one thread.
@@ -123,6 +136,10 @@ pub fn run(
         0,
     );
     worker.clocks.fit(shared, count as usize);
+    let anew = worker.clocks.worn_out();
+    worker.shadows.trim(anew);
+    worker.fences = Fences::default();
+    worker.births.clear();
     let total = launch.grid.iter().map(|n| u64::from(*n)).product();
     let mut runner = Runner {
         kernel,
@@ -139,6 +156,9 @@ pub fn run(
             ordered: 0,
             born: 0,
             parts: 0,
+            launch_born: 0,
+            block_born: 0,
+            block_ordered: 0,
         },
         worker,
         count,
@@ -168,6 +188,7 @@ pub fn run(
             switch(&raw mut (*this).host, pointer.unwrap_or_default());
         }
     }
+    runner.drop_copies();
     let result = match runner.finding.take() {
         Some(finding) => Err(finding),
         None => Ok(access::touched(&mut runner)),
@@ -214,6 +235,7 @@ unsafe fn contexts(this: *mut Runner<'_>, fibers: usize) {
         unused: 0,
         grid: 1,
         stack_end: 0,
+        stamp: 0,
         owner: this.cast::<c_void>(),
     };
     runner.worker.threads.clear();
@@ -251,7 +273,7 @@ fn step(x: &mut u32, y: &mut u32, z: &mut u32, block: [u32; 3]) {
 
 impl Runner<'_> {
     /// The coordinates of the block that runs as number `index`.
-    fn coordinates(&self, index: u64) -> [u32; 3] {
+    pub fn coordinates(&self, index: u64) -> [u32; 3] {
         let number = self.blocks.at(index);
         let [x, y, _] = self.launch.grid.map(u64::from);
         [
@@ -267,6 +289,17 @@ impl Runner<'_> {
         self.shared.born = record(clock, 0);
         self.shared.ordered = self.shared.born;
         self.shared.parts = 0;
+        let tick = self.worker.clocks.tick(clock);
+        self.shared.block_born = global::stamp(tick, 0);
+        self.shared.block_ordered = self.shared.block_born;
+        if self.kernel.looks_for_races() {
+            if self.worker.births.is_empty() {
+                self.shared.launch_born = self.shared.block_born;
+            }
+            self.worker.births.push(tick);
+            self.worker.fences.start();
+        }
+        self.drop_copies();
         let len = self.shared.len as usize;
         self.worker.memory[..len].fill(0xff);
     }
@@ -305,7 +338,7 @@ unsafe fn waiting_block(this: *mut Runner<'_>, index: u64) {
         let ctaid = runner.coordinates(index);
         runner.fresh();
         runner.ended = 0;
-        let (count, born, order) = (runner.count, runner.shared.born, runner.order);
+        let (count, order) = (runner.count, runner.order);
         let worker = &mut runner.worker;
         worker.warps.start(count);
         worker.barriers.start(count);
@@ -315,7 +348,7 @@ unsafe fn waiting_block(this: *mut Runner<'_>, index: u64) {
         };
         for (at, ctx) in worker.threads.iter_mut().enumerate() {
             ctx.ctaid = ctaid;
-            ctx.now = born | record(0, at as u32);
+            worker.clocks.stamp(ctx, worker.clocks.now());
             ctx.local_top = 0;
             (ctx.fuel, ctx.rounds) = (FUEL, 0);
             worker.pointers[at] = stacks.prepare(at, runner.kernel.code, ctx, thread_end);
@@ -453,7 +486,8 @@ unsafe extern "C" fn plain(ctx: *mut Ctx) {
                     )
                 };
                 number(&mut *ctx, thread, tid);
-                (*ctx).now = (*this).shared.born | record(0, thread);
+                let clocks = &(*this).worker.clocks;
+                clocks.stamp(&mut *ctx, clocks.now());
                 (*ctx).local_top = 0;
                 ((*ctx).fuel, (*ctx).rounds) = (FUEL, 0);
                 code(ctx);

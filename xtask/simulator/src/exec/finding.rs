@@ -16,6 +16,10 @@ pub enum FindingKind {
     Misaligned,
     /// Two threads touch the same bytes of shared memory, one of them writes, and nothing orders them.
     SharedRace,
+    /// Two threads of a launch touch the same bytes of global memory, one of them writes, and nothing orders them.
+    GlobalRace,
+    /// An access to shared memory that a `cp.async` is about to write.
+    PendingCopy,
     /// An access behind the shared memory of the block.
     SharedOutOfBounds,
     /// An access outside of the local memory of the thread.

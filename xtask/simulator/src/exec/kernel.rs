@@ -10,6 +10,16 @@ use super::abi::{CODE_WINDOW, Code};
 use crate::ptx::emit::{Entry, Site, Translation, emit};
 use crate::ptx::{LoadError, Object, compile, parse};
 
+/// What to look for while kernels run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checks {
+    /// All that costs little.
+    #[default]
+    Usual,
+    /// Races in global memory too, which makes kernels some times slower.
+    Races,
+}
+
 /// A parameter of a kernel, where it lies in the launch's parameter memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Param {
@@ -40,6 +50,7 @@ pub struct GlobalVar {
 #[derive(Debug)]
 pub struct Loaded {
     _object: Object,
+    checks: Checks,
     sites: Vec<Site>,
     functions: Vec<String>,
     files: Vec<(u32, String)>,
@@ -78,7 +89,7 @@ pub struct Kernel {
 
 impl Module {
     /// Translates the PTX text `image` and loads it; what was translated before comes from the folder `cache`.
-    pub fn load(image: &str, cache: &Path) -> Result<Module, LoadError> {
+    pub fn load(image: &str, cache: &Path, checks: Checks) -> Result<Module, LoadError> {
         let Translation {
             source,
             entries,
@@ -87,7 +98,7 @@ impl Module {
             vars,
             files,
         } = emit(&parse(image.trim_end_matches('\0'))?)?;
-        let object = compile(&source, cache)?;
+        let object = compile(&source, cache, checks == Checks::Races)?;
         let mut codes = Vec::new();
         for entry in &entries {
             let symbol = object.symbol(&format!("K{}", entry.number));
@@ -99,6 +110,7 @@ impl Module {
         }
         let loaded = Arc::new(Loaded {
             _object: object,
+            checks,
             sites,
             functions,
             files,
@@ -221,6 +233,10 @@ impl Kernel {
     /// The bytes of its parameter memory.
     pub fn params_size(&self) -> usize {
         self.params.last().map_or(0, |last| last.offset + last.size)
+    }
+
+    pub(super) fn looks_for_races(&self) -> bool {
+        self.loaded.checks == Checks::Races
     }
 
     pub(super) fn site_count(&self) -> usize {

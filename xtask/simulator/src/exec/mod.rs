@@ -1,8 +1,9 @@
 //! Runs kernels on the CPU, thread by thread, and checks what a card does not.
 //!
 //! **Every access is checked**: bounds, alignment, and whether the bytes were ever written. **Races in shared memory
-//! are found from the order that barriers give**, not from the order in which threads happened to run. **A finding ends
-//! the launch**, and names the kernel, the line of its source, the block and the thread.
+//! are found from the order that barriers give**, not from the order in which threads happened to run; those in global
+//! memory, also between blocks, where [`Checks::Races`] asks for it. **A finding ends the launch**, and names the
+//! kernel, the line of its source, the block and the thread; of a race it names both accesses.
 //!
 //! Threads of a block run one after another in one thread of the host, in an order that the launch's seed decides. They
 //! change where they wait for each other, and in loops that go round for long, so that a thread which waits for another
@@ -10,32 +11,38 @@
 //!
 //! What it cannot find, or sees differently from a card:
 //!
-//! - Races in global memory between threads of one launch, and orders of memory that a missing fence would show.
+//! - Races in global memory between threads of one launch, and fences that are missing there, without
+//!   [`Checks::Races`].
+//! - With it: a strong read (volatile, atomic) that a plain write of another thread follows; and a release that a plain
+//!   store to the same place has ended.
 //! - Bytes of local memory that were never written: they hold `0xff`.
 //! - A lock in shared memory, taken by atomics, orders nothing here: what it guards is reported as a race.
-//! - `cp.async` copies at once, so a missing wait does no harm.
 //! - `activemask` names only the lane that asks. That is always a possible answer, and seldom that of a card.
 //! - Approximate functions are as exact as the C library's, and products of `mma.sync` are rounded once.
 
 mod abi;
 mod access;
 mod barrier;
+mod copies;
 mod engine;
+mod fences;
 mod fiber;
 mod finding;
+mod global;
 mod kernel;
 mod limits;
 mod mma;
 mod order;
 mod print;
 mod race;
+mod shadow;
 mod stuck;
 mod warp;
 
 pub use crate::ptx::LoadError;
 pub use engine::run;
 pub use finding::{Finding, FindingKind};
-pub use kernel::{GlobalVar, Kernel, Module, Param};
+pub use kernel::{Checks, GlobalVar, Kernel, Module, Param};
 
 /// One launch of a kernel.
 #[derive(Debug, Clone)]

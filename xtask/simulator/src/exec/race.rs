@@ -6,9 +6,10 @@
 //! a later synchronisation if its clock is smaller. `exec/abi.rs` says how a record is packed; generated code decides
 //! the usual cases by itself and calls [`shared`] for the others. This is one of the few files with `unsafe` code.
 
-use super::abi::{Ctx, READ, STRONG, WRITE, record};
+use super::abi::{Ctx, PENDING, READ, STRONG, WRITE, record};
 use super::engine::{Runner, abandon, owner};
 use super::finding::FindingKind;
+use super::global;
 
 /// The clock from which records are renewed; 20 bits hold it.
 const LATE: u32 = 1 << 19;
@@ -27,6 +28,8 @@ pub struct Clocks {
     pub read_at: Vec<u32>,
     pub lanes: Vec<u32>,
     clock: u32,
+    /// Ticks are clocks that never begin anew: this is what a clock lacks.
+    base: u64,
     /// For each thread, for each lane of its warp: records of that lane before this clock are ordered before it.
     known: Vec<[u32; 32]>,
     /// Barriers of a part of the block since the last whole one: their clock, and who took part.
@@ -50,12 +53,78 @@ impl Clocks {
         if self.clock > LATE {
             self.wrote.fill(0);
             self.read.fill(0);
-            self.known.fill([0; 32]);
-            self.clock = 0;
+            self.anew(0);
         }
         self.parts.clear();
         self.clock += 1;
         self.clock
+    }
+
+    fn anew(&mut self, clock: u32) {
+        self.known.fill([0; 32]);
+        self.base += u64::from(self.clock);
+        self.clock = clock;
+    }
+
+    /// The clock.
+    pub fn now(&self) -> u32 {
+        self.clock
+    }
+
+    /// The tick of a clock of now.
+    pub fn tick(&self, clock: u32) -> u64 {
+        self.base + u64::from(clock)
+    }
+
+    /// Whether ticks are so late that a record may not hold them; they begin anew then.
+    pub fn worn_out(&mut self) -> bool {
+        let late = self.base > 1 << 33;
+        if late {
+            self.base = 0;
+        }
+        late
+    }
+
+    /// Sets what a thread leaves in the records of memory from now on.
+    pub fn stamp(&self, ctx: &mut Ctx, clock: u32) {
+        ctx.now = record(clock, ctx.thread);
+        ctx.stamp = global::stamp(self.tick(clock), ctx.thread);
+    }
+
+    fn advance(&mut self) -> u32 {
+        // Ending records in one block is rare enough to lose the order of what is older.
+        if self.clock < (1 << 20) - 2 {
+            self.clock += 1;
+        }
+        self.clock
+    }
+
+    /// A fence of `thread`: its tick, the lanes of its warp that come before it, and its barriers of parts of the block.
+    pub fn fence(&mut self, thread: u32) -> (u64, [u64; 32], Vec<(u64, [u32; 32])>) {
+        let tick = self.advance();
+        let lanes = self.known[thread as usize].map(|known| match known {
+            0 => 0,
+            known => self.tick(known),
+        });
+        let own = |members: &[u32; 32]| members[thread as usize / 32] >> (thread % 32) & 1 == 1;
+        let parts = self.parts.iter().filter(|(_, members)| own(members));
+        let parts = parts.map(|(clock, members)| (self.tick(*clock), *members));
+        (self.tick(tick), lanes, parts.collect())
+    }
+
+    /// Whether `thread` and `me` have met, without all others of the block, since the tick of an access of `thread`.
+    pub fn met(&self, tick: u64, thread: u32, me: u32) -> bool {
+        let known = self.known[me as usize][thread as usize % 32];
+        if thread / 32 == me / 32 && known > 0 && tick < self.tick(known) {
+            return true;
+        }
+        let has = |members: &[u32; 32], thread: u32| {
+            members[thread as usize / 32] >> (thread % 32) & 1 == 1
+        };
+        let mut parts = self.parts.iter();
+        parts.any(|(clock, members)| {
+            tick < self.tick(*clock) && has(members, thread) && has(members, me)
+        })
     }
 }
 
@@ -71,7 +140,7 @@ impl Runner<'_> {
         clocks.parts.clear();
         if clocks.clock > LATE {
             // What was written is of before this barrier, whenever it was; who read it does not matter any more.
-            for wrote in &mut clocks.wrote {
+            for wrote in clocks.wrote.iter_mut().filter(|wrote| **wrote != PENDING) {
                 *wrote = if *wrote >= self.shared.born {
                     record(1, 0)
                 } else {
@@ -79,16 +148,17 @@ impl Runner<'_> {
                 };
             }
             clocks.read.fill(0);
-            clocks.known.fill([0; 32]);
+            clocks.anew(1);
             self.shared.born = record(1, 0);
-            clocks.clock = 1;
         }
         clocks.clock += 1;
         let clock = clocks.clock;
         self.shared.ordered = record(clock, 0);
+        self.shared.block_ordered = global::stamp(clocks.tick(clock), 0);
         for ctx in &mut self.worker.threads {
-            ctx.now = record(clock, ctx.thread);
+            clocks.stamp(ctx, clock);
         }
+        self.worker.fences.share();
     }
 
     /// A barrier of `members`, by warp and lane.
@@ -97,25 +167,26 @@ impl Runner<'_> {
         clocks.clock += 1;
         clocks.parts.push((clocks.clock, members));
         self.shared.parts += 1;
+        let clock = clocks.clock;
         for ctx in &mut self.worker.threads {
             if members[ctx.warp as usize] >> ctx.lane & 1 == 1 {
-                ctx.now = record(clocks.clock, ctx.thread);
+                clocks.stamp(ctx, clock);
             }
         }
+        let has = |thread: u32| members[thread as usize / 32] >> (thread % 32) & 1 == 1;
+        let all = (0..self.count).filter(|thread| has(*thread));
+        self.worker.fences.share_among(has, all);
     }
 
     /// A synchronisation of the lanes in `mask` of a warp.
     pub fn warp_sync(&mut self, warp: u32, mask: u32) {
-        if self.shared.len == 0 {
+        let checked = self.kernel.looks_for_races();
+        if self.shared.len == 0 && !checked {
             return;
         }
         let worker = &mut self.worker;
-        // Ending records in one block is rare enough to lose the order of what is older.
         let clocks = &mut worker.clocks;
-        if clocks.clock < (1 << 20) - 2 {
-            clocks.clock += 1;
-        }
-        let clock = clocks.clock;
+        let clock = clocks.advance();
         let first = warp as usize * 32;
         let members = (0..32).filter(|lane| mask >> lane & 1 == 1);
         let mut joint = [0; 32];
@@ -131,7 +202,12 @@ impl Runner<'_> {
         }
         for lane in members {
             clocks.known[first + lane] = joint;
-            worker.threads[first + lane].now = record(clock, (first + lane) as u32);
+            clocks.stamp(&mut worker.threads[first + lane], clock);
+        }
+        if checked {
+            let has = |thread: u32| thread / 32 == warp && mask >> (thread % 32) & 1 == 1;
+            let all = (first as u32..).take(32).filter(|thread| has(*thread));
+            worker.fences.share_among(has, all);
         }
     }
 
@@ -212,6 +288,9 @@ impl Runner<'_> {
         let (reads, writes) = (kind & READ != 0, kind & WRITE != 0);
         for at in offset as usize..(offset + bytes) as usize {
             let wrote = self.worker.clocks.wrote[at];
+            if wrote == PENDING {
+                return Err(self.too_early(at, writes));
+            }
             let written = wrote >= self.shared.born;
             if reads && !written {
                 let what = format!(
@@ -235,6 +314,18 @@ impl Runner<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What is to say about an access to a byte that a `cp.async` is about to write.
+    fn too_early(&self, at: usize, writes: bool) -> (FindingKind, String) {
+        let verb = if writes { "writes" } else { "reads" };
+        let [x, y, z] = self.who(self.copier(at).unwrap_or(0)).thread;
+        let line = self.kernel.line(self.worker.clocks.wrote_at[at]);
+        let what = format!(
+            "{verb} byte {at} of shared memory, which thread ({x}, {y}, {z}) has begun to copy at {line}: it must first \
+             wait for that (cp.async.wait_group), and then all must meet at a barrier"
+        );
+        (FindingKind::PendingCopy, what)
     }
 
     /// What is to say about a race with the access of another thread, or of several threads.

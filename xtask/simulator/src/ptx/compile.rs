@@ -89,8 +89,11 @@ impl Drop for Object {
     }
 }
 
-/// Compiles `source`, or finds it in the folder `cache`, and loads it.
-pub fn compile(source: &str, cache: &Path) -> Result<Object, LoadError> {
+/// What makes generated code look for races in global memory, or not.
+const RACES: [&str; 2] = ["-DCHECK=0", "-DCHECK=1"];
+
+/// Compiles `source`, or finds it in the folder `cache`, and loads it. It looks for races in global memory if `races`.
+pub fn compile(source: &str, cache: &Path, races: bool) -> Result<Object, LoadError> {
     if !(is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("f16c"))
@@ -98,7 +101,8 @@ pub fn compile(source: &str, cache: &Path) -> Result<Object, LoadError> {
         return Err(LoadError::Processor);
     }
     let mut hash = Sha256::new();
-    for part in DEVICE.iter().chain(OPTIONS) {
+    let races = RACES[usize::from(races)];
+    for part in DEVICE.iter().chain(OPTIONS).chain([&races]) {
         hash.update(part);
         hash.update([0]);
     }
@@ -111,12 +115,18 @@ pub fn compile(source: &str, cache: &Path) -> Result<Object, LoadError> {
         .collect();
     let ready = cache.join(format!("{hash}.so"));
     if !ready.exists() {
-        build(source, cache, &hash, &ready)?;
+        build(source, cache, &hash, races, &ready)?;
     }
     Object::open(&ready)
 }
 
-fn build(source: &str, cache: &Path, hash: &str, ready: &Path) -> Result<(), LoadError> {
+fn build(
+    source: &str,
+    cache: &Path,
+    hash: &str,
+    races: &str,
+    ready: &Path,
+) -> Result<(), LoadError> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let broken = |path: &Path, error| LoadError::Cache {
         path: path.to_owned(),
@@ -132,15 +142,16 @@ fn build(source: &str, cache: &Path, hash: &str, ready: &Path) -> Result<(), Loa
     let fresh = cache.join(format!("{unique}.so"));
     let whole = DEVICE.concat() + source;
     std::fs::write(&text, whole).map_err(|error| broken(&text, error))?;
-    run(&text, &fresh)?;
+    run(&text, &fresh, races)?;
     let _ = std::fs::remove_file(&text);
     std::fs::rename(&fresh, ready).map_err(|error| broken(ready, error))
 }
 
-fn run(text: &PathBuf, fresh: &PathBuf) -> Result<(), LoadError> {
+fn run(text: &PathBuf, fresh: &PathBuf, races: &str) -> Result<(), LoadError> {
     let mut command = Command::new("g++");
     command
         .args(OPTIONS)
+        .arg(races)
         .arg("-o")
         .arg(fresh)
         .arg(text)

@@ -5,7 +5,7 @@
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::sync::Mutex;
 
-use simulator::exec::{Finding, FindingKind, Launch, Memory, Module, Region, Touched, run};
+use simulator::exec::{Checks, Finding, FindingKind, Launch, Memory, Module, Region, Touched, run};
 
 /// NVRTC, as far as it is needed.
 struct Nvrtc {
@@ -187,6 +187,9 @@ impl Memory for Device {
             .filter(|known| known.base <= addr)
             .max_by_key(|known| known.base);
         match below {
+            Some(known) if addr - known.base < known.len as u64 => {
+                format!("byte {} of {} bytes", addr - known.base, known.len)
+            }
             Some(known) => format!(
                 "{} bytes behind the end of {} bytes",
                 addr - known.base - known.len as u64,
@@ -217,8 +220,13 @@ pub enum Arg {
 impl Bench {
     /// Compiles and loads `source`; none where NVRTC is missing.
     pub fn new(name: &str, source: &str) -> Option<Bench> {
-        let module =
-            Module::load(&ptx(name, source)?, &cache()).unwrap_or_else(|error| panic!("{error}"));
+        Bench::checked(name, source, Checks::Usual)
+    }
+
+    /// The same, with these checks.
+    pub fn checked(name: &str, source: &str, checks: Checks) -> Option<Bench> {
+        let module = Module::load(&ptx(name, source)?, &cache(), checks)
+            .unwrap_or_else(|error| panic!("{error}"));
         let device = Device::default();
         for name in module.global_names() {
             let var = module.global(&name).unwrap();

@@ -7,8 +7,9 @@ typedef float f32; typedef double f64;
 #define IN static inline __attribute__((always_inline))
 #define RARE(x) __builtin_expect(!!(x), 0)
 struct Ctx;
-struct Site { u64 base, limit; u8 *host, *valid; u64 low, high, id, flags; };
-struct Block { u8 *shared; u32 *wrote, *read, *wrote_at, *read_at, *lanes; u32 shared_len, ordered, born, parts; };
+struct Site { u64 base, limit; u8 *host, *valid; u64 low, high, id, flags, *cells; };
+struct Block { u8 *shared; u32 *wrote, *read, *wrote_at, *read_at, *lanes; u32 shared_len, ordered, born, parts;
+  u64 launch_born, block_born, block_ordered; };
 struct Api {
   u64 (*miss)(Ctx*, u32 site, u64 addr, u32 bytes, u32 kind);
   void (*fail)(Ctx*, u32 site, u32 kind, u64 addr, u32 bytes);
@@ -18,12 +19,16 @@ struct Api {
   void (*warp)(Ctx*, u32 site, u32 kind, u32 mask, void* arg);
   u32 (*print)(Ctx*, u32 site, u64 format, u64 args);
   void (*tired)(Ctx*, u32 site);
+  void (*global)(Ctx*, u32 site, u64 addr, u32 bytes, u32 kind);
+  void (*fence)(Ctx*, u32 site, u32 wide);
+  void (*copy)(Ctx*, u32 site, u32 off, u32 bytes, const u8* from);
+  void (*copied)(Ctx*, u32 site, u32 open);
 };
 struct Ctx {
   const Api* api; Block* block; Site* sites; const u8* params; const u64* vars; const u32* places; u8* local;
   u32 local_len, local_top, now, lane, warp, thread;
   u32 tid[3], ntid[3], ctaid[3], nctaid[3];
-  u32 params_len, dynamic_shared, total_shared, fuel, rounds, unused; u64 grid, stack_end;
+  u32 params_len, dynamic_shared, total_shared, fuel, rounds, unused; u64 grid, stack_end, stamp;
   void* owner;
 };
 enum { READ = 1, WRITE = 2, STRONG = 4 };

@@ -16,18 +16,63 @@ IN int known(const u8* v, u32 n) {
   return L64(v) == all && L64(v + 8) == all;
 }
 IN void learn(u8* v, u32 n) { __builtin_memset(v, 1, n); }
-IN u8* ld_global(Ctx* c, u32 s, u64 a, u32 n, u32) {
+#if CHECK
+// Races in global memory. Each byte has two records, (tick << 30 | thread << 20 | mode << 18 | site): who wrote it last,
+// and who has read it since. `exec/global.rs` says what the modes mean; here are the usual cases.
+IN int mine(u64 x, u64 now) { return !((x ^ now) >> 20 & 1023); }
+IN int writer_is_ordered(const Block* b, u64 w, u64 now) {
+  return (w < b->launch_born) | ((w >= b->block_born) & ((w < b->block_ordered) | mine(w, now)));
+}
+IN int same_cells(const u64* p, u32 n) { int same = 1; for (u32 i = 1; i < n; i++) same &= (p[2 * i] == p[0]) & (p[2 * i + 1] == p[1]); return same; }
+IN void note_read(u64* p, u32 n, u64 v) { for (u32 i = 0; i < n; i++) p[2 * i + 1] = v; }
+IN void global_read(Ctx* c, u32 s, u64 a, u64 o, u32 n, u32 kind) {
+  u64* p = c->sites[s].cells + 2 * o; const Block* b = c->block;
+  const u64 r = p[1], now = c->stamp | (s & 0x3ffff); const u32 mode = r >> 18 & 3;
+  if (RARE((kind & STRONG) || !(same_cells(p, n) & writer_is_ordered(b, p[0], now)))) c->api->global(c, s, a, n, READ | kind);
+  else if (r == now) {}
+  else if (r < b->launch_born) note_read(p, n, now);
+  else if ((r < b->block_born) | (mode == 3)) { if (r < b->block_ordered) note_read(p, n, now | 3 << 18); }
+  else if ((r < b->block_ordered) | ((mode == 0) & mine(r, now))) note_read(p, n, now);
+  else if (mode == 2) {}
+  else if ((r ^ now) >> 25 & 31) note_read(p, n, now | 2 << 18);
+  else if (mode != 1 || (r ^ now) >> 30) note_read(p, n, now | 1 << 18);
+}
+IN void global_write(Ctx* c, u32 s, u64 a, u64 o, u32 n, u32 kind) {
+  u64* p = c->sites[s].cells + 2 * o; const Block* b = c->block;
+  const u64 r = p[1], now = c->stamp | (s & 0x3ffff); const u32 mode = r >> 18 & 3;
+  const int unread = (r < b->launch_born) | ((r >= b->block_born) & (mode != 3) & ((r < b->block_ordered) | ((mode == 0) & mine(r, now))));
+  if (RARE((kind & STRONG) || !(same_cells(p, n) & writer_is_ordered(b, p[0], now) & unread))) c->api->global(c, s, a, n, WRITE | kind);
+  else for (u32 i = 0; i < n; i++) { p[2 * i] = now; p[2 * i + 1] = 0; }
+}
+#define COUNTED(name, n) static __attribute__((noinline)) void name##_##n(Ctx* c, u32 s, u64 a, u64 o, u32 k) { name(c, s, a, o, n, k); }
+#define COUNTS(name) COUNTED(name, 1) COUNTED(name, 2) COUNTED(name, 4) COUNTED(name, 8) COUNTED(name, 16) \
+  IN void name##_by(Ctx* c, u32 s, u64 a, u64 o, u32 n, u32 k) { if (!c->sites[s].cells) return; switch (n) { \
+    case 1: name##_1(c, s, a, o, k); break; case 2: name##_2(c, s, a, o, k); break; case 4: name##_4(c, s, a, o, k); break; \
+    case 8: name##_8(c, s, a, o, k); break; default: name##_16(c, s, a, o, k); } }
+COUNTS(global_read) COUNTS(global_write)
+IN void global_both(Ctx* c, u32 s, u64 a, u32 n) { if (c->sites[s].cells) c->api->global(c, s, a, n, READ | WRITE | STRONG); }
+IN void fence(Ctx* c, u32 s, u32 wide) { c->api->fence(c, s, wide); }
+#else
+IN void global_read_by(Ctx*, u32, u64, u64, u32, u32) {}
+IN void global_write_by(Ctx*, u32, u64, u64, u32, u32) {}
+IN void global_both(Ctx*, u32, u64, u32) {}
+IN void fence(Ctx*, u32, u32) {}
+#endif
+IN u8* ld_global(Ctx* c, u32 s, u64 a, u32 n, u32 k) {
   u64 o = place(c, s, a, n, READ); Site* e = c->sites + s;
+  global_read_by(c, s, a, o, n, k);
   if (RARE(e->valid && !known(e->valid + o, n))) c->api->fail(c, s, UNINIT, a, n);
   return e->host + o;
 }
-IN u8* st_global(Ctx* c, u32 s, u64 a, u32 n, u32) {
+IN u8* st_global(Ctx* c, u32 s, u64 a, u32 n, u32 k) {
   u64 o = place(c, s, a, n, WRITE); Site* e = c->sites + s;
+  global_write_by(c, s, a, o, n, k);
   if (e->valid) learn(e->valid + o, n);
   return e->host + o;
 }
 IN u8* rw_global(Ctx* c, u32 s, u64 a, u32 n, u32) {
   u64 o = place(c, s, a, n, READ | WRITE); Site* e = c->sites + s;
+  global_both(c, s, a, n);
   if (RARE(e->valid && !known(e->valid + o, n))) c->api->fail(c, s, UNINIT, a, n);
   return e->host + o;
 }
@@ -47,11 +92,11 @@ IN u8* shared_place(Ctx* c, u32 s, u64 a, u32 n) {
   return b->shared + a;
 }
 // A cell is (clock << 12 | thread << 2 | mode). `born` and `ordered` are the clocks of the start of the block and of
-// its last whole barrier.
+// its last whole barrier. Bytes that cp.async has yet to write have a record of ones, which is nobody's own.
 IN u8* ld_shared_as(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
   u8* p = shared_place(c, s, a, n); const Block* b = c->block;
   const u32 *w = b->wrote + a; u32* r = b->read + a; const u32 x = *w, y = *r, now = c->now;
-  const int mine = !((x ^ now) & 0xffc);
+  const int mine = !((x ^ now) & 0xffe);
   if (RARE(kind & STRONG) || !(alike(w, n) & alike(r, n) & (x >= b->born) & ((x < b->ordered) | mine)))
     c->api->shared(c, s, a, n, kind | READ);
   else if (y == now || (y >= b->ordered && (y & 2))) {}
@@ -69,7 +114,7 @@ IN u8* ld_shared_as(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
 IN u8* st_shared_as(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
   u8* p = shared_place(c, s, a, n); const Block* b = c->block;
   u32* w = b->wrote + a; const u32* r = b->read + a; const u32 x = *w, y = *r, now = c->now;
-  const int mine = !((x ^ now) & 0xffc), unread = (y < b->ordered) | !((y ^ now) & 0xfff);
+  const int mine = !((x ^ now) & 0xffe), unread = (y < b->ordered) | !((y ^ now) & 0xfff);
   if (RARE(kind & STRONG) || !(alike(w, n) & alike(r, n) & ((x < b->ordered) | mine) & unread))
     c->api->shared(c, s, a, n, kind | WRITE);
   else { spread(w, n, now); spread(b->wrote_at + a, n, s); }

@@ -199,7 +199,7 @@ impl<'a> Fun<'a> {
             "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" => self.control(),
             "bar" | "barrier" => self.barrier(),
             "membar" | "fence" => {
-                self.mods.flags.clear();
+                self.fence();
                 Ok(())
             }
             "nanosleep" | "pmevent" => {

@@ -19,9 +19,8 @@ impl Fun<'_> {
         space.unwrap_or("generic")
     }
 
-    /// Takes cache hints and scopes; says whether the access is strong, so that it takes no part in data races with
-    /// other strong ones.
-    fn strong(&mut self) -> bool {
+    /// Takes cache hints and scopes, and says what orders the access.
+    fn order(&mut self) -> Option<&'static str> {
         self.mods.ignore(SCOPES);
         self.mods.ignore(CACHES);
         self.mods
@@ -30,7 +29,34 @@ impl Fun<'_> {
         let order = [
             "volatile", "relaxed", "acquire", "release", "acq_rel", "mmio",
         ];
-        self.mods.take_one(&order).is_some()
+        self.mods.take_one(&order)
+    }
+
+    /// Takes cache hints and scopes; says whether the access is strong, so that it takes no part in data races with
+    /// other strong ones. A release is a fence before it, an acquire one behind it, which is to be written then.
+    fn strong(&mut self) -> (bool, String) {
+        let order = self.order();
+        if matches!(order, Some("release" | "acq_rel")) {
+            let fence = self.fence_call();
+            self.code.push_str(&fence);
+        }
+        let behind = match order {
+            Some("acquire" | "acq_rel") => self.fence_call(),
+            _ => String::new(),
+        };
+        (order.is_some(), behind)
+    }
+
+    fn fence_call(&mut self) -> String {
+        format!("fence(c, {}, 1); ", self.site())
+    }
+
+    /// `membar` and `fence`: only what reaches beyond the block orders blocks.
+    pub fn fence(&mut self) {
+        let narrow = self.mods.take("cta");
+        self.mods.flags.clear();
+        let site = self.site();
+        let _ = write!(self.code, "fence(c, {site}, {}); ", u32::from(!narrow));
     }
 
     fn lanes(&mut self) -> usize {
@@ -74,13 +100,14 @@ impl Fun<'_> {
     }
 
     pub fn load(&mut self) -> Result<(), LoadError> {
-        let (space, strong, lanes, ty) = (self.space(), self.strong(), self.lanes(), self.ty()?);
+        let (space, (strong, behind)) = (self.space(), self.strong());
+        let (lanes, ty) = (self.lanes(), self.ty()?);
         let width = ty.bits();
         if width > 64 || width as usize * lanes > 128 {
             return Err(self.unknown());
         }
         let place = self.access("ld", space, 1, ty.bytes() * lanes as u32, strong)?;
-        let _ = write!(self.code, "const u8* p = {place}; ");
+        let _ = write!(self.code, "const u8* p = {place}; {behind}");
         let read = |at: usize| format!("L{width}(p + {})", at * ty.bytes() as usize);
         let carrier = if ty.signed() { ty } else { Ty::B(width) };
         match self.operand(0)? {
@@ -96,7 +123,8 @@ impl Fun<'_> {
     }
 
     pub fn store(&mut self) -> Result<(), LoadError> {
-        let (space, strong, lanes, ty) = (self.space(), self.strong(), self.lanes(), self.ty()?);
+        let (space, (strong, _)) = (self.space(), self.strong());
+        let (lanes, ty) = (self.lanes(), self.ty()?);
         let width = ty.bits();
         if width > 64 || space == "const" || width as usize * lanes > 128 {
             return Err(self.unknown());
@@ -128,7 +156,7 @@ impl Fun<'_> {
     }
 
     pub fn atomic(&mut self) -> Result<(), LoadError> {
-        let (space, _) = (self.space(), self.strong());
+        let (space, (_, behind)) = (self.space(), self.strong());
         self.mods.take("noftz");
         let with_result = self.inst.op[0] == "atom";
         let known = [
@@ -158,28 +186,35 @@ impl Fun<'_> {
             args = format!("{args}, {}", self.bits(operand, carrier)?);
         }
         match with_result {
-            true => self.result(carrier, &format!("{name}({args})")),
+            true => self.result(carrier, &format!("{name}({args})"))?,
             false => {
                 let _ = write!(self.code, "{name}({args}); ");
-                Ok(())
             }
         }
+        self.code.push_str(&behind);
+        Ok(())
     }
 
-    /// `cp.async` copies at once; groups and waits then have nothing left to do.
+    /// `cp.async`: the bytes are read at once, and land when their thread waits for them (`exec/copies.rs`).
     pub fn copy_async(&mut self) -> Result<(), LoadError> {
         if !self.mods.take("async") {
             return Err(self.unknown());
         }
         self.mods.take("all");
-        if self
+        let waits = self
             .mods
-            .take_one(&["commit_group", "wait_group", "wait_all"])
-            .is_some()
-        {
+            .take_one(&["commit_group", "wait_group", "wait_all"]);
+        if let Some(wait) = waits {
+            let open = match wait {
+                "commit_group" => "~0u".to_owned(),
+                "wait_all" => "~1u".to_owned(),
+                _ => self.arg(0, Ty::B(32))?,
+            };
+            let site = self.site();
+            let _ = write!(self.code, "c->api->copied(c, {site}, {open}); ");
             return Ok(());
         }
-        self.strong();
+        self.order();
         if !(self.mods.take("shared") || self.mods.take("shared::cta")) || !self.mods.take("global")
         {
             return Err(self.unknown());
@@ -199,9 +234,10 @@ impl Fun<'_> {
         };
         let _ = write!(
             self.code,
-            "u8* p = st_shared(c, {first}, {to}, {bytes}, 0); const u32 have = {have}; __builtin_memset(p, 0, {bytes}); \
-             if (have >= {bytes}) __builtin_memcpy(p, ld_global(c, {second}, {from}, {bytes}, 0), {bytes}); \
-             else {{ u8 part[16]; for (u32 i = 0; i < have; i++) part[i] = *ld_global(c, {third}, {from} + i, 1, 0); __builtin_memcpy(p, part, have); }} "
+            "st_shared(c, {first}, {to}, {bytes}, 0); const u32 have = {have}; u8 part[16] = {{}}; \
+             if (have >= {bytes}) __builtin_memcpy(part, ld_global(c, {second}, {from}, {bytes}, 0), {bytes}); \
+             else for (u32 i = 0; i < have; i++) part[i] = *ld_global(c, {third}, {from} + i, 1, 0); \
+             c->api->copy(c, {first}, (u32){to}, {bytes}, part); "
         );
         Ok(())
     }
