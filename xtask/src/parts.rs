@@ -146,9 +146,12 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "simulated",
-        what: "the tests of CUDA devices, on two simulated ones",
+        what: "the tests of CUDA devices, on two simulated ones that look for races",
         obstacle: gpu::obstacle,
-        command: || chore(&["test-multi-gpu", "--simulate", "2", "--require", "2"]),
+        command: || {
+            let cards = ["--simulate", "2", "--require", "2", "--check"];
+            chore(&[&["test-multi-gpu"], &cards[..]].concat())
+        },
         ..PLAIN
     },
     Part {

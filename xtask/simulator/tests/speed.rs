@@ -5,6 +5,7 @@ mod support;
 
 use std::time::Instant;
 
+use simulator::exec::Checks;
 use support::Arg::{Int, Pointer};
 use support::Bench;
 
@@ -47,7 +48,14 @@ fn best(mut run: impl FnMut()) -> f64 {
 #[test]
 #[ignore = "prints figures of this machine"]
 fn figures() {
-    let Some(bench) = Bench::new("speed.cu", SOURCE) else {
+    for checks in [Checks::Usual, Checks::Races] {
+        println!("{checks:?}:");
+        figures_with(checks);
+    }
+}
+
+fn figures_with(checks: Checks) {
+    let Some(bench) = Bench::checked("speed.cu", SOURCE, checks) else {
         return;
     };
     let device = &bench.device;

@@ -41,6 +41,9 @@ pub struct Args {
     /// Run each program with this many orders of what is not ordered (on simulated cards).
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
+    /// Look for races in global memory too: between the threads of a block, and between blocks (on simulated cards).
+    #[arg(long)]
+    check: bool,
 }
 
 /// What the tests run on.
@@ -78,7 +81,11 @@ impl fmt::Display for Cards {
         match self {
             Cards::Real(driver) => driver.fmt(f),
             Cards::Simulated(simulator) => {
-                write!(f, "simulated cards: {}, and no real one", simulator.gpus)
+                write!(f, "simulated cards: {}, and no real one", simulator.gpus)?;
+                match simulator.checks {
+                    true => write!(f, ", which look for races in global memory"),
+                    false => Ok(()),
+                }
             }
         }
     }
@@ -126,9 +133,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 Some(gpus) => usize::try_from(gpus)?,
                 None => SIMULATED.max(args.require.min(64)),
             };
-            Cards::Simulated(Simulator::build(gpus)?)
+            let simulator = Simulator::build(gpus)?;
+            Cards::Simulated(match args.check {
+                true => simulator.checking(),
+                false => simulator,
+            })
         }
     };
+    if args.check && matches!(cards, Cards::Real(_)) {
+        println!("SKIPPED: --check: real cards do not look for races");
+    }
     let report = test(&cards, &nvrtc, args.seeds)?;
     print!("\n{report}");
     println!("ON {cards}; {nvrtc}");

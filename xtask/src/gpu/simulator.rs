@@ -27,6 +27,8 @@ pub fn obstacle() -> Option<String> {
 /// So many simulated GPUs.
 pub struct Simulator {
     pub gpus: usize,
+    /// Whether they look for races in global memory.
+    pub checks: bool,
     folder: PathBuf,
     /// Where the programs of this process report findings.
     findings: PathBuf,
@@ -53,9 +55,18 @@ impl Simulator {
         let _ = fs::remove_file(&findings);
         Ok(Simulator {
             gpus,
+            checks: false,
             folder,
             findings,
         })
+    }
+
+    /// The same, looking for races in global memory.
+    pub fn checking(self) -> Simulator {
+        Simulator {
+            checks: true,
+            ..self
+        }
     }
 
     /// The folder that has it under the driver's names.
@@ -69,6 +80,10 @@ impl Simulator {
             ("LD_LIBRARY_PATH", search([Some(&*self.folder), nvrtc])),
             ("PHALANX_SIMULATOR_GPUS", self.gpus.to_string().into()),
             ("PHALANX_SIMULATOR_SEED", seed.to_string().into()),
+            (
+                "PHALANX_SIMULATOR_CHECK",
+                u8::from(self.checks).to_string().into(),
+            ),
             ("PHALANX_SIMULATOR_REPORT", self.findings.clone().into()),
             (
                 "PHALANX_SIMULATOR_CACHE",
