@@ -5,13 +5,14 @@ mod level;
 
 #[macro_use]
 mod support;
+mod counts;
 mod every;
 mod families;
 mod host_reads;
 mod index;
 mod linear;
-mod matmul;
 mod loading;
+mod matmul;
 mod optim;
 mod pool;
 mod softmax;

@@ -46,7 +46,7 @@ const NAMES: &str = "cuInit cuDriverGetVersion cuDeviceGetCount cuDeviceGet cuDe
     cuFuncSetAttribute cuFuncSetCacheConfig cuOccupancyMaxActiveBlocksPerMultiprocessor cuLaunchKernel cuLaunchKernelEx
     cuLaunchHostFunc cuPointerGetAttribute cuDeviceCanAccessPeer cuCtxEnablePeerAccess cuGetErrorName cuGetErrorString
     cuGetProcAddress_v2 cuGraphLaunch cuStreamBeginCapture_v2 cuMemAllocManaged phalanx_simulator_count
-    phalanx_simulator_findings phalanx_simulator_finding phalanx_simulator_keep";
+    phalanx_simulator_findings phalanx_simulator_finding phalanx_simulator_keep phalanx_simulator_launches";
 
 #[test]
 fn all_names_are_there() {

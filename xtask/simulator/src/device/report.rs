@@ -1,5 +1,6 @@
 //! What the simulator has to say: findings, as sentences, and counts of what the host has called.
 
+use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::PathBuf;
@@ -45,6 +46,8 @@ pub struct Report {
     findings: Mutex<Vec<String>>,
     found: AtomicU64,
     counts: [AtomicU64; COUNTS],
+    /// How often each kernel was launched, by its name.
+    launches: Mutex<HashMap<String, u64>>,
 }
 
 impl Report {
@@ -56,6 +59,7 @@ impl Report {
             findings: Mutex::default(),
             found: AtomicU64::new(0),
             counts: Default::default(),
+            launches: Mutex::default(),
         }
     }
 
@@ -103,6 +107,22 @@ impl Report {
     /// Counts one more.
     pub fn count(&self, what: Count) {
         self.counts[what as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a launch of the kernel `name`.
+    pub fn launch(&self, name: &str) {
+        self.count(Count::Launches);
+        let mut launches = self.launches.lock().unwrap_or_else(PoisonError::into_inner);
+        match launches.get_mut(name) {
+            Some(count) => *count += 1,
+            None => drop(launches.insert(name.to_owned(), 1)),
+        }
+    }
+
+    /// How often the kernel `name` was launched.
+    pub fn launched(&self, name: &str) -> u64 {
+        let launches = self.launches.lock().unwrap_or_else(PoisonError::into_inner);
+        launches.get(name).copied().unwrap_or(0)
     }
 
     /// How often it was counted; `None` if `kind` is no [`Count`].

@@ -3,7 +3,7 @@
 
 use std::ffi::c_char;
 
-use super::pointers::Out;
+use super::pointers::{Out, Text};
 use crate::device::machine::Machine;
 
 /// How often the host has done what `kind` says; the kinds are those of [`crate::device::report::Count`]. It is 0 for
@@ -14,6 +14,17 @@ pub extern "C" fn phalanx_simulator_count(kind: u32) -> u64 {
     machine
         .and_then(|machine| machine.report.counted(kind))
         .unwrap_or(0)
+}
+
+/// How often the kernel `name` was launched in this process.
+///
+/// # Safety
+/// `name` is null, or a text that ends with a zero.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn phalanx_simulator_launches(name: Text) -> u64 {
+    let machine = Machine::peek();
+    let launched = machine.and_then(|machine| Some(machine.report.launched(name.get().ok()?)));
+    launched.unwrap_or(0)
 }
 
 /// How many findings there are.

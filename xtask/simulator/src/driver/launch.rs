@@ -10,7 +10,6 @@ use crate::device::code::{Code, Result};
 use crate::device::machine::Machine;
 use crate::device::modules::{Function, SHARED_MOST};
 use crate::device::operation::{Launch, Work};
-use crate::device::report::Count;
 
 /// The most blocks along each axis.
 const GRID: [u32; 3] = [i32::MAX as u32, 65535, 65535];
@@ -105,6 +104,7 @@ fn launch(
     if function.load() {
         machine.report.count(Count::LazyLoads);
     }
+    machine.report.launch(&function.name);
     let launch = Launch {
         grid,
         block,
@@ -113,7 +113,6 @@ fn launch(
         seed: state.random(),
         function,
     };
-    machine.report.count(Count::Launches);
     let work = Work::Launch(launch);
     machine.refuse_stale(&mut state, gpu, &work)?;
     machine.submit(state, stream, work).map(|_| ())
