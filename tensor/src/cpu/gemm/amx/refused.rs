@@ -44,8 +44,8 @@ mod tests {
         };
         let cross = |(i, j): &(usize, usize)| *i == 2 || *j == 1;
         let grid = || (0..5).flat_map(|i| (0..4).map(move |j| (i, j)));
-        let tiles = grid().filter(cross).map(|(i, j)| tile(i, j)).rev_vec();
-        let areas = gather(tiles);
+        let tiles = grid().filter(cross).map(|(i, j)| tile(i, j));
+        let areas = gather(tiles.rev().collect());
         assert_eq!(areas.len(), 3, "{areas:?}");
         for (i, j) in grid() {
             let hits = areas
@@ -54,17 +54,7 @@ mod tests {
                 .count();
             assert_eq!(hits, usize::from(cross(&(i, j))), "{i} {j}");
         }
-        assert_eq!(gather(grid().map(|(i, j)| tile(i, j)).rev_vec()).len(), 1);
-    }
-
-    trait RevVec<T> {
-        fn rev_vec(self) -> Vec<T>;
-    }
-    impl<T, I: Iterator<Item = T>> RevVec<T> for I {
-        fn rev_vec(self) -> Vec<T> {
-            let mut v: Vec<T> = self.collect();
-            v.reverse();
-            v
-        }
+        let all = grid().map(|(i, j)| tile(i, j));
+        assert_eq!(gather(all.rev().collect()).len(), 1);
     }
 }
