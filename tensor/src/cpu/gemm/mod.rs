@@ -226,20 +226,9 @@ pub fn gemm<T: Scalar>(
     b: MatRef<'_, T>,
     epilogue: &Epilogue<'_, T>,
 ) {
-    if let Err(NoMemory { bytes }) = run(kernels, c, a, b, epilogue) {
+    if let Err(NoMemory { bytes }) = product(kernels, c, a, b, epilogue) {
         panic!("a matrix product found no {bytes} bytes of scratch memory")
     }
-}
-
-/// As [`gemm`], for the operations: where there is no scratch memory, `c` is left with arbitrary
-/// elements.
-pub(crate) fn product<T: Scalar>(
-    c: MatMut<'_, T>,
-    a: MatRef<'_, T>,
-    b: MatRef<'_, T>,
-    epilogue: &Epilogue<'_, T>,
-) -> Result<(), NoMemory> {
-    run(Kernels::Best, c, a, b, epilogue)
 }
 
 /// Whether the processor has a matrix unit (Intel AMX with `bf16`) that this process may use.
@@ -250,7 +239,9 @@ pub fn has_matrix_unit() -> bool {
     false
 }
 
-fn run<T: Scalar>(
+/// As [`gemm`], for the operations: where there is no scratch memory, `c` is left with arbitrary
+/// elements.
+pub(crate) fn product<T: Scalar>(
     kernels: Kernels,
     mut c: MatMut<'_, T>,
     a: MatRef<'_, T>,

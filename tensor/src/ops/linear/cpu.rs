@@ -2,7 +2,7 @@
 
 use super::Activation;
 use crate::cpu::elementwise::{RealKernel, raw};
-use crate::cpu::gemm::{self, Bias, Epilogue, MatMut, MatRef, Scalar};
+use crate::cpu::gemm::{self, Bias, Epilogue, Kernels, MatMut, MatRef, Scalar};
 use crate::cpu::math::Real;
 use crate::cpu::scratch::NoMemory;
 use crate::ops::unary::Unary;
@@ -51,7 +51,7 @@ fn run<T: Scalar>(
     };
     let (m, n) = (x.dims()[0], weight.dims()[0]);
     let y = MatMut::row_major(y, m, n);
-    gemm::product(y, matrix(x), matrix(weight).t(), &epilogue)
+    gemm::product(Kernels::Best, y, matrix(x), matrix(weight).t(), &epilogue)
 }
 
 /// `c = a b` for matrices; `c` may have more axes.
@@ -59,8 +59,8 @@ pub(super) fn product(op: &'static str, a: &Tensor, b: &Tensor, c: &mut Tensor) 
     let (m, n, device) = (a.dims()[0], b.dims()[1], c.device());
     dispatch_float!(op, c.dtype(), T => {
         let c = MatMut::row_major(c.make_mut::<T>()?, m, n);
-        let product = gemm::product(c, matrix(a), matrix(b), &Epilogue::default());
-        product.map_err(|e| e.on(op, device))
+        let (a, b) = (matrix(a), matrix(b));
+        gemm::product(Kernels::Best, c, a, b, &Epilogue::default()).map_err(|e| e.on(op, device))
     })
 }
 

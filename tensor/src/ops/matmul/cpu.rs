@@ -1,7 +1,7 @@
 //! CPU kernel: one product for each matrix of the stack, over [`cpu::gemm`](crate::cpu::gemm).
 
 use crate::cpu::elementwise::raw;
-use crate::cpu::gemm::{Epilogue, MatMut, MatRef, Scalar, product};
+use crate::cpu::gemm::{Epilogue, Kernels, MatMut, MatRef, Scalar, product};
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::{NoMemory, Outcome};
 use crate::cpu::threads;
@@ -34,12 +34,14 @@ fn stacks<T: Scalar>(a: &Tensor, b: &Tensor, out: &mut [T]) -> Result<(), NoMemo
         let a = Stack::new(&rows).matrix(a, 0);
         let m = out.len() / n;
         let c = MatMut::row_major(out, m, n);
-        return product(c, a, b_stack.matrix(b, 0), &Epilogue::default());
+        let b = b_stack.matrix(b, 0);
+        return product(Kernels::Best, c, a, b, &Epilogue::default());
     }
     let outcome = Outcome::default();
     let one = |i: usize, c: &mut [T]| {
         let (a, b) = (a_stack.matrix(a, i), b_stack.matrix(b, i));
-        outcome.of(|| product(MatMut::row_major(c, m, n), a, b, &Epilogue::default()));
+        let c = MatMut::row_major(c, m, n);
+        outcome.of(|| product(Kernels::Best, c, a, b, &Epilogue::default()));
     };
     let count = out.len() / (m * n);
     if count >= threads() && (m * n).saturating_mul(k) < LARGE || count.is_multiple_of(threads()) {
