@@ -258,10 +258,10 @@ pub(super) unsafe fn scatter<S: Simd>(
                     x = S::fma1(*p, beta, x);
                 }
                 if !out.bias_s.is_null() {
-                    x = x + *out.bias_s.add(r);
+                    x += *out.bias_s.add(r);
                 }
                 if !out.bias_v.is_null() {
-                    x = x + *out.bias_v.add(j);
+                    x += *out.bias_v.add(j);
                 }
                 *p = at_least(x, out.floor);
             }

@@ -56,7 +56,7 @@ pub(super) fn product<T: Scalar<Compute = f32>>(
     epilogue: &Epilogue<'_, T>,
 ) -> Result<(), NoMemory> {
     let mut job = Job::new(plan.swapped, &mut c, a, b, epilogue);
-    job.alpha = job.alpha * power(-unit.limits.scale);
+    job.alpha *= power(-unit.limits.scale);
     let product = Product {
         unit,
         family: family(),
