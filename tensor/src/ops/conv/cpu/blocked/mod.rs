@@ -1,5 +1,5 @@
 //! Convolutions of `f32` with enough output channels to fill vectors: register tiles over blocks
-//! of channels, written once over [`Lanes`](lanes::Lanes) for AVX-512 and AVX2.
+//! of channels, written once over [`Lanes`] for AVX-512 and AVX2.
 #![allow(unsafe_code)]
 
 mod gather;
