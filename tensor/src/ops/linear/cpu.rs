@@ -5,6 +5,7 @@ use crate::cpu::elementwise::{RealKernel, raw};
 use crate::cpu::gemm::{self, Bias, Epilogue, Kernels, MatMut, MatRef, Scalar};
 use crate::cpu::math::Real;
 use crate::cpu::scratch::NoMemory;
+use crate::ops::matmul::cpu::Stack;
 use crate::ops::unary::Unary;
 use crate::{Element, Result, Tensor, dispatch_float};
 
@@ -65,13 +66,7 @@ pub(super) fn product(op: &'static str, a: &Tensor, b: &Tensor, c: &mut Tensor) 
 }
 
 fn matrix<T: Element>(t: &Tensor) -> MatRef<'_, T> {
-    let (dims, strides) = (t.dims(), t.layout().strides());
-    let data = if t.numel() == 0 {
-        &[]
-    } else {
-        &raw::<T>(t)[t.layout().offset()..]
-    };
-    MatRef::new(data, (dims[0], dims[1]), (strides[0], strides[1]))
+    Stack::new(t.layout()).matrix(raw(t), 0)
 }
 
 fn apply<R: Real>(function: Unary, x: &mut [R]) {

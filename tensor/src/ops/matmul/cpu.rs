@@ -59,14 +59,14 @@ fn stacks<T: Scalar>(a: &Tensor, b: &Tensor, out: &mut [T]) -> Result<(), NoMemo
 }
 
 /// The last two axes of a layout, and the way from matrix to matrix along the others.
-struct Stack<'a> {
+pub(in crate::ops) struct Stack<'a> {
     layout: &'a Layout,
     rows: usize,
     cols: usize,
 }
 
 impl<'a> Stack<'a> {
-    fn new(layout: &'a Layout) -> Self {
+    pub(in crate::ops) fn new(layout: &'a Layout) -> Self {
         let [.., rows, cols] = layout.shape()[..] else {
             unreachable!("the caller gives matrices at least two axes")
         };
@@ -81,7 +81,7 @@ impl<'a> Stack<'a> {
     }
 
     /// The `index`-th matrix in row-major order of the leading axes.
-    fn matrix<'d, T>(&self, data: &'d [T], mut index: usize) -> MatRef<'d, T> {
+    pub(in crate::ops) fn matrix<'d, T>(&self, data: &'d [T], mut index: usize) -> MatRef<'d, T> {
         let (shape, strides) = (self.layout.shape(), self.layout.strides());
         let lead = shape.len() - 2;
         let mut offset = self.layout.offset();

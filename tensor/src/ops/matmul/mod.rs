@@ -1,6 +1,6 @@
 //! Products of matrices and of stacks of matrices.
 
-mod cpu;
+pub(super) mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
