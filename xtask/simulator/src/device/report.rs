@@ -31,9 +31,11 @@ pub enum Count {
     Modules = 8,
     /// Functions that were loaded when they were launched first, which may wait for the device.
     LazyLoads = 9,
+    /// Waits of a stream for an event.
+    StreamWaits = 10,
 }
 
-const COUNTS: usize = 10;
+const COUNTS: usize = 11;
 
 /// How many findings are kept and written; of more only the number is known.
 const MOST: usize = 1000;

@@ -100,6 +100,7 @@ api! {
         }
         let stream = handles::stream(machine, &mut state, stream)?;
         let recorded = handles::event(machine, &mut state, event)?.1.recorded.clone();
+        machine.report.count(Count::StreamWaits);
         // A wait for an event that was never recorded is no wait.
         if let Some(recorded) = recorded {
             let mut state = machine.room(state, stream);
