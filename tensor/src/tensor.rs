@@ -2,7 +2,7 @@
 
 use crate::cpu::scratch::room;
 use crate::layout::Layout;
-use crate::storage::{Source, Storage, Target, across};
+use crate::storage::{Source, Storage, Target, Writer, across};
 use crate::{DType, Device, Element, Error, Result, Shape, Value, dispatch_any};
 use std::fmt;
 use std::sync::Arc;
@@ -36,12 +36,23 @@ impl Tensor {
         dtype: DType,
         device: Device,
     ) -> Result<Tensor> {
+        Tensor::allocate_by(op, shape, dtype, device, Writer::Kernel)
+    }
+
+    /// As [`allocate`](Tensor::allocate), for who writes it first.
+    fn allocate_by(
+        op: &'static str,
+        shape: Shape,
+        dtype: DType,
+        device: Device,
+        writer: Writer,
+    ) -> Result<Tensor> {
         let len = shape.numel();
         if len == 0 {
             // Where there are elements, those that cannot be addressed are out of memory.
             shape.expect_addressable(op, dtype)?;
         }
-        let storage = Storage::new(op, device, dtype, len)?;
+        let storage = Storage::new(op, device, dtype, len, writer)?;
         Ok(Tensor {
             storage: Arc::new(storage),
             layout: Layout::contiguous(op, shape)?,
@@ -78,9 +89,10 @@ impl Tensor {
                 shape,
             });
         }
-        let mut out = Tensor::allocate("from_slice", shape, T::Element::DTYPE, device)?;
+        let (op, dtype) = ("from_slice", T::Element::DTYPE);
+        let mut out = Tensor::allocate_by(op, shape, dtype, device, Writer::Transfer)?;
         let data = Source::Host(bytemuck::cast_slice(data));
-        across("from_slice", data, Target::Tensor(&mut out, 0))?;
+        across(op, data, Target::Tensor(&mut out, 0))?;
         Ok(out)
     }
 
@@ -342,8 +354,13 @@ impl Tensor {
 
     /// A contiguous copy with a storage of its own.
     pub(crate) fn copy_to(&self, op: &'static str, device: Device) -> Result<Tensor> {
+        let writer = match device == self.device() {
+            true => Writer::Kernel,
+            false => Writer::Transfer,
+        };
+        let storage = Storage::new(op, device, self.dtype(), self.numel(), writer)?;
         let mut copy = Tensor {
-            storage: Arc::new(Storage::new(op, device, self.dtype(), self.numel())?),
+            storage: Arc::new(storage),
             layout: Layout::contiguous(op, self.shape().clone())?,
         };
         across(op, Source::Tensor(self), Target::Tensor(&mut copy, 0))?;

@@ -104,17 +104,7 @@ impl Gpu {
         // SAFETY: `card` is a card's handle.
         let pool = unsafe { result::device::get_default_mem_pool(card) }
             .map_err(failed("finding the memory pool"))?;
-        let mut threshold = u64::MAX;
-        // SAFETY: the attribute's value is a u64. At the maximum, the pool keeps what is freed.
-        unsafe {
-            sys::cuMemPoolSetAttribute(
-                pool,
-                PoolAttribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
-                (&raw mut threshold).cast(),
-            )
-        }
-        .result()
-        .map_err(failed("setting up the memory pool"))?;
+        set_up(pool).map_err(failed("setting up the memory pool"))?;
         let lanes = Lanes::new().map_err(failed("making the lanes"))?;
         Ok(Gpu {
             ordinal,
@@ -218,6 +208,30 @@ impl Gpu {
             dead.into_iter().for_each(|dead| dead.free(lanes));
         }
     }
+}
+
+/// Settings of a card's memory pool.
+fn set_up(pool: sys::CUmemoryPool) -> std::result::Result<(), result::DriverError> {
+    let (mut threshold, mut dependencies) = (u64::MAX, 0i32);
+    let attributes = [
+        // The pool keeps what is freed.
+        (
+            PoolAttribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            (&raw mut threshold).cast(),
+        ),
+        // By default the pool may hand memory that was freed on one lane to another one, and let that
+        // one wait for the free. Nobody would see that wait: it would tie kernels to transfers and
+        // collectives that they have nothing to do with, and the memory that it saves is that of one
+        // step, once. Memory whose free is done, or that the lane has waited for, is still handed over.
+        (
+            PoolAttribute::CU_MEMPOOL_ATTR_REUSE_ALLOW_INTERNAL_DEPENDENCIES,
+            (&raw mut dependencies).cast(),
+        ),
+    ];
+    attributes.into_iter().try_for_each(|(attribute, value)| {
+        // SAFETY: the pool is a card's; the value is a u64 for the threshold, and an int for the other.
+        unsafe { sys::cuMemPoolSetAttribute(pool, attribute, value) }.result()
+    })
 }
 
 /// The issue lock of a card, held.

@@ -105,12 +105,17 @@ impl Lanes {
         }
     }
 
+    /// What is issued next on `lane` runs after the operation `stamp` anyway.
+    pub(super) fn has_seen(&self, lane: Lane, stamp: Stamp) -> bool {
+        lane == stamp.lane || self.seen[lane as usize][stamp.lane as usize] >= stamp.number
+    }
+
     /// Lets what is issued next on `lane` run after the operation `stamp`.
     pub(super) fn wait(&mut self, lane: Lane, stamp: Stamp) -> Result<(), DriverError> {
-        let (to, from) = (lane as usize, stamp.lane as usize);
-        if to == from || self.seen[to][from] >= stamp.number {
+        if self.has_seen(lane, stamp) {
             return Ok(());
         }
+        let (to, from) = (lane as usize, stamp.lane as usize);
         let (number, event) = self.event(stamp)?;
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: stream and event belong to the card, whose context is current.

@@ -31,6 +31,8 @@ pub(crate) struct Uses {
     write: Stamp,
     /// The last reads since, by lane; 0 for none.
     reads: [u64; LANES],
+    /// The lane of the last use.
+    last: Lane,
 }
 
 const ALL: [Lane; LANES] = [Lane::Compute, Lane::Copy, Lane::Comm];
@@ -41,7 +43,16 @@ impl Uses {
         Uses {
             write,
             reads: [0; LANES],
+            last: write.lane,
         }
+    }
+
+    /// Everything that the next write comes after.
+    fn all(&self) -> impl Iterator<Item = Stamp> {
+        let reads = ALL.into_iter().zip(self.reads);
+        let reads = reads.filter(|(_, number)| *number > 0);
+        let reads = reads.map(|(lane, number)| Stamp { lane, number });
+        std::iter::once(self.write).chain(reads)
     }
 
     /// Lets `lane` wait for the last write.
@@ -51,14 +62,7 @@ impl Uses {
 
     /// Lets `lane` wait for the last write and for all reads since.
     pub(super) fn before_write(&self, lanes: &mut Lanes, lane: Lane) -> Result<(), DriverError> {
-        lanes.wait(lane, self.write)?;
-        let reads = ALL
-            .into_iter()
-            .zip(self.reads)
-            .filter(|(_, number)| *number > 0);
-        reads
-            .map(|(lane, number)| Stamp { lane, number })
-            .try_for_each(|read| lanes.wait(lane, read))
+        self.all().try_for_each(|stamp| lanes.wait(lane, stamp))
     }
 
     pub(super) fn written(&mut self, stamp: Stamp) {
@@ -68,14 +72,20 @@ impl Uses {
     pub(super) fn read(&mut self, stamp: Stamp) {
         let last = &mut self.reads[stamp.lane as usize];
         *last = stamp.number.max(*last);
+        self.last = stamp.lane;
     }
 
-    /// The lane of the newest use that is not the compute lane's, else that one: memory that a
-    /// collective used is freed behind it, and the compute lane does not wait.
-    fn last_lane(&self) -> Lane {
-        let others = [Lane::Comm, Lane::Copy].into_iter();
-        let used = |lane: &Lane| self.write.lane == *lane || self.reads[*lane as usize] > 0;
-        others.into_iter().find(used).unwrap_or(Lane::Compute)
+    /// The lane on which the memory is freed. That is one which has waited for all uses already, so that
+    /// no lane waits for the sake of freeing: most often that of the last use, as the compute lane's for
+    /// what it has read of an upload. Where every lane would have to wait, it is not the compute lane:
+    /// memory that a collective used is freed behind that.
+    fn grave(&self, lanes: &Lanes) -> Lane {
+        let used = |lane: &Lane| self.all().any(|stamp| stamp.lane == *lane);
+        let ready = |lane: &Lane| self.all().all(|stamp| lanes.has_seen(*lane, stamp));
+        let mut first = [self.last].into_iter().chain(ALL);
+        let mut others = [Lane::Comm, Lane::Copy].into_iter();
+        let ready = first.find(|lane| used(lane) && ready(lane));
+        ready.or_else(|| others.find(used)).unwrap_or(Lane::Compute)
     }
 }
 
@@ -191,7 +201,7 @@ pub(super) struct Dead {
 impl Dead {
     /// Frees it, in stream order behind everything that uses it.
     pub(super) fn free(self, lanes: &mut Lanes) {
-        let lane = self.uses.last_lane();
+        let lane = self.uses.grave(lanes);
         // A card that fails here has failed for good, and its next operation says so. Memory whose
         // users could not be waited for is not freed: better lost than handed out while in use.
         if self.uses.before_write(lanes, lane).is_ok() {

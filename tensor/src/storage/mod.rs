@@ -77,6 +77,15 @@ impl CpuStorage {
     }
 }
 
+/// Who writes a storage first, and so in whose order a card hands out its memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writer {
+    /// A kernel.
+    Kernel,
+    /// A transfer from another device or from the host, which then waits for no kernel.
+    Transfer,
+}
+
 impl Storage {
     /// Room for `len` elements with arbitrary contents on `device`.
     pub(crate) fn new(
@@ -84,12 +93,20 @@ impl Storage {
         device: Device,
         dtype: DType,
         len: usize,
+        writer: Writer,
     ) -> Result<Storage> {
         let memory = match device {
-            Device::Cpu(index) => Memory::Cpu(CpuStorage::new(op, index, dtype, len)?),
+            Device::Cpu(index) => {
+                _ = writer; // the host does one thing after another
+                Memory::Cpu(CpuStorage::new(op, index, dtype, len)?)
+            }
             #[cfg(feature = "cuda")]
             Device::Cuda(ordinal) => {
-                Memory::Cuda(CudaStorage::new(op, ordinal, dtype, len, Lane::Compute)?)
+                let lane = match writer {
+                    Writer::Kernel => Lane::Compute,
+                    Writer::Transfer => Lane::Copy,
+                };
+                Memory::Cuda(CudaStorage::new(op, ordinal, dtype, len, lane)?)
             }
             #[cfg(not(feature = "cuda"))]
             Device::Cuda(_) => return Err(device.unavailable(op)),

@@ -10,6 +10,7 @@ mod every;
 mod families;
 mod host_reads;
 mod index;
+mod lanes;
 mod linear;
 mod loading;
 mod matmul;

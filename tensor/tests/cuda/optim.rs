@@ -301,6 +301,7 @@ fn a_step_is_one_launch() {
         let made = apart(&mut || sgd_step(&mut params, grads, &mut momenta, &sgd).unwrap());
         assert_eq!(made, [1, 0]);
     }
+    device.synchronize().unwrap();
 }
 
 /// More different numbers than a launch has room for, more tensors than a kept table has, and more

@@ -137,25 +137,30 @@ pub enum Count {
     Copies = 4,
     Modules = 8,
     LazyLoads = 9,
+    StreamWaits = 10,
 }
 
 /// How often the program has done this on the simulated device; `None` on a real one.
 pub fn counted(what: Count) -> Option<u64> {
     type Counter = extern "C" fn(u32) -> u64;
+    let found = of_driver(c"phalanx_simulator_count")?;
+    // SAFETY: the simulator's function has this type.
+    let counter = unsafe { std::mem::transmute::<*mut libc::c_void, Counter>(found) };
+    Some(counter(what as u32))
+}
+
+/// A function of the driver, if it has one of this name.
+pub fn of_driver(name: &CStr) -> Option<*mut libc::c_void> {
     let names = [c"libcuda.so", c"libcuda.so.1"];
-    // SAFETY: the driver is loaded already, or this finds nothing; it is never unloaded.
-    let load =
-        |name: &CStr| unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+    let load = |name: &CStr| {
+        // SAFETY: the driver is loaded already, or this finds nothing; it is never unloaded.
+        unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) }
+    };
     let driver = names
         .into_iter()
         .map(load)
         .find(|driver| !driver.is_null())?;
-    // SAFETY: the driver is loaded; a real one has no such symbol.
-    let found = unsafe { libc::dlsym(driver, c"phalanx_simulator_count".as_ptr()) };
-    if found.is_null() {
-        return None;
-    }
-    // SAFETY: the simulator's function has this type.
-    let counter = unsafe { std::mem::transmute::<*mut libc::c_void, Counter>(found) };
-    Some(counter(what as u32))
+    // SAFETY: the driver is loaded, and the name is a C string.
+    let found = unsafe { libc::dlsym(driver, name.as_ptr()) };
+    (!found.is_null()).then_some(found)
 }
