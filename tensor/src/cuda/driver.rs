@@ -62,6 +62,8 @@ pub(crate) struct Driver {
     pub(crate) version: i32,
     /// How many cards it sees.
     pub(crate) cards: usize,
+    /// The process that started it.
+    process: u32,
     /// It loads functions when it is asked to, and not only when they are launched first.
     pub(crate) loads_functions: bool,
     /// It tells the parameters of a kernel (`cuFuncGetParamInfo`, from CUDA 12.4 on).
@@ -106,8 +108,22 @@ fn find() -> Result<Driver, String> {
     Ok(Driver {
         version,
         cards: cards.try_into().unwrap_or(0),
+        process: std::process::id(),
         loads_functions: LOADING.iter().all(has),
         tells_params: has(&"cuFuncGetParamInfo"),
+    })
+}
+
+/// Why this process cannot use the driver, if it was forked from one that had started it: contexts and
+/// threads of the driver stay with the parent, and calls of the child's would hang or fail at random.
+pub(crate) fn forked() -> Option<String> {
+    let started_by = driver().ok()?.process;
+    let process = std::process::id();
+    (started_by != process).then(|| {
+        format!(
+            "process {started_by} started the CUDA driver, and process {process} was forked from it; a \
+             forked process cannot use cards: fork before the first use of a card, or start a new program"
+        )
     })
 }
 

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::blas::Blas;
-use super::driver::{driver, failed};
+use super::driver::{driver, failed, forked};
 use super::index::IndexFlag;
 use super::lanes::Lanes;
 use super::memory::Dead;
@@ -19,15 +19,32 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
-/// A handle of the driver. The driver's functions take handles from any thread.
+/// A handle of the driver: the name of an object that the driver keeps. Its functions take handles from
+/// any thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Handle<T>(pub(super) T);
+pub(super) struct Handle<T: DriverObject>(pub(super) T);
+
+/// The types of the driver's handles, and no others: a pointer to memory is none.
+///
+/// # Safety
+/// The type is a name of an object of the driver, which nobody dereferences.
+pub(super) unsafe trait DriverObject: Copy {}
+
+macro_rules! handles {
+    ($($name:ident)*) => {
+        $(
+            // SAFETY: the CUDA driver API declares the type as an opaque handle.
+            unsafe impl DriverObject for sys::$name {}
+        )*
+    };
+}
+handles!(CUcontext CUmemoryPool CUstream CUevent CUmodule CUfunction);
 
 // SAFETY: handles are names of objects that the driver keeps; its functions may be called with them
 // from any thread (CUDA driver API, "Driver API is thread-safe").
-unsafe impl<T> Send for Handle<T> {}
+unsafe impl<T: DriverObject> Send for Handle<T> {}
 // SAFETY: as above.
-unsafe impl<T> Sync for Handle<T> {}
+unsafe impl<T: DriverObject> Sync for Handle<T> {}
 
 /// One card.
 #[derive(Debug)]
@@ -70,6 +87,9 @@ impl Gpu {
         let device = Device::Cuda(ordinal);
         let unavailable = |reason: String| Error::DeviceUnavailable { op, device, reason };
         let driver = driver().map_err(|reason| unavailable(reason.into()))?;
+        if let Some(reason) = forked() {
+            return Err(unavailable(reason));
+        }
         if ordinal >= driver.cards {
             let reason = match driver.cards {
                 0 => "the CUDA driver found no card".into(),
@@ -123,8 +143,13 @@ impl Gpu {
         })
     }
 
-    /// Makes the card's context the calling thread's.
+    /// Makes the card's context the calling thread's. Everything that uses the card or a lock of it does
+    /// so first.
     pub(super) fn enter(&self, op: &'static str) -> Result<()> {
+        if let Some(reason) = forked() {
+            let device = self.device();
+            return Err(Error::DeviceUnavailable { op, device, reason });
+        }
         // Each time: other cards and other libraries make other contexts current.
         // SAFETY: the context lives as long as the process.
         unsafe { result::ctx::set_current(self.context.0) }
@@ -179,6 +204,9 @@ impl Gpu {
 
     /// Frees the memory of a storage that died, now or when the issue lock is free.
     pub(super) fn bury(&'static self, dead: Dead) {
+        if forked().is_some() {
+            return; // the memory is the parent's
+        }
         self.dead().push(dead);
         self.bury_all();
     }

@@ -2,7 +2,7 @@
 //! again when the transfer that used it last is done.
 #![allow(unsafe_code)]
 
-use super::gpu::{Gpu, Handle, Issuing};
+use super::gpu::{Gpu, Issuing};
 use super::lanes::Stamp;
 use crate::Result;
 use crate::cpu::scratch::NoMemory;
@@ -21,9 +21,13 @@ const IN_FLIGHT: usize = 4;
 /// A pinned buffer.
 #[derive(Debug)]
 pub(super) struct Pinned {
-    address: Handle<*mut c_void>,
+    address: *mut c_void,
     bytes: usize,
 }
+
+// SAFETY: the buffer belongs to who has this value, as the memory of a vector does; the driver lets any
+// thread touch and free it.
+unsafe impl Send for Pinned {}
 
 impl Pinned {
     /// The contents. Nothing is in flight: [`Staging::take`] hands out only such buffers, and who
@@ -31,7 +35,7 @@ impl Pinned {
     pub(super) fn bytes(&mut self) -> &mut [u8] {
         // SAFETY: the buffer has `bytes` bytes, was zeroed when it was made, and is borrowed for as
         // long as the slice lives.
-        unsafe { std::slice::from_raw_parts_mut(self.address.0.cast(), self.bytes) }
+        unsafe { std::slice::from_raw_parts_mut(self.address.cast(), self.bytes) }
     }
 }
 
@@ -111,7 +115,7 @@ impl Staging {
     pub(super) fn free(buffers: Vec<(Pinned, Option<Stamp>)>) -> Result<(), DriverError> {
         buffers.into_iter().try_for_each(|(pinned, _)| {
             // SAFETY: the buffer was allocated as pinned memory, and nobody else has it.
-            unsafe { result::free_host(pinned.address.0) }
+            unsafe { result::free_host(pinned.address) }
         })
     }
 
@@ -145,7 +149,7 @@ fn make(op: &'static str, gpu: &'static Gpu, size: usize) -> Result<Pinned> {
     // SAFETY: the buffer was just allocated with this size.
     unsafe { address.cast::<u8>().write_bytes(0, size) };
     Ok(Pinned {
-        address: Handle(address),
+        address,
         bytes: size,
     })
 }

@@ -8,6 +8,7 @@ mod support;
 mod counts;
 mod every;
 mod families;
+mod fork;
 mod host_reads;
 mod index;
 mod lanes;
