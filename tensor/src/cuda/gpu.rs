@@ -7,6 +7,7 @@ use super::index::IndexFlag;
 use super::lanes::Lanes;
 use super::memory::Dead;
 use super::modules::Modules;
+use super::peers::Peers;
 use super::staging::Staging;
 use super::tables::Tables;
 use crate::memory::{self, Account, Kept, Last};
@@ -50,6 +51,8 @@ unsafe impl<T: DriverObject> Sync for Handle<T> {}
 #[derive(Debug)]
 pub(crate) struct Gpu {
     ordinal: usize,
+    /// The driver's handle of the card.
+    number: sys::CUdevice,
     context: Handle<sys::CUcontext>,
     /// Compute capability, as 90 for 9.0.
     capability: u32,
@@ -66,6 +69,7 @@ pub(crate) struct Gpu {
     pub(super) blas: Blas,
     /// Whether products of `f32` may round their operands to TF32.
     tf32: AtomicBool,
+    pub(super) peers: Peers,
 }
 
 /// The card `ordinal`, made ready at its first use. A failure is kept: a card that did not start
@@ -128,6 +132,7 @@ impl Gpu {
         let lanes = Lanes::new().map_err(failed("making the lanes"))?;
         Ok(Gpu {
             ordinal,
+            number: card,
             context: Handle(context),
             capability: (major * 10 + minor).unsigned_abs(),
             pool: Handle(pool),
@@ -140,6 +145,7 @@ impl Gpu {
             index: IndexFlag::default(),
             blas: Blas::default(),
             tf32: AtomicBool::new(false),
+            peers: Peers::default(),
         })
     }
 
@@ -175,6 +181,18 @@ impl Gpu {
 
     pub(crate) fn allow_tf32(&self, allowed: bool) {
         self.tf32.store(allowed, Relaxed);
+    }
+
+    pub(super) fn ordinal(&self) -> usize {
+        self.ordinal
+    }
+
+    pub(super) fn number(&self) -> sys::CUdevice {
+        self.number
+    }
+
+    pub(super) fn context(&self) -> sys::CUcontext {
+        self.context.0
     }
 
     pub(super) fn pool(&self) -> sys::CUmemoryPool {

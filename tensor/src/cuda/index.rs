@@ -1,23 +1,24 @@
-//! The flag for an index out of range. A kernel that meets one cannot fail: it leaves its result out
+//! The flags for an index out of range. A kernel that meets one cannot fail: it leaves its result out
 //! and notes the first such index here. The flag stays until it is cleared, and every copy from the
-//! card to the host looks at it.
+//! card to the host looks at it. What is copied to another card takes it along.
 #![allow(unsafe_code)]
 
 use super::gpu::Issuing;
+use super::issue::{Arg, Grid, Issue};
 use super::lanes::{Lane, Stamp};
 use super::memory::Uses;
 use super::modules::{Source, Variant};
 use crate::{Error, Result};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::CUdeviceptr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The flag itself, a variable of a module of its own.
+/// The flags themselves, a variable of a module of its own.
 pub(super) static SOURCE: Source = Source {
     family: "index-flag",
-    path: "tensor/src/cuda/index.rs",
+    path: "tensor/src/cuda/index.cu",
     before: "",
-    text: "extern \"C\" { __device__ IndexFault index_fault; }",
+    text: include_str!("index.cu"),
     after: "",
     types: &[&[]],
 };
@@ -25,28 +26,59 @@ pub(super) static SOURCE: Source = Source {
 /// What a kernel notes: `IndexFault` of the prelude.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
-pub(super) struct Note {
+struct Note {
     set: u32,
-    /// Place of the operation's name in the list of names.
+    /// Place of the operation's name in [`OPS`].
     op: u32,
     index: i64,
     extent: i64,
 }
 
-/// The flag of one card, in its memory.
-#[derive(Debug, Default)]
-pub(super) struct IndexFlag(Mutex<State>);
+/// What a copy of the flags holds: the card's own note, and that of other cards whose data it has.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+pub(super) struct Notes([Note; 2]);
 
+/// Operations that may set a flag, on any card: notes cross from card to card.
+static OPS: Mutex<Vec<&'static str>> = Mutex::new(Vec::new());
+
+fn ops() -> MutexGuard<'static, Vec<&'static str>> {
+    // A panic while the lock was held cannot leave the list half-changed.
+    OPS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The flags of one card, in its memory; `None` while nobody has had them.
 #[derive(Debug, Default)]
-struct State {
-    /// Operations that may set the flag.
-    ops: Vec<&'static str>,
-    /// The flag's address and what uses its memory; `None` while no kernel has had it.
-    flag: Option<(CUdeviceptr, Uses)>,
+pub(super) struct IndexFlag(Mutex<Option<Flags>>);
+
+#[derive(Debug)]
+struct Flags {
+    address: CUdeviceptr,
+    /// The uses of the first note, which is that of this card's kernels.
+    own: Uses,
+    /// The uses of the others. Only the copy lane writes them, so that no kernel of this card waits for
+    /// data of another one.
+    others: Uses,
+}
+
+impl Flags {
+    /// Where notes of another card arrive.
+    fn arrivals(&self) -> CUdeviceptr {
+        self.address + size_of::<Notes>() as u64
+    }
+
+    /// Lets a lane wait until both notes are written that the host and other cards look at.
+    fn read(&mut self, issuing: &mut Issuing, stamp: Stamp) -> Result<(), DriverError> {
+        for uses in [&mut self.own, &mut self.others] {
+            uses.before_read(issuing.lanes(), stamp.lane)?;
+            uses.read(stamp);
+        }
+        Ok(())
+    }
 }
 
 impl IndexFlag {
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    fn flags(&self) -> MutexGuard<'_, Option<Flags>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -59,80 +91,151 @@ impl IndexFlag {
         stamp: Stamp,
     ) -> Result<(CUdeviceptr, i32)> {
         let gpu = issuing.gpu();
-        let mut state = self.state();
-        let address = match &mut state.flag {
-            Some((address, uses)) => {
-                uses.before_write(issuing.lanes(), stamp.lane)
-                    .map_err(|e| gpu.failed(op, "waiting for the index flag", e))?;
-                uses.written(stamp);
-                *address
-            }
-            none => {
-                // The driver zeroes it when it loads the module.
-                let variant = Variant::new(&SOURCE, &[]);
-                let (address, _) = gpu.modules.variable(op, gpu, &variant, "index_fault")?;
-                *none = Some((address, Uses::new(stamp)));
-                address
-            }
-        };
-        let known = state.ops.iter().position(|known| *known == op);
+        let mut flags = self.flags();
+        let flags = there(op, issuing, stamp, &mut flags)?;
+        flags
+            .own
+            .before_write(issuing.lanes(), stamp.lane)
+            .map_err(|e| gpu.failed(op, "waiting for the index flag", e))?;
+        flags.own.written(stamp);
+        let mut ops = ops();
+        let known = ops.iter().position(|known| *known == op);
         let place = known.unwrap_or_else(|| {
-            state.ops.push(op);
-            state.ops.len() - 1
+            ops.push(op);
+            ops.len() - 1
         });
-        Ok((address, i32::try_from(place).unwrap_or(i32::MAX)))
+        Ok((flags.address, i32::try_from(place).unwrap_or(i32::MAX)))
     }
 
-    /// Puts a copy of the flag to `target` behind what was issued as `stamp`; `false` where no kernel
-    /// has ever had it.
+    /// Puts a copy of the flags to `target` behind what was issued as `stamp`; `false` where nobody
+    /// has ever had them.
     ///
     /// # Safety
-    /// `target` has room for a [`Note`], and stays until the operation is done.
+    /// `target` has room for [`Notes`], and stays until the operation is done.
     pub(super) unsafe fn fetch(
         &self,
         issuing: &mut Issuing,
         stamp: Stamp,
         target: &mut [u8],
     ) -> Result<bool, DriverError> {
-        let mut state = self.state();
-        let Some((address, uses)) = &mut state.flag else {
+        let mut flags = self.flags();
+        let Some(flags) = &mut *flags else {
             return Ok(false);
         };
-        uses.before_read(issuing.lanes(), stamp.lane)?;
-        uses.read(stamp);
+        flags.read(issuing, stamp)?;
         let stream = issuing.lanes().stream(stamp.lane);
-        // SAFETY: the flag's memory lives as long as the process; the caller vouches for the target.
-        unsafe { result::memcpy_dtoh_async(target, *address, stream) }?;
+        // SAFETY: the flags' memory lives as long as the process; the caller vouches for the target.
+        unsafe { result::memcpy_dtoh_async(target, flags.address, stream) }?;
         Ok(true)
     }
 
-    /// The error that a copy of the flag stands for.
-    pub(super) fn look(&self, note: Note) -> Result<()> {
-        if note.set == 0 {
+    /// The error that a copy of the flags stands for.
+    pub(super) fn look(&self, notes: Notes) -> Result<()> {
+        let Some(note) = notes.0.iter().find(|note| note.set != 0) else {
             return Ok(());
-        }
-        let ops = &self.state().ops;
+        };
         Err(Error::IndexOutOfRange {
-            op: ops.get(note.op as usize).copied().unwrap_or("an operation"),
+            op: ops()
+                .get(note.op as usize)
+                .copied()
+                .unwrap_or("an operation"),
             index: note.index,
             extent: usize::try_from(note.extent).unwrap_or(0),
             late: true,
         })
     }
 
-    /// Takes the flag down.
+    /// Takes the flags down.
     pub(super) fn clear(&self, issuing: &mut Issuing) -> Result<(), DriverError> {
-        let mut state = self.state();
+        let mut flags = self.flags();
         let lanes = issuing.lanes();
-        let Some((address, uses)) = &mut state.flag else {
+        let Some(flags) = &mut *flags else {
             return Ok(());
         };
-        let stamp = lanes.next(Lane::Compute);
-        uses.before_write(lanes, stamp.lane)?;
-        uses.written(stamp);
+        let stamp = lanes.next(Lane::Copy);
+        for uses in [&mut flags.own, &mut flags.others] {
+            uses.before_write(lanes, stamp.lane)?;
+            uses.written(stamp);
+        }
         let stream = lanes.stream(stamp.lane);
-        // SAFETY: the flag's memory has the size of a note and lives as long as the process.
-        unsafe { result::memset_d8_async(*address, 0, size_of::<Note>(), stream) }?;
+        // SAFETY: the flags' memory has the size of the notes and lives as long as the process.
+        unsafe { result::memset_d8_async(flags.address, 0, size_of::<Notes>(), stream) }?;
         lanes.issued(stamp)
+    }
+}
+
+/// The flags, which the driver zeroes when it loads their module.
+fn there<'a>(
+    op: &'static str,
+    issuing: &Issuing,
+    stamp: Stamp,
+    flags: &'a mut Option<Flags>,
+) -> Result<&'a mut Flags> {
+    if flags.is_none() {
+        let (gpu, variant) = (issuing.gpu(), Variant::new(&SOURCE, &[]));
+        let (address, _) = gpu.modules.variable(op, gpu, &variant, "index_faults")?;
+        *flags = Some(Flags {
+            address,
+            own: Uses::new(stamp),
+            others: Uses::new(stamp),
+        });
+    }
+    match flags {
+        Some(flags) => Ok(flags),
+        None => unreachable!("the flags have just been made"),
+    }
+}
+
+/// A copy of the flags of one card on its way to another one.
+#[derive(Debug)]
+pub(super) struct Crossing {
+    from: CUdeviceptr,
+    to: CUdeviceptr,
+    /// The flags of the card to which it goes.
+    flags: CUdeviceptr,
+}
+
+impl Crossing {
+    /// Orders it on both lanes; `None` where the source's card has no flags that could be set.
+    pub(super) fn prepare(source: &mut Issue, target: &mut Issue) -> Result<Option<Crossing>> {
+        let (op, here, there_gpu) = (source.op(), source.gpu(), target.gpu());
+        let failed = |e| here.failed(op, "waiting for the index flag", e);
+        let stamp = source.stamp();
+        let mut flags = here.index.flags();
+        let Some(flags) = &mut *flags else {
+            return Ok(None);
+        };
+        here.enter(op)?;
+        flags.read(source.issuing(), stamp).map_err(failed)?;
+        target.prepare(&SOURCE, &[], "index_faults_arrive")?; // enters the other card's context
+        let stamp = target.stamp();
+        let mut others = there_gpu.index.flags();
+        let others = there(op, target.issuing(), stamp, &mut others)?;
+        let lanes = target.issuing().lanes();
+        others
+            .others
+            .before_write(lanes, stamp.lane)
+            .map_err(failed)?;
+        others.others.written(stamp);
+        Ok(Some(Crossing {
+            from: flags.address,
+            to: others.arrivals(),
+            flags: others.address,
+        }))
+    }
+
+    /// Target, source and size of the copy, in bytes.
+    pub(super) fn places(&self) -> (CUdeviceptr, CUdeviceptr, usize) {
+        (self.to, self.from, size_of::<Notes>())
+    }
+
+    /// Takes over what has arrived.
+    pub(super) fn arrive(self, target: &mut Issue) -> Result<()> {
+        let grid = Grid {
+            blocks: [1; 3],
+            threads: [1; 3],
+        };
+        let args = [Arg::Address(self.flags)];
+        target.launch(&SOURCE, &[], "index_faults_arrive", grid, &args)
     }
 }

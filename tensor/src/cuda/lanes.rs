@@ -130,6 +130,12 @@ impl Lanes {
         self.event(stamp).map(|(_, event)| Handle(event))
     }
 
+    /// An event that is passed when everything is done that is on a lane by now, also of the operation in
+    /// the making: for a lane of another card to wait for.
+    pub(super) fn mark(&mut self, lane: Lane) -> Result<Handle<sys::CUevent>, DriverError> {
+        self.record(lane).map(|(_, event)| Handle(event))
+    }
+
     /// The first kept event that follows `stamp`, or a new one.
     fn event(&mut self, stamp: Stamp) -> Result<(u64, sys::CUevent), DriverError> {
         let Stream { issued, events, .. } = &self.streams[stamp.lane as usize];

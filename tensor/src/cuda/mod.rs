@@ -13,6 +13,7 @@ mod lanes;
 mod memory;
 mod modules;
 mod rows;
+mod peers;
 mod staging;
 mod tables;
 mod transfer;

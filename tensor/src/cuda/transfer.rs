@@ -1,15 +1,15 @@
-//! Transfers: between the host and a card through pinned buffers, and within a card.
+//! Transfers: between the host and a card through pinned buffers, and within a card. Those between cards
+//! stand in `peers.rs`.
 #![allow(unsafe_code)]
 
 use super::gpu::Gpu;
-use super::index::Note;
+use super::index::Notes;
 use super::issue::{Arg, Grid, Issue, place, storage};
 use super::lanes::{Lane, Stamp};
 use super::modules::COPY;
 use super::staging::PIECE;
 use super::view::View;
-use crate::cpu::scratch::room;
-use crate::storage::{Source, Target, across, inout};
+use crate::storage::inout;
 use crate::{DType, Result, Tensor};
 use cudarc::driver::result;
 
@@ -41,8 +41,10 @@ pub(crate) fn download(op: &'static str, from: &Tensor, to: &mut [u8]) -> Result
     gpu.enter(op)?;
     let from = from.contiguous_for(op)?;
     let mut at = place(&from);
-    for piece in to.chunks_mut(PIECE - size_of::<Note>()) {
-        let mut pinned = gpu.staging.take(op, gpu, piece.len() + size_of::<Note>())?;
+    for piece in to.chunks_mut(PIECE - size_of::<Notes>()) {
+        let mut pinned = gpu
+            .staging
+            .take(op, gpu, piece.len() + size_of::<Notes>())?;
         let (data, rest) = pinned.bytes().split_at_mut(piece.len());
         let mut issue = Issue::on(op, gpu, Lane::Copy, &&from)?;
         let (stream, stamp) = (issue.stream(), issue.stamp());
@@ -50,7 +52,7 @@ pub(crate) fn download(op: &'static str, from: &Tensor, to: &mut [u8]) -> Result
         // for below, and is kept from others where the wait fails.
         unsafe { result::memcpy_dtoh_async(data, at, stream) }
             .map_err(|e| issue.failed("copying to the host", e))?;
-        let note = &mut rest[..size_of::<Note>()];
+        let note = &mut rest[..size_of::<Notes>()];
         // SAFETY: as above.
         let flagged = unsafe { gpu.index.fetch(issue.issuing(), stamp, note) }
             .map_err(|e| issue.failed("copying to the host", e))?;
@@ -74,12 +76,7 @@ pub(crate) fn download(op: &'static str, from: &Tensor, to: &mut [u8]) -> Result
 pub(crate) fn copy(op: &'static str, from: &Tensor, to: &mut Tensor, start: usize) -> Result<()> {
     let gpu = storage(to).gpu();
     if storage(from).gpu().device() != gpu.device() {
-        // Through the host. A direct copy between cards needs events of both.
-        let bytes = from.numel() * from.dtype().size();
-        let mut host = room::<u8>(bytes).map_err(|e| e.on(op, from.device()))?;
-        host.resize(bytes, 0);
-        across(op, Source::Tensor(from), Target::Host(&mut host))?;
-        return across(op, Source::Host(&host), Target::Tensor(to, start));
+        return super::peers::copy(op, from, to, start);
     }
     gpu.enter(op)?;
     if from.numel() == 0 {
@@ -116,7 +113,7 @@ pub(crate) fn word(dtype: DType) -> DType {
     }
 }
 
-fn place_at(to: &Tensor, start: usize) -> u64 {
+pub(super) fn place_at(to: &Tensor, start: usize) -> u64 {
     place(to) + (start * to.dtype().size()) as u64
 }
 
@@ -145,8 +142,8 @@ impl Gpu {
     /// index out of range, if there was one.
     pub(crate) fn synchronize(&'static self, op: &'static str) -> Result<()> {
         let failed = |e| self.failed(op, "waiting for the card", e);
-        let mut pinned = self.staging.take(op, self, size_of::<Note>())?;
-        let note = &mut pinned.bytes()[..size_of::<Note>()];
+        let mut pinned = self.staging.take(op, self, size_of::<Notes>())?;
+        let note = &mut pinned.bytes()[..size_of::<Notes>()];
         let mut issuing = self.lock();
         let stamp = issuing.lanes().next(Lane::Copy);
         // SAFETY: the pinned buffer outlives the copy, which is waited for below.
@@ -163,7 +160,7 @@ impl Gpu {
         }
     }
 
-    /// Takes the flag of an index out of range down.
+    /// Takes the flags of an index out of range down.
     pub(crate) fn clear_index_error(&'static self, op: &'static str) -> Result<()> {
         let mut issuing = self.lock();
         let cleared = self.index.clear(&mut issuing);

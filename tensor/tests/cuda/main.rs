@@ -18,5 +18,6 @@ mod matmul;
 mod optim;
 mod pool;
 mod softmax;
+mod peers;
 mod transfer;
 mod unary;

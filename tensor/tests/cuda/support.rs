@@ -133,6 +133,7 @@ pub fn assert_near(name: &str, got: &Tensor, expected: &Tensor, slack: f64) {
 /// What the simulated device counts.
 #[derive(Debug, Clone, Copy)]
 pub enum Count {
+    Waits = 0,
     Launches = 3,
     Copies = 4,
     Modules = 8,
