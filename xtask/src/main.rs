@@ -41,6 +41,8 @@ enum Chore {
     TestMultiGpu(gpu::Args),
     /// Gather what a machine needs to run the tests of CUDA devices without Rust.
     Bundle(gpu::bundle::Args),
+    /// Compile every kernel for all architectures, and print registers and spills.
+    Kernels(gpu::kernels::Args),
     /// Check files, formatting, lints and documentation; warnings are errors.
     Check,
     /// Time the library, and its peers beside it.
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Chore::Test(args) => test::run(&args),
         Chore::TestMultiGpu(args) => gpu::run(&args),
         Chore::Bundle(args) => gpu::bundle::run(&args),
+        Chore::Kernels(args) => gpu::kernels::run(&args),
         Chore::Check => check::run(),
         Chore::Bench(args) => program::bench(&args),
         Chore::Launch(args) => launch::run(&args),

@@ -155,6 +155,13 @@ pub const PARTS: &[Part] = &[
         ..PLAIN
     },
     Part {
+        name: "kernels",
+        what: "every kernel compiled for all architectures: none uses local memory without a reason",
+        obstacle: gpu::kernels::obstacle,
+        command: || chore(&["kernels"]),
+        ..PLAIN
+    },
+    Part {
         name: "bundle",
         what: "the same, with kernels that were compiled before, as a machine without Rust runs them",
         obstacle: gpu::bundle::obstacle,

@@ -220,14 +220,30 @@ fn text(variant: &Variant) -> String {
 
 /// Calls NVRTC.
 pub(crate) fn compile(variant: &Variant, target: Target) -> Result<Image, String> {
+    compile_with(variant, target, &[]).map(|(image, _)| image)
+}
+
+/// The same, with what the assembler says of each kernel of machine code: its registers and its memory.
+pub(crate) fn compile_aloud(variant: &Variant, target: Target) -> Result<(Image, String), String> {
+    compile_with(variant, target, &["--ptxas-options=-v"])
+}
+
+/// Calls NVRTC with options that do not change the code, so that they are no part of its key.
+fn compile_with(
+    variant: &Variant,
+    target: Target,
+    more: &[&str],
+) -> Result<(Image, String), String> {
     nvrtc()?;
     let c_string = |text: String| {
         CString::new(text).map_err(|_| format!("the source of {} has a zero in it", variant.name()))
     };
     let source = c_string(text(variant))?;
     let name = c_string(variant.source.path.to_owned())?;
+    let more = more.iter().map(|option| (*option).to_owned());
     let options = options(variant, target)
         .into_iter()
+        .chain(more)
         .map(c_string)
         .collect::<Result<Vec<_>, _>>()?;
     let program = Program::new(&source, &name).map_err(|e| format!("NVRTC: {e:?}"))?;
@@ -250,7 +266,7 @@ pub(crate) fn compile(variant: &Variant, target: Target) -> Result<Image, String
         Target::Ptx => unsafe { program.fetch(sys::nvrtcGetPTXSize, sys::nvrtcGetPTX) },
     };
     bytes
-        .map(Image)
+        .map(|bytes| (Image(bytes), program.log()))
         .map_err(|e| format!("NVRTC gives no code for {}: {e:?}", variant.name()))
 }
 

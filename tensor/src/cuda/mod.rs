@@ -21,7 +21,7 @@ mod view;
 
 pub(crate) use blas::{Gemm, Matrix};
 pub(crate) use cache::Cache;
-pub(crate) use compile::{Target, compile, key as kernel_key, nvrtc};
+pub(crate) use compile::{Target, compile_aloud, key as kernel_key, nvrtc};
 pub(crate) use gpu::gpu;
 pub(crate) use issue::{Arg, BLOCK, Grid, Issue, MOST_BLOCKS};
 pub(crate) use lanes::Lane;

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `run.sh` | runs all tests; it says at its start what else it can do |
 //! | `bin` | the programs, stripped |
-//! | `kernels.tar.gz` | all kernels, for the architectures of [`CAPABILITIES`], and as PTX for all later ones |
+//! | `kernels.tar.gz` | all kernels, for the architectures of [`ahead::CAPABILITIES`](super::ahead::CAPABILITIES), and as PTX for all later ones |
 //! | `programs` | for each program its kind, its name, and the libraries that it needs beside the driver |
 //! | `about` | what it was made from |
 
@@ -17,16 +17,14 @@ use std::{fs, path};
 
 use anyhow::{Context, Result, ensure};
 
+use super::ahead::compile;
 use super::findings::judged;
 use super::nvrtc::Nvrtc;
-use super::programs::{FEATURES, bins, tests};
-use super::simulator::{Simulator, search};
-use crate::cargo::{cargo, executables, root, succeed, watch};
+use super::programs::{bins, tests};
+use super::simulator::Simulator;
+use crate::cargo::{root, succeed, watch};
 use crate::tally::Tally;
 
-/// The compute capabilities for which there is machine code: 8.0 is the A100's, 9.0 the H100's, 10.0 the B200's, 12.0
-/// that of the RTX 50 series.
-const CAPABILITIES: &[&str] = &["80", "90", "100", "120"];
 /// The most bytes of a bundle, which often goes over a slow line.
 const LARGEST: u64 = 64 << 20;
 const RUN: &str = include_str!("run.sh");
@@ -79,7 +77,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         )?;
     }
     fs::write(out.join("programs"), list)?;
-    compile(&out, &nvrtc)?;
+    pack(&out, &nvrtc)?;
     fs::write(out.join("about"), about(&nvrtc))?;
     let script = out.join("run.sh");
     fs::write(&script, RUN)?;
@@ -115,21 +113,15 @@ fn clear(out: &Path) -> Result<()> {
 }
 
 /// Compiles all kernels, and packs them: machine code with the lines of its source takes a fifth of its room.
-fn compile(out: &Path, nvrtc: &Nvrtc) -> Result<()> {
-    let mut build = cargo(["build", "--quiet", "--workspace", "--example=kernels"]);
-    build.args(["--features", FEATURES]);
-    let built = executables(&mut build)?;
-    let program = built.iter().find(|(name, _)| name == "kernels");
-    let (_, program) = program.context("the compiler of kernels was not built")?;
-    let mut command = Command::new(program);
-    let folder = out.join("kernels");
-    command.arg(&folder).args(CAPABILITIES);
-    command.env("LD_LIBRARY_PATH", search([nvrtc.folder.as_deref()]));
-    succeed("compiling the kernels", &mut command)?;
+fn pack(out: &Path, nvrtc: &Nvrtc) -> Result<()> {
+    let folder = compile(nvrtc)?.folder;
+    let parent = folder.parent().context("the kernels lie in no folder")?;
     let mut pack = Command::new("tar");
-    pack.args(["-czf", "kernels.tar.gz", "kernels"]);
-    succeed("packing the kernels", pack.current_dir(out))?;
-    Ok(fs::remove_dir_all(folder)?)
+    pack.arg("-czf").arg(out.join("kernels.tar.gz"));
+    succeed(
+        "packing the kernels",
+        pack.arg("-C").arg(parent).arg("kernels"),
+    )
 }
 
 /// From what the bundle is made.

@@ -3,9 +3,11 @@
 //! Each test program is a process of its own, one at a time. On simulated cards, each finding of the simulated device is
 //! a failure.
 
+mod ahead;
 pub mod bundle;
 mod cards;
 mod findings;
+pub mod kernels;
 mod nvrtc;
 pub mod programs;
 mod simulator;
