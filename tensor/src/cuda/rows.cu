@@ -17,11 +17,25 @@ struct Rows {
     View inner;
 };
 
+// `View::at` for the elements of rows, whose axes nearly always merge: a loop that is not unrolled, since
+// the code around it is.
+__device__ inline i64 place(const View &view, i64 i) {
+    if (view.rank == 1) return i * view.stride[0];
+    i64 place = 0;
+#pragma unroll 1
+    for (int axis = 0; axis < view.rank; axis++) {
+        i64 rest = i / view.extent[axis];
+        place += (i - rest * view.extent[axis]) * view.stride[axis];
+        i = rest;
+    }
+    return place;
+}
+
 __device__ inline R minus_infinity() { return R(__int_as_float(0xff800000)); }
 
 template <int N> __device__ inline void read(const T *row, const View &inner, i64 chunk, R (&v)[N]) {
     if constexpr (N == 1) {
-        v[0] = widen(row[inner.at(chunk)]);
+        v[0] = widen(row[place(inner, chunk)]);
     } else {
         union {
             uint4 bits;
@@ -49,9 +63,9 @@ template <int N> __device__ inline void write(T *row, i64 chunk, const R (&v)[N]
 }
 
 // Chunks of a row that each lane holds in registers, where a kernel passes over `rows` rows at once:
-// 16 elements of a wide type, 32 of a half type.
+// 64 bytes; 8 elements, where they are read one by one.
 template <int N, int rows> struct Chunks {
-    static const int held = (sizeof(T) == 2 && N > 1 ? 32 : 16) / N / rows;
+    static const int held = (N > 1 ? 64 / sizeof(T) : 8) / N / rows;
 };
 
 // A row for several passes: the first chunks of each lane are read from memory once; what is beyond

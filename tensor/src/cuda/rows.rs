@@ -58,25 +58,22 @@ impl Rows {
     }
 }
 
-/// The last `axes` axes of each tensor can be read 16 bytes at a time: they are contiguous, and every
-/// row starts at a multiple of 16 bytes.
-pub(crate) fn wide(axes: usize, tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|t| {
-        let (layout, size) = (t.layout(), t.dtype().size());
-        let first = t.rank() - axes;
-        let mut next = 1;
-        let pairs = || t.dims().iter().zip(layout.strides().iter());
-        let contiguous = pairs().skip(first).rev().all(|(&extent, &stride)| {
-            let fits = extent == 1 || stride == next;
-            next *= extent;
-            fits
-        });
-        let whole = |elements: usize| (elements * size).is_multiple_of(WIDE);
-        let starts = pairs()
-            .take(first)
-            .all(|(&extent, &stride)| extent == 1 || whole(stride));
-        contiguous && starts && whole(next) && whole(layout.offset())
-    })
+/// The last `axes` axes of `t` can be read 16 bytes at a time: they are contiguous, and every row starts
+/// at a multiple of 16 bytes.
+fn is_wide(t: &Tensor, axes: usize) -> bool {
+    let (layout, size) = (t.layout(), t.dtype().size());
+    let first = t.rank() - axes;
+    let mut next = 1;
+    let pairs = || t.dims().iter().zip(layout.strides().iter());
+    let contiguous = pairs().skip(first).rev().all(|(&extent, &stride)| {
+        let fits = extent == 1 || stride == next;
+        next *= extent;
+        fits
+    });
+    let whole = |elements: usize| (elements * size).is_multiple_of(WIDE);
+    let mut starts = pairs().take(first);
+    let starts = starts.all(|(&extent, &stride)| extent == 1 || whole(stride));
+    contiguous && starts && whole(next) && whole(layout.offset())
 }
 
 /// How the kernels walk over rows of `width` elements of `size` bytes.
@@ -90,21 +87,28 @@ pub(crate) struct Walk {
 }
 
 impl Walk {
-    /// For the last `axes` axes of `tensors`, which have one shape and type with elements, where a
-    /// lane holds the chunks of `held` rows. At most `most` blocks.
-    pub(crate) fn new(axes: usize, tensors: &[&Tensor], held: usize, most: usize) -> Walk {
+    /// For the last `axes` axes of `tensors`, which have one shape, and all axes of `params`, of one
+    /// type, where a lane holds the chunks of `held` rows. At most `most` blocks.
+    pub(crate) fn new(
+        axes: usize,
+        tensors: &[&Tensor],
+        params: &[Option<&Tensor>],
+        held: usize,
+        most: usize,
+    ) -> Walk {
         let t = tensors[0];
         let (lead, inner) = t.dims().split_at(t.rank() - axes);
         let (rows, width) = (
             lead.iter().product::<usize>(),
             inner.iter().product::<usize>(),
         );
-        let wide = wide(axes, tensors);
+        let mut params = params.iter().flatten();
+        let wide = tensors.iter().all(|t| is_wide(t, axes)) && params.all(|t| is_wide(t, t.rank()));
         let size = t.dtype().size();
         let per_chunk = if wide { WIDE / size } else { 1 };
         let chunks = width / per_chunk;
         // As `Chunks` of `rows.cu` has it.
-        let kept = if size == 2 && wide { 32 } else { 16 } / per_chunk / held;
+        let kept = if wide { 4 } else { 8 } / held;
         let neighbours = t
             .layout()
             .strides()

@@ -38,6 +38,7 @@ pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
     &index::sort::KERNELS,
     &unary::cuda::KERNELS,
     &linear::cuda::KERNELS,
+    &norm::cuda::layer_norm::KERNELS,
     &optim::cuda::KERNELS,
     &pool::cuda::KERNELS,
     &reduce::cuda::KERNELS,

@@ -15,6 +15,7 @@ mod lanes;
 mod linear;
 mod loading;
 mod matmul;
+mod norm;
 mod optim;
 mod pool;
 mod softmax;

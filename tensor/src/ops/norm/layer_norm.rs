@@ -67,7 +67,9 @@ impl Tensor {
                 cpu::forward(OP, x, width, affine, eps, stats, out)?;
             }
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (x, affine, stats, out)) => {
+                super::cuda::layer_norm::forward(&mut lane, x, affine, eps, stats, out)?;
+            }
         }
         Ok(output)
     }
@@ -125,7 +127,9 @@ impl Tensor {
                 cpu::backward(OP, normalized.numel(), operands, dx, params)?
             }
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (operands, dx, params)) => {
+                super::cuda::layer_norm::backward(&mut lane, operands, dx, params)?;
+            }
         }
         Ok(grads)
     }

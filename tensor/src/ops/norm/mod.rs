@@ -2,6 +2,8 @@
 
 mod batch_norm;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod layer_norm;
 mod running;
 

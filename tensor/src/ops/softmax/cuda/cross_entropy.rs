@@ -102,7 +102,7 @@ pub(crate) fn cross_entropy(
     let (x, targets, _) = operands;
     let types = [x.dtype()];
     let rows = targets.numel();
-    let walk = Walk::new(1, &[x], 1, MOST_PARTS);
+    let walk = Walk::new(1, &[x], &[], 1, MOST_PARTS);
     let parts = if rows == 0 {
         0
     } else {
@@ -160,7 +160,7 @@ pub(crate) fn cross_entropy_backward(
     }
     let op = lane.op();
     let (terms, of_targets) = prepare(lane, config, operands)?;
-    let walk = Walk::new(1, &[x, dx], 1, MOST_BLOCKS);
+    let walk = Walk::new(1, &[x, dx], &[], 1, MOST_BLOCKS);
     let x_rows = Rows::new(op, x, 1)?;
     let grad_view = match (config.reduction, grad.layout().reshape(&Shape::default())) {
         // One gradient for all rows.

@@ -36,7 +36,7 @@ pub(super) fn forward(lane: &mut Issue, kind: Kind, x: &Tensor, y: &mut Tensor) 
     if y.numel() == 0 {
         return Ok(());
     }
-    let walk = Walk::new(1, &[x, y], 1, MOST_BLOCKS);
+    let walk = Walk::new(1, &[x, y], &[], 1, MOST_BLOCKS);
     let rows = Rows::new(lane.op(), x, 1)?;
     let args = [
         lane.address(x),
@@ -65,7 +65,7 @@ pub(super) fn backward(
         return Ok(());
     }
     let op = lane.op();
-    let walk = Walk::new(1, &[g, y, dx], 2, MOST_BLOCKS);
+    let walk = Walk::new(1, &[g, y, dx], &[], 2, MOST_BLOCKS);
     let rows = (Rows::new(op, g, 1)?, Rows::new(op, y, 1)?);
     let args = [
         lane.address(g),

@@ -1,0 +1,3 @@
+//! CUDA kernels of the normalisations.
+
+pub(crate) mod layer_norm;
