@@ -27,6 +27,6 @@ pub(crate) use issue::{Arg, BLOCK, Grid, Issue, MOST_BLOCKS};
 pub(crate) use lanes::Lane;
 pub(crate) use memory::CudaStorage;
 pub(crate) use modules::{FLOATS, NUMBERS, SIZES, Source, TYPES, Variant};
-pub(crate) use rows::{Rows, Walk, rows_cu};
+pub(crate) use rows::{Rows, Walk, is_wide, rows_cu};
 pub(crate) use transfer::{copy, download, upload, word};
 pub(crate) use view::View;

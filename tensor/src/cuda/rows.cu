@@ -17,7 +17,7 @@ struct Rows {
     View inner;
 };
 
-// `View::at` for the elements of rows, whose axes nearly always merge: a loop that is not unrolled, since
+// `View::at` for rows and their elements, whose axes nearly always merge: a loop that is not unrolled, since
 // the code around it is.
 __device__ inline i64 place(const View &view, i64 i) {
     if (view.rank == 1) return i * view.stride[0];

@@ -60,7 +60,7 @@ impl Rows {
 
 /// The last `axes` axes of `t` can be read 16 bytes at a time: they are contiguous, and every row starts
 /// at a multiple of 16 bytes.
-fn is_wide(t: &Tensor, axes: usize) -> bool {
+pub(crate) fn is_wide(t: &Tensor, axes: usize) -> bool {
     let (layout, size) = (t.layout(), t.dtype().size());
     let first = t.rank() - axes;
     let mut next = 1;

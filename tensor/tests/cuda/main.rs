@@ -7,6 +7,7 @@ mod level;
 mod support;
 mod counts;
 mod every;
+mod batch_norm;
 mod families;
 mod fork;
 mod host_reads;

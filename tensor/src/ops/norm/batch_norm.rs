@@ -153,7 +153,9 @@ impl Tensor {
         match on(OP, (input.operands(), (mean, var), out(&mut y)))? {
             On::Cpu((_, stats, y)) => cpu::inference(OP, &dims, &input, stats, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (_, stats, y)) => {
+                super::cuda::batch_norm::inference(&mut lane, &dims, &input, stats, y)?;
+            }
         }
         Ok(y)
     }
@@ -171,7 +173,9 @@ impl Tensor {
         match on(OP, (self, out(&mut invstd)))? {
             On::Cpu((var, invstd)) => cpu::invstd(OP, var, eps, invstd)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (var, invstd)) => {
+                super::cuda::batch_norm::invstd(&mut lane, var, eps, invstd)?
+            }
         }
         Ok(invstd)
     }
@@ -321,7 +325,9 @@ fn forward(op: &'static str, input: &Input<'_>) -> Result<BatchNormOutput> {
     match on(op, (input.operands(), stats, out(&mut output.out)))? {
         On::Cpu((_, stats, y)) => cpu::forward(op, &dims, input, stats, y)?,
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => return Err(lane.unsupported()),
+        On::Cuda(mut lane, (_, stats, y)) => {
+            super::cuda::batch_norm::forward(&mut lane, &dims, input, stats, y)?
+        }
     }
     Ok(output)
 }
@@ -362,7 +368,9 @@ fn backward(
     match on(op, (operands, (saved.mean, saved.invstd), results))? {
         On::Cpu((_, _, results)) => cpu::backward(op, &dims, grad, saved, origin, results)?,
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => return Err(lane.unsupported()),
+        On::Cuda(mut lane, (_, _, results)) => {
+            super::cuda::batch_norm::backward(&mut lane, &dims, grad, saved, origin, results)?;
+        }
     }
     Ok(grads)
 }

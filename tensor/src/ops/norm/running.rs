@@ -77,7 +77,10 @@ impl Tensor {
                 cpu::track(OP, running, batch, elements, momentum, results)?;
             }
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (running, batch, _, results)) => {
+                let lane = &mut lane;
+                super::cuda::track::track(lane, running, batch, elements, momentum, results)?;
+            }
         }
         Ok([mean, var])
     }

@@ -11,7 +11,7 @@ __device__ inline void forward(const T *x, const Rows &x_rows, const T *weight,
     R width = R(chunks * N);
     FOR_ROWS(start, rows) {
         i64 row = start + threadIdx.y;
-        Held<N, 1> held(x + x_rows.lead.at(row), x_rows.inner, row < rows ? chunks : 0);
+        Held<N, 1> held(x + place(x_rows.lead, row), x_rows.inner, row < rows ? chunks : 0);
         R sum = R(0);
         held.each([&](i64, const R (&v)[N]) {
 #pragma unroll
@@ -54,12 +54,12 @@ __device__ inline void backward(const T *dy, const Rows &dy_rows, const T *x, co
     FOR_ROWS(start, rows) {
         i64 row = start + threadIdx.y;
         i64 here = row < rows ? chunks : 0;
-        Held<N, 2> gs(dy + dy_rows.lead.at(row), dy_rows.inner, here);
-        Held<N, 2> xs(x + x_rows.lead.at(row), x_rows.inner, here);
+        Held<N, 2> gs(dy + place(dy_rows.lead, row), dy_rows.inner, here);
+        Held<N, 2> xs(x + place(x_rows.lead, row), x_rows.inner, here);
         R m = R(0), r = R(0);
         if (row < rows) {
-            m = mean[mean_view.at(row)];
-            r = rstd[rstd_view.at(row)];
+            m = mean[place(mean_view, row)];
+            r = rstd[place(rstd_view, row)];
         }
         R plain = R(0), along = R(0);
         each_of_two<N>(gs, xs, [&](i64 chunk, const R (&dy)[N], const R (&x)[N]) {
@@ -121,13 +121,13 @@ layer_norm_columns(const T *dy, Rows dy_rows, const T *x, Rows x_rows, const R *
     i64 end = min((part + 1) * per_part, rows);
     R along = R(0), plain = R(0);
     if (column < width) {
-        const T *dys = dy + dy_rows.inner.at(column);
-        const T *xs = x + x_rows.inner.at(column);
+        const T *dys = dy + place(dy_rows.inner, column);
+        const T *xs = x + place(x_rows.inner, column);
 #pragma unroll 4
         for (i64 row = part * per_part + threadIdx.y; row < end; row += DEALT) {
-            R g = widen(dys[dy_rows.lead.at(row)]);
-            R v = widen(xs[x_rows.lead.at(row)]);
-            along += g * ((v - mean[mean_view.at(row)]) * rstd[rstd_view.at(row)]);
+            R g = widen(dys[place(dy_rows.lead, row)]);
+            R v = widen(xs[place(x_rows.lead, row)]);
+            along += g * ((v - mean[place(mean_view, row)]) * rstd[place(rstd_view, row)]);
             plain += g;
         }
     }

@@ -57,7 +57,7 @@ __device__ inline void forward(const T *x, const Rows &x_rows, const Targets &ta
     f64 sums[2] = {0, 0};
     FOR_ROWS(start, rows) {
         i64 row = start + threadIdx.y;
-        const T *from = x + x_rows.lead.at(row);
+        const T *from = x + place(x_rows.lead, row);
         Held<N, 1> held(from, x_rows.inner, row < rows ? chunks : 0);
         Exponentials e = exponentials(held);
         R log_sum = log(e.sum);
@@ -73,11 +73,11 @@ __device__ inline void forward(const T *x, const Rows &x_rows, const Targets &ta
         saved[2 * row] = e.max;
         saved[2 * row + 1] = log_sum;
         R loss = R(0);
-        i64 target = targets.targets[targets.view.at(row)];
+        i64 target = targets.targets[place(targets.view, row)];
         if (target != terms.ignore) {
             if (in_range(target, terms.classes, targets.fault, int(targets.op))) {
                 R weight = terms.weight_of(target);
-                R of_target = e.max - widen(from[x_rows.inner.at(target)]);
+                R of_target = e.max - widen(from[place(x_rows.inner, target)]);
                 loss = R(terms.on) * weight * (log_sum + of_target);
                 if (off != R(0)) loss += off * (spread + terms.all() * log_sum);
                 sums[1] += f64(weight);
@@ -122,9 +122,9 @@ __device__ inline void backward(const R *grad, const View &grad_view, int mean,
     R scale = mean ? R(1.0 / *total_weight) : R(1);
     for (i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y; row < rows;
          row += (i64)gridDim.x * blockDim.y) {
-        const T *from = x + x_rows.lead.at(row);
+        const T *from = x + place(x_rows.lead, row);
         T *to = dx + row * chunks * N;
-        i64 target = targets.targets[targets.view.at(row)];
+        i64 target = targets.targets[place(targets.view, row)];
         bool counts = target != terms.ignore;
         bool known = !counts || (threadIdx.x > 0 ? target >= 0 && target < terms.classes
                                                  : in_range(target, terms.classes, targets.fault,
@@ -140,7 +140,7 @@ __device__ inline void backward(const R *grad, const View &grad_view, int mean,
             continue;
         }
         R max = saved[row * saved_row], log_sum = saved[row * saved_row + saved_column];
-        R of_loss = grad[grad_view.at(row)] * scale;
+        R of_loss = grad[place(grad_view, row)] * scale;
         R hit = of_loss * (R(terms.on) * terms.weight_of(target));
         R off = of_loss * R(terms.off);
         bool smooth = terms.off != 0;

@@ -6,7 +6,7 @@ template <int N>
 __device__ inline void forward(const T *x, const Rows &x_rows, T *y, i64 rows, i64 chunks, int log_of) {
     FOR_ROWS(start, rows) {
         i64 row = start + threadIdx.y;
-        Held<N, 1> held(x + x_rows.lead.at(row), x_rows.inner, row < rows ? chunks : 0);
+        Held<N, 1> held(x + place(x_rows.lead, row), x_rows.inner, row < rows ? chunks : 0);
         Exponentials e = exponentials(held);
         R shift = log_of ? log(e.sum) : R(0), share = log_of ? R(0) : R(1) / e.sum;
         held.each([&](i64 chunk, const R (&v)[N]) {
@@ -28,8 +28,8 @@ __device__ inline void backward(const T *g, const Rows &g_rows, const T *y, cons
     FOR_ROWS(start, rows) {
         i64 row = start + threadIdx.y;
         i64 here = row < rows ? chunks : 0;
-        Held<N, 2> gs(g + g_rows.lead.at(row), g_rows.inner, here);
-        Held<N, 2> ys(y + y_rows.lead.at(row), y_rows.inner, here);
+        Held<N, 2> gs(g + place(g_rows.lead, row), g_rows.inner, here);
+        Held<N, 2> ys(y + place(y_rows.lead, row), y_rows.inner, here);
         R sum = R(0);
         each_of_two<N>(gs, ys, [&](i64, const R (&g)[N], const R (&y)[N]) {
 #pragma unroll
