@@ -5,9 +5,9 @@ mod level;
 
 #[macro_use]
 mod support;
+mod batch_norm;
 mod counts;
 mod every;
-mod batch_norm;
 mod families;
 mod fork;
 mod host_reads;
@@ -18,8 +18,8 @@ mod loading;
 mod matmul;
 mod norm;
 mod optim;
+mod peers;
 mod pool;
 mod softmax;
-mod peers;
 mod transfer;
 mod unary;

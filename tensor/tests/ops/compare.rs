@@ -108,7 +108,7 @@ fn every_byte_but_0_is_the_same_truth() {
     assert_eq!(bytes(&equal), [1; 4]);
     assert_eq!(bytes(&t.lt(&same).unwrap()), [0; 4]);
     assert_eq!(format!("{t:?}"), format!("{same:?}"));
-    assert!(format!("{t:?}").contains("[false, true, true, true]"));
+    assert!(format!("{here:?}").contains("[false, true, true, true]"));
 }
 
 #[test]

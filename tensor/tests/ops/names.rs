@@ -55,7 +55,7 @@ fn errors_begin_with_the_name_of_what_was_called() {
         ones: Tensor::ones(HUGE, DType::F32, device());
         full: Tensor::full(HUGE, 1.0, DType::F32, device());
         arange: Tensor::arange(1 << 60, DType::F32, device());
-        scalar: Tensor::scalar(1.0f32, Device::Cuda(0));
+        scalar: Tensor::scalar(1.0f32, Device::Cuda(99));
         from_slice: Tensor::from_slice(&[1.0f32], [2], device());
         from_vec: Tensor::from_vec(vec![1.0f32], [2], device());
         rand: Tensor::rand(HUGE, DType::F32, device(), rng);
@@ -73,7 +73,7 @@ fn errors_begin_with_the_name_of_what_was_called() {
         to_vec: x.to_vec::<f64>();
         item: x.item::<f32>();
         contiguous: wide.contiguous();
-        to_device: x.to_device(Device::Cuda(0));
+        to_device: x.to_device(Device::Cuda(99));
 
         transpose: x.transpose(0, 2);
         t: line.t();

@@ -92,29 +92,33 @@ fn parts_step_with_their_own_numbers_or_not_at_all() {
         let [p0, p1] = &mut p;
         let [m0, m1] = &mut m;
         let mut parts = [(p0, &grads[0], m0, rates[0]), (p1, &grads[1], m1, rates[1])].map(
-            |(params, grads, states, lr)| Part {
-                params,
-                grads,
-                states,
-                config: SgdConfig {
-                    lr,
-                    momentum: 0.5,
-                    ..SgdConfig::default()
-                },
+            |(params, grads, states, lr)| {
+                Part::new(
+                    params,
+                    grads,
+                    states,
+                    SgdConfig {
+                        lr,
+                        momentum: 0.5,
+                        ..SgdConfig::default()
+                    },
+                )
             },
         );
         let sgd = sgd_steps(&mut parts).is_ok();
         let [p0, p1] = &mut p;
         let [s0, s1] = &mut s;
         let mut parts = [(p0, &grads[0], s0, rates[0]), (p1, &grads[1], s1, rates[1])].map(
-            |(params, grads, states, lr)| Part {
-                params,
-                grads,
-                states,
-                config: AdamConfig {
-                    lr,
-                    ..AdamConfig::adam()
-                },
+            |(params, grads, states, lr)| {
+                Part::new(
+                    params,
+                    grads,
+                    states,
+                    AdamConfig {
+                        lr,
+                        ..AdamConfig::adam()
+                    },
+                )
             },
         );
         let adam = adam_steps(&mut parts).is_ok();

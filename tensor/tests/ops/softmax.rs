@@ -192,7 +192,10 @@ fn cross_entropy_matches_its_definition_and_central_differences() {
                 let what = format!("{dtype} {} {config:?}", show(&shape));
                 let wide = out.saved.dtype();
                 assert_eq!(out.loss.dtype(), wide, "{what}");
-                assert_eq!(out.total_weight.item::<f64>().unwrap(), counted, "{what}");
+                // Sums of weights in another order may differ in their last bits.
+                let total = out.total_weight.item::<f64>().unwrap();
+                let apart = (total - counted).abs();
+                assert!(apart <= 1e-14 * counted, "{what}: {total}, not {counted}");
                 assert_close(
                     &out.loss,
                     loss_shape,

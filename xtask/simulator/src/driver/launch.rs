@@ -10,6 +10,7 @@ use crate::device::code::{Code, Result};
 use crate::device::machine::Machine;
 use crate::device::modules::{Function, SHARED_MOST};
 use crate::device::operation::{Launch, Work};
+use crate::device::report::Count;
 
 /// The most blocks along each axis.
 const GRID: [u32; 3] = [i32::MAX as u32, 65535, 65535];
