@@ -111,11 +111,10 @@ fn a_step_of_training_waits_for_nothing() {
     };
     step();
     let made = Counts::now().unwrap().since(before);
-    assert_eq!(
-        (made.waits, made.queries, made.pageable),
-        (0, 0, 0),
-        "{made:?}"
-    );
+    // A question whether a pinned buffer is free holds nobody. There is one for each buffer, where the
+    // table of the parameters is sent again: simulated cards never give out an address twice.
+    assert_eq!((made.waits, made.pageable), (0, 0), "{made:?}");
+    assert!(made.queries <= 8, "{made:?}");
     assert!(made.launches >= 3, "{made:?}");
     assert_eq!(launches("sgd").unwrap() - updates, 1);
     // Reading a value is what waits.

@@ -461,7 +461,7 @@ fn the_table_has_every_operation() {
                 };
                 let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
                 let name = &rest[..end.unwrap_or(rest.len())];
-                if !known.contains(&name) && !others.contains(&name) {
+                if !name.is_empty() && !known.contains(&name) && !others.contains(&name) {
                     unknown.push(format!("{name} of {}", file.display()));
                 }
             }
