@@ -11,6 +11,7 @@ mod launch;
 mod lines;
 mod machine;
 mod mpi;
+mod mutate;
 mod parts;
 mod program;
 mod rank;
@@ -43,6 +44,8 @@ enum Chore {
     Bundle(gpu::bundle::Args),
     /// Compile every kernel for all architectures, and print registers and spills.
     Kernels(gpu::kernels::Args),
+    /// Make small mistakes in the code for CUDA devices, and look whether the tests notice.
+    MutateCuda(mutate::Args),
     /// Check files, formatting, lints and documentation; warnings are errors.
     Check,
     /// Time the library, and its peers beside it.
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Chore::TestMultiGpu(args) => gpu::run(&args),
         Chore::Bundle(args) => gpu::bundle::run(&args),
         Chore::Kernels(args) => gpu::kernels::run(&args),
+        Chore::MutateCuda(args) => mutate::run(&args),
         Chore::Check => check::run(),
         Chore::Bench(args) => program::bench(&args),
         Chore::Launch(args) => launch::run(&args),

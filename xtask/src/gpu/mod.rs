@@ -10,7 +10,7 @@ mod findings;
 pub mod kernels;
 mod nvrtc;
 pub mod programs;
-mod simulator;
+pub mod simulator;
 
 use std::ffi::OsString;
 use std::fmt;

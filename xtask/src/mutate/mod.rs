@@ -1,0 +1,251 @@
+//! `cargo xtask mutate-cuda`: makes one small mistake at a time in the kernels and in the code of the host for cards, and
+//! looks whether the tests of cards notice, on simulated ones. What they do not notice is a failure, unless
+//! `survivors.txt` says why.
+
+mod sites;
+mod tree;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use self::sites::{Mutant, mutants, pick};
+use self::tree::{Outcome, Tree, run as run_tests};
+use crate::cargo::root;
+use crate::gpu::simulator::{Simulator, nvrtc};
+use crate::lines::report;
+
+/// What the tests need not notice, and why.
+const SURVIVORS: &str = include_str!("survivors.txt");
+
+/// Which mistakes to make.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Decides which mistakes are made.
+    #[arg(long, value_name = "S", default_value = "0")]
+    seed: u64,
+    /// How many are made.
+    #[arg(long, value_name = "N", default_value = "20")]
+    count: usize,
+    /// Only in files whose path has this in it.
+    #[arg(long, value_name = "PART", default_value = "")]
+    file: String,
+    /// Name them, and make none.
+    #[arg(long)]
+    list: bool,
+}
+
+/// What became of a mistake.
+enum Fate {
+    Killed(String),
+    /// It does not compile, so it tells nothing.
+    Stillborn,
+    Survived,
+}
+
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let all: Vec<Mutant> = files()?
+        .into_iter()
+        .filter(|file| file.contains(&args.file))
+        .map(|file| Ok(mutants(&file, &read(&file)?)))
+        .collect::<Result<Vec<_>>>()?
+        .concat();
+    let order = pick(&all, all.len(), args.seed);
+    if args.list {
+        let some = order.iter().take(args.count);
+        some.for_each(|mutant| println!("{mutant}"));
+        println!("{} of {}", args.count.min(all.len()), all.len());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let nvrtc = match nvrtc() {
+        Ok(nvrtc) => nvrtc,
+        Err(why) => {
+            println!("SKIPPED: mistakes in the code for cards: {why}");
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let survivors = survivors(SURVIVORS)?;
+    let workshop = Workshop {
+        tree: Tree::copy()?,
+        simulator: Simulator::build(2)?.checking(),
+        nvrtc: nvrtc.folder,
+    };
+    report("the tests must pass before a mistake is made")?;
+    let start = Instant::now();
+    let program = workshop.tree.build().context("the tests do not build")?;
+    let built = start.elapsed();
+    let fate = workshop.test(&program, None, Duration::from_secs(1200))?;
+    ensure!(
+        matches!(fate, Fate::Survived),
+        "the tests do not pass without a mistake"
+    );
+    // Kernels were compiled in that run, which costs more than anything else.
+    let limit = (start.elapsed() - built) * 2 + Duration::from_secs(60);
+    let (mut killed, mut known, mut survived, mut made) = (0, 0, 0, 0);
+    for mutant in &order {
+        if made == args.count {
+            break;
+        }
+        let (word, why) = match workshop.fate(mutant, limit)? {
+            Fate::Stillborn => {
+                println!("test {mutant} ... does not compile, and is not counted");
+                continue;
+            }
+            Fate::Killed(why) => ("ok", format!("killed: {why}")),
+            Fate::Survived => match survivors.iter().find(|entry| entry.names(mutant)) {
+                Some(entry) => ("known", format!("survived: {}", entry.reason)),
+                None => ("FAILED", "survived".to_owned()),
+            },
+        };
+        made += 1;
+        match word {
+            "ok" => killed += 1,
+            "known" => known += 1,
+            _ => survived += 1,
+        }
+        println!("test {mutant} ... {word}: {why}");
+    }
+    println!("{killed} killed, {known} survived as survivors.txt has it, {survived} survived");
+    let word = if survived == 0 { "ok" } else { "FAILED" };
+    println!(
+        "test result: {word}. {} passed; {survived} failed",
+        killed + known
+    );
+    Ok(match survived {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+/// The kernels, and the code of the host for cards.
+fn files() -> Result<Vec<String>> {
+    let list = Command::new("git")
+        .args(["ls-files", "tensor/src/ops", "tensor/src/cuda"])
+        .current_dir(root())
+        .output();
+    let list = list.context("cannot start git")?;
+    ensure!(list.status.success(), "git cannot list the files");
+    let list = String::from_utf8(list.stdout)?;
+    let ours = |name: &&str| {
+        let path = Path::new(name);
+        name.ends_with(".cu")
+            || name.ends_with("/cuda.rs")
+            || name.ends_with(".rs") && path.components().any(|part| part.as_os_str() == "cuda")
+    };
+    Ok(list.lines().filter(ours).map(str::to_owned).collect())
+}
+
+fn read(file: &str) -> Result<String> {
+    fs::read_to_string(root().join(file)).with_context(|| file.to_owned())
+}
+
+/// Where mistakes are made.
+struct Workshop {
+    tree: Tree,
+    simulator: Simulator,
+    nvrtc: Option<PathBuf>,
+}
+
+impl Workshop {
+    /// Makes a mistake, looks what comes of it, and takes it back.
+    fn fate(&self, mutant: &Mutant, limit: Duration) -> Result<Fate> {
+        let text = read(&mutant.file)?;
+        self.tree.write(&mutant.file, &mutant.apply(&text))?;
+        let fate = match self.tree.build() {
+            Some(program) => self.test(&program, Some(&mutant.file), limit),
+            None => Ok(Fate::Stillborn),
+        };
+        self.tree.write(&mutant.file, &text)?;
+        fate
+    }
+
+    /// Runs the tests: first those of the family of `file`, then all.
+    fn test(&self, program: &Path, file: Option<&str>, limit: Duration) -> Result<Fate> {
+        let family = file.and_then(|file| file.strip_prefix("tensor/src/ops/")?.split('/').next());
+        for filter in [family, Some("")].into_iter().flatten() {
+            let mut command = Command::new(program);
+            command.envs(self.simulator.environment(1, self.nvrtc.as_deref()));
+            let kernels = root().join("target/mutants/kernels");
+            command.env("PHALANX_KERNEL_CACHE", kernels);
+            command.env("PHALANX_REQUIRE_CARD", "1");
+            // A thread that waits for what does not come is soon given up.
+            command.env("PHALANX_SIMULATOR_PATIENCE", "20");
+            command.current_dir(root().join("tensor"));
+            if !filter.is_empty() {
+                command.arg(filter);
+            }
+            let outcome = run_tests(&mut command, limit)?;
+            let finding = self.simulator.findings().into_iter().next();
+            let found = finding.map_or(String::new(), |finding| format!(": {finding}"));
+            match outcome {
+                Outcome::Passed if found.is_empty() => {}
+                Outcome::Passed => return Ok(Fate::Killed(format!("a finding{found}"))),
+                Outcome::Refused => return Ok(Fate::Stillborn),
+                Outcome::Failed(test) => return Ok(Fate::Killed(format!("{test}{found}"))),
+                Outcome::Late => return Ok(Fate::Killed("the tests do not end".to_owned())),
+                Outcome::Died => return Ok(Fate::Killed(format!("the tests die{found}"))),
+            }
+        }
+        Ok(Fate::Survived)
+    }
+}
+
+/// An entry of the list of survivors.
+struct Survivor<'a> {
+    file: &'a str,
+    kind: &'a str,
+    line: &'a str,
+    reason: &'a str,
+}
+
+impl Survivor<'_> {
+    fn names(&self, mutant: &Mutant) -> bool {
+        self.file == mutant.file
+            && self.kind == mutant.kind.to_string()
+            && self.line == mutant.before
+    }
+}
+
+/// The entries of a list: file, kind, line and reason, with ` ## ` between them.
+fn survivors(text: &str) -> Result<Vec<Survivor<'_>>> {
+    let entries = text.lines().filter(|line| !line.starts_with("# "));
+    let entries = entries.filter(|line| !line.trim().is_empty());
+    let entry = |text| {
+        let parts: Vec<_> = str::split(text, " ## ").collect();
+        match parts[..] {
+            [file, kind, line, reason] => Ok(Survivor {
+                file,
+                kind,
+                line,
+                reason,
+            }),
+            _ => anyhow::bail!("survivors.txt has a line that is no entry: {text}"),
+        }
+    };
+    entries.map(entry).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_survivors_can_be_read() {
+        let known = survivors(SURVIVORS).unwrap();
+        let files = files().unwrap();
+        for entry in known {
+            assert!(
+                files.iter().any(|file| file == entry.file),
+                "{}",
+                entry.file
+            );
+            let text = read(entry.file).unwrap();
+            let is_there = text.lines().any(|line| line.trim() == entry.line);
+            assert!(is_there, "{} has no line {}", entry.file, entry.line);
+        }
+        assert!(survivors("a ## bound ## if (i < n)").is_err());
+    }
+}

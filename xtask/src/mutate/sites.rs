@@ -1,0 +1,371 @@
+//! Where a file can be made wrong, and how: one small change at a time, of kinds that mean something on a card.
+
+use std::fmt;
+
+use crate::rust_code::code;
+
+/// What is made wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// A barrier of a block or a warp is left out.
+    Barrier,
+    /// A wait for an event, or the record of one, is left out.
+    Wait,
+    /// What writes is taken for what reads, which orders less.
+    Use,
+    /// A comparison lets one more in.
+    Bound,
+    /// An index is one too large.
+    Index,
+    /// An offset is left out.
+    Offset,
+}
+
+pub const KINDS: [Kind; 6] = [
+    Kind::Barrier,
+    Kind::Wait,
+    Kind::Use,
+    Kind::Bound,
+    Kind::Index,
+    Kind::Offset,
+];
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Barrier => "barrier",
+            Kind::Wait => "wait",
+            Kind::Use => "use",
+            Kind::Bound => "bound",
+            Kind::Index => "index",
+            Kind::Offset => "offset",
+        })
+    }
+}
+
+/// A change of one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mutant {
+    pub file: String,
+    /// Counted from 1.
+    pub line: usize,
+    pub kind: Kind,
+    /// The whole line, before and after, without spaces at its ends.
+    pub before: String,
+    pub after: String,
+}
+
+impl Mutant {
+    /// The text of its file, changed.
+    pub fn apply(&self, text: &str) -> String {
+        let change = |(at, line): (usize, &str)| match at + 1 == self.line {
+            true => self.after.clone(),
+            false => line.to_owned(),
+        };
+        let lines: Vec<String> = text.lines().enumerate().map(change).collect();
+        lines.join("\n") + "\n"
+    }
+}
+
+impl fmt::Display for Mutant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Mutant {
+            file,
+            line,
+            kind,
+            before,
+            after,
+        } = self;
+        write!(f, "{file}:{line}: {kind}: {before} -> {after}")
+    }
+}
+
+/// What is called for writes, and for reads in its place. The other way round only more would wait.
+const USES: &[[&str; 2]] = &[
+    ["before_write(", "before_read("],
+    [".written(self.stamp)", ".read(self.stamp)"],
+];
+
+/// Words in the names of offsets.
+const OFFSETS: &[&str] = &["offset", "start", "base", "first", "begin", "lead"];
+
+/// All changes of the file `name`, which holds `text`.
+pub fn mutants(name: &str, text: &str) -> Vec<Mutant> {
+    let is_kernel = name.ends_with(".cu");
+    let code = code(name, text).text;
+    let mut all = Vec::new();
+    for (at, (whole, code)) in text.lines().zip(code.lines()).enumerate() {
+        // Where both are alike there is neither a comment nor a text in the line.
+        if whole.trim() != code.trim() || code.trim_start().starts_with('#') {
+            continue;
+        }
+        let changes = match is_kernel {
+            true => in_kernel(code),
+            false => on_host(code),
+        };
+        let make = |(kind, after): (Kind, String)| Mutant {
+            file: name.to_owned(),
+            line: at + 1,
+            kind,
+            before: whole.trim().to_owned(),
+            after: after.trim().to_owned(),
+        };
+        all.extend(changes.into_iter().map(make));
+    }
+    all
+}
+
+type Changes = Vec<(Kind, String)>;
+
+fn in_kernel(line: &str) -> Changes {
+    let mut changes = Vec::new();
+    for barrier in ["__syncthreads();", "__syncwarp();"] {
+        if line.contains(barrier) {
+            changes.push((Kind::Barrier, line.replacen(barrier, ";", 1)));
+        }
+    }
+    let decides = ["if (", "for (", "while (", " ? ", " && ", "return "];
+    if decides.iter().any(|word| line.contains(word)) {
+        changes.extend(bounds(line));
+    }
+    if !declares_array(line) {
+        changes.extend(indices(line));
+    }
+    changes.extend(offsets(line));
+    changes
+}
+
+fn on_host(line: &str) -> Changes {
+    let mut changes = Vec::new();
+    if let Some(after) = without_wait(line) {
+        changes.push((Kind::Wait, after));
+    }
+    for [write, read] in USES {
+        if line.contains(write) && !line.contains("fn ") {
+            changes.push((Kind::Use, line.replacen(write, read, 1)));
+        }
+    }
+    if ["if ", "while "].iter().any(|word| line.contains(word)) {
+        changes.extend(bounds(line));
+    }
+    changes.extend(offsets(line));
+    changes
+}
+
+/// A statement, or the last expression of a function, that waits or records.
+fn without_wait(line: &str) -> Option<String> {
+    let text = line.trim();
+    let calls = [".wait(", "wait_event(", "event::record(", ".wait_for_all("];
+    let is_statement = text.ends_with("?;") || text.ends_with(");");
+    let is_last = text.ends_with(')');
+    let is_other = ["let ", "fn ", "return ", "if ", "."]
+        .iter()
+        .any(|word| text.starts_with(word) || text.contains("fn "))
+        || text.contains("=>") && !is_last
+        || text.matches('(').count() != text.matches(')').count();
+    if is_other || !calls.iter().any(|call| text.contains(call)) {
+        return None;
+    }
+    match (is_statement, is_last) {
+        (true, _) => Some(String::new()),
+        (_, true) if !text.contains('|') && !text.contains("=>") => Some("Ok(())".to_owned()),
+        _ => None,
+    }
+}
+
+/// Each `<` between spaces, by itself.
+fn bounds(line: &str) -> Changes {
+    let places = line.match_indices(" < ");
+    let change = |(at, _)| {
+        (
+            Kind::Bound,
+            format!("{} <= {}", &line[..at], &line[at + 3..]),
+        )
+    };
+    places.map(change).collect()
+}
+
+fn declares_array(line: &str) -> bool {
+    let Some((before, _)) = line.split_once('[') else {
+        return false;
+    };
+    let words: Vec<&str> = before.split_whitespace().collect();
+    line.contains("__shared__")
+        // `float left[4], right[4];`: two words that an operator does not join.
+        || words.len() >= 2 && words.iter().all(|word| word.chars().all(is_name))
+            && !matches!(words[0], "return" | "else")
+}
+
+fn is_name(mark: char) -> bool {
+    mark.is_ascii_alphanumeric() || mark == '_'
+}
+
+/// Where the bracket closes with which `text` begins.
+fn closing(text: &str, open: char, close: char) -> Option<usize> {
+    let mut depth = 0;
+    text.find(|mark| {
+        depth += i32::from(mark == open) - i32::from(mark == close);
+        depth == 0
+    })
+}
+
+/// Each index in brackets, by itself.
+fn indices(line: &str) -> Changes {
+    let mut changes = Vec::new();
+    for (open, _) in line.match_indices('[') {
+        let is_index = line[..open].ends_with(|mark| is_name(mark) || mark == ']' || mark == ')');
+        let close = closing(&line[open..], '[', ']');
+        if let (true, Some(close)) = (is_index, close.map(|close| open + close)) {
+            let after = format!("{} + 1{}", &line[..close], &line[close..]);
+            changes.push((Kind::Index, after));
+        }
+    }
+    changes
+}
+
+/// Each sum with something that is called an offset, by itself.
+fn offsets(line: &str) -> Changes {
+    let mut changes = Vec::new();
+    for (at, _) in line.match_indices(" + ") {
+        let rest = &line[at + 3..];
+        let end = rest.find(|mark| !is_name(mark) && mark != '.');
+        let end = end.unwrap_or(rest.len());
+        let name = &rest[..end];
+        // A call goes with its arguments.
+        let call = match rest[end..].starts_with('(') {
+            true => closing(&rest[end..], '(', ')').map_or(0, |close| close + 1),
+            false => 0,
+        };
+        if OFFSETS.iter().any(|word| name.contains(word)) {
+            let after = format!("{}{}", &line[..at], &rest[end + call..]);
+            changes.push((Kind::Offset, after));
+        }
+    }
+    changes
+}
+
+/// So many of `all`, by a seed: in turn of each kind, of each kind in an order of its own.
+pub fn pick(all: &[Mutant], count: usize, seed: u64) -> Vec<Mutant> {
+    let mut state = seed;
+    let mut random = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    };
+    let mut kinds: Vec<Vec<&Mutant>> = Vec::new();
+    for kind in KINDS {
+        let mut own: Vec<_> = all.iter().filter(|mutant| mutant.kind == kind).collect();
+        for at in (1..own.len()).rev() {
+            let other = (random() % (at as u64 + 1)) as usize;
+            own.swap(at, other);
+        }
+        kinds.push(own);
+    }
+    let longest = kinds.iter().map(Vec::len).max().unwrap_or(0);
+    let in_turn = (0..longest).flat_map(|at| kinds.iter().filter_map(move |own| own.get(at)));
+    in_turn
+        .take(count)
+        .map(|mutant| (*mutant).clone())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of a line, by kinds.
+    fn after(name: &str, line: &str) -> Vec<(Kind, String)> {
+        let all = mutants(name, &format!("{line}\n"));
+        all.into_iter().map(|m| (m.kind, m.after)).collect()
+    }
+
+    #[test]
+    fn kernels_are_changed() {
+        let cu = |line| after("kernel.cu", line);
+        assert_eq!(cu("    __syncthreads();"), [(Kind::Barrier, ";".into())]);
+        assert_eq!(
+            cu("if (r < m && d < k) c = a[r];"),
+            [
+                (Kind::Bound, "if (r <= m && d < k) c = a[r];".into()),
+                (Kind::Bound, "if (r < m && d <= k) c = a[r];".into()),
+                (Kind::Index, "if (r < m && d < k) c = a[r + 1];".into()),
+            ]
+        );
+        assert_eq!(
+            cu("p = x + rows.lead.at(row, f(2)) * 3;"),
+            [(Kind::Offset, "p = x * 3;".into())]
+        );
+        assert_eq!(
+            cu("y[x[i]] = p + offset * 2 + view.start();"),
+            [
+                (
+                    Kind::Index,
+                    "y[x[i] + 1] = p + offset * 2 + view.start();".into()
+                ),
+                (
+                    Kind::Index,
+                    "y[x[i + 1]] = p + offset * 2 + view.start();".into()
+                ),
+                (Kind::Offset, "y[x[i]] = p * 2 + view.start();".into()),
+                (Kind::Offset, "y[x[i]] = p + offset * 2;".into()),
+            ]
+        );
+        for line in [
+            "__shared__ R tile[16][17];",
+            "R left[4], right[4];",
+            "// if (a < b) x[0] = 1;",
+            "#define LESS(a, b) a < b ? 1 : 0",
+            "Compute<T> x = widen<T>(y);",
+        ] {
+            assert_eq!(cu(line), [], "{line}");
+        }
+    }
+
+    #[test]
+    fn host_code_is_changed() {
+        let rs = |line| after("lanes.rs", line);
+        assert_eq!(
+            rs("        lanes.wait(lane, self.write)?;"),
+            [(Kind::Wait, String::new())]
+        );
+        assert_eq!(
+            rs("        lanes.wait(lane, self.write)"),
+            [(Kind::Wait, "Ok(())".into())]
+        );
+        assert_eq!(
+            rs("Use::Write => uses.before_write(lanes, lane),"),
+            [(
+                Kind::Use,
+                "Use::Write => uses.before_read(lanes, lane),".into()
+            )]
+        );
+        assert_eq!(
+            rs("if at + first < end {"),
+            [
+                (Kind::Bound, "if at + first <= end {".into()),
+                (Kind::Offset, "if at < end {".into())
+            ]
+        );
+        assert_eq!(rs("fn wait(&self) -> Vec<u8> {"), []);
+        assert_eq!(rs("let seen = gpu.wait(op, stamp)?;"), []);
+    }
+
+    #[test]
+    fn a_change_is_of_one_line() {
+        let text = "a\nif (i < n) b;\nc\n";
+        let all = mutants("kernel.cu", text);
+        assert_eq!(all[0].apply(text), "a\nif (i <= n) b;\nc\n");
+    }
+
+    #[test]
+    fn each_kind_has_its_turn() {
+        let text = "__syncthreads();\nif (i < n) a[i] = 1;\nif (j < n) b[j] = 2;\n";
+        let all = mutants("kernel.cu", text);
+        let some = pick(&all, 3, 7);
+        let kinds: Vec<Kind> = some.iter().map(|mutant| mutant.kind).collect();
+        assert_eq!(kinds, [Kind::Barrier, Kind::Bound, Kind::Index]);
+        assert_eq!(pick(&all, 3, 7), some);
+        assert_eq!(pick(&all, 99, 7).len(), all.len());
+    }
+}
