@@ -44,6 +44,8 @@ pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
     &norm::cuda::track::KERNELS,
     &optim::cuda::KERNELS,
     &pool::cuda::KERNELS,
+    &random::cuda::KERNELS,
+    &random::cuda::INTEGERS,
     &reduce::cuda::KERNELS,
     &reduce::cuda::ARGS,
     &shape::cuda::KERNELS,

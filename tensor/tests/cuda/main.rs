@@ -20,6 +20,7 @@ mod norm;
 mod optim;
 mod peers;
 mod pool;
+mod random;
 mod softmax;
 mod transfer;
 mod unary;

@@ -1,6 +1,8 @@
 //! Random numbers: the generator [`Rng`], and tensors drawn from it.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod philox;
 
 use super::fill::expect_len;
@@ -149,7 +151,7 @@ impl Tensor {
         match on("rand", out(&mut t))? {
             On::Cpu(t) => cpu::rand(t, rng)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, t) => cuda::rand(&mut lane, t, rng)?,
         }
         Ok(t)
     }
@@ -170,7 +172,7 @@ impl Tensor {
         match on("randn", out(&mut t))? {
             On::Cpu(t) => cpu::randn(t, rng)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, t) => cuda::randn(&mut lane, t, rng)?,
         }
         Ok(t)
     }
@@ -198,7 +200,7 @@ impl Tensor {
         match on(op, out(&mut t))? {
             On::Cpu(t) => cpu::randint(low, high, t, rng)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, t) => cuda::randint(&mut lane, low, high, t, rng)?,
         }
         Ok(t)
     }
@@ -230,7 +232,10 @@ impl Tensor {
         match on("randperm", out(&mut t))? {
             On::Cpu(t) => cpu::randperm(t, rng)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(lane, t) => {
+                drop(lane); // a transfer has its own
+                cuda::randperm("randperm", t, rng)?;
+            }
         }
         Ok(t)
     }
@@ -281,7 +286,9 @@ impl Tensor {
         match on(op, (self, mask, out(&mut kept)))? {
             On::Cpu((x, mask, kept)) => cpu::scale_kept(op, x, mask, scale, kept)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (x, mask, kept)) => {
+                cuda::scale_kept(&mut lane, x, mask, scale, kept)?
+            }
         }
         Ok(kept)
     }
@@ -299,7 +306,7 @@ fn bernoulli(
     match on(op, out(&mut t))? {
         On::Cpu(t) => cpu::bernoulli(p, t, rng)?,
         #[cfg(feature = "cuda")]
-        On::Cuda(lane, _) => return Err(lane.unsupported()),
+        On::Cuda(mut lane, t) => cuda::bernoulli(&mut lane, p, t, rng)?,
     }
     Ok(t)
 }
