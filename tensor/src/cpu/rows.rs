@@ -52,10 +52,10 @@ pub(crate) fn store<T: Computed>(row: &mut [T], at: usize, v: [C<T>; LANES]) {
     }
 }
 
-/// The sum of a power of two of lanes, pairwise: a chain as short as can be.
+/// The sum of the lanes, pairwise: a chain as short as can be.
 #[inline(always)]
-pub(crate) fn total<R: Real, const N: usize>(mut lanes: [R; N]) -> R {
-    let mut half = N / 2;
+pub(crate) fn total<R: Real>(mut lanes: [R; LANES]) -> R {
+    let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
             lanes[i] += lanes[i + half];

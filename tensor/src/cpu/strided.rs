@@ -116,7 +116,10 @@ pub(crate) fn gather<T: Pod>(src: &[T], layout: &Layout, dst: &mut [T]) {
     {
         return gather_transposed(src, &walk, (rows, cols, col_stride), dst);
     }
-    gather_range(src, &walk, 0..dst.len(), dst);
+    let (len, [stride]) = walk.row();
+    walk.for_rows(0..walk.rows(), |row, [at]| {
+        copy_row(&src[at..], stride, &mut dst[row * len..][..len]);
+    });
 }
 
 /// Copies the elements `range` (in row-major order) of a view.

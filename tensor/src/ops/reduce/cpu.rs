@@ -199,8 +199,9 @@ impl<T: Element, F: Fold<T>> Pairwise<T, F> {
     /// The runs of a row.
     #[inline(always)]
     fn push_row(&mut self, row: &[T]) {
-        row.chunks(RUN)
-            .for_each(|run| self.push(fold_run::<T, F>(run)));
+        for run in row.chunks(RUN) {
+            self.push(fold_run::<T, F>(run));
+        }
     }
 
     #[inline(always)]

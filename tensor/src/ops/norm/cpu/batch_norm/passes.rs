@@ -8,7 +8,6 @@
 use crate::cpu::math::Real;
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::prefetch::prefetch;
-use crate::cpu::rows::total;
 use crate::cpu::share::Shared;
 use crate::cpu::vectorize;
 use crate::ops::norm::batch_norm::{Dims, Origin};
@@ -353,7 +352,7 @@ fn sum1<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
     for chunk in narrow {
         (0..16).for_each(|l| lanes[l] += f(chunk[l]));
     }
-    rest.iter().fold(total(lanes), |s, &v| s + f(v))
+    rest.iter().fold(halve(lanes), |s, &v| s + f(v))
 }
 
 /// The sums of both components of `f(a, b)`, as [`sum1`].
@@ -378,8 +377,19 @@ fn sum2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> [T; 2]) -> [T; 2] {
     }
     a.iter()
         .zip(b)
-        .fold([total(first), total(second)], |[p, q], (&a, &b)| {
+        .fold([halve(first), halve(second)], |[p, q], (&a, &b)| {
             let [dp, dq] = f(a, b);
             [p + dp, q + dq]
         })
+}
+
+/// The sum of the lanes, as a tree.
+#[inline(always)]
+fn halve<T: Real>(mut lanes: [T; 32]) -> T {
+    for width in [16, 8, 4, 2, 1] {
+        for l in 0..width {
+            lanes[l] += lanes[l + width];
+        }
+    }
+    lanes[0]
 }
