@@ -1,7 +1,7 @@
 //! Random arguments for the operations.
 
-use crate::util::{TestRng, tensor_of};
-use phalanx_tensor::{DType, Device, Tensor};
+use crate::util::{TestRng, device, tensor_of};
+use phalanx_tensor::{DType, Tensor};
 
 /// A random view of a random shape.
 pub fn any(rng: &mut TestRng, range: (f64, f64)) -> Tensor {
@@ -65,5 +65,5 @@ pub fn some_axes(rng: &mut TestRng, rank: usize) -> Vec<isize> {
 pub fn indices(rng: &mut TestRng, shape: &[usize], below: usize) -> Tensor {
     let n = shape.iter().product();
     let at: Vec<i64> = (0..n).map(|_| rng.below(below) as i64).collect();
-    Tensor::from_vec(at, shape, Device::cpu(0)).unwrap()
+    Tensor::from_vec(at, shape, device()).unwrap()
 }

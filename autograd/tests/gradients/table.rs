@@ -2,7 +2,7 @@
 
 use crate::arguments::{any, axes, axis, distinct, extents, indices, some_axes};
 use crate::row::{Row, case, loss, row};
-use crate::util::tensor_of;
+use crate::util::{device, tensor_of};
 use phalanx_autograd::Var;
 use phalanx_autograd::nn::{Activation, Conv2dConfig, CrossEntropyConfig, Pool2dConfig, Reduction};
 use phalanx_tensor::{DType, Device, Rng, unary_table};
@@ -240,7 +240,7 @@ const ROWS: &[Row] = &[
         case(vec![x], |_, x| {
             x[0].to_device(Device::cpu(9))?
                 .square()?
-                .to_device(Device::cpu(0))
+                .to_device(device())
         })
     }),
     Row {
