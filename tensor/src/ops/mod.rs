@@ -32,6 +32,7 @@ pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
     &binary::cuda::SUMS,
     &cast::cuda::KERNELS,
     &compare::cuda::KERNELS,
+    &conv::cuda::KERNELS,
     &fill::cuda::KERNELS,
     &index::cuda::KERNELS,
     &index::cuda::ADDS,

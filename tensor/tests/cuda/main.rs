@@ -6,6 +6,7 @@ mod level;
 #[macro_use]
 mod support;
 mod batch_norm;
+mod conv;
 mod counts;
 mod every;
 mod families;

@@ -77,8 +77,11 @@ fn same(name: &str, got: &Tensor, expected: &Tensor) {
     }
 }
 
+/// How to look at a tensor.
+type View = fn(&Tensor) -> Tensor;
+
 /// Views of one shape: contiguous, permuted, with gaps.
-fn views(shape: [usize; 4], dtype: DType, seed: u64) -> Vec<(Tensor, fn(&Tensor) -> Tensor)> {
+fn views(shape: [usize; 4], dtype: DType, seed: u64) -> Vec<(Tensor, View)> {
     let [n, c, h, w] = shape;
     vec![
         (values(&shape, dtype, seed), |t| t.clone()),

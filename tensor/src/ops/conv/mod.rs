@@ -4,6 +4,8 @@
 //! operations carry PyTorch's names and shape rules.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 mod geometry;
 
 use cpu::Pass;
@@ -58,7 +60,7 @@ impl Tensor {
         match on(OP, (self, weight, bias, out(&mut y)))? {
             On::Cpu((x, w, bias, y)) => cpu::convolve(OP, Pass::Forward, &g, [x, w], bias, y)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (x, w, bias, y)) => cuda::forward(&mut lane, &g, x, w, bias, y)?,
         }
         Ok(y)
     }
@@ -83,7 +85,7 @@ impl Tensor {
         match on(OP, (grad, weight, out(&mut dx)))? {
             On::Cpu((dy, w, dx)) => cpu::convolve(OP, Pass::InputGrad, &g, [dy, w], None, dx)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (dy, w, dx)) => cuda::input_grad(&mut lane, &g, dy, w, dx)?,
         }
         Ok(dx)
     }
@@ -109,7 +111,7 @@ impl Tensor {
         match on(OP, (input, grad, out(&mut dw)))? {
             On::Cpu((x, dy, dw)) => cpu::convolve(OP, Pass::WeightGrad, &g, [x, dy], None, dw)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(lane, _) => return Err(lane.unsupported()),
+            On::Cuda(mut lane, (x, dy, dw)) => cuda::weight_grad(&mut lane, &g, x, dy, dw)?,
         }
         Ok(dw)
     }
