@@ -71,7 +71,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         writeln!(
             list,
             "{} {} {}",
-            program.kind,
+            if program.is_table {
+                "table"
+            } else {
+                program.kind
+            },
             program.name(),
             program.needs.join(" ")
         )?;

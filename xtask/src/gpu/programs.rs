@@ -21,6 +21,8 @@ pub struct Program {
     target: &'static str,
     /// The libraries of CUDA that it needs, beside the driver and NVRTC.
     pub needs: &'static [&'static str],
+    /// Whether it is a table of cases that any device runs: the environment names the card.
+    pub is_table: bool,
 }
 
 /// All of them. A test program is there if its package has one.
@@ -28,32 +30,54 @@ const PROGRAMS: &[Program] = &[
     test("tensor"),
     test("autograd"),
     test("parallel"),
+    table("tensor", "ops"),
+    table("autograd", "gradients"),
     bin("examples", "ddp"),
     bin("benches", "phalanx-bench"),
 ];
 
-const fn test(folder: &'static str) -> Program {
+const fn program(folder: &'static str, kind: &'static str, target: &'static str) -> Program {
     Program {
         folder,
-        kind: "test",
-        target: "cuda",
+        kind,
+        target,
         needs: &["libcublasLt.so"],
+        is_table: false,
+    }
+}
+
+const fn test(folder: &'static str) -> Program {
+    program(folder, "test", "cuda")
+}
+
+const fn table(folder: &'static str, target: &'static str) -> Program {
+    Program {
+        is_table: true,
+        ..program(folder, "test", target)
     }
 }
 
 const fn bin(folder: &'static str, target: &'static str) -> Program {
-    Program {
-        folder,
-        kind: "bin",
-        target,
-        needs: &["libcublasLt.so"],
-    }
+    program(folder, "bin", target)
 }
 
 impl Program {
     /// `tensor-cuda`.
     pub fn name(&self) -> String {
         format!("{}-{}", self.folder, self.target)
+    }
+
+    /// What it finds in its environment.
+    pub fn environment(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        self.is_table
+            .then_some(("PHALANX_TEST_DEVICE", "cuda:0"))
+            .into_iter()
+    }
+
+    /// With what it is started. An index out of range concerns the whole card, so the cases of a table
+    /// come one after the other.
+    pub fn arguments(&self) -> impl Iterator<Item = &'static str> {
+        self.is_table.then_some("--test-threads=1").into_iter()
     }
 }
 
@@ -62,7 +86,13 @@ impl Program {
 /// # Errors
 /// One does not build, or is not among [`PROGRAMS`].
 pub fn tests(release: bool) -> Result<Vec<(&'static Program, PathBuf)>> {
-    build(&["test", "--no-run", "--test=cuda"], "test", release)
+    let tests = PROGRAMS.iter().filter(|program| program.kind == "test");
+    let mut targets: Vec<_> = tests.map(|t| format!("--test={}", t.target)).collect();
+    targets.sort_unstable();
+    targets.dedup();
+    let chore = ["test", "--no-run"].into_iter();
+    let chore = chore.chain(targets.iter().map(String::as_str));
+    build(&chore.collect::<Vec<_>>(), "test", release)
 }
 
 /// Builds the other programs.

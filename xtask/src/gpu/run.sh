@@ -61,13 +61,13 @@ look_for() {
 # Starts a program of the folder bin, which finds the kernels.
 start() {
   LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH-} PHALANX_KERNEL_CACHE=$results/kernels PHALANX_REQUIRE_CARD=1 \
-    "${within[@]}" "$here/bin/$1" "${@:2}" </dev/null
+    "${within[@]}" "${table[@]}" "$here/bin/$1" "${@:2}" </dev/null
 }
 
 mkdir -p "$results" && tar -xzf "$here/kernels.tar.gz" -C "$results" || exit 1
 results=$(cd "$results" && pwd)
 
-within=()
+within=() table=()
 if [ $# -gt 0 ]; then
   while read -r _ name needs; do
     if [ "$name" = "$1" ]; then
@@ -100,7 +100,12 @@ fi
 
 rows=() good=true
 while read -r kind name needs; do
-  [ "$kind" = test ] || continue
+  case $kind in
+    test) table=() ;;
+    # Any device runs it: the environment names the card. An index out of range concerns the whole card.
+    table) table=(env PHALANX_TEST_DEVICE=cuda:0) ;;
+    *) continue ;;
+  esac
   # shellcheck disable=SC2086
   look_for "$name" $needs
   if [ -n "$missing" ]; then
@@ -110,7 +115,7 @@ while read -r kind name needs; do
   echo
   echo "== $name"
   begin=$SECONDS
-  start "$name" --show-output 2>&1 | tee "$results/$name.log"
+  start "$name" --show-output ${table:+--test-threads=1} 2>&1 | tee "$results/$name.log"
   status=${PIPESTATUS[0]}
   seconds=$((SECONDS - begin))
   counts=$(sed -n 's/^test result: [a-zA-Z]*\. \([0-9]* passed; [0-9]* failed\).*/\1/p' "$results/$name.log")
