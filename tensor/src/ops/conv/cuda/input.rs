@@ -112,7 +112,7 @@ fn raise(
     [images, channels]: [usize; 2],
 ) -> Result<()> {
     let n = images * channels * sum.pixels();
-    let to = lane.address(dx).at() + (at * dx.dtype().size()) as u64;
+    let to = lane.address(dx).bits() + (at * dx.dtype().size()) as u64;
     let args = [
         columns,
         longs(&sum.sides[0]),

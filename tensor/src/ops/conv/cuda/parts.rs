@@ -87,7 +87,7 @@ impl Images {
     pub(super) fn new(lane: &Issue, t: &Tensor) -> Images {
         let (s, d) = (t.layout().strides(), t.dims());
         Images {
-            at: lane.address(t).at(),
+            at: lane.address(t).bits(),
             strides: [s[0], s[1], s[2], s[3]],
             dims: [d[0], d[1], d[2], d[3]],
             dtype: t.dtype(),
