@@ -84,14 +84,6 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// The operation has no kernels for this kind of device yet.
-    #[error("{op}: there is no kernel for {device} yet")]
-    UnsupportedDevice {
-        /// The operation.
-        op: &'static str,
-        /// The device.
-        device: Device,
-    },
     /// The device failed. A card that has failed once fails from then on.
     #[error("{op}: {device} failed: {reason}")]
     DeviceFailed {
@@ -215,7 +207,6 @@ impl Error {
             | Error::IndexOutOfRange { op: name, .. }
             | Error::NotContiguous { op: name, .. }
             | Error::LostWrite { op: name, .. }
-            | Error::UnsupportedDevice { op: name, .. }
             | Error::DeviceFailed { op: name, .. }
             | Error::InvalidArgument { op: name, .. }
             | Error::OutOfMemory { op: name, .. } => *name = op,

@@ -5,7 +5,7 @@ use crate::row::{Row, case, loss, row};
 use crate::util::{device, tensor_of};
 use phalanx_autograd::Var;
 use phalanx_autograd::nn::{Activation, Conv2dConfig, CrossEntropyConfig, Pool2dConfig, Reduction};
-use phalanx_tensor::{DType, Device, Rng, unary_table};
+use phalanx_tensor::{DType, Device, Rng, Tensor, unary_table};
 
 macro_rules! unary {
     ($name:ident($($arg:expr),*) in $range:expr) => {
@@ -409,8 +409,9 @@ const ROWS: &[Row] = &[
     loss(&["cross_entropy"], |rng| {
         let (batch, classes) = (2 + rng.below(4), 2 + rng.below(4));
         let x = rng.tensor(&[batch, classes], DType::F64, (-2.0, 2.0));
-        let mut targets = indices(rng, &[batch], classes);
-        targets.make_mut::<i64>().unwrap()[0] = -100; // does not count
+        let targets = indices(rng, &[batch - 1], classes);
+        let none = indices(rng, &[1], 1).add_scalar(-100.0).unwrap(); // does not count
+        let targets = Tensor::cat(&[&none, &targets], 0).unwrap();
         let config = CrossEntropyConfig {
             reduction: [Reduction::Mean, Reduction::Sum, Reduction::None][rng.below(3)],
             label_smoothing: [0.0, 0.25][rng.below(2)],

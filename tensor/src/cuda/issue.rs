@@ -157,14 +157,6 @@ impl Issue {
         self.gpu().failed(self.op, what, e)
     }
 
-    /// The error of an operation that has no kernels for cards.
-    pub(crate) fn unsupported(&self) -> Error {
-        Error::UnsupportedDevice {
-            op: self.op,
-            device: self.gpu().device(),
-        }
-    }
-
     /// The address of a tensor's first element.
     pub(crate) fn address(&self, tensor: &Tensor) -> Arg<'static> {
         debug_assert!(
