@@ -33,9 +33,11 @@ pub enum Count {
     LazyLoads = 9,
     /// Waits of a stream for an event.
     StreamWaits = 10,
+    /// Functions that were loaded because the program asked for it.
+    Loads = 11,
 }
 
-const COUNTS: usize = 11;
+const COUNTS: usize = 12;
 
 /// How many findings are kept and written; of more only the number is known.
 const MOST: usize = 1000;

@@ -190,7 +190,9 @@ api! {
     cuFuncLoad(function_: Handle) {
         let machine = Machine::get()?;
         let state = machine.lock();
-        function(machine, &state, function_)?.load();
+        if function(machine, &state, function_)?.load() {
+            machine.report.count(Count::Loads);
+        }
         Ok(())
     }
 
