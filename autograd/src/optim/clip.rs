@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 use crate::grads::Gradients;
-use phalanx_tensor::ops::optim::{global_norm, scale};
-use phalanx_tensor::{DType, Tensor};
+use phalanx_tensor::Tensor;
+use phalanx_tensor::ops::optim::{clip_by_norm, global_norm};
 
 /// The Euclidean norm of all gradients together: an `f64` of rank 0 on the first gradient's device,
 /// where it stays until the program reads it ([`Tensor::item`]).
@@ -27,7 +27,7 @@ pub fn grad_norm(gradients: &Gradients) -> Result<Tensor> {
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for a `max_norm` that is negative or no number, which would turn the
-/// gradients round or spoil them. As [`global_norm`] and [`scale`]. No gradient is changed then.
+/// gradients round or spoil them. As [`global_norm`] and [`clip_by_norm`]. No gradient is changed then.
 pub fn clip_grad_norm(gradients: &mut Gradients, max_norm: f64) -> Result<Tensor> {
     const OP: &str = "clip_grad_norm";
     if max_norm.is_nan() || max_norm < 0.0 {
@@ -37,14 +37,7 @@ pub fn clip_grad_norm(gradients: &mut Gradients, max_norm: f64) -> Result<Tensor
         });
     }
     let norm = grad_norm(gradients).map_err(|error| error.of(OP))?;
-    let scaled = factor(&norm, max_norm)
-        .and_then(|factor| scale(gradients.iter_mut().map(|(_, grad)| grad), &factor));
-    scaled.map_err(|error| error.of(OP))?;
+    let clipped = clip_by_norm(gradients.iter_mut().map(|(_, grad)| grad), &norm, max_norm);
+    clipped.map_err(|error| error.of(OP))?;
     Ok(norm)
-}
-
-/// `min(1, max_norm / (norm + 1e-6))`; no number where the quotient is none.
-fn factor(norm: &Tensor, max_norm: f64) -> phalanx_tensor::Result<Tensor> {
-    let max_norm = Tensor::full((), max_norm, DType::F64, norm.device())?;
-    max_norm.div(&norm.add_scalar(1e-6)?)?.minimum_scalar(1.0)
 }

@@ -2,8 +2,8 @@
 
 use crate::support::*;
 use phalanx_tensor::ops::optim::{
-    AdamConfig, AdamState, Part, SgdConfig, adam_step, adam_steps, global_norm, scale, sgd_step,
-    sgd_steps,
+    AdamConfig, AdamState, Part, SgdConfig, adam_step, adam_steps, clip_by_norm, global_norm,
+    scale, sgd_step, sgd_steps,
 };
 use phalanx_tensor::{DType, Device, Tensor};
 
@@ -292,6 +292,8 @@ fn a_step_is_one_launch() {
         let made = apart(&mut || scale(&mut grads, &norm).unwrap());
         // The norm has the same table.
         assert_eq!(made, [1, 0], "scale {step}");
+        let made = apart(&mut || clip_by_norm(&mut grads, &norm, 0.5).unwrap());
+        assert_eq!(made, [1, 0], "clip {step}");
     }
     // Other tensors are another table, and the one before is still there.
     let other = of(200);
@@ -383,4 +385,29 @@ fn the_global_norm_is_the_cpus() {
         global_norm([&whole]).unwrap_err(),
         global_norm([&here]).unwrap_err()
     );
+}
+
+#[test]
+fn clipping_is_the_cpus() {
+    let (device, _turn) = card!();
+    for dtype in FLOATS {
+        for (norm, max_norm) in [(8.0, 2.0), (0.5, 2.0), (8.0, f64::INFINITY)] {
+            let run = |device: Device, on_device: bool| {
+                let mut list = odd(device, dtype, 3);
+                let number = Tensor::full((), norm, dtype, device).unwrap();
+                match on_device {
+                    true => clip_by_norm(&mut list, &number, max_norm).unwrap(),
+                    false => clip_by_norm(&mut list, norm, max_norm).unwrap(),
+                }
+                list.iter().flat_map(read).collect::<Vec<f64>>()
+            };
+            let here = run(Device::cpu(0), false);
+            assert_eq!(run(device, false), here, "{dtype} {norm} {max_norm}");
+            assert_eq!(run(device, true), here, "{dtype} {norm} {max_norm}");
+        }
+    }
+    let mut list = odd(device, DType::F32, 3);
+    let nan = Tensor::full((), f64::NAN, DType::F64, device).unwrap();
+    clip_by_norm(&mut list, &nan, 1.0).unwrap();
+    assert!(list.iter().flat_map(read).all(f64::is_nan));
 }

@@ -139,6 +139,7 @@ pub enum Count {
     Modules = 8,
     LazyLoads = 9,
     StreamWaits = 10,
+    Loads = 11,
 }
 
 /// How often the program has done this on the simulated device; `None` on a real one.

@@ -19,6 +19,7 @@ mod names;
 mod norm_and_scale;
 mod optim;
 mod optim_failures;
+mod optim_numbers;
 mod pool;
 mod random;
 mod reduce;

@@ -4,7 +4,7 @@ use crate::util::device;
 use phalanx_tensor::ops::conv::Conv2dConfig;
 use phalanx_tensor::ops::norm::BatchNormMomentum;
 use phalanx_tensor::ops::optim::{
-    AdamConfig, AdamState, SgdConfig, adam_step, global_norm, scale, sgd_step,
+    AdamConfig, AdamState, SgdConfig, adam_step, clip_by_norm, global_norm, scale, sgd_step,
 };
 use phalanx_tensor::ops::pool::Pool2dConfig;
 use phalanx_tensor::ops::softmax::CrossEntropyConfig;
@@ -180,6 +180,9 @@ fn errors_begin_with_the_name_of_what_was_called() {
         global_norm: global_norm([&ints]);
         scale: scale([&mut ints.clone()], 2.0);
         scale: scale([&mut x.clone()], &x);
+        clip_by_norm: clip_by_norm([&mut ints.clone()], 2.0, 1.0);
+        clip_by_norm: clip_by_norm([&mut x.clone()], &x, 1.0);
+        clip_by_norm: clip_by_norm([&mut x.clone()], 2.0, -1.0);
     }
 
     macro_rules! table {

@@ -4,7 +4,7 @@
 
 use super::adam::{AdamFactors, corrections};
 use super::batch::{Item, Lists};
-use super::{AdamConfig, SgdConfig};
+use super::{AdamConfig, Factor, SgdConfig};
 use crate::cpu::elementwise::number;
 use crate::cpu::math::{Computed, Real};
 use crate::cpu::pieces::parallel_pieces;
@@ -188,13 +188,14 @@ fn adam_one<T: Computed, G: Computed<Compute = C<T>>>(
     });
 }
 
-/// Multiplies by `factor`.
+/// Multiplies by the factor for which `of` stands.
 pub(super) fn scale(
     op: &'static str,
     tensors: &mut [&mut Tensor],
-    factor: Scalar<'_>,
+    of: Scalar<'_>,
+    factor: Factor,
 ) -> Result<()> {
-    let factor = number(factor);
+    let factor = factor.of(number(of));
     for tensor in tensors {
         dispatch_float!(op, tensor.dtype(), T => {
             let factor = c::<T>(factor);

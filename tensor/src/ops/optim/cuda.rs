@@ -7,7 +7,7 @@
 
 use super::adam::{AdamFactors, corrections};
 use super::batch::{Item, Lists, Number};
-use super::{AdamConfig, SgdConfig};
+use super::{AdamConfig, Factor, SgdConfig};
 use crate::cuda::{Arg, Grid, Issue, Source};
 use crate::ops::Scalar;
 use crate::{DType, Result, Tensor};
@@ -279,16 +279,22 @@ pub(super) fn adam(
         .collect()
 }
 
-/// Multiplies by `factor`.
+/// Multiplies by the factor for which `of` stands.
 pub(super) fn scale(
     lane: &mut Issue,
     tensors: &[&mut Tensor],
-    factor: Scalar<'_>,
+    of: Scalar<'_>,
+    factor: Factor,
 ) -> Result<Vec<Launch>> {
-    let factor = match factor {
+    let [number, place] = match of {
         Scalar::Host(value) => [Arg::Real(value), Arg::Address(0)],
         Scalar::Device(tensor) => [Arg::Real(1.0), lane.address(tensor)],
     };
+    let max_norm = match factor {
+        Factor::Number => Arg::Real(-1.0),
+        Factor::UpTo(max_norm) => Arg::Real(max_norm),
+    };
+    let factor = [number, place, max_norm];
     let plans = plans(lane, tensors.iter().map(|tensor| &**tensor));
     let plans = plans.iter();
     plans

@@ -198,11 +198,22 @@ struct Scale {
     }
 };
 
-// Each row times the number, which is in the card's memory where `place` is not null.
+// Each row times the number, which is in the card's memory where `place` is not null. With a `max_norm`
+// that is not negative the number is a norm, and the factor is what brings it down to that one, or 1.
+// One thread of a block computes the factor: divisions in f64 are slow.
 extern "C" __global__ void __launch_bounds__(256)
-    scale(const i64 *table, i64 rows, f64 number, const f64 *place) {
+    scale(const i64 *table, i64 rows, f64 number, const f64 *place, f64 max_norm) {
+    __shared__ f64 factor;
     Piece all = piece(table, rows, blockIdx.x);
-    Scale scale = {all.row, R(place ? *place : number)};
+    if (threadIdx.x == 0) {
+        factor = place ? *place : number;
+        if (max_norm >= 0.0) {
+            factor = max_norm / (factor + 1e-6);
+            if (factor > 1.0) factor = 1.0; // what is no number stays so
+        }
+    }
+    __syncthreads();
+    Scale scale = {all.row, R(factor)};
     walk(all, scale);
 }
 

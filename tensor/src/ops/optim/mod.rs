@@ -150,31 +150,78 @@ pub fn scale<'a, 'f>(
     tensors: impl IntoIterator<Item = &'a mut Tensor>,
     factor: impl Into<Scalar<'f>>,
 ) -> Result<()> {
-    const OP: &str = "scale";
-    let factor = factor.into();
-    factor.expect_one(OP)?;
+    multiply("scale", tensors, factor.into(), Factor::Number)
+}
+
+/// Multiplies every element of every tensor by one factor, so that tensors of the common norm `norm`
+/// come to have `max_norm` at most: by `max_norm / (norm + 1e-6)` where that is below 1, else by 1, and
+/// by no number where it is none (PyTorch: `clip_grads_with_norm_`). The norm is that of
+/// [`global_norm`], or another number; where it is on a device it stays there, and nothing waits.
+///
+/// # Errors
+/// [`Error::InvalidArgument`] for a `max_norm` that is negative or no number; as [`scale`].
+pub fn clip_by_norm<'a, 'f>(
+    tensors: impl IntoIterator<Item = &'a mut Tensor>,
+    norm: impl Into<Scalar<'f>>,
+    max_norm: f64,
+) -> Result<()> {
+    const OP: &str = "clip_by_norm";
+    if max_norm.is_nan() || max_norm < 0.0 {
+        return Err(invalid(OP, format!("{max_norm} is no norm to clip at")));
+    }
+    multiply(OP, tensors, norm.into(), Factor::UpTo(max_norm))
+}
+
+/// What tensors are multiplied by.
+#[derive(Debug, Clone, Copy)]
+enum Factor {
+    /// A number.
+    Number,
+    /// What makes of a norm this one, where the norm is larger.
+    UpTo(f64),
+}
+
+impl Factor {
+    /// The factor that a number stands for.
+    fn of(self, number: f64) -> f64 {
+        let Factor::UpTo(max_norm) = self else {
+            return number;
+        };
+        let factor = max_norm / (number + 1e-6);
+        if factor > 1.0 { 1.0 } else { factor }
+    }
+}
+
+fn multiply<'a>(
+    op: &'static str,
+    tensors: impl IntoIterator<Item = &'a mut Tensor>,
+    number: Scalar<'_>,
+    factor: Factor,
+) -> Result<()> {
+    number.expect_one(op)?;
     let mut lists: ByDevice<(List<&mut Tensor>, Option<Tensor>)> = ByDevice::new();
     for tensor in tensors {
-        tensor.expect_float(OP)?;
-        tensor.own(OP)?;
+        tensor.expect_float(op)?;
+        tensor.own(op)?;
         lists.of(tensor.device()).0.push(tensor);
     }
     for (device, (_, copy)) in &mut lists.0 {
-        *copy = factor.copy_for(OP, *device)?;
+        *copy = number.copy_for(op, *device)?;
     }
     let mut ready: SmallVec<[_; 1]> = SmallVec::new();
     for (_, (list, copy)) in &mut lists.0 {
-        ready.push(match on(OP, (inouts(list), factor.or(copy.as_ref())))? {
+        let on = on(op, (inouts(list), number.or(copy.as_ref())))?;
+        ready.push(match on {
             On::Cpu(operands) => Ready::Cpu(operands),
             #[cfg(feature = "cuda")]
-            On::Cuda(mut lane, (tensors, factor)) => {
-                let launches = cuda::scale(&mut lane, tensors, factor)?;
+            On::Cuda(mut lane, (tensors, number)) => {
+                let launches = cuda::scale(&mut lane, tensors, number, factor)?;
                 Ready::Cuda(lane, launches)
             }
         });
     }
     ready.into_iter().try_for_each(|ready| match ready {
-        Ready::Cpu((tensors, factor)) => cpu::scale(OP, tensors, factor),
+        Ready::Cpu((tensors, number)) => cpu::scale(op, tensors, number, factor),
         #[cfg(feature = "cuda")]
         Ready::Cuda(mut lane, launches) => cuda::launch(&mut lane, &launches),
     })
