@@ -324,7 +324,6 @@ fn counting() {
     assert_eq!(kinds.map(count), [2, 1, 2, 1]);
     assert_eq!((count(Count::Allocations), count(Count::Copies)), (2, 2));
     assert_eq!(gpu.fill(a, x, 3, N as i32), 0);
-    let launched = |name| call!(phalanx_simulator_launches(Text::of(name)));
     assert_eq!([c"fill", c"add"].map(launched), [2, 0]);
     free(x, a);
 }

@@ -5,14 +5,12 @@
 //! stack of a fiber. Only one side runs at a time, and neither holds a reference across a switch; so this file goes
 //! through raw pointers, and what it calls gets references that end before the next switch.
 
-use std::collections::VecDeque;
 use std::ffi::c_void;
-use std::sync::Mutex;
 
 use super::abi::{Api, Ctx, Shared, Site, record};
-use super::access::{self, Known};
-use super::barrier::{self, Barriers};
-use super::copies::{self, Copies};
+use super::access;
+use super::barrier;
+use super::copies;
 use super::fences::{self, Fences};
 use super::fiber::{Stacks, switch};
 use super::finding::{Finding, FindingKind, Who};
@@ -21,9 +19,8 @@ use super::kernel::Kernel;
 use super::limits::check;
 use super::order::Order;
 use super::print;
-use super::race::Clocks;
-use super::shadow::Shadows;
-use super::warp::{self, Warps};
+use super::warp;
+use super::worker::Worker;
 use super::{Launch, Memory, Touched};
 
 /// Jumps backwards after which a thread gives way to the others of its block.
@@ -45,33 +42,6 @@ static API: Api = Api {
     copy: copies::copy,
     copied: copies::copied,
 };
-
-/// What a launch needs of memory; kept from launch to launch.
-#[derive(Debug, Default)]
-pub struct Worker {
-    stacks: Option<Stacks>,
-    pub threads: Vec<Ctx>,
-    pointers: Vec<usize>,
-    pub ready: VecDeque<u32>,
-    sites: Vec<Site>,
-    pub memory: Vec<u8>,
-    local: Vec<u128>,
-    pub clocks: Clocks,
-    pub warps: Warps,
-    pub barriers: Barriers,
-    pub regions: Vec<Known>,
-    pub copies: Copies,
-    pub shadows: Shadows,
-    pub fences: Fences,
-    /// The tick at which each block of the launch was born, in the order in which they run.
-    pub births: Vec<u64>,
-}
-
-// SAFETY: the pointers in `threads` and `sites` are set anew by each launch, which a worker serves in one thread.
-unsafe impl Send for Worker {}
-
-/// Workers that no launch uses.
-static IDLE: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 
 /// A launch on its way.
 pub struct Runner<'a> {
@@ -101,11 +71,7 @@ pub fn run(
 ) -> Result<Vec<Touched>, Finding> {
     check(kernel, launch)?;
     kernel.loaded.link(memory);
-    let mut worker = IDLE
-        .lock()
-        .ok()
-        .and_then(|mut idle| idle.pop())
-        .unwrap_or_default();
+    let mut worker = Worker::take();
     let count: u32 = launch.block.iter().product();
     let shared = kernel.static_shared + launch.dynamic_shared;
     let fibers = if kernel.waits { count as usize } else { 1 };
@@ -193,9 +159,7 @@ pub fn run(
         Some(finding) => Err(finding),
         None => Ok(access::touched(&mut runner)),
     };
-    if let Ok(mut idle) = IDLE.lock() {
-        idle.push(runner.worker);
-    }
+    runner.worker.leave();
     result
 }
 

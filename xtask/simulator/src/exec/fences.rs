@@ -12,6 +12,7 @@ use std::rc::Rc;
 use super::abi::Ctx;
 use super::engine::{Runner, owner};
 use super::global::{LANES, SINGLE, mode_of, thread_of, tick_of};
+use super::race::Behind;
 
 /// How much of the lists of places a thread knows: the address of each, and how many of its entries.
 type Knowledge = Vec<(u64, usize)>;
@@ -33,14 +34,9 @@ struct Token {
     /// Whether the fence reaches other blocks.
     wide: bool,
     thread: u32,
-    /// The thread's own records from before this tick.
-    tick: u64,
+    behind: Behind,
     /// All records of its block from before this tick: its last whole barrier.
     ordered: u64,
-    /// For each lane of its warp, records from before this tick.
-    lanes: [u64; 32],
-    /// The barriers of a part of the block that the thread took part in: their ticks, and who else did.
-    parts: Vec<(u64, [u32; 32])>,
     knows: Knowledge,
 }
 
@@ -48,7 +44,7 @@ impl Token {
     fn covers(&self, record: u64) -> bool {
         let (tick, thread) = (tick_of(record), thread_of(record));
         let lane = |thread: u32| {
-            thread / 32 == self.thread / 32 && tick < self.lanes[thread as usize % 32]
+            thread / 32 == self.thread / 32 && tick < self.behind.lanes[thread as usize % 32]
         };
         if tick < self.ordered {
             return true;
@@ -57,8 +53,8 @@ impl Token {
             SINGLE => {
                 let part =
                     |members: &[u32; 32]| members[thread as usize / 32] >> (thread % 32) & 1 == 1;
-                let mut parts = self.parts.iter();
-                thread == self.thread && tick < self.tick
+                let mut parts = self.behind.parts.iter();
+                thread == self.thread && tick < self.behind.tick
                     || lane(thread)
                     || parts.any(|(at, members)| tick < *at && part(members))
             }
@@ -170,7 +166,7 @@ impl Runner<'_> {
     /// A fence of `thread`, which is the one that runs; `wide` if it reaches other blocks.
     fn fence(&mut self, thread: u32, wide: bool) {
         let worker = &mut self.worker;
-        let (tick, lanes, parts) = worker.clocks.fence(thread);
+        let behind = worker.clocks.fence(thread);
         let fences = &mut worker.fences;
         if let Some(met) = fences.met.remove(&thread) {
             join(fences.known.entry(thread).or_default(), &met);
@@ -183,10 +179,8 @@ impl Runner<'_> {
             block: tick_of(self.shared.block_born),
             wide,
             thread,
-            tick,
+            behind,
             ordered: tick_of(self.shared.block_ordered),
-            lanes,
-            parts,
             knows,
         };
         fences.ready.insert(thread, Rc::new(token));

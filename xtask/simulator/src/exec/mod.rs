@@ -38,6 +38,7 @@ mod race;
 mod shadow;
 mod stuck;
 mod warp;
+mod worker;
 
 pub use crate::ptx::LoadError;
 pub use engine::run;

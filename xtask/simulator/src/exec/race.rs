@@ -19,6 +19,20 @@ const LANES: u32 = 1;
 /// A reader's record that stands for threads of several warps.
 const MANY: u32 = 2;
 
+/// Threads of a block, by warp and lane.
+type Members = [u32; 32];
+
+/// What comes before a fence, beside the last barrier of the whole block.
+#[derive(Debug)]
+pub struct Behind {
+    /// The thread's own records from before this tick.
+    pub tick: u64,
+    /// For each lane of its warp, records from before this tick.
+    pub lanes: [u64; 32],
+    /// The barriers of a part of the block that the thread took part in: their ticks, and who else did.
+    pub parts: Vec<(u64, Members)>,
+}
+
 /// The records of a worker, and its clock.
 #[derive(Debug, Default)]
 pub struct Clocks {
@@ -99,8 +113,8 @@ impl Clocks {
         self.clock
     }
 
-    /// A fence of `thread`: its tick, the lanes of its warp that come before it, and its barriers of parts of the block.
-    pub fn fence(&mut self, thread: u32) -> (u64, [u64; 32], Vec<(u64, [u32; 32])>) {
+    /// A fence of `thread`.
+    pub fn fence(&mut self, thread: u32) -> Behind {
         let tick = self.advance();
         let lanes = self.known[thread as usize].map(|known| match known {
             0 => 0,
@@ -109,7 +123,11 @@ impl Clocks {
         let own = |members: &[u32; 32]| members[thread as usize / 32] >> (thread % 32) & 1 == 1;
         let parts = self.parts.iter().filter(|(_, members)| own(members));
         let parts = parts.map(|(clock, members)| (self.tick(*clock), *members));
-        (self.tick(tick), lanes, parts.collect())
+        Behind {
+            tick: self.tick(tick),
+            lanes,
+            parts: parts.collect(),
+        }
     }
 
     /// Whether `thread` and `me` have met, without all others of the block, since the tick of an access of `thread`.

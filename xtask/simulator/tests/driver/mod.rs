@@ -223,6 +223,11 @@ pub fn count(kind: simulator::device::report::Count) -> u64 {
     phalanx_simulator_count(kind as u32)
 }
 
+/// How often a kernel was launched.
+pub fn launched(kernel: &std::ffi::CStr) -> u64 {
+    call!(phalanx_simulator_launches(Text::of(kernel)))
+}
+
 /// What a program in a process of its own has left.
 #[derive(Debug)]
 pub struct Outcome {
