@@ -31,6 +31,8 @@
 //! - **Accesses out of bounds and to another GPU** to which there is no peer access, because the program has
 //!   not enabled it or because the two GPUs are strangers ([`device::settings`]).
 //! - **Reads of bytes that nothing has written**, by kernels and by copies to the host.
+//! - **Races within a launch**: in shared memory always; in global memory, also between blocks, where the settings ask
+//!   for it.
 //! - **Memory that is freed twice**, handles of another context, and handles whose object is destroyed.
 //! - **Leaks**: when a context ends, all that it still has; when the process ends, device memory. What
 //!   a program keeps on purpose it can name ([`driver::counts::phalanx_simulator_keep`]).
