@@ -21,6 +21,9 @@ const WIDE: usize = 16;
 /// Threads that share a long row: `MOST_THREADS` of `rows.cu`.
 const MOST_THREADS: usize = 512;
 
+/// Rows that keep a card busy with a few threads for each.
+const MANY_ROWS: usize = 16 * 1024;
+
 /// Where the rows of a tensor start, and where the elements of a row are: `Rows` of `rows.cu`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -76,7 +79,7 @@ pub(crate) fn is_wide(t: &Tensor, axes: usize) -> bool {
     contiguous && starts && whole(next) && whole(layout.offset())
 }
 
-/// How the kernels walk over rows of `width` elements of `size` bytes.
+/// How the kernels walk over rows, and how many threads share one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Walk {
     /// Whether a chunk is 16 bytes, or one element.
@@ -109,15 +112,11 @@ impl Walk {
         let chunks = width / per_chunk;
         // As `Chunks` of `rows.cu` has it.
         let kept = if wide { 4 } else { 8 } / held;
-        let neighbours = t
-            .layout()
-            .strides()
-            .last()
-            .is_some_and(|&stride| stride == 1);
+        let apart = t.layout().strides().last().is_some_and(|&s| s != 1);
         let lanes = match chunks.div_ceil(kept) {
-            // The elements of a row lie apart, so those of neighbouring rows side by side: a warp
-            // reads eight rows.
-            _ if !neighbours && chunks <= 1024 => chunks.next_power_of_two().min(4),
+            // Where the elements of a row lie apart, those of neighbouring rows lie side by side: a
+            // warp reads eight rows, if there are enough of them to keep the card busy.
+            _ if apart && rows >= MANY_ROWS => chunks.next_power_of_two().min(4),
             0..=32 => chunks.div_ceil(2).next_power_of_two().min(32),
             33..=256 => 256,
             _ => MOST_THREADS,

@@ -155,11 +155,11 @@ fn compare_losses(
         ..config.clone()
     };
     let name = format!(
-        "{name} {} {:?} {} smoothing {} weights {}",
+        "{name} {} {:?} smoothing {} reduction {:?} weights {}",
         x.dtype(),
         x.layout(),
         config.label_smoothing,
-        config.reduction == Reduction::None,
+        config.reduction,
         config.weight.is_some(),
     );
     let out = x.cross_entropy(targets, config).unwrap();
@@ -264,6 +264,18 @@ fn views_of_logits_targets_and_weights_are_the_cpus() {
         ..config
     };
     compare_losses("views", device, &x, &t, &each);
+}
+
+/// More rows than the blocks of a launch have threads for, and rows whose elements lie apart.
+#[test]
+fn many_rows_are_the_cpus() {
+    let (device, _turn) = card!();
+    let n = 1_100_000;
+    let t = Tensor::from_vec(targets(n, 2, -100, 1), [n], Device::cpu(0)).unwrap();
+    let x = values(&[n, 2], DType::BF16, 1);
+    compare_losses("rows", device, &x, &t, &CrossEntropyConfig::default());
+    let x = values(&[7, 20_000], DType::F32, 1);
+    compare("apart", device, &x, &x, Tensor::clone, 0);
 }
 
 #[test]
