@@ -4,7 +4,9 @@ use crate::support::*;
 use phalanx_tensor::ops::conv::Conv2dConfig;
 use phalanx_tensor::ops::linear::Activation;
 use phalanx_tensor::ops::norm::{BatchNormMask, BatchNormMomentum, BatchNormSaved};
-use phalanx_tensor::ops::optim::{AdamConfig, SgdConfig, adam_step, global_norm, scale, sgd_step};
+use phalanx_tensor::ops::optim::{
+    AdamConfig, SgdConfig, adam_step, clip_by_norm, global_norm, scale, sgd_step,
+};
 use phalanx_tensor::ops::pool::Pool2dConfig;
 use phalanx_tensor::ops::softmax::CrossEntropyConfig;
 use phalanx_tensor::{DType, Device, Result, Rng, Tensor, unary_table};
@@ -327,6 +329,12 @@ const ROWS: &[Row] = &[
         Ok(params)
     }),
     one!("global_norm", |g| global_norm([&g.a, &g.b])),
+    ("clip_by_norm", |g| {
+        let mut all = vec![g.a.copy()?, g.b.copy()?];
+        let norm = global_norm(&all)?;
+        clip_by_norm(&mut all, &norm, 0.5)?;
+        Ok(all)
+    }),
     ("scale", |g| {
         let mut all = vec![g.a.copy()?, g.b.copy()?];
         scale(&mut all, 0.5)?;
