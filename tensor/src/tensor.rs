@@ -333,7 +333,9 @@ impl Tensor {
         }
     }
 
-    /// The same elements on `device`: `self` where it is there already, else a copy.
+    /// The same elements on `device`: `self` where it is there already, else a copy. A copy between two
+    /// cards goes directly where one can access the other's memory, and the program waits for no copy
+    /// but that from a card to the host.
     ///
     /// ```
     /// # use phalanx_tensor::{DType, Device, Tensor};

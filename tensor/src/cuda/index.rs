@@ -159,8 +159,10 @@ impl IndexFlag {
         }
         let stream = lanes.stream(stamp.lane);
         // SAFETY: the flags' memory has the size of the notes and lives as long as the process.
-        unsafe { result::memset_d8_async(flags.address, 0, size_of::<Notes>(), stream) }?;
-        lanes.issued(stamp)
+        let cleared =
+            unsafe { result::memset_d8_async(flags.address, 0, size_of::<Notes>(), stream) };
+        // Its number is that of a use now, also where it has failed.
+        lanes.issued(stamp).and(cleared)
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Issue {
     /// Dropped before the lock: what dies with it is freed when the lock is let go.
     uses: SmallVec<[(Arc<Storage>, Use); 6]>,
     /// As above.
-    scratch: SmallVec<[CudaStorage; 1]>,
+    scratch: Vec<CudaStorage>,
     issuing: Issuing,
 }
 
@@ -111,7 +111,7 @@ impl Issue {
             op,
             stamp,
             uses: SmallVec::new(),
-            scratch: SmallVec::new(),
+            scratch: Vec::new(),
             issuing,
         };
         operands.each(&mut |tensor, how| issue.add(tensor, how))?;

@@ -147,9 +147,11 @@ impl Gpu {
         let mut issuing = self.lock();
         let stamp = issuing.lanes().next(Lane::Copy);
         // SAFETY: the pinned buffer outlives the copy, which is waited for below.
-        let flagged = unsafe { self.index.fetch(&mut issuing, stamp, note) }.map_err(failed)?;
-        issuing.lanes().issued(stamp).map_err(failed)?;
+        let flagged = unsafe { self.index.fetch(&mut issuing, stamp, note) };
+        let issued = issuing.lanes().issued(stamp);
         drop(issuing);
+        issued.map_err(failed)?;
+        let flagged = flagged.map_err(failed)?;
         self.wait_for_all(op)?;
         let note = bytemuck::pod_read_unaligned(note);
         self.staging.put(pinned, None);

@@ -289,6 +289,8 @@ fn a_step_is_one_launch() {
         // The first step zeroes the moments.
         let zeroed = uploads * 2 * n as u64;
         assert_eq!(made, [1 + zeroed, uploads], "adam {step}");
+        let made = apart(&mut || drop(global_norm(&grads).unwrap()));
+        assert_eq!(made, [2, 0], "norm {step}");
         let made = apart(&mut || scale(&mut grads, &norm).unwrap());
         // The norm has the same table.
         assert_eq!(made, [1, 0], "scale {step}");
@@ -379,6 +381,16 @@ fn the_global_norm_is_the_cpus() {
         norm(&[values(&[0], DType::F32, 1).to_device(device).unwrap()]),
         0.0
     );
+    // Parts of several devices are added, and then the root is taken.
+    let parts = [
+        values(&[700], DType::F32, 1).to_device(device).unwrap(),
+        values(&[50], DType::F32, 2),
+    ];
+    let here = parts
+        .each_ref()
+        .map(|t| t.to_device(Device::cpu(0)).unwrap());
+    let (a, b) = (norm(&here), norm(&parts));
+    assert!((a - b).abs() <= 1e-12 * a, "{a} {b}");
     let whole = Tensor::from_slice(&[1i64], [1], device).unwrap();
     let here = whole.to_device(Device::cpu(0)).unwrap();
     assert_eq!(

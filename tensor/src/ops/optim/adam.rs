@@ -209,7 +209,7 @@ where
             #[cfg(feature = "cuda")]
             On::Cuda(mut lane, lists) => {
                 let launches = cuda::adam(&mut lane, lists, items)?;
-                Ok(Ready::Cuda(lane, launches))
+                Ok(Ready::Cuda(Box::new(lane), launches))
             }
         },
         |(lists, items)| cpu::adam(OP, lists, items),

@@ -119,7 +119,7 @@ pub(super) enum Ready<T> {
     Cpu(T),
     /// The launches of a card.
     #[cfg(feature = "cuda")]
-    Cuda(Issue, Vec<Launch>),
+    Cuda(Box<Issue>, Vec<Launch>),
 }
 
 /// What a step's kernels on the CPU take: a batch's tensors, and an item for each parameter.

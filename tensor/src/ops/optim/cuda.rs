@@ -312,9 +312,14 @@ fn plans<'a>(lane: &Issue, tensors: impl Iterator<Item = &'a Tensor>) -> Vec<Pla
     plans
 }
 
-/// `sum` = the sum of the squares of contiguous tensors, taken chunk by chunk: the same bits at every
-/// call. Each block adds up its chunks, and one block adds up those sums.
-pub(super) fn square_sum(lane: &mut Issue, tensors: &[&Tensor], sum: &mut Tensor) -> Result<()> {
+/// `sum` = the sum of the squares of contiguous tensors, or its root, taken chunk by chunk: the same bits
+/// at every call. Each block adds up its chunks, and one block adds up those sums.
+pub(super) fn square_sum(
+    lane: &mut Issue,
+    tensors: &[&Tensor],
+    sum: &mut Tensor,
+    is_root: bool,
+) -> Result<()> {
     let plans = plans(lane, tensors.iter().copied());
     let blocks = |plan: &Plan<()>| plan.chunks.min(SUMS);
     let count: usize = plans.iter().map(blocks).sum();
@@ -335,6 +340,7 @@ pub(super) fn square_sum(lane: &mut Issue, tensors: &[&Tensor], sum: &mut Tensor
         Arg::Address(sums),
         Arg::Int(count as i64),
         lane.address(sum),
+        Arg::Small(is_root.into()),
     ];
     let grid = Grid {
         blocks: [1; 3],

@@ -257,10 +257,11 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// total = the sum of the sums, by one block.
-extern "C" __global__ void __launch_bounds__(256) total(const f64 *sums, i64 n, f64 *total) {
+// total = the sum of the sums, or its root, by one block.
+extern "C" __global__ void __launch_bounds__(256)
+    total(const f64 *sums, i64 n, f64 *total, int is_root) {
     f64 sum = 0.0;
     for (i64 i = threadIdx.x; i < n; i += blockDim.x) sum += sums[i];
     sum = block_sum(sum);
-    if (threadIdx.x == 0) *total = sum;
+    if (threadIdx.x == 0) *total = is_root ? sqrt(sum) : sum;
 }

@@ -43,6 +43,7 @@ pub struct Part<'a, P, G, S, C> {
     pub config: C,
     /// The learning rate as a multiple of the configuration's: 1, or what is on the device and changes
     /// from step to step, as a schedule does. With a configuration whose rate is 1, it is the rate.
+    /// A number on a device is taken in `f64`: one of another type costs a cast.
     pub lr_scale: Scalar<'a>,
     /// The number of this step, counted from 1, for Adam's corrections of the bias; `None` for the
     /// states' own counts, which go on in either case. SGD does not look at it.
@@ -103,7 +104,7 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
         lists.of(tensor.device()).push(tensor);
     }
     let first = first.unwrap_or(Device::cpu(0));
-    let mut total: Option<Tensor> = None;
+    let (mut total, mut is_root): (Option<Tensor>, bool) = (None, false);
     for (device, list) in &lists.0 {
         let mut sum = Tensor::allocate(OP, ().into(), DType::F64, *device)?;
         let dense = match device {
@@ -117,7 +118,11 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
         match on(OP, (list, out(&mut sum)))? {
             On::Cpu((tensors, sum)) => cpu::square_sum(OP, tensors, sum)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(mut lane, (tensors, sum)) => cuda::square_sum(&mut lane, tensors, sum)?,
+            On::Cuda(mut lane, (tensors, sum)) => {
+                // What has no other part needs no operation of its own for the root.
+                is_root = lists.0.len() == 1;
+                cuda::square_sum(&mut lane, tensors, sum, is_root)?;
+            }
         }
         let sum = sum.to_device(first).map_err(|e| e.of(OP))?;
         total = Some(match total {
@@ -129,7 +134,10 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
         Some(total) => total,
         None => Tensor::zeros_for(OP, ().into(), DType::F64, first)?,
     };
-    total.sqrt().map_err(|error| error.of(OP))
+    match is_root {
+        true => Ok(total),
+        false => total.sqrt().map_err(|error| error.of(OP)),
+    }
 }
 
 /// All tensors as contiguous ones, where one of them is not; else none.
@@ -216,7 +224,7 @@ fn multiply<'a>(
             #[cfg(feature = "cuda")]
             On::Cuda(mut lane, (tensors, number)) => {
                 let launches = cuda::scale(&mut lane, tensors, number, factor)?;
-                Ready::Cuda(lane, launches)
+                Ready::Cuda(Box::new(lane), launches)
             }
         });
     }

@@ -165,7 +165,7 @@ where
             #[cfg(feature = "cuda")]
             On::Cuda(mut lane, lists) => {
                 let launches = cuda::sgd(&mut lane, lists, items)?;
-                Ok(Ready::Cuda(lane, launches))
+                Ok(Ready::Cuda(Box::new(lane), launches))
             }
         },
         |(lists, items)| cpu::sgd(OP, lists, items),
