@@ -1,7 +1,7 @@
 // Kernels over rows. A row is computed by a group of threads: blockDim.x of them, a power of two, so a
 // part of a warp, a warp, or a block; a block has blockDim.y groups. Each lane of a group takes every
 // blockDim.x-th chunk of the row, which is N neighbouring elements: 16 bytes, or one element where
-// rows do not lie so.
+// those of a row lie apart.
 
 // The type of computation.
 typedef Compute<T> R;
@@ -33,24 +33,25 @@ __device__ inline i64 place(const View &view, i64 i) {
 
 __device__ inline R minus_infinity() { return R(__int_as_float(0xff800000)); }
 
-template <int N> __device__ inline void read(const T *row, const View &inner, i64 chunk, R (&v)[N]) {
+// The N elements from `first` on, all of which the row has, and which lie at a multiple of 16 bytes.
+template <int N> __device__ inline void read(const T *row, const View &inner, i64 first, R (&v)[N]) {
     if constexpr (N == 1) {
-        v[0] = widen(row[place(inner, chunk)]);
+        v[0] = widen(row[place(inner, first)]);
     } else {
         union {
             uint4 bits;
             T each[N];
         } pack;
-        pack.bits = ((const uint4 *)row)[chunk];
+        pack.bits = *(const uint4 *)(row + first);
 #pragma unroll
         for (int i = 0; i < N; i++) v[i] = widen(pack.each[i]);
     }
 }
 
-// The same into a result, whose rows follow each other.
-template <int N> __device__ inline void write(T *row, i64 chunk, const R (&v)[N]) {
+// The same into a result, whose elements follow each other.
+template <int N> __device__ inline void write(T *row, i64 first, const R (&v)[N]) {
     if constexpr (N == 1) {
-        row[chunk] = narrow<T>(v[0]);
+        row[first] = narrow<T>(v[0]);
     } else {
         union {
             uint4 bits;
@@ -58,9 +59,50 @@ template <int N> __device__ inline void write(T *row, i64 chunk, const R (&v)[N]
         } pack;
 #pragma unroll
         for (int i = 0; i < N; i++) pack.each[i] = narrow<T>(v[i]);
-        ((uint4 *)row)[chunk] = pack.bits;
+        *(uint4 *)(row + first) = pack.bits;
     }
 }
+
+// A row of `width` elements; of none, where a group has no row in this turn. Where it is `cut`, its
+// chunks begin at multiples of 16 bytes and the row does not: the first one may begin before the row,
+// and the last one end behind it.
+template <int N, bool cut> struct Row {
+    const T *start;
+    const View &inner;
+    i64 width;
+    // Elements from the multiple of 16 bytes before the row to its start.
+    i64 shift;
+
+    __device__ Row(const T *start, const View &inner, i64 width)
+        : start(start), inner(inner), width(width), shift(cut ? (u64)start / sizeof(T) % N : 0) {}
+
+    __device__ i64 chunks() const { return width > 0 ? (shift + width + N - 1) / N : 0; }
+    // The first element of a chunk, which may be before the row.
+    __device__ i64 first(i64 chunk) const { return chunk * N - shift; }
+    __device__ bool has(i64 i) const { return !cut || (i >= 0 && i < width); }
+    __device__ bool has_all(i64 first) const { return !cut || (first >= 0 && first + N <= width); }
+
+    // The chunk from `first` on; `pad` where the row has no element.
+    __device__ void read(i64 first, R (&v)[N], R pad) const {
+        if (has_all(first)) {
+            ::read<N>(start, inner, first, v);
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) v[i] = has(first + i) ? widen(start[first + i]) : pad;
+        }
+    }
+    // The same chunk of a result, whose rows lie as these do.
+    __device__ void write(T *to, i64 first, const R (&v)[N]) const {
+        if (has_all(first)) {
+            ::write<N>(to, first, v);
+        } else {
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                if (has(first + i)) to[first + i] = narrow<T>(v[i]);
+            }
+        }
+    }
+};
 
 // Chunks of a row that each lane holds in registers, where a kernel passes over `rows` rows at once:
 // 64 bytes; 8 elements, where they are read one by one.
@@ -70,51 +112,50 @@ template <int N, int rows> struct Chunks {
 
 // A row for several passes: the first chunks of each lane are read from memory once; what is beyond
 // them, in rows of more than 512 lanes' chunks, is read in each pass.
-template <int N, int rows> struct Held {
+template <int N, int rows, bool cut> struct Held : Row<N, cut> {
     static const int held = Chunks<N, rows>::held;
-    const T *row;
-    const View &inner;
     i64 chunks;
+    R pad;
     R chunk_of[held][N];
 
-    __device__ Held(const T *row, const View &inner, i64 chunks)
-        : row(row), inner(inner), chunks(chunks) {
+    __device__ Held(const T *start, const View &inner, i64 width, R pad = R(0))
+        : Row<N, cut>(start, inner, width), chunks(Row<N, cut>::chunks()), pad(pad) {
 #pragma unroll
         for (int k = 0; k < held; k++) {
             i64 chunk = threadIdx.x + k * blockDim.x;
-            if (chunk < chunks) read<N>(row, inner, chunk, chunk_of[k]);
+            if (chunk < chunks) this->read(this->first(chunk), chunk_of[k], pad);
         }
     }
 
-    // Calls f(chunk, its elements) for the lane's chunks.
+    // Calls f(first element, the elements) for the lane's chunks.
     template <class F> __device__ void each(F f) const {
 #pragma unroll
         for (int k = 0; k < held; k++) {
             i64 chunk = threadIdx.x + k * blockDim.x;
-            if (chunk < chunks) f(chunk, chunk_of[k]);
+            if (chunk < chunks) f(this->first(chunk), chunk_of[k]);
         }
         for (i64 chunk = threadIdx.x + held * blockDim.x; chunk < chunks; chunk += blockDim.x) {
             R v[N];
-            read<N>(row, inner, chunk, v);
-            f(chunk, v);
+            this->read(this->first(chunk), v, pad);
+            f(this->first(chunk), v);
         }
     }
 };
 
-// The same for two rows of one length.
-template <int N, class F>
-__device__ inline void each_of_two(const Held<N, 2> &a, const Held<N, 2> &b, F f) {
+// The same for two rows of one length, which lie in the same way.
+template <int N, bool cut, class F>
+__device__ inline void each_of_two(const Held<N, 2, cut> &a, const Held<N, 2, cut> &b, F f) {
 #pragma unroll
-    for (int k = 0; k < Held<N, 2>::held; k++) {
+    for (int k = 0; k < Chunks<N, 2>::held; k++) {
         i64 chunk = threadIdx.x + k * blockDim.x;
-        if (chunk < a.chunks) f(chunk, a.chunk_of[k], b.chunk_of[k]);
+        if (chunk < a.chunks) f(a.first(chunk), a.chunk_of[k], b.chunk_of[k]);
     }
-    i64 beyond = threadIdx.x + Held<N, 2>::held * blockDim.x;
+    i64 beyond = threadIdx.x + Chunks<N, 2>::held * blockDim.x;
     for (i64 chunk = beyond; chunk < a.chunks; chunk += blockDim.x) {
         R v[N], w[N];
-        read<N>(a.row, a.inner, chunk, v);
-        read<N>(b.row, b.inner, chunk, w);
-        f(chunk, v, w);
+        a.read(a.first(chunk), v, a.pad);
+        b.read(b.first(chunk), w, b.pad);
+        f(a.first(chunk), v, w);
     }
 }
 

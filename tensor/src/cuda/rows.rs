@@ -1,6 +1,6 @@
 //! [`Rows`]: how kernels walk over the rows of a tensor, and how many threads share a row.
 
-use super::issue::{BLOCK, Grid};
+use super::issue::{BLOCK, Grid, MOST_BLOCKS};
 use super::view::View;
 use crate::{Layout, Result, Tensor};
 
@@ -79,37 +79,51 @@ pub(crate) fn is_wide(t: &Tensor, axes: usize) -> bool {
     contiguous && starts && whole(next) && whole(layout.offset())
 }
 
+/// The last axis of each tensor can be read 16 bytes at a time, but for the ends of the rows: all are
+/// contiguous, so that their rows lie alike, and a row has some chunks that are whole.
+fn can_be_cut(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|t| {
+        let (layout, size) = (t.layout(), t.dtype().size());
+        let width = t.dims().last().map_or(0, |width| width * size);
+        layout.is_contiguous() && (layout.offset() * size).is_multiple_of(WIDE) && width >= 4 * WIDE
+    })
+}
+
 /// How the kernels walk over rows, and how many threads share one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Walk {
     /// Whether a chunk is 16 bytes, or one element.
     pub(crate) wide: bool,
-    /// Chunks of a row.
-    pub(crate) chunks: usize,
     pub(crate) grid: Grid,
 }
 
 impl Walk {
     /// For the last `axes` axes of `tensors`, which have one shape, and all axes of `params`, of one
-    /// type, where a lane holds the chunks of `held` rows. At most `most` blocks.
+    /// type, where a lane holds the chunks of `held` rows.
     pub(crate) fn new(
         axes: usize,
         tensors: &[&Tensor],
         params: &[Option<&Tensor>],
         held: usize,
-        most: usize,
     ) -> Walk {
-        let t = tensors[0];
-        let (lead, inner) = t.dims().split_at(t.rank() - axes);
-        let (rows, width) = (
-            lead.iter().product::<usize>(),
-            inner.iter().product::<usize>(),
-        );
         let mut params = params.iter().flatten();
         let wide = tensors.iter().all(|t| is_wide(t, axes)) && params.all(|t| is_wide(t, t.rank()));
-        let size = t.dtype().size();
-        let per_chunk = if wide { WIDE / size } else { 1 };
-        let chunks = width / per_chunk;
+        Walk::over(tensors[0], axes, wide, held, MOST_BLOCKS)
+    }
+
+    /// The same for the last axis, by kernels that take rows whose ends are no whole chunks too. At
+    /// most `most` blocks.
+    pub(crate) fn cut(tensors: &[&Tensor], held: usize, most: usize) -> Walk {
+        let wide = tensors.iter().all(|t| is_wide(t, 1)) || can_be_cut(tensors);
+        Walk::over(tensors[0], 1, wide, held, most)
+    }
+
+    fn over(t: &Tensor, axes: usize, wide: bool, held: usize, most: usize) -> Walk {
+        let (lead, inner) = t.dims().split_at(t.rank() - axes);
+        let rows = lead.iter().product::<usize>();
+        let width = inner.iter().product::<usize>();
+        let per_chunk = if wide { WIDE / t.dtype().size() } else { 1 };
+        let chunks = width.div_ceil(per_chunk);
         // As `Chunks` of `rows.cu` has it.
         let kept = if wide { 4 } else { 8 } / held;
         let apart = t.layout().strides().last().is_some_and(|&s| s != 1);
@@ -126,7 +140,6 @@ impl Walk {
         let blocks = rows.div_ceil(groups).clamp(1, most);
         Walk {
             wide,
-            chunks,
             grid: Grid {
                 blocks: [blocks as u32, 1, 1],
                 threads: [lanes as u32, groups as u32, 1],

@@ -55,7 +55,8 @@ fn rows_of_every_length_are_the_cpus() {
         &[2, 512],
         &[2, 1023],
         &[2, 1032],
-        &[3, 4100],
+        &[5, 67],
+        &[3, 4101],
         &[1, 5001],
         &[1, 20_000],
     ];
@@ -122,7 +123,7 @@ fn extremes_are_the_cpus() {
         [1e-7; 12],
     ];
     for dtype in FLOATS {
-        for width in [12usize, 5, 700] {
+        for width in [12usize, 5, 700, 701] {
             let wide =
                 |row: &[f64; 12]| row.iter().copied().cycle().take(width).collect::<Vec<_>>();
             let data: Vec<f64> = rows.iter().flat_map(wide).collect();

@@ -103,7 +103,7 @@ __device__ inline void normalise(const T *x, const Image &x_at, const Affine &af
             if (residual) v[k] = plus(v[k], r[k]);
             if (relu && v[k] <= R(0)) v[k] = R(0);
         }
-        write<N>(y, i, v);
+        write<N>(y, i * N, v);
     }
 }
 

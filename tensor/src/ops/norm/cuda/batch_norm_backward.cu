@@ -44,7 +44,7 @@ __device__ inline void sums(const T *dy, const Image &dy_at, const T *x, const I
             along += g[i] * (v[i] - map.mean);
         }
         if (mask == mask_output) {
-            write<N>(masked, (image * p.channels + channel) * p.chunks + chunk, g);
+            write<N>(masked, ((image * p.channels + channel) * p.chunks + chunk) * N, g);
         }
         count += N;
         if (count >= RUN) {
@@ -101,7 +101,7 @@ __device__ inline void input(const T *g, const Image &g_at, const T *x, const Im
             d[e] *= map.scale;
             if (factor) d[e] += (v[e] - map.mean) * k + shift;
         }
-        write<N>(dx, i, d);
+        write<N>(dx, i * N, d);
     }
 }
 

@@ -7,38 +7,38 @@
 template <int N>
 __device__ inline void forward(const T *x, const Rows &x_rows, const T *weight,
                                const View &weight_view, const T *bias, const View &bias_view,
-                               f64 eps, R *mean, R *rstd, T *y, i64 rows, i64 chunks) {
-    R width = R(chunks * N);
+                               f64 eps, R *mean, R *rstd, T *y, i64 rows, i64 width) {
+    R count = R(width);
     FOR_ROWS(start, rows) {
         i64 row = start + threadIdx.y;
-        Held<N, 1> held(x + place(x_rows.lead, row), x_rows.inner, row < rows ? chunks : 0);
+        Held<N, 1, false> held(x + place(x_rows.lead, row), x_rows.inner, row < rows ? width : 0);
         R sum = R(0);
         held.each([&](i64, const R (&v)[N]) {
 #pragma unroll
             for (int i = 0; i < N; i++) sum += v[i];
         });
-        R m = over_group<Plus>(sum) / width;
+        R m = over_group<Plus>(sum) / count;
         R squares = R(0);
         held.each([&](i64, const R (&v)[N]) {
 #pragma unroll
             for (int i = 0; i < N; i++) squares += (v[i] - m) * (v[i] - m);
         });
-        R r = R(1) / sqrt(over_group<Plus>(squares) / width + R(eps));
+        R r = R(1) / sqrt(over_group<Plus>(squares) / count + R(eps));
         if (threadIdx.x == 0 && row < rows) {
             mean[row] = m;
             rstd[row] = r;
         }
-        held.each([&](i64 chunk, const R (&v)[N]) {
+        held.each([&](i64 first, const R (&v)[N]) {
             R w[N], b[N], out[N];
-            if (weight) read<N>(weight, weight_view, chunk, w);
-            if (bias) read<N>(bias, bias_view, chunk, b);
+            if (weight) read<N>(weight, weight_view, first, w);
+            if (bias) read<N>(bias, bias_view, first, b);
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 out[i] = (v[i] - m) * r;
                 if (weight) out[i] *= w[i];
                 if (bias) out[i] += b[i];
             }
-            write<N>(y + row * chunks * N, chunk, out);
+            write<N>(y + row * width, first, out);
         });
     }
 }
@@ -49,22 +49,22 @@ template <int N>
 __device__ inline void backward(const T *dy, const Rows &dy_rows, const T *x, const Rows &x_rows,
                                 const T *weight, const View &weight_view, const R *mean,
                                 const View &mean_view, const R *rstd, const View &rstd_view, T *dx,
-                                i64 rows, i64 chunks) {
-    R share = R(1.0 / f64(chunks * N));
+                                i64 rows, i64 width) {
+    R share = R(1.0 / f64(width));
     FOR_ROWS(start, rows) {
         i64 row = start + threadIdx.y;
-        i64 here = row < rows ? chunks : 0;
-        Held<N, 2> gs(dy + place(dy_rows.lead, row), dy_rows.inner, here);
-        Held<N, 2> xs(x + place(x_rows.lead, row), x_rows.inner, here);
+        i64 here = row < rows ? width : 0;
+        Held<N, 2, false> gs(dy + place(dy_rows.lead, row), dy_rows.inner, here);
+        Held<N, 2, false> xs(x + place(x_rows.lead, row), x_rows.inner, here);
         R m = R(0), r = R(0);
         if (row < rows) {
             m = mean[place(mean_view, row)];
             r = rstd[place(rstd_view, row)];
         }
         R plain = R(0), along = R(0);
-        each_of_two<N>(gs, xs, [&](i64 chunk, const R (&dy)[N], const R (&x)[N]) {
+        each_of_two(gs, xs, [&](i64 first, const R (&dy)[N], const R (&x)[N]) {
             R w[N];
-            if (weight) read<N>(weight, weight_view, chunk, w);
+            if (weight) read<N>(weight, weight_view, first, w);
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 R g = weight ? dy[i] * w[i] : dy[i];
@@ -74,15 +74,15 @@ __device__ inline void backward(const T *dy, const Rows &dy_rows, const T *x, co
         });
         plain = over_group<Plus>(plain) * share;
         along = over_group<Plus>(along) * share;
-        each_of_two<N>(gs, xs, [&](i64 chunk, const R (&dy)[N], const R (&x)[N]) {
+        each_of_two(gs, xs, [&](i64 first, const R (&dy)[N], const R (&x)[N]) {
             R w[N], out[N];
-            if (weight) read<N>(weight, weight_view, chunk, w);
+            if (weight) read<N>(weight, weight_view, first, w);
 #pragma unroll
             for (int i = 0; i < N; i++) {
                 R g = weight ? dy[i] * w[i] : dy[i];
                 out[i] = r * (g - plain - (x[i] - m) * r * along);
             }
-            write<N>(dx + row * chunks * N, chunk, out);
+            write<N>(dx + row * width, first, out);
         });
     }
 }
@@ -90,16 +90,16 @@ __device__ inline void backward(const T *dy, const Rows &dy_rows, const T *x, co
 #define KERNELS(suffix, N)                                                                         \
     extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
     layer_norm_##suffix(const T *x, Rows x_rows, const T *weight, View weight_view, const T *bias, \
-                        View bias_view, f64 eps, R *mean, R *rstd, T *y, i64 rows, i64 chunks) {   \
+                        View bias_view, f64 eps, R *mean, R *rstd, T *y, i64 rows, i64 width) {   \
         forward<N>(x, x_rows, weight, weight_view, bias, bias_view, eps, mean, rstd, y, rows,      \
-                   chunks);                                                                        \
+                   width);                                                                        \
     }                                                                                              \
     extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
     layer_norm_backward_##suffix(const T *dy, Rows dy_rows, const T *x, Rows x_rows,               \
                                  const T *weight, View weight_view, const R *mean, View mean_view, \
-                                 const R *rstd, View rstd_view, T *dx, i64 rows, i64 chunks) {     \
+                                 const R *rstd, View rstd_view, T *dx, i64 rows, i64 width) {     \
         backward<N>(dy, dy_rows, x, x_rows, weight, weight_view, mean, mean_view, rstd, rstd_view, \
-                    dx, rows, chunks);                                                             \
+                    dx, rows, width);                                                             \
     }
 
 KERNELS(wide, WIDE)

@@ -1,6 +1,6 @@
 //! Launches of layer normalisation.
 
-use crate::cuda::{Arg, FLOATS, Grid, Issue, MOST_BLOCKS, Rows, Source, View, Walk, rows_cu};
+use crate::cuda::{Arg, FLOATS, Grid, Issue, Rows, Source, View, Walk, rows_cu};
 use crate::{Layout, Result, Tensor};
 
 pub(crate) static KERNELS: Source = Source {
@@ -48,7 +48,8 @@ pub(crate) fn forward(
         return Ok(());
     }
     let axes = x.rank() - mean.rank();
-    let walk = Walk::new(axes, &[x, out], &[weight, bias], 1, MOST_BLOCKS);
+    let width: usize = x.dims()[mean.rank()..].iter().product();
+    let walk = Walk::new(axes, &[x, out], &[weight, bias], 1);
     let x_rows = Rows::new(lane.op(), x, axes)?;
     let (weight, bias) = (operand(lane, weight)?, operand(lane, bias)?);
     let args = [
@@ -63,7 +64,7 @@ pub(crate) fn forward(
         lane.address(rstd),
         lane.address(out),
         Arg::Int(rows as i64),
-        Arg::Int(walk.chunks as i64),
+        Arg::Int(width as i64),
     ];
     let name = match walk.wide {
         true => "layer_norm_wide",
@@ -93,7 +94,7 @@ pub(crate) fn backward(
     let (means, rstds) = (operand(lane, Some(mean))?, operand(lane, Some(rstd))?);
     let (dy_at, x_at) = (lane.address(dy), lane.address(x));
     if rows > 0 {
-        let walk = Walk::new(axes, &[dy, x, dx], &[weight], 2, MOST_BLOCKS);
+        let walk = Walk::new(axes, &[dy, x, dx], &[weight], 2);
         let weight = operand(lane, weight)?;
         let args = [
             dy_at,
@@ -108,7 +109,7 @@ pub(crate) fn backward(
             Arg::Struct(bytemuck::bytes_of(&rstds.1)),
             lane.address(dx),
             Arg::Int(rows as i64),
-            Arg::Int(walk.chunks as i64),
+            Arg::Int(width as i64),
         ];
         let name = match walk.wide {
             true => "layer_norm_backward_wide",

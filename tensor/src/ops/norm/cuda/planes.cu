@@ -17,7 +17,7 @@ struct Image {
 template <int N>
 __device__ inline void read_plane(const T *x, const Image &at, i64 image, i64 channel, i64 chunk,
                                   R (&v)[N]) {
-    read<N>(x + image * at.image + channel * at.channel, at.plane, chunk, v);
+    read<N>(x + image * at.image + channel * at.channel, at.plane, chunk * N, v);
 }
 
 // One number for each channel, of the elements' type or of the type of computation; or none.

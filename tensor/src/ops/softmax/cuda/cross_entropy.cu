@@ -53,19 +53,22 @@ extern "C" __global__ void sum_weights(const T *weight, i64 weight_step, i64 cla
 template <int N>
 __device__ inline void forward(const T *x, const Rows &x_rows, const Targets &targets,
                                const Terms &terms, R *saved, R *losses, f64 *partial, i64 rows,
-                               i64 chunks) {
+                               i64 width) {
     f64 sums[2] = {0, 0};
     FOR_ROWS(start, rows) {
         i64 row = start + threadIdx.y;
         const T *from = x + place(x_rows.lead, row);
-        Held<N, 1> held(from, x_rows.inner, row < rows ? chunks : 0);
-        Exponentials e = exponentials(held);
+        Held<N, 1, (N > 1)> held(from, x_rows.inner, row < rows ? width : 0, minus_infinity());
+        Exponentials e = exponentials<N>(held);
         R log_sum = log(e.sum);
         R off = R(terms.off), spread = R(0);
         if (off != R(0)) {
-            held.each([&](i64 chunk, const R (&v)[N]) {
+            held.each([&](i64 first, const R (&v)[N]) {
 #pragma unroll
-                for (int i = 0; i < N; i++) spread += terms.weight_of(chunk * N + i) * (e.max - v[i]);
+                for (int i = 0; i < N; i++) {
+                    i64 c = first + i;
+                    if (held.has(c)) spread += terms.weight_of(c) * (e.max - v[i]);
+                }
             });
             spread = over_group<Plus>(spread);
         }
@@ -118,12 +121,14 @@ __device__ inline void backward(const R *grad, const View &grad_view, int mean,
                                 const f64 *total_weight, const T *x, const Rows &x_rows,
                                 const R *saved, i64 saved_row, i64 saved_column,
                                 const Targets &targets, const Terms &terms, T *dx, i64 rows,
-                                i64 chunks) {
+                                i64 width) {
     R scale = mean ? R(1.0 / *total_weight) : R(1);
     for (i64 row = (i64)blockIdx.x * blockDim.y + threadIdx.y; row < rows;
          row += (i64)gridDim.x * blockDim.y) {
         const T *from = x + place(x_rows.lead, row);
-        T *to = dx + row * chunks * N;
+        T *to = dx + row * width;
+        Row<N, (N > 1)> logits(from, x_rows.inner, width);
+        i64 chunks = logits.chunks();
         i64 target = targets.targets[place(targets.view, row)];
         bool counts = target != terms.ignore;
         bool known = !counts || (threadIdx.x > 0 ? target >= 0 && target < terms.classes
@@ -135,7 +140,7 @@ __device__ inline void backward(const R *grad, const View &grad_view, int mean,
                 R out[N];
 #pragma unroll
                 for (int i = 0; i < N; i++) out[i] = fill;
-                write<N>(to, chunk, out);
+                logits.write(to, logits.first(chunk), out);
             }
             continue;
         }
@@ -147,15 +152,16 @@ __device__ inline void backward(const R *grad, const View &grad_view, int mean,
         R all = smooth ? hit + off * terms.all() : hit;
         for (i64 chunk = threadIdx.x; chunk < chunks; chunk += blockDim.x) {
             R v[N], out[N];
-            read<N>(from, x_rows.inner, chunk, v);
+            i64 first = logits.first(chunk);
+            logits.read(first, v, R(0));
 #pragma unroll
             for (int i = 0; i < N; i++) {
-                i64 c = chunk * N + i;
+                i64 c = first + i;
                 out[i] = exp(v[i] - max - log_sum) * all;
-                if (smooth) out[i] -= off * terms.weight_of(c);
+                if (smooth && logits.has(c)) out[i] -= off * terms.weight_of(c);
                 if (c == target) out[i] -= hit;
             }
-            write<N>(to, chunk, out);
+            logits.write(to, first, out);
         }
     }
 }
@@ -163,16 +169,16 @@ __device__ inline void backward(const R *grad, const View &grad_view, int mean,
 #define ENTROPY_KERNELS(suffix, N)                                                                 \
     extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
     cross_entropy_##suffix(const T *x, Rows x_rows, Targets targets, Terms terms, R *saved,        \
-                           R *losses, f64 *partial, i64 rows, i64 chunks) {                        \
-        forward<N>(x, x_rows, targets, terms, saved, losses, partial, rows, chunks);               \
+                           R *losses, f64 *partial, i64 rows, i64 width) {                        \
+        forward<N>(x, x_rows, targets, terms, saved, losses, partial, rows, width);               \
     }                                                                                              \
     extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
     cross_entropy_backward_##suffix(const R *grad, View grad_view, int mean,                       \
                                     const f64 *total_weight, const T *x, Rows x_rows,              \
                                     const R *saved, i64 saved_row, i64 saved_column,               \
-                                    Targets targets, Terms terms, T *dx, i64 rows, i64 chunks) {   \
+                                    Targets targets, Terms terms, T *dx, i64 rows, i64 width) {   \
         backward<N>(grad, grad_view, mean, total_weight, x, x_rows, saved, saved_row, saved_column, \
-                    targets, terms, dx, rows, chunks);                                             \
+                    targets, terms, dx, rows, width);                                             \
     }
 
 ENTROPY_KERNELS(wide, WIDE)

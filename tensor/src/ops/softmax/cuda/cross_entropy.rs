@@ -1,7 +1,7 @@
 //! CUDA kernels of the cross-entropy. A target that is no class sets the card's flag for indices; its
 //! loss and its row of the gradient are NaN.
 
-use super::{EXPONENTIALS, count};
+use super::{EXPONENTIALS, count, width};
 use crate::cuda::{Arg, BLOCK, FLOATS, Grid, Issue, MOST_BLOCKS, Rows, Source, View, Walk};
 use crate::ops::softmax::{CrossEntropyConfig, Reduction};
 use crate::{Result, Shape, Tensor};
@@ -56,7 +56,7 @@ fn prepare(
     config: &CrossEntropyConfig,
     (logits, targets, weight): Operands<'_>,
 ) -> Result<(Terms, Targets)> {
-    let classes = logits.dims().last().copied().unwrap_or(1);
+    let classes = width(logits);
     let smoothing = config.label_smoothing;
     let mut terms = Terms {
         on: 1.0 - smoothing,
@@ -102,7 +102,7 @@ pub(crate) fn cross_entropy(
     let (x, targets, _) = operands;
     let types = [x.dtype()];
     let rows = targets.numel();
-    let walk = Walk::new(1, &[x], &[], 1, MOST_PARTS);
+    let walk = Walk::cut(&[x], 1, MOST_PARTS);
     let parts = if rows == 0 {
         0
     } else {
@@ -125,7 +125,7 @@ pub(crate) fn cross_entropy(
             losses,
             partial,
             Arg::Int(rows as i64),
-            Arg::Int(walk.chunks as i64),
+            Arg::Int(width(x) as i64),
         ];
         let name = match walk.wide {
             true => "cross_entropy_wide",
@@ -160,7 +160,7 @@ pub(crate) fn cross_entropy_backward(
     }
     let op = lane.op();
     let (terms, of_targets) = prepare(lane, config, operands)?;
-    let walk = Walk::new(1, &[x, dx], &[], 1, MOST_BLOCKS);
+    let walk = Walk::cut(&[x, dx], 1, MOST_BLOCKS);
     let x_rows = Rows::new(op, x, 1)?;
     let grad_view = match (config.reduction, grad.layout().reshape(&Shape::default())) {
         // One gradient for all rows.
@@ -184,7 +184,7 @@ pub(crate) fn cross_entropy_backward(
         Arg::Struct(bytemuck::bytes_of(&terms)),
         lane.address(dx),
         Arg::Int(count(x) as i64),
-        Arg::Int(walk.chunks as i64),
+        Arg::Int(width(x) as i64),
     ];
     let name = match walk.wide {
         true => "cross_entropy_backward_wide",

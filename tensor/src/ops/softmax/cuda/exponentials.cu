@@ -5,7 +5,7 @@ struct Exponentials {
 
 // One pass (Milakov and Gimelshein 2018): a lane's sum is scaled whenever its maximum grows. A row
 // whose maximum is -inf has the sum NaN, as has one with +inf or NaN in it.
-template <int N, int rows> __device__ inline Exponentials exponentials(const Held<N, rows> &x) {
+template <int N> __device__ inline Exponentials exponentials(const Held<N, 1, (N > 1)> &x) {
     R max = minus_infinity(), sum = R(0);
     x.each([&](i64, const R (&v)[N]) {
         R top = max;

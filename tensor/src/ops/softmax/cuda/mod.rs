@@ -36,14 +36,14 @@ pub(super) fn forward(lane: &mut Issue, kind: Kind, x: &Tensor, y: &mut Tensor) 
     if y.numel() == 0 {
         return Ok(());
     }
-    let walk = Walk::new(1, &[x, y], &[], 1, MOST_BLOCKS);
+    let walk = Walk::cut(&[x, y], 1, MOST_BLOCKS);
     let rows = Rows::new(lane.op(), x, 1)?;
     let args = [
         lane.address(x),
         Arg::Struct(bytemuck::bytes_of(&rows)),
         lane.address(y),
         Arg::Int(count(y) as i64),
-        Arg::Int(walk.chunks as i64),
+        Arg::Int(width(x) as i64),
         kind.is_logarithm(),
     ];
     let name = match walk.wide {
@@ -65,7 +65,7 @@ pub(super) fn backward(
         return Ok(());
     }
     let op = lane.op();
-    let walk = Walk::new(1, &[g, y, dx], &[], 2, MOST_BLOCKS);
+    let walk = Walk::cut(&[g, y, dx], 2, MOST_BLOCKS);
     let rows = (Rows::new(op, g, 1)?, Rows::new(op, y, 1)?);
     let args = [
         lane.address(g),
@@ -74,7 +74,7 @@ pub(super) fn backward(
         Arg::Struct(bytemuck::bytes_of(&rows.1)),
         lane.address(dx),
         Arg::Int(count(dx) as i64),
-        Arg::Int(walk.chunks as i64),
+        Arg::Int(width(g) as i64),
         kind.is_logarithm(),
     ];
     let name = match walk.wide {
@@ -89,4 +89,9 @@ fn count(t: &Tensor) -> usize {
     t.dims()
         .split_last()
         .map_or(1, |(_, lead)| lead.iter().product())
+}
+
+/// The elements of a row.
+fn width(t: &Tensor) -> usize {
+    t.dims().last().copied().unwrap_or(1)
 }
