@@ -1,7 +1,8 @@
-// What the kernels of random numbers stand on. A thread computes the four words of a block of Philox4x32-10 and the elements that they make,
-// so that the numbers do not depend on the grid. Where an operation could be rounded in two ways, its
-// rounding is written out: the numbers are the CPU's, bit for bit (normal f64 to four units in the
-// last place, since logarithm, sine and cosine are other libraries').
+// What the kernels of random numbers stand on. A thread computes the four words of a block of
+// Philox4x32-10 and the elements that they make, so that the numbers do not depend on the grid. Where
+// an operation could be rounded in two ways, its rounding is written out: the numbers are the CPU's, bit
+// for bit (normal f64 to four units in the last place, since logarithm, sine and cosine are other
+// libraries').
 
 struct Words {
     u32 word[4];

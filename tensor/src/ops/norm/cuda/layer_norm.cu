@@ -90,16 +90,16 @@ __device__ inline void backward(const T *dy, const Rows &dy_rows, const T *x, co
 #define KERNELS(suffix, N)                                                                         \
     extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
     layer_norm_##suffix(const T *x, Rows x_rows, const T *weight, View weight_view, const T *bias, \
-                        View bias_view, f64 eps, R *mean, R *rstd, T *y, i64 rows, i64 width) {   \
+                        View bias_view, f64 eps, R *mean, R *rstd, T *y, i64 rows, i64 width) {    \
         forward<N>(x, x_rows, weight, weight_view, bias, bias_view, eps, mean, rstd, y, rows,      \
-                   width);                                                                        \
+                   width);                                                                         \
     }                                                                                              \
     extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
     layer_norm_backward_##suffix(const T *dy, Rows dy_rows, const T *x, Rows x_rows,               \
                                  const T *weight, View weight_view, const R *mean, View mean_view, \
-                                 const R *rstd, View rstd_view, T *dx, i64 rows, i64 width) {     \
+                                 const R *rstd, View rstd_view, T *dx, i64 rows, i64 width) {      \
         backward<N>(dy, dy_rows, x, x_rows, weight, weight_view, mean, mean_view, rstd, rstd_view, \
-                    dx, rows, width);                                                             \
+                    dx, rows, width);                                                              \
     }
 
 KERNELS(wide, WIDE)
