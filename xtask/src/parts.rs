@@ -155,6 +155,14 @@ pub const PARTS: &[Part] = &[
         ..PLAIN
     },
     Part {
+        name: "mutants",
+        what: "20 small mistakes in the code for CUDA devices, each of which the tests must notice",
+        long: true,
+        obstacle: gpu::obstacle,
+        command: || chore(&["mutate-cuda", "--count", "20"]),
+        ..PLAIN
+    },
+    Part {
         name: "kernels",
         what: "every kernel compiled for all architectures: none uses local memory without a reason",
         obstacle: gpu::kernels::obstacle,

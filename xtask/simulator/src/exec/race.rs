@@ -236,17 +236,7 @@ impl Runner<'_> {
             return true;
         }
         let clocks = &self.worker.clocks;
-        if thread / 32 == me / 32 && record >> 12 < clocks.known[me as usize][thread as usize % 32]
-        {
-            return true;
-        }
-        let has = |members: &[u32; 32], thread: u32| {
-            members[thread as usize / 32] >> (thread % 32) & 1 == 1
-        };
-        let mut parts = clocks.parts.iter();
-        parts.any(|(clock, members)| {
-            record >> 12 < *clock && has(members, thread) && has(members, me)
-        })
+        clocks.met(clocks.tick(record >> 12), thread, me)
     }
 
     /// A reader that `me`, which writes, is not ordered behind; it has no number where several warps have read.
