@@ -64,7 +64,8 @@ class Trainer:
     def __init__(self, model, batches):
         self.model = model
         self.batches = batches
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        fused = next(model.parameters()).is_cuda
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=fused)
         self.steps = 0
 
     def step(self):
@@ -82,8 +83,14 @@ class Trainer:
         return steps / (time.perf_counter() - start)
 
 
-def batches(shape, size):
-    return [(torch.randn(size, *shape), torch.randint(0, 10, (size,))) for _ in range(8)]
+def batches(shape, size, device="cpu"):
+    return [(torch.randn(size, *shape, device=device), torch.randint(0, 10, (size,), device=device)) for _ in range(8)]
+
+
+def finish():
+    """Waits for what a card has been given; nothing on a CPU."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def rates(run, seconds, samples):
@@ -93,12 +100,14 @@ def rates(run, seconds, samples):
     while count < 5 or time.perf_counter() - start < seconds:
         run()
         count += 1
+    finish()
     calls = max(1, math.ceil(seconds * count / (time.perf_counter() - start)))
     figures = []
     for _ in range(samples):
         start = time.perf_counter()
         for _ in range(calls):
             run()
+        finish()
         figures.append(calls / (time.perf_counter() - start))
     return figures
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::options::Common;
 use crate::peer::{CProgram, number};
-use crate::sample::{Sampling, Spread, rates};
+use crate::sample::{Sampling, Spread, rates, rates_until};
 use crate::table::{Table, figure, ratio};
 
 /// What to multiply.
@@ -46,15 +46,24 @@ struct Row {
     over_onednn: Option<f64>,
 }
 
-/// GFLOP/s of an `n`×`n` by `n`×`n` product on `threads` threads.
+/// GFLOP/s of an `n`×`n` by `n`×`n` product on a device, on `threads` threads of a CPU.
 ///
 /// # Errors
 /// The product fails.
-pub fn product(n: usize, threads: usize, dtype: DType, sampling: Sampling) -> Result<Spread> {
-    let (device, mut rng) = (Device::cpu(0), Rng::new(0));
+pub fn product(
+    n: usize,
+    threads: usize,
+    dtype: DType,
+    device: Device,
+    sampling: Sampling,
+) -> Result<Spread> {
+    let mut rng = Rng::new(0);
     let a = Tensor::randn([n, n], dtype, device, &mut rng)?;
     let b = Tensor::randn([n, n], dtype, device, &mut rng)?;
-    let rates = cpu::with_threads(threads, || rates(sampling, || a.matmul(&b).map(drop)))?;
+    let multiply = || a.matmul(&b).map(drop);
+    let rates = cpu::with_threads(threads, || {
+        rates_until(sampling, multiply, || device.synchronize())
+    })?;
     Ok(Spread::of(rates).scaled(2.0 * (n as f64).powi(3) * 1e-9))
 }
 
@@ -123,7 +132,7 @@ pub fn run(args: &GemmArgs) -> Result<()> {
                 .transpose()?;
             let sampling = args.common.sampling;
             let ours = match args.dtype {
-                dtype if !args.vector => product(size, threads, dtype, sampling),
+                dtype if !args.vector => product(size, threads, dtype, Device::cpu(0), sampling),
                 DType::F32 => vector_product::<f32>(size, threads, sampling),
                 DType::F64 => vector_product::<f64>(size, threads, sampling),
                 DType::BF16 => vector_product::<bf16>(size, threads, sampling),

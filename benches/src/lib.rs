@@ -2,6 +2,8 @@
 //!
 //! `cargo xtask bench` prints tables and ratios; `cargo bench` follows single functions through Criterion.
 
+#[cfg(feature = "cuda")]
+pub mod card;
 pub mod collectives;
 pub mod ddp;
 pub mod gemm;

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+#[cfg(feature = "cuda")]
+use phalanx_benches::card;
 use phalanx_benches::{collectives, ddp, gemm, mpi, overlap, startup, train};
 use phalanx_examples::cli::exit;
 
@@ -19,6 +21,9 @@ struct Cli {
 enum What {
     /// Matrix products: GFLOP/s, and the share of what the cores can do
     Gemm(gemm::GemmArgs),
+    /// A card's kernels: bytes beside a copy's, products beside cuBLASLt called straight
+    #[cfg(feature = "cuda")]
+    Card(card::CardArgs),
     /// Collectives: time, algorithm and bus bandwidth
     Collectives(collectives::CollectivesArgs),
     /// An all_reduce behind computation of the same length
@@ -42,6 +47,8 @@ fn main() -> ExitCode {
 fn run(what: What) -> Result<()> {
     match what {
         What::Gemm(args) => gemm::run(&args),
+        #[cfg(feature = "cuda")]
+        What::Card(args) => card::run(&args),
         What::Collectives(args) => collectives::run(&args),
         What::Overlap(args) => overlap::run(&args),
         What::Train(args) => train::run(&args),

@@ -66,13 +66,30 @@ impl Spread {
 ///
 /// # Errors
 /// The first error of `run`.
-pub fn rates<E>(sampling: Sampling, mut run: impl FnMut() -> Result<(), E>) -> Result<Vec<f64>, E> {
+pub fn rates<E>(sampling: Sampling, run: impl FnMut() -> Result<(), E>) -> Result<Vec<f64>, E> {
+    rates_until(sampling, run, || Ok(()))
+}
+
+/// The same where `run` only issues work: a sample ends with `finish`, which waits for all of it.
+///
+/// # Errors
+/// The first error of either.
+pub fn rates_until<E>(
+    sampling: Sampling,
+    mut run: impl FnMut() -> Result<(), E>,
+    mut finish: impl FnMut() -> Result<(), E>,
+) -> Result<Vec<f64>, E> {
     let length = Duration::from_secs_f64(sampling.seconds);
     let (start, mut warm) = (Instant::now(), 0u32);
     while warm < 3 || start.elapsed() < length {
         run()?;
         warm += 1;
+        // What is issued ahead must not outlast the warm-up by far.
+        if warm.is_power_of_two() {
+            finish()?;
+        }
     }
+    finish()?;
     let calls = calls_per_sample(sampling, start.elapsed().as_secs_f64() / f64::from(warm));
     (0..sampling.samples)
         .map(|_| {
@@ -80,6 +97,7 @@ pub fn rates<E>(sampling: Sampling, mut run: impl FnMut() -> Result<(), E>) -> R
             for _ in 0..calls {
                 run()?;
             }
+            finish()?;
             Ok(f64::from(calls) / start.elapsed().as_secs_f64())
         })
         .collect()
