@@ -115,15 +115,19 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
             true => &list[..],
             false => &dense.iter().collect::<List<&Tensor>>(),
         };
-        match on(OP, (list, out(&mut sum)))? {
-            On::Cpu((tensors, sum)) => cpu::square_sum(OP, tensors, sum)?,
+        // What has no other part needs no operation of its own for the root.
+        is_root = match on(OP, (list, out(&mut sum)))? {
+            On::Cpu((tensors, sum)) => {
+                cpu::square_sum(OP, tensors, sum)?;
+                false
+            }
             #[cfg(feature = "cuda")]
             On::Cuda(mut lane, (tensors, sum)) => {
-                // What has no other part needs no operation of its own for the root.
-                is_root = lists.0.len() == 1;
+                let is_root = lists.0.len() == 1;
                 cuda::square_sum(&mut lane, tensors, sum, is_root)?;
+                is_root
             }
-        }
+        };
         let sum = sum.to_device(first).map_err(|e| e.of(OP))?;
         total = Some(match total {
             None => sum,
