@@ -18,7 +18,8 @@ use std::str::FromStr;
 pub enum Device {
     /// A virtual CPU device.
     Cpu(usize),
-    /// A CUDA device by ordinal.
+    /// A CUDA device by ordinal. A process that was forked from one that has used a card cannot use
+    /// cards: there, it is [`Error::DeviceUnavailable`].
     Cuda(usize),
 }
 

@@ -348,6 +348,43 @@ fn long_lists_step_as_short_ones() {
     }
 }
 
+/// Steps of which each has another table, and a host that runs ahead: it waits only where many of their
+/// buffers are in flight.
+#[test]
+fn tables_that_change_each_time_hold_few_buffers() {
+    let (device, _turn) = card!();
+    const STEPS: usize = 80;
+    let run = |device: Device| {
+        let grads: Vec<Tensor> = (0..STEPS)
+            .map(|i| values(&[20], DType::F32, i as u64))
+            .map(|t| t.to_device(device).unwrap())
+            .collect();
+        let mut params = [values(&[20], DType::F32, 99).to_device(device).unwrap()];
+        device.synchronize().unwrap();
+        let before = [Count::Waits, Count::Pinned].map(counted);
+        for grad in &grads {
+            sgd_step(
+                &mut params,
+                std::slice::from_ref(grad),
+                &mut [],
+                &SgdConfig::default(),
+            )
+            .unwrap();
+        }
+        let after = [Count::Waits, Count::Pinned].map(counted);
+        let apart = [0, 1].map(|i| Some(after[i]? - before[i]?));
+        (read(&params[0]), apart)
+    };
+    let ((here, _), (there, apart)) = (run(Device::cpu(0)), run(device));
+    assert!(distance(&there, &here) <= tolerance(DType::F32));
+    if let [Some(waits), Some(pinned)] = apart {
+        assert!(
+            waits <= 2 && pinned <= 32,
+            "{waits} waits, {pinned} buffers"
+        );
+    }
+}
+
 #[test]
 fn the_global_norm_is_the_cpus() {
     let (device, _turn) = card!();

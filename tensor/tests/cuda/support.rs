@@ -136,6 +136,7 @@ pub enum Count {
     Waits = 0,
     Launches = 3,
     Copies = 4,
+    Pinned = 7,
     Modules = 8,
     LazyLoads = 9,
     StreamWaits = 10,
