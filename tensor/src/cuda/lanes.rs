@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 pub(crate) enum Lane {
     /// Kernels.
     Compute,
-    /// Transfers between the host and the card.
+    /// Transfers between the host and the card, and from card to card.
     Copy,
     /// Collectives.
     #[allow(dead_code)] // for the group's engine, which issues its writes here

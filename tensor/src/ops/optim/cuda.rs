@@ -245,31 +245,44 @@ pub(super) fn sgd(
         .collect()
 }
 
+/// The numbers of one parameter's step of Adam, which most often are the next one's, too.
+fn adam_numbers(lane: &Issue, item: &Item<'_, AdamConfig>, numbers: &[Tensor]) -> AdamNumbers {
+    let (config, factors) = (item.config, AdamFactors::new(item.config));
+    let (lr_scale, lr_scale_at) = number(lane, item.lr_scale, numbers, 1.0);
+    let (step, step_at) = number(lane, item.step, numbers, 1.0);
+    AdamNumbers {
+        lr: config.lr * lr_scale,
+        lr_scale: lr_scale_at,
+        coupled: factors.coupled,
+        decoupled: factors.decoupled,
+        betas: config.betas,
+        fresh1: factors.fresh1,
+        fresh2: factors.fresh2,
+        eps: factors.eps,
+        corrections: corrections(config, step),
+        step: step_at,
+    }
+}
+
 /// One step of Adam for each parameter of a batch.
 pub(super) fn adam(
     lane: &mut Issue,
     (params, grads, moments, numbers): Lists<'_, '_>,
     items: &[Item<'_, AdamConfig>],
 ) -> Result<Vec<Launch>> {
-    let mut plans = Vec::new();
+    let (mut plans, mut last) = (Vec::new(), None);
     let (moments, _) = moments.as_chunks::<2>();
     for (((param, grad), [m, v]), item) in params.iter().zip(grads).zip(moments).zip(items) {
         let places = [&**param, *grad, &**m, &**v].map(|tensor| place(lane, Some(tensor)));
-        let (config, factors) = (item.config, AdamFactors::new(item.config));
-        let (lr_scale, at) = number(lane, item.lr_scale, numbers, 1.0);
-        let (step, step_at) = number(lane, item.step, numbers, 1.0);
-        let numbers = AdamNumbers {
-            lr: config.lr * lr_scale,
-            lr_scale: at,
-            coupled: factors.coupled,
-            decoupled: factors.decoupled,
-            betas: config.betas,
-            fresh1: factors.fresh1,
-            fresh2: factors.fresh2,
-            eps: factors.eps,
-            corrections: corrections(config, step),
-            step: step_at,
+        let key = (item.lr_scale, item.step);
+        let same = |(config, known, _): &(&AdamConfig, _, _)| {
+            std::ptr::eq(*config, item.config) && *known == key
         };
+        let numbers = match last.filter(same) {
+            Some((_, _, numbers)) => numbers,
+            None => adam_numbers(lane, item, numbers),
+        };
+        last = Some((item.config, key, numbers));
         let types = [param.dtype(), grad.dtype()];
         Plan::add(&mut plans, types, places, param.numel(), numbers);
     }
