@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use self::sites::{Mutant, mutants, pick};
 use self::tree::{Outcome, Tree, run as run_tests};
@@ -20,6 +20,9 @@ use crate::lines::report;
 
 /// What the tests need not notice, and why.
 const SURVIVORS: &str = include_str!("survivors.txt");
+
+/// The most time of the first run, which compiles all kernels.
+const FIRST: Duration = Duration::from_secs(1800);
 
 /// Which mistakes to make.
 #[derive(clap::Args)]
@@ -77,11 +80,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     let program = workshop.tree.build().context("the tests do not build")?;
     let built = start.elapsed();
-    let fate = workshop.test(&program, None, Duration::from_secs(1200))?;
-    ensure!(
-        matches!(fate, Fate::Survived),
-        "the tests do not pass without a mistake"
-    );
+    match workshop.test(&program, None, FIRST)? {
+        Fate::Survived => {}
+        Fate::Killed(why) => bail!("the tests do not pass without a mistake: {why}"),
+        Fate::Stillborn => bail!("a kernel does not compile without a mistake"),
+    }
     // Kernels were compiled in that run, which costs more than anything else.
     let limit = (start.elapsed() - built) * 2 + Duration::from_secs(60);
     let (mut killed, mut known, mut survived, mut made) = (0, 0, 0, 0);
@@ -222,7 +225,7 @@ fn survivors(text: &str) -> Result<Vec<Survivor<'_>>> {
                 line,
                 reason,
             }),
-            _ => anyhow::bail!("survivors.txt has a line that is no entry: {text}"),
+            _ => bail!("survivors.txt has a line that is no entry: {text}"),
         }
     };
     entries.map(entry).collect()
