@@ -36,6 +36,9 @@ pub struct Args {
     /// Only in files whose path has this in it.
     #[arg(long, value_name = "PART", default_value = "")]
     file: String,
+    /// Leave out the tests whose names have this in them (may be repeated).
+    #[arg(long, value_name = "TEST")]
+    skip: Vec<String>,
     /// Name them, and make none.
     #[arg(long)]
     list: bool,
@@ -75,6 +78,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         tree: Tree::copy()?,
         simulator: Simulator::build(2)?.checking(),
         nvrtc: nvrtc.folder,
+        skip: &args.skip,
     };
     report("the tests must pass before a mistake is made")?;
     let start = Instant::now();
@@ -146,13 +150,15 @@ fn read(file: &str) -> Result<String> {
 }
 
 /// Where mistakes are made.
-struct Workshop {
+struct Workshop<'a> {
     tree: Tree,
+    /// Tests that do not run.
+    skip: &'a [String],
     simulator: Simulator,
     nvrtc: Option<PathBuf>,
 }
 
-impl Workshop {
+impl Workshop<'_> {
     /// Makes a mistake, looks what comes of it, and takes it back.
     fn fate(&self, mutant: &Mutant, limit: Duration) -> Result<Fate> {
         let text = read(&mutant.file)?;
@@ -177,6 +183,9 @@ impl Workshop {
             // A thread that waits for what does not come is soon given up.
             command.env("PHALANX_SIMULATOR_PATIENCE", "20");
             command.current_dir(root().join("tensor"));
+            for skip in self.skip {
+                command.args(["--skip", skip]);
+            }
             if !filter.is_empty() {
                 command.arg(filter);
             }
