@@ -31,6 +31,8 @@ pub(crate) struct Issue {
     uses: SmallVec<[(Arc<Storage>, Use); 6]>,
     /// As above.
     scratch: Vec<CudaStorage>,
+    /// Address and bytes of the part of it that products use.
+    workspace: (u64, usize),
     issuing: Issuing,
 }
 
@@ -112,6 +114,7 @@ impl Issue {
             stamp,
             uses: SmallVec::new(),
             scratch: Vec::new(),
+            workspace: (0, 0),
             issuing,
         };
         operands.each(&mut |tensor, how| issue.add(tensor, how))?;
@@ -184,6 +187,14 @@ impl Issue {
         let address = scratch.address();
         self.scratch.push(scratch);
         Ok(Arg::Address(address))
+    }
+
+    /// Scratch memory for a product. All products of an operation share it: each runs behind the last.
+    pub(super) fn workspace(&mut self, bytes: usize) -> Result<u64> {
+        if self.workspace.1 < bytes {
+            self.workspace = (self.scratch(bytes)?.bits(), bytes);
+        }
+        Ok(self.workspace.0)
     }
 
     /// Sets bytes of an operand to 0.

@@ -207,7 +207,7 @@ impl Issue {
             unreachable!("{op}: the operands of a product come from `matrix`");
         };
         let plan = gpu.blas.plan(op, gpu, key)?;
-        let workspace = self.scratch(plan.workspace())?.bits();
+        let workspace = self.workspace(plan.workspace())?;
         let places = [gemm.b.at, gemm.a.at, gemm.c.at];
         let stream = self.stream();
         plan.run(places, gemm.bias, workspace, stream)
