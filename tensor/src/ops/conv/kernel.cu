@@ -86,70 +86,70 @@ extern "C" __global__ void fill(const T *bias, i64 bias_step, T *y, i64 n, i64 p
     }
 }
 
-// Outputs side by side that a thread of `direct` computes.
-#define SIDE_BY_SIDE 4
+// Outputs, one below the other, that a thread of `direct` computes.
+#define RUN 4
 
 // y[image, channel, :, :] = the sum over the `depth` channels of x in the channel's group and over all
-// taps, plus the bias: for groups of few channels. Of the `n` runs of up to four neighbouring outputs
-// a thread computes one; where neighbouring windows overlap but for one pixel, each pixel is read once
-// for all four. Bound: reads and writes each element once from memory, 2 depth taps operations for
-// each output.
+// taps, plus the bias: for groups of few channels. Of the `n` runs of up to four outputs, one below the
+// other, a thread computes one, so that neighbouring threads read neighbouring pixels; where windows
+// move by one pixel, each is read once for all four. Bound: reads and writes each element once from
+// memory, 2 depth taps operations for each output.
 extern "C" __global__ void direct(const T *x, Strides strides, Side down, Side across, const T *w,
                                   Weights places, const T *bias, i64 bias_step, T *y, i64 n,
                                   i64 groups, i64 rows, i64 depth) {
-    i64 runs = (across.out + SIDE_BY_SIDE - 1) / SIDE_BY_SIDE;
-    bool slides = across.divisor == 1 && across.stride == 1 && (across.step == 1 || across.step == -1);
+    i64 runs = (down.out + RUN - 1) / RUN;
+    bool slides = down.divisor == 1 && down.stride == 1 && (down.step == 1 || down.step == -1);
     for (i64 i = first(); i < n; i += step()) {
-        i64 rest = i / runs, ow = (i - rest * runs) * SIDE_BY_SIDE;
-        i64 next = rest / down.out, oh = rest - next * down.out;
-        i64 image = next / (groups * rows), channel = next - image * (groups * rows);
+        i64 rest = i / across.out, ow = i - rest * across.out;
+        i64 plane = rest / runs, oh = (rest - plane * runs) * RUN;
+        i64 image = plane / (groups * rows), channel = plane - image * (groups * rows);
         i64 group = channel / rows, row = channel - group * rows;
         const T *weights = w + group * places.group + row * places.row;
-        R sum[SIDE_BY_SIDE];
+        R sum[RUN];
         R start = bias ? widen(bias[channel * bias_step]) : R(0);
-        for (int k = 0; k < SIDE_BY_SIDE; k++) sum[k] = start;
+        for (int k = 0; k < RUN; k++) sum[k] = start;
         for (i64 d = 0; d < depth; d++) {
-            const T *plane = x + image * strides.n + (group * depth + d) * strides.c;
-            for (i64 t0 = 0; t0 < down.taps; t0++) {
-                i64 h = pixel_of(down, oh, t0);
-                if (h < 0) continue;
-                const T *line = plane + h * strides.h;
-                const T *taps = weights + d * places.depth + t0 * places.down;
+            const T *from = x + image * strides.n + (group * depth + d) * strides.c;
+            for (i64 t1 = 0; t1 < across.taps; t1++) {
+                i64 w = pixel_of(across, ow, t1);
+                if (w < 0) continue;
+                const T *column = from + w * strides.w;
+                const T *taps = weights + d * places.depth + t1 * places.across;
                 if (slides) {
                     // The pixels under one tap; from tap to tap they move by one.
-                    R under[SIDE_BY_SIDE];
-                    for (int k = 0; k < SIDE_BY_SIDE; k++) {
-                        i64 at = pixel_of(across, ow + k, 0);
-                        under[k] = at >= 0 ? widen(line[at * strides.w]) : R(0);
+                    R under[RUN];
+                    for (int k = 0; k < RUN; k++) {
+                        i64 h = pixel_of(down, oh + k, 0);
+                        under[k] = h >= 0 ? widen(column[h * strides.h]) : R(0);
                     }
-                    for (i64 t1 = 0; t1 < across.taps; t1++) {
-                        R weight = widen(taps[t1 * places.across]);
-                        for (int k = 0; k < SIDE_BY_SIDE; k++) sum[k] += weight * under[k];
-                        if (t1 + 1 == across.taps) break;
-                        bool forwards = across.step > 0;
-                        i64 at = pixel_of(across, forwards ? ow + SIDE_BY_SIDE - 1 : ow, t1 + 1);
-                        R fresh = at >= 0 ? widen(line[at * strides.w]) : R(0);
+                    bool forwards = down.step > 0;
+                    for (i64 t0 = 0; t0 < down.taps; t0++) {
+                        R weight = widen(taps[t0 * places.down]);
+                        for (int k = 0; k < RUN; k++) sum[k] += weight * under[k];
+                        if (t0 + 1 == down.taps) break;
+                        i64 h = pixel_of(down, forwards ? oh + RUN - 1 : oh, t0 + 1);
+                        R fresh = h >= 0 ? widen(column[h * strides.h]) : R(0);
                         if (forwards) {
-                            for (int k = 0; k + 1 < SIDE_BY_SIDE; k++) under[k] = under[k + 1];
-                            under[SIDE_BY_SIDE - 1] = fresh;
+                            for (int k = 0; k + 1 < RUN; k++) under[k] = under[k + 1];
+                            under[RUN - 1] = fresh;
                         } else {
-                            for (int k = SIDE_BY_SIDE - 1; k > 0; k--) under[k] = under[k - 1];
+                            for (int k = RUN - 1; k > 0; k--) under[k] = under[k - 1];
                             under[0] = fresh;
                         }
                     }
                 } else {
-                    for (i64 t1 = 0; t1 < across.taps; t1++) {
-                        R weight = widen(taps[t1 * places.across]);
-                        for (int k = 0; k < SIDE_BY_SIDE; k++) {
-                            i64 at = pixel_of(across, ow + k, t1);
-                            if (at >= 0) sum[k] += weight * widen(line[at * strides.w]);
+                    for (i64 t0 = 0; t0 < down.taps; t0++) {
+                        R weight = widen(taps[t0 * places.down]);
+                        for (int k = 0; k < RUN; k++) {
+                            i64 h = pixel_of(down, oh + k, t0);
+                            if (h >= 0) sum[k] += weight * widen(column[h * strides.h]);
                         }
                     }
                 }
             }
         }
-        T *to = y + rest * across.out + ow;
-        for (int k = 0; k < SIDE_BY_SIDE && ow + k < across.out; k++) to[k] = narrow<T>(sum[k]);
+        T *to = y + (plane * down.out + oh) * across.out + ow;
+        for (int k = 0; k < RUN && oh + k < down.out; k++) to[k * across.out] = narrow<T>(sum[k]);
     }
 }
 

@@ -27,8 +27,8 @@ pub(crate) static KERNELS: Source = Source {
 
 /// Weights of a group and a tap from which on a group is a product of matrices.
 const MANY_WEIGHTS: usize = 256;
-/// Neighbouring outputs of a thread: `SIDE_BY_SIDE` of the kernels.
-const SIDE_BY_SIDE: usize = 4;
+/// Outputs of a thread, one below the other: `RUN` of the kernels.
+const RUN: usize = 4;
 
 fn is_direct(g: &Geometry) -> bool {
     g.groups > 1 && g.cig() * g.cog() < MANY_WEIGHTS
@@ -163,7 +163,7 @@ impl Sum {
         let from = Images::new(lane, x);
         let [down, across] = &self.sides;
         let planes = y.dims()[0] * y.dims()[1];
-        let n = planes * down.out as usize * (across.out as usize).div_ceil(SIDE_BY_SIDE);
+        let n = planes * (down.out as usize).div_ceil(RUN) * across.out as usize;
         let (bias, step) = bias_of(lane, bias);
         let places = from.places();
         let args = [
