@@ -88,9 +88,10 @@ impl Device {
         Ok(())
     }
 
-    /// Lets products of `f32` matrices on a card round their operands to TF32, which has the 10 bits of
-    /// mantissa of `f16` and the range of `f32`: several times as fast. Off at first (PyTorch:
-    /// `torch.backends.cuda.matmul.allow_tf32`). It changes nothing on a CPU.
+    /// Lets products of `f32` matrices on a card, and convolutions, which are made of them, round their
+    /// operands to TF32, which has the 10 bits of mantissa of `f16` and the range of `f32`: several times
+    /// as fast. Off at first (PyTorch: `torch.backends.cuda.matmul.allow_tf32`). It changes nothing on a
+    /// CPU.
     ///
     /// # Errors
     /// As [`memory`](Device::memory).
