@@ -7,6 +7,12 @@
 use crate::cpu::math::Real;
 use std::mem::MaybeUninit;
 
+/// A value at the start of a cache line. Sums that a loop keeps in memory belong into one: where they
+/// straddle two lines, which the depth of the stack decides, a sum took 2.1 times as long and the
+/// gradient of layer normalisation 1.5 times (AVX-512, 2026-11-27).
+#[repr(align(64))]
+pub(crate) struct Aligned<T>(pub(crate) T);
+
 /// The larger one; `x` if it is not a number.
 #[inline(always)]
 pub(crate) fn at_least<T: PartialOrd>(x: T, floor: T) -> T {

@@ -9,7 +9,7 @@
 use super::ahead::Ahead;
 use crate::cpu::math::Real;
 use crate::cpu::prefetch::prefetch_line;
-use crate::cpu::vector::{Simd, at_least};
+use crate::cpu::vector::{Aligned, Simd, at_least};
 use std::mem::MaybeUninit;
 
 /// The most rows that a tile may have, at any level.
@@ -318,7 +318,3 @@ pub(super) unsafe fn scatter_8x8(tile: &Tile<f32>, sums: *const f32, rows: usize
         }
     }
 }
-
-/// A value at the start of a cache line.
-#[repr(align(64))]
-struct Aligned<T>(#[allow(dead_code)] T);

@@ -6,6 +6,7 @@ use super::Reduction;
 use crate::cpu::elementwise::{GRAIN, raw};
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::NoMemory;
+use crate::cpu::vector::Aligned;
 use crate::cpu::vectorize;
 use crate::ops::cast::cpu::cast;
 use crate::{DType, Element, Result, Tensor, dispatch_types};
@@ -220,7 +221,7 @@ fn fold_run<T: Element, F: Fold<T>>(x: &[T]) -> T {
     if x.len() < 16 {
         return x.iter().fold(F::INIT, |a, b| F::combine(a, *b));
     }
-    let mut lanes = [F::INIT; LANES];
+    let Aligned(lanes) = &mut Aligned([F::INIT; LANES]);
     let chunks = x.chunks_exact(LANES);
     let tail = chunks.remainder();
     for chunk in chunks {

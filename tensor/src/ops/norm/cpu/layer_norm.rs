@@ -4,6 +4,7 @@ use crate::cpu::math::Real;
 use crate::cpu::pieces::{Rows, parallel_pieces};
 use crate::cpu::rows::{LANES, rows_per_grain, sum_of, total};
 use crate::cpu::simd::multiversion;
+use crate::cpu::vector::Aligned;
 use crate::cpu::vectorize;
 use crate::cpu::working::{Wide, on_real, slice_if, working, working_if};
 use crate::{Result, Shape, Tensor};
@@ -202,14 +203,14 @@ fn row_backward<R: Real>(
     db: &mut [R],
 ) {
     let width = dy.len();
-    let mut sums = [[R::ZERO; LANES]; 2];
+    let Aligned(sums) = &mut Aligned([[R::ZERO; LANES]; 2]);
     // `dx` holds g between the passes. The whole vectors have a length that the compiler knows.
     let whole = width - width % LANES;
     let (inputs, stats) = ((dy, x, w), (mean, rstd));
     for start in (0..whole).step_by(LANES) {
-        part_backward(start, LANES, inputs, stats, (dx, dw, db), &mut sums);
+        part_backward(start, LANES, inputs, stats, (dx, dw, db), sums);
     }
-    part_backward(whole, width - whole, inputs, stats, (dx, dw, db), &mut sums);
+    part_backward(whole, width - whole, inputs, stats, (dx, dw, db), sums);
     let share = R::from_f64(1.0 / width as f64);
     let plain = total(sums[0]) * share;
     let along = total(sums[1]) * share;

@@ -9,6 +9,7 @@ use crate::cpu::math::Real;
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::prefetch::prefetch;
 use crate::cpu::share::Shared;
+use crate::cpu::vector::Aligned;
 use crate::cpu::vectorize;
 use crate::ops::norm::batch_norm::{Dims, Origin};
 use std::ops::Range;
@@ -358,7 +359,7 @@ fn sum1<T: Real>(x: &[T], f: impl Fn(T) -> T) -> T {
 /// The sums of both components of `f(a, b)`, as [`sum1`].
 #[inline(always)]
 fn sum2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> [T; 2]) -> [T; 2] {
-    let (mut first, mut second) = ([T::default(); 32], [T::default(); 32]);
+    let Aligned([first, second]) = &mut Aligned([[T::default(); 32]; 2]);
     let ((wide_a, a), (wide_b, b)) = (a.as_chunks::<32>(), b.as_chunks::<32>());
     for (a, b) in wide_a.iter().zip(wide_b) {
         for l in 0..32 {
@@ -377,7 +378,7 @@ fn sum2<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> [T; 2]) -> [T; 2] {
     }
     a.iter()
         .zip(b)
-        .fold([halve(first), halve(second)], |[p, q], (&a, &b)| {
+        .fold([halve(*first), halve(*second)], |[p, q], (&a, &b)| {
             let [dp, dq] = f(a, b);
             [p + dp, q + dq]
         })
