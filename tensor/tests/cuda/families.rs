@@ -191,3 +191,30 @@ fn adam_and_scale_are_the_cpus() {
         }
     }
 }
+
+/// Enough elements for each result that several blocks share it.
+#[test]
+fn reductions_of_many_elements_are_the_cpus_and_repeat_bit_for_bit() {
+    let (device, _turn) = card!();
+    let reduce: [(&str, fn(&Tensor) -> Result<Tensor>); 6] = [
+        ("columns", |t| t.sum(&[0], false)),
+        ("rows", |t| t.sum(&[1], false)),
+        ("all", |t| t.sum_all()),
+        ("greatest of columns", |t| t.max(&[0], false)),
+        ("least of all", |t| t.min(&[0, 1], false)),
+        ("columns of a view", |t| {
+            t.t()?.slice(0, 0..33, 2)?.sum(&[1], false)
+        }),
+    ];
+    for dtype in [DType::F32, DType::F64, DType::BF16, DType::I64] {
+        let x = values(&[731, 37], DType::F64, 4).mul_scalar(50.0).unwrap();
+        let x = x.cast(dtype).unwrap();
+        let there = x.to_device(device).unwrap();
+        for (name, run) in reduce {
+            let (here, first) = (run(&x).unwrap(), run(&there).unwrap());
+            let apart = distance(&read(&first), &read(&here));
+            assert!(apart <= tolerance(dtype), "{name} {dtype}: {apart}");
+            assert_eq!(read(&run(&there).unwrap()), read(&first), "{name} {dtype}");
+        }
+    }
+}

@@ -38,6 +38,8 @@ pub(crate) static ARGS: Source = Source {
 
 /// Elements from which on a block computes a result, and not a thread.
 const MANY: usize = 64;
+/// Blocks that keep a card busy: with fewer results, several share one.
+const BLOCKS: usize = 1024;
 /// Results from which on the threads are busy with one each, where neighbours lie side by side.
 const MANY_RESULTS: usize = 8 * 1024;
 
@@ -73,30 +75,67 @@ pub(super) fn reduce(
         .rev()
         .find(|(s, _)| **s == 1)
         .is_none_or(|(_, m)| *m);
-    let by_block = count >= MANY && (along_rows || n < MANY_RESULTS);
-    let name = match (kind, by_block) {
-        (Reduction::Sum, true) => "sum_by_block",
-        (Reduction::Max, true) => "max_by_block",
-        (Reduction::Min, true) => "min_by_block",
-        (Reduction::Sum, false) => "sum_by_thread",
-        (Reduction::Max, false) => "max_by_thread",
-        (Reduction::Min, false) => "min_by_thread",
+    let [by_block, by_columns, by_thread, join] = match kind {
+        Reduction::Sum => [
+            "sum_by_block",
+            "sum_by_columns",
+            "sum_by_thread",
+            "sum_join",
+        ],
+        Reduction::Max => [
+            "max_by_block",
+            "max_by_columns",
+            "max_by_thread",
+            "max_join",
+        ],
+        Reduction::Min => [
+            "min_by_block",
+            "min_by_columns",
+            "min_by_thread",
+            "min_join",
+        ],
     };
     let op = lane.op();
+    let types = [x.dtype(), y.dtype()];
     let (kept, reduced) = (View::new(op, &kept)?, View::new(op, &reduced)?);
-    let args = [
-        lane.address(x),
-        Arg::Struct(bytemuck::bytes_of(&kept)),
-        Arg::Struct(bytemuck::bytes_of(&reduced)),
-        lane.address(y),
-        Arg::Int(n as i64),
-        Arg::Int(count as i64),
-    ];
-    let grid = match by_block {
-        true => Grid::over(n.saturating_mul(256)),
-        false => Grid::over(n),
+    let (from, to) = (lane.address(x), lane.address(y));
+    let kept = Arg::Struct(bytemuck::bytes_of(&kept));
+    let reduced = Arg::Struct(bytemuck::bytes_of(&reduced));
+    let [n_arg, count_arg] = [n, count].map(|v| Arg::Int(v as i64));
+    if count < MANY {
+        let args = [from, kept, reduced, to, n_arg, count_arg];
+        return lane.launch(&KERNELS, &types, by_thread, Grid::over(n), &args);
+    }
+    let (name, units, least) = match along_rows {
+        true => (by_block, n, 16 * 256),
+        false => (by_columns, n.div_ceil(32), MANY),
     };
-    lane.launch(&KERNELS, &[x.dtype(), y.dtype()], name, grid, &args)
+    // The number of parts, and so the order of the sums, follows from the shape alone.
+    let parts = (BLOCKS / units).min(count / least).max(1);
+    let folds = match parts {
+        1 => Arg::Address(0),
+        _ => lane.scratch(parts * n * y.dtype().size().max(4))?,
+    };
+    lane.prepare(&KERNELS, &types, join)?;
+    let args = [
+        from,
+        kept,
+        reduced,
+        folds,
+        to,
+        n_arg,
+        count_arg,
+        Arg::Int(parts as i64),
+    ];
+    let grid = Grid::over(units.saturating_mul(parts).saturating_mul(256));
+    lane.launch(&KERNELS, &types, name, grid, &args)?;
+    match parts {
+        1 => Ok(()),
+        _ => {
+            let args = [folds, to, n_arg, Arg::Int(parts as i64)];
+            lane.launch(&KERNELS, &types, join, Grid::over(n), &args)
+        }
+    }
 }
 
 /// `y` = where along `axis` the extremum of `x` is.

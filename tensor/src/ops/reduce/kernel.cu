@@ -65,23 +65,30 @@ struct Min {
     __device__ R value() const { return best; }
 };
 
-// y[i] = the fold of x over `reduced`, from the place of i in `kept` on: a block for each result.
+// y[i] = the fold of x over `reduced`, from the place of i in `kept` on: a block for each result. With
+// several `parts` of the elements, a block computes one of them, and puts it where `join` folds them.
 template <class F>
-__device__ inline void by_block(const T *x, const View &kept, const View &reduced, U *y, i64 n,
-                                i64 count) {
+__device__ inline void by_block(const T *x, const View &kept, const View &reduced, R *folds, U *y,
+                                i64 n, i64 count, i64 parts) {
     __shared__ R part[256];
     int thread = threadIdx.x;
-    for (i64 i = blockIdx.x; i < n; i += gridDim.x) {
-        const T *from = x + kept.at(i);
+    i64 length = (count + parts - 1) / parts;
+    for (i64 unit = blockIdx.x; unit < n * parts; unit += gridDim.x) {
+        i64 i = unit % n, which = unit / n;
+        i64 from = which * length, to = from + length < count ? from + length : count;
+        const T *start = x + kept.at(i);
         F fold;
-        for (i64 r = thread; r < count; r += 256) fold.take(R(widen(from[reduced.at(r)])));
+        for (i64 r = from + thread; r < to; r += 256) fold.take(R(widen(start[reduced.at(r)])));
         part[thread] = fold.value();
         __syncthreads();
         for (int half = 128; half > 0; half /= 2) {
             if (thread < half) part[thread] = F::combine(part[thread], part[thread + half]);
             __syncthreads();
         }
-        if (thread == 0) y[i] = narrow<U>(part[0]);
+        if (thread == 0) {
+            if (parts == 1) y[i] = narrow<U>(part[0]);
+            else folds[unit] = part[0];
+        }
         __syncthreads();
     }
 }
@@ -98,10 +105,58 @@ __device__ inline void by_thread(const T *x, const View &kept, const View &reduc
     }
 }
 
+// The same with a block for 32 neighbouring results, so that a warp reads neighbours: each of its 8 warps
+// takes every eighth element.
+template <class F>
+__device__ inline void by_columns(const T *x, const View &kept, const View &reduced, R *folds, U *y,
+                                  i64 n, i64 count, i64 parts) {
+    __shared__ R part[8][32];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    i64 tiles = (n + 31) / 32, length = (count + parts - 1) / parts;
+    for (i64 unit = blockIdx.x; unit < tiles * parts; unit += gridDim.x) {
+        i64 i = unit % tiles * 32 + lane, which = unit / tiles;
+        i64 from = which * length, to = from + length < count ? from + length : count;
+        F fold;
+        if (i < n) {
+            const T *first = x + kept.at(i);
+            for (i64 r = from + warp; r < to; r += 8) fold.take(R(widen(first[reduced.at(r)])));
+        }
+        part[warp][lane] = fold.value();
+        __syncthreads();
+        for (int half = 4; half > 0; half /= 2) {
+            if (warp < half) part[warp][lane] = F::combine(part[warp][lane], part[warp + half][lane]);
+            __syncthreads();
+        }
+        if (warp == 0 && i < n) {
+            if (parts == 1) y[i] = narrow<U>(part[0][lane]);
+            else folds[which * n + i] = part[0][lane];
+        }
+        __syncthreads();
+    }
+}
+
+// y[i] = the fold of its parts.
+template <class F> __device__ inline void join(const R *folds, U *y, i64 n, i64 parts) {
+    for (i64 i = first(); i < n; i += step()) {
+        F fold;
+        for (i64 p = 0; p < parts; p++) fold.take(folds[p * n + i]);
+        y[i] = narrow<U>(fold.value());
+    }
+}
+
 #define KERNELS(name, F)                                                                           \
     extern "C" __global__ void __launch_bounds__(256)                                              \
-    name##_by_block(const T *x, View kept, View reduced, U *y, i64 n, i64 count) {                 \
-        by_block<F>(x, kept, reduced, y, n, count);                                                \
+    name##_by_block(const T *x, View kept, View reduced, R *folds, U *y, i64 n, i64 count,         \
+                    i64 parts) {                                                                   \
+        by_block<F>(x, kept, reduced, folds, y, n, count, parts);                                  \
+    }                                                                                              \
+    extern "C" __global__ void __launch_bounds__(256)                                              \
+    name##_by_columns(const T *x, View kept, View reduced, R *folds, U *y, i64 n, i64 count,       \
+                      i64 parts) {                                                                 \
+        by_columns<F>(x, kept, reduced, folds, y, n, count, parts);                                \
+    }                                                                                              \
+    extern "C" __global__ void name##_join(const R *folds, U *y, i64 n, i64 parts) {               \
+        join<F>(folds, y, n, parts);                                                               \
     }                                                                                              \
     extern "C" __global__ void name##_by_thread(const T *x, View kept, View reduced, U *y, i64 n,  \
                                                 i64 count) {                                       \
