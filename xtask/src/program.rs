@@ -20,13 +20,22 @@ pub struct Args {
 
 /// Times the library, and its peers beside it.
 pub fn bench(args: &Args) -> Result<ExitCode> {
-    // `--backend mpi` needs MPI to build; all else does without.
-    let mpi = |arg: &OsString| arg == "mpi" || arg == "--backend=mpi";
-    let features: &[&str] = match args.args.iter().any(mpi) {
-        true => &["--features", "mpi"],
-        false => &[],
-    };
-    run("phalanx-benches", "phalanx-bench", features, args)
+    // `--backend mpi` needs MPI to build, and cards need a crate that all else does without.
+    let mut features = Vec::new();
+    for (feature, words) in [
+        ("mpi", &["mpi", "--backend=mpi"][..]),
+        ("cuda", &["card", "cuda"]),
+    ] {
+        let asks = |arg: &OsString| {
+            let arg = arg.to_string_lossy();
+            let device = arg.strip_prefix("--device=").unwrap_or(&arg);
+            words.contains(&&*arg) || feature == "cuda" && device.starts_with("cuda")
+        };
+        if args.args.iter().any(asks) {
+            features.extend(["--features", feature]);
+        }
+    }
+    run("phalanx-benches", "phalanx-bench", &features, args)
 }
 
 /// Makes, proves, predicts and draws pipeline plans.
