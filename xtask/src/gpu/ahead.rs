@@ -45,7 +45,7 @@ impl Usage {
         let (variant, kernel) = (words.next()?.to_owned(), words.next()?.to_owned());
         let mut number = || words.next()?.parse().ok();
         Some(Usage {
-            family: variant.split('-').next()?.to_owned(),
+            family: family(&variant).to_owned(),
             variant,
             kernel,
             capability: number()?,
@@ -54,6 +54,17 @@ impl Usage {
             spills: [number()?, number()?],
             shared: number()?,
         })
+    }
+}
+
+/// The names of element types, which stand behind the family.
+const TYPES: &[&str] = &["f32", "f64", "bf16", "f16", "i64", "i32", "u8", "bool"];
+
+/// `layer-norm` of `layer-norm-f32`.
+fn family(variant: &str) -> &str {
+    match variant.rsplit_once('-') {
+        Some((before, last)) if TYPES.contains(&last) => family(before),
+        _ => variant,
     }
 }
 
@@ -182,5 +193,6 @@ mod tests {
         assert_eq!(numbers, (33, 16, [8, 12], 128));
         assert_eq!(Usage::parse("usage reduce-f16-f32 sum 90 33 16 8"), None);
         assert_eq!(Usage::parse("55 files"), None);
+        assert_eq!(family("layer-norm-bf16-bf16"), "layer-norm");
     }
 }
