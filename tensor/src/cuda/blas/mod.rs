@@ -11,7 +11,8 @@ use super::transfer::word;
 use super::view::View;
 use crate::{DType, Error, Layout, Result, Tensor};
 pub(super) use plan::Blas;
-use plan::{Key, Stored};
+use plan::{Key, Plan, Stored};
+use std::sync::Arc;
 
 /// Matrices of one shape in a card's memory, one after another.
 #[derive(Debug, Clone, Copy)]
@@ -202,16 +203,32 @@ impl Issue {
         if gemm.k == 0 {
             return self.nothing(gemm);
         }
-        gpu.enter(op)?;
-        let Some(key) = gemm.key(gpu.tf32()) else {
-            unreachable!("{op}: the operands of a product come from `matrix`");
+        let what = "multiplying matrices";
+        let Some(plan) = self.plan(gemm)? else {
+            return Err(plan::failed(op, gpu, what, plan::NOT_SUPPORTED));
         };
-        let plan = gpu.blas.plan(op, gpu, key)?;
         let workspace = self.workspace(plan.workspace())?;
         let places = [gemm.b.at, gemm.a.at, gemm.c.at];
         let stream = self.stream();
         plan.run(places, gemm.bias, workspace, stream)
-            .map_err(|status| plan::failed(op, gpu, "multiplying matrices", status))
+            .map_err(|status| plan::failed(op, gpu, what, status))
+    }
+
+    /// Whether the library has an algorithm for a product, its bias included.
+    ///
+    /// # Errors
+    /// As [`gemm`](Issue::gemm).
+    pub(crate) fn has_product(&self, gemm: &Gemm) -> Result<bool> {
+        Ok(self.plan(gemm)?.is_some())
+    }
+
+    fn plan(&self, gemm: &Gemm) -> Result<Option<Arc<Plan>>> {
+        let (op, gpu) = (self.op(), self.gpu());
+        gpu.enter(op)?;
+        let Some(key) = gemm.key(gpu.tf32()) else {
+            unreachable!("{op}: the operands of a product come from `matrix`");
+        };
+        gpu.blas.plan(op, gpu, key)
     }
 
     /// A sum without terms.

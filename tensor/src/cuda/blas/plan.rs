@@ -36,6 +36,10 @@ const FUNCTIONS: &[&str] = &[
     "cublasLtMatrixLayoutSetAttribute",
 ];
 
+/// There is no algorithm for what is asked.
+pub(super) const NOT_SUPPORTED: CublasError =
+    CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
+
 /// Kinds of products that are kept, at most: a program whose shapes never repeat stays bounded.
 const KEPT: usize = 4096;
 
@@ -84,7 +88,8 @@ pub(super) struct Key {
 #[derive(Debug, Default)]
 pub(crate) struct Blas {
     library: OnceLock<Result<Library, String>>,
-    plans: Mutex<HashMap<Key, Arc<Plan>>>,
+    /// `None` for a kind of which the library has no algorithm.
+    plans: Mutex<HashMap<Key, Option<Arc<Plan>>>>,
 }
 
 /// The handle of the library, which may be used by any thread.
@@ -97,21 +102,24 @@ unsafe impl Send for Library {}
 unsafe impl Sync for Library {}
 
 impl Blas {
-    /// How a kind of product is computed. The card's context is the thread's.
-    pub(super) fn plan(&self, op: &'static str, gpu: &Gpu, key: Key) -> Result<Arc<Plan>> {
+    /// How a kind of product is computed; `None` where the library has no algorithm for it. The card's
+    /// context is the thread's.
+    pub(super) fn plan(&self, op: &'static str, gpu: &Gpu, key: Key) -> Result<Option<Arc<Plan>>> {
         let library = self.library.get_or_init(start);
         let library = *library.as_ref().map_err(|e| missing(op, gpu, e))?;
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(plan) = plans.get(&key) {
-            return Ok(Arc::clone(plan));
+            return Ok(plan.clone());
         }
-        let plan = Plan::new(library, key)
-            .map_err(|e| failed(op, gpu, "choosing how to multiply matrices", e))?;
+        let plan = match Plan::new(library, key) {
+            Ok(plan) => Some(Arc::new(plan)),
+            Err(NOT_SUPPORTED) => None,
+            Err(e) => return Err(failed(op, gpu, "choosing how to multiply matrices", e)),
+        };
         if plans.len() >= KEPT {
             plans.clear();
         }
-        let plan = Arc::new(plan);
-        plans.insert(key, Arc::clone(&plan));
+        plans.insert(key, plan.clone());
         Ok(plan)
     }
 }

@@ -75,14 +75,19 @@ pub(super) fn forward(
     let last = matches!(activation, Activation::None | Activation::Relu);
     if k > 0 && last && bias.is_none_or(|bias| bias.is_contiguous()) {
         let bias = bias.map(|bias| lane.address(bias).bits());
-        let product = product(Matrix::dense(at, m, n));
-        if activation == Activation::None {
-            return lane.gemm(&Gemm { bias, ..product });
+        let product = Gemm {
+            bias,
+            ..product(Matrix::dense(at, m, n))
+        };
+        if lane.has_product(&product)? {
+            if activation == Activation::None {
+                return lane.gemm(&product);
+            }
+            lane.prepare(&KERNELS, &[dtype], "apply")?;
+            lane.gemm(&product)?;
+            let args = [function, argument, at, n_all];
+            return lane.launch(&KERNELS, &[dtype], "apply", grid, &args);
         }
-        lane.prepare(&KERNELS, &[dtype], "apply")?;
-        lane.gemm(&Gemm { bias, ..product })?;
-        let args = [function, argument, at, n_all];
-        return lane.launch(&KERNELS, &[dtype], "apply", grid, &args);
     }
     // The sums of half types wait as floats: they are rounded once, behind the activation.
     let wide = match dtype {

@@ -165,6 +165,11 @@ api! {
             return Err(Status::INVALID_VALUE);
         }
         let problem = Problem::new(&mut objects, description, [a, b, c, d])?;
+        if problem.is_rare() {
+            // No finding: a program asks, and has another way.
+            found.put(0)?;
+            return Err(Status::NOT_SUPPORTED);
+        }
         let algorithm = problem.algorithm(objects.preference(preference)?);
         found.put(1)?;
         Ok(results.put(Heuristic {

@@ -122,6 +122,12 @@ impl Problem {
         })
     }
 
+    /// Whether there is no algorithm for it. The library's documentation promises none for any problem, so one kind
+    /// has none here: doubles with a bias.
+    pub fn is_rare(&self) -> bool {
+        self.operation.compute == COMPUTE_64F && self.operation.epilogue == BIAS
+    }
+
     /// How it is computed within a preference.
     pub fn algorithm(&self, preference: &Preference) -> Algorithm {
         // Long sums are made in parts, where the parts may be added in the type of computation.
