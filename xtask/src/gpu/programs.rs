@@ -67,11 +67,16 @@ impl Program {
         format!("{}-{}", self.folder, self.target)
     }
 
-    /// What it finds in its environment.
-    pub fn environment(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        self.is_table
-            .then_some(("PHALANX_TEST_DEVICE", "cuda:0"))
-            .into_iter()
+    /// What it finds in its environment. A table has large cases, too, for which the search for races in global memory
+    /// takes too long; small cases of every operation are among the tests of cards.
+    pub fn environment(&self) -> &'static [(&'static str, &'static str)] {
+        match self.is_table {
+            true => &[
+                ("PHALANX_TEST_DEVICE", "cuda:0"),
+                ("PHALANX_SIMULATOR_CHECK", "0"),
+            ],
+            false => &[],
+        }
     }
 
     /// With what it is started. An index out of range concerns the whole card, so the cases of a table
