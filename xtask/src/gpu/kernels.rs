@@ -103,6 +103,7 @@ fn worst(usages: &[Usage]) -> Vec<String> {
 struct Allowed<'a> {
     /// A family, or a family with types.
     of: &'a str,
+    /// A kernel, or `*` for all.
     kernel: &'a str,
     stack: u32,
     spills: u32,
@@ -110,7 +111,8 @@ struct Allowed<'a> {
 
 impl Allowed<'_> {
     fn names(&self, usage: &Usage) -> bool {
-        (self.of == usage.family || self.of == usage.variant) && self.kernel == usage.kernel
+        let is_of = self.of == usage.family || self.of == usage.variant;
+        is_of && (self.kernel == "*" || self.kernel == usage.kernel)
     }
 
     fn covers(&self, usage: &Usage) -> bool {
@@ -204,6 +206,7 @@ mod tests {
         assert!(!good(&[usage(12, [0, 0])], list));
         assert!(!good(&[usage(8, [4, 0])], list));
         assert!(good(&[usage(8, [4, 4])], "unary-f32 sin 8 8 because"));
+        assert!(good(&[usage(8, [0, 0])], "unary * 8 0 because"));
         assert!(!good(&[usage(8, [0, 0])], "unary-f16 sin 8 0 because"));
         // Who is on the list for nothing.
         assert!(!good(&[usage(0, [0, 0])], list));
