@@ -74,8 +74,13 @@ fn worst(usages: &[Usage]) -> Vec<String> {
     for usage in usages {
         families.entry(&usage.family).or_default().push(usage);
     }
+    let width = families
+        .keys()
+        .map(|family| family.len())
+        .max()
+        .unwrap_or(0);
     let head = format!(
-        "{:<12}  kernels  registers  stack  stores  loads  shared  most registers",
+        "{:<width$}  kernels  registers  stack  stores  loads  shared  most registers",
         "family"
     );
     let line = |(family, all): (&&str, &Vec<&Usage>)| {
@@ -85,7 +90,7 @@ fn worst(usages: &[Usage]) -> Vec<String> {
             format!("{} {} on sm_{}", u.variant, u.kernel, u.capability)
         });
         format!(
-            "{family:<12}  {:>7}  {:>9}  {:>5}  {:>6}  {:>5}  {:>6}  {widest}",
+            "{family:<width$}  {:>7}  {:>9}  {:>5}  {:>6}  {:>5}  {:>6}  {widest}",
             all.len(),
             most(|u| u.registers),
             most(|u| u.stack),
