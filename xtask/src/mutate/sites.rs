@@ -173,9 +173,13 @@ fn without_wait(line: &str) -> Option<String> {
     }
 }
 
-/// Each `<` between spaces, by itself.
+/// Each `<` between spaces, by itself. Not below a number: what then goes behind an array of registers has no meaning, and
+/// the compiler leaves it out.
 fn bounds(line: &str) -> Changes {
-    let places = line.match_indices(" < ");
+    let places = line.match_indices(" < ").filter(|(at, _)| {
+        let limit = &line[at + 3..];
+        !limit.starts_with(|mark: char| mark.is_ascii_digit()) && !limit.starts_with("N;")
+    });
     let change = |(at, _)| {
         (
             Kind::Bound,
@@ -317,6 +321,8 @@ mod tests {
             "// if (a < b) x[0] = 1;",
             "#define LESS(a, b) a < b ? 1 : 0",
             "Compute<T> x = widen<T>(y);",
+            "for (int j = 0; j < 4; j++) sum += j;",
+            "for (int j = 0; j < N; j++) sum += j;",
         ] {
             assert_eq!(cu(line), [], "{line}");
         }
