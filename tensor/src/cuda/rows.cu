@@ -6,7 +6,8 @@
 // The type of computation.
 typedef Compute<T> R;
 
-// Threads of a block, at most: two rows held leave no more registers.
+// Threads of a block, at most: two rows held leave no more registers. One block to a multiprocessor is
+// asked for, or else ptxas spills registers to get more.
 #define MOST_THREADS 512
 // Elements in 16 bytes.
 #define WIDE (16 / (int)sizeof(T))

@@ -88,13 +88,13 @@ __device__ inline void backward(const T *dy, const Rows &dy_rows, const T *x, co
 }
 
 #define KERNELS(suffix, N)                                                                         \
-    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)                                  \
     layer_norm_##suffix(const T *x, Rows x_rows, const T *weight, View weight_view, const T *bias, \
                         View bias_view, f64 eps, R *mean, R *rstd, T *y, i64 rows, i64 width) {    \
         forward<N>(x, x_rows, weight, weight_view, bias, bias_view, eps, mean, rstd, y, rows,      \
                    width);                                                                         \
     }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)                                  \
     layer_norm_backward_##suffix(const T *dy, Rows dy_rows, const T *x, Rows x_rows,               \
                                  const T *weight, View weight_view, const R *mean, View mean_view, \
                                  const R *rstd, View rstd_view, T *dx, i64 rows, i64 width) {      \
@@ -111,7 +111,7 @@ KERNELS(single, 1)
 #define DEALT 8
 
 // The sums of each part of the rows, for Σ dy x' and for Σ dy: partial is [parts, 2, width].
-extern "C" __global__ void __launch_bounds__(COLUMNS * DEALT)
+extern "C" __global__ void __launch_bounds__(COLUMNS * DEALT, 1)
 layer_norm_columns(const T *dy, Rows dy_rows, const T *x, Rows x_rows, const R *mean,
                    View mean_view, const R *rstd, View rstd_view, R *partial, i64 rows, i64 width,
                    i64 per_part) {
@@ -143,7 +143,7 @@ layer_norm_columns(const T *dy, Rows dy_rows, const T *x, Rows x_rows, const R *
 }
 
 // dw and db: the sums of all parts.
-extern "C" __global__ void __launch_bounds__(COLUMNS * DEALT)
+extern "C" __global__ void __launch_bounds__(COLUMNS * DEALT, 1)
 layer_norm_parameters(const R *partial, T *dw, T *db, i64 width, i64 parts) {
     i64 column = (i64)blockIdx.x * COLUMNS + threadIdx.x;
     R sum[2] = {R(0), R(0)};

@@ -167,12 +167,12 @@ __device__ inline void backward(const R *grad, const View &grad_view, int mean,
 }
 
 #define ENTROPY_KERNELS(suffix, N)                                                                 \
-    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)                                  \
     cross_entropy_##suffix(const T *x, Rows x_rows, Targets targets, Terms terms, R *saved,        \
                            R *losses, f64 *partial, i64 rows, i64 width) {                         \
         forward<N>(x, x_rows, targets, terms, saved, losses, partial, rows, width);                \
     }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)                                  \
     cross_entropy_backward_##suffix(const R *grad, View grad_view, int mean,                       \
                                     const f64 *total_weight, const T *x, Rows x_rows,              \
                                     const R *saved, i64 saved_row, i64 saved_column,               \

@@ -49,11 +49,11 @@ __device__ inline void backward(const T *g, const Rows &g_rows, const T *y, cons
 }
 
 #define KERNELS(suffix, N)                                                                         \
-    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)                                  \
     softmax_##suffix(const T *x, Rows x_rows, T *y, i64 rows, i64 width, int log_of) {             \
         forward<N>(x, x_rows, y, rows, width, log_of);                                             \
     }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(MOST_THREADS)                                     \
+    extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)                                  \
     softmax_backward_##suffix(const T *g, Rows g_rows, const T *y, Rows y_rows, T *dx, i64 rows,   \
                               i64 width, int log_of) {                                             \
         backward<N>(g, g_rows, y, y_rows, dx, rows, width, log_of);                                \
