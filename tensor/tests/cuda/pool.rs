@@ -54,14 +54,9 @@ fn both<R>(name: &str, here: Result<R>, there: Result<R>, check: impl FnOnce(R, 
     }
 }
 
+/// As the sums of few terms of up to 2 must be, and their means.
 fn close(name: &str, got: &Tensor, expected: &Tensor) {
-    assert_eq!(
-        (got.dims(), got.dtype()),
-        (expected.dims(), expected.dtype()),
-        "{name}"
-    );
-    let apart = distance(&read(got), &read(expected));
-    assert!(apart <= tolerance(got.dtype()), "{name}: {apart}");
+    assert_near(name, got, expected, 1e-5);
 }
 
 /// Equal elements, of which two may be NaN.
