@@ -31,8 +31,8 @@ pub(crate) struct Issue {
     uses: SmallVec<[(Arc<Storage>, Use); 6]>,
     /// As above.
     scratch: Vec<CudaStorage>,
-    /// Address and bytes of the part of it that products use.
-    workspace: (u64, usize),
+    /// Which of it products use.
+    workspace: Option<u32>,
     issuing: Issuing,
 }
 
@@ -114,7 +114,7 @@ impl Issue {
             stamp,
             uses: SmallVec::new(),
             scratch: Vec::new(),
-            workspace: (0, 0),
+            workspace: None,
             issuing,
         };
         operands.each(&mut |tensor, how| issue.add(tensor, how))?;
@@ -191,10 +191,15 @@ impl Issue {
 
     /// Scratch memory for a product. All products of an operation share it: each runs behind the last.
     pub(super) fn workspace(&mut self, bytes: usize) -> Result<u64> {
-        if self.workspace.1 < bytes {
-            self.workspace = (self.scratch(bytes)?.bits(), bytes);
+        let shared = self.workspace.map(|place| &self.scratch[place as usize]);
+        if let Some(shared) = shared.filter(|shared| shared.bytes() >= bytes) {
+            return Ok(shared.address());
         }
-        Ok(self.workspace.0)
+        let fresh = self.scratch(bytes)?;
+        if bytes > 0 {
+            self.workspace = u32::try_from(self.scratch.len() - 1).ok();
+        }
+        Ok(fresh.bits())
     }
 
     /// Sets bytes of an operand to 0.

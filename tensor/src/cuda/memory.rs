@@ -155,6 +155,10 @@ impl CudaStorage {
         self.gpu
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// The address of the first element.
     pub(super) fn address(&self) -> CUdeviceptr {
         self.address
