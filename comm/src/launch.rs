@@ -32,7 +32,7 @@ const MOST_THREADS: usize = 4096;
 /// Runs `program` on `config.world_size` ranks, each a thread of this process named `rank-0`,
 /// `rank-1`, …, and returns their results in rank order.
 ///
-/// Rank `r`'s results live on `Device::cpu(r)`, and its tensor operations use
+/// Rank `r`'s results live on `Device::cpu(r)`, unless `config.device` is another one, and its tensor operations use
 /// `config.threads_per_rank` threads.
 ///
 /// A rank that returns an error or panics fails the world: the others get
@@ -77,7 +77,8 @@ where
         });
     }
     check_threads(config.threads_per_rank)?;
-    let devices: Vec<Device> = (0..size).map(Device::cpu).collect();
+    config.check_device(size)?;
+    let devices: Vec<Device> = (0..size).map(|rank| config.device_of(rank)).collect();
     let groups = local::world(&devices, config.threads_per_rank, config.deadline);
     let world = groups[0].watcher();
     let failures = AtomicUsize::new(0);

@@ -120,6 +120,13 @@ where
                 size: process.size,
             })
         }
+        // A world of one rank needs no engine, and MPI has none for cards.
+        Start::Mpi(process) if process.size == 1 && !config.launch.device.is_cpu() => {
+            threads(LaunchConfig {
+                world_size: 1,
+                ..config.launch
+            })
+        }
         #[cfg(feature = "mpi")]
         Start::Mpi(process) => crate::backends::mpi::launch(config.launch, process, program),
         #[cfg(not(feature = "mpi"))]

@@ -8,9 +8,13 @@
 //! the fastest rank issues, and its docs say why sharing is sound. A waiting rank spins for a
 //! moment, where each rank can have a core, then yields, then sleeps.
 //!
+//! A group of one rank meets nobody: `alone` gives its tensors back, wherever they live. In larger groups they
+//! live in the host's memory.
+//!
 //! One failure ends the whole world, that is the group that [`world`] made and all groups split off
 //! it: every rank gets the same error, and all further work is refused.
 
+mod alone;
 mod mail;
 mod park;
 mod plan;
@@ -20,6 +24,7 @@ mod slot;
 mod wait;
 mod world;
 
+use self::alone::Done;
 use self::mail::{End, Mailbox};
 use self::pool::{SlotPool, SlotRef, Spares};
 use self::post::Post;
@@ -183,6 +188,17 @@ impl Endpoint {
         &self.seat.world
     }
 
+    /// Counts a call of a group of one rank, which has no slots to meet in.
+    fn count_alone(&self, op: &Op) {
+        let mut issue = self.issue.lock();
+        let count = &self.group.issued[self.membership.rank].0;
+        let number = count.load(Relaxed);
+        count.store(number + 1, Relaxed);
+        if matches!(op, Op::Split) {
+            issue.last_split = number;
+        }
+    }
+
     /// The slot and the cell for a call.
     fn place(&self, op: &Op) -> (SlotRef, usize) {
         let me = &self.membership;
@@ -249,6 +265,10 @@ impl Backend for LocalGroup {
         let world = me.world();
         if let Some(fault) = world.fault() {
             return Err(fault);
+        }
+        if me.membership.size() == 1 {
+            me.count_alone(&call.signature.op);
+            return Ok(Box::new(Done::of(call)?));
         }
         let post = Post::new(call, &me.membership)?;
         Ok(Box::new(LocalWork::issue(me, post)?))

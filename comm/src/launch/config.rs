@@ -1,5 +1,8 @@
 //! [`LaunchConfig`]: how a world is started, how long its ranks wait, and what a failure does.
 
+use crate::launch::LaunchError;
+use phalanx_tensor::Device;
+use std::fmt::{Debug, Display};
 use std::time::Duration;
 
 /// How to start a world. `LaunchConfig::from(n)` has `n` ranks and the defaults.
@@ -19,6 +22,10 @@ pub struct LaunchConfig {
     pub on_failure: OnFailure,
     /// How many threads the tensor operations of a rank may use; 1 by default.
     pub threads_per_rank: usize,
+    /// Where rank 0's results live; rank `r`'s live on the device of this kind `r` numbers on. `cpu:0` by default.
+    /// A card is for a world of one rank, whose collectives need no engine: more ranks are
+    /// [`LaunchError::Cards`].
+    pub device: Device,
     /// The stack of a rank's thread, in bytes; 64 MiB by default, which modules need that are nested
     /// some thousand deep. Only what is used of it takes memory.
     pub stack_size: usize,
@@ -63,6 +70,7 @@ impl LaunchConfig {
             start_deadline: Duration::from_secs(120),
             on_failure: OnFailure::Tell,
             threads_per_rank: 1,
+            device: Device::cpu(0),
             stack_size: 64 << 20,
         }
     }
@@ -93,9 +101,40 @@ impl LaunchConfig {
         }
     }
 
+    /// With rank 0 on this device.
+    pub fn device(self, device: Device) -> LaunchConfig {
+        LaunchConfig { device, ..self }
+    }
+
     /// With a stack of so many bytes for each rank.
     pub fn stack_size(self, stack_size: usize) -> LaunchConfig {
         LaunchConfig { stack_size, ..self }
+    }
+
+    /// Where a rank's results live.
+    pub(crate) fn device_of(&self, rank: usize) -> Device {
+        match self.device {
+            Device::Cpu(first) => Device::cpu(first.saturating_add(rank)),
+            Device::Cuda(first) => Device::cuda(first.saturating_add(rank)),
+            other => other,
+        }
+    }
+
+    /// Fails where a world of `size` ranks cannot be on the device.
+    pub(crate) fn check_device<E: Display + Debug>(
+        &self,
+        size: usize,
+    ) -> Result<(), LaunchError<E>> {
+        let device = self.device;
+        if device.is_cpu() {
+            return Ok(());
+        }
+        // What is missing is said first: the feature, the driver, the card.
+        match device.memory() {
+            Err(error) => Err(LaunchError::World(error.into())),
+            Ok(_) if size > 1 => Err(LaunchError::Cards { device, size }),
+            Ok(_) => Ok(()),
+        }
     }
 
     /// How long a rank may go on in a failed world.

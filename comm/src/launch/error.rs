@@ -2,6 +2,7 @@
 
 use crate::env::Launcher;
 use crate::error::Error;
+use phalanx_tensor::Device;
 use std::fmt::{self, Debug, Display};
 
 /// Why a launch did not bring back every rank's result. `E` is the error of the ranks' program.
@@ -32,6 +33,17 @@ pub enum LaunchError<E: Display + Debug> {
         asked: usize,
         /// How many there may be.
         limit: usize,
+    },
+    /// Several ranks on cards, which no backend connects yet.
+    #[error(
+        "{size} ranks were asked for on {device}, but groups over cards are not there yet: a card serves a \
+         world of one rank"
+    )]
+    Cards {
+        /// The device of the first rank.
+        device: Device,
+        /// How many ranks were asked for.
+        size: usize,
     },
     /// The system gave no thread.
     #[error("no thread for rank {rank}: {error}")]

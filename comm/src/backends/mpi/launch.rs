@@ -22,6 +22,7 @@ where
     F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
 {
     check_threads(config.threads_per_rank)?;
+    config.check_device(process.size)?;
     let group = super::join(&config).map_err(LaunchError::World)?;
     let (rank, seen) = (group.rank(), group.size());
     if seen != process.size {

@@ -96,7 +96,7 @@ fn join(config: &LaunchConfig) -> Result<MpiGroup> {
             rank,
             world_ranks: (0..size).collect(),
             name: name.into(),
-            device: Device::cpu(rank),
+            device: config.device_of(rank),
             deadline,
         },
         id: header::group_id(&format!("{run}:{name}")),
