@@ -77,8 +77,14 @@ pub(super) fn gather(
         Turn::Plain => (1.0, 1.0),
         Turn::Weighted(weight) => (weight, 2.0),
     };
-    let mine = Tensor::from_slice(&[weight, kind], [2], group.device())?;
-    let all = group.all_gather(mine)?.wait()?.to_vec::<f64>()?;
+    let mine = [weight, kind];
+    let all = match group.size() {
+        1 => mine.to_vec(), // it knows: nothing is read from its device
+        _ => {
+            let mine = Tensor::from_slice(&mine, [2], group.device())?;
+            group.all_gather(mine)?.wait()?.to_vec::<f64>()?
+        }
+    };
     if all.chunks_exact(2).all(|rank| rank[1] == 0.0) {
         return Ok(None);
     }

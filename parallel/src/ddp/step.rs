@@ -233,7 +233,8 @@ impl<'a> Joint<'a> {
         // Before the reducer, which sends at once the buckets that this rank has nothing for: ranks
         // differ in which these are, and must not in the order of their collectives.
         let with_buffers = self.0.iter().filter(|r| !r.buffers.is_empty());
-        let buffers = match self.lead().config.broadcast_buffers {
+        let others = self.group().size() > 1;
+        let buffers = match self.lead().config.broadcast_buffers && others {
             true => with_buffers
                 .map(|r| Ok((r, r.send_buffers(leader)?)))
                 .collect::<Result<Vec<_>>>()?,

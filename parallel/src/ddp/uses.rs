@@ -7,6 +7,8 @@ use phalanx_tensor::{DType, Tensor};
 
 /// The count of one step, on its way.
 pub(super) enum Uses {
+    /// Of a group of one rank, which knows already: nothing is sent, and nothing read from its device.
+    Own(Vec<bool>),
     /// Behind the gradients of this bucket, an element for each parameter of the module: 1 from a
     /// rank that uses it, 0 from the others. Their sum, or their mean, is above 0 if anybody does.
     Within(usize),
@@ -25,6 +27,9 @@ impl Uses {
         apart: bool,
         group: &dyn ProcessGroup,
     ) -> Result<Uses> {
+        if group.size() == 1 {
+            return Ok(Uses::Own(used.to_vec()));
+        }
         let carrier = plan.iter().position(|bucket| !bucket.is_single());
         if let Some(bucket) = carrier.filter(|_| !apart) {
             return Ok(Uses::Within(bucket));
@@ -43,6 +48,7 @@ impl Uses {
     /// of `plan`.
     pub(super) fn wait(self, plan: &[Bucket], reduced: &[Tensor]) -> Result<Vec<bool>> {
         Ok(match self {
+            Uses::Own(used) => used,
             Uses::Within(b) => read(&reduced[b], plan[b].len)?,
             Uses::Apart(work) => {
                 let counts = work.wait()?.to_vec::<i64>()?;
