@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use phalanx_comm::env::Start;
 use phalanx_comm::{LaunchConfig, ProcessGroup, Ranks, RunConfig};
@@ -21,7 +21,7 @@ const MOST_THREADS: usize = 1024;
 /// How many ranks there are, and where they run.
 #[derive(Args, Clone, Debug)]
 pub struct World {
-    /// Number of ranks [default: what mpirun has started; else that of the example]
+    /// Number of ranks [default: what mpirun has started; else that of the example, and 1 on a card]
     #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     pub world_size: Option<usize>,
     /// Compute threads of each rank
@@ -30,7 +30,7 @@ pub struct World {
     /// What carries messages between ranks [default: mpi under mpirun; else local]
     #[arg(long, value_enum)]
     pub backend: Option<Backend>,
-    /// The device that each rank computes on: cpu, or a card, as in cuda:0
+    /// What ranks compute on: cpu, or a card, as in cuda:0, which a single rank may use
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     pub device: Device,
 }
@@ -76,14 +76,8 @@ impl World {
         alone: usize,
         program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T> + Send + Sync,
     ) -> Result<Option<Outcome<T>>> {
-        if !self.device.is_cpu() {
-            // What is missing first: the feature, the driver, the card.
-            self.device.memory()?;
-            bail!(
-                "{} is there, but groups of ranks work on cpu devices only, so the examples do",
-                self.device
-            );
-        }
+        // Groups over cards are not there yet, and a rank alone needs none.
+        let alone = if self.device.is_cpu() { alone } else { 1 };
         let backend = match Start::detect()? {
             Start::Alone => Backend::Local,
             Start::Torchrun(process) if process.size == 1 => Backend::Local,
@@ -113,7 +107,9 @@ impl World {
         let ranks = self
             .world_size
             .map_or(Ranks::OrAlone(alone), Ranks::Exactly);
-        let launch = LaunchConfig::new(1).threads_per_rank(self.threads);
+        let launch = LaunchConfig::new(1)
+            .threads_per_rank(self.threads)
+            .device(self.device);
         let config = RunConfig::new(ranks).launch(launch);
         let results = phalanx_comm::run(config, |group| {
             let world_size = group.size();

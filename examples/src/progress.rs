@@ -1,6 +1,7 @@
 //! Shows how a training goes: a bar on a terminal, a line per epoch elsewhere. Both on stderr; stdout is for results.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use phalanx_tensor::Tensor;
 
 use crate::cli::remark;
 
@@ -24,12 +25,20 @@ impl Progress {
         Progress { bar }
     }
 
-    /// A step was taken.
-    pub fn step(&self, loss: f32) {
+    /// A step was taken, with this loss.
+    ///
+    /// # Errors
+    /// The loss cannot be read. It is read only now and then, and only where somebody sees it: who reads a value waits
+    /// for the card that computes it.
+    pub fn step(&self, loss: &Tensor) -> Result<(), phalanx_tensor::Error> {
+        const EVERY: u64 = 16;
         if let Some(bar) = &self.bar {
-            bar.set_message(format!("loss {loss:.3}"));
+            if !bar.is_hidden() && bar.position().is_multiple_of(EVERY) {
+                bar.set_message(format!("loss {:.3}", loss.item::<f64>()?));
+            }
             bar.inc(1);
         }
+        Ok(())
     }
 
     /// An epoch has ended.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use phalanx_autograd::Param;
+use phalanx_tensor::Device;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -93,7 +94,11 @@ pub fn fingerprint<'a>(
     let mut hash = Sha256::new();
     for parameter in parameters {
         parameter.read(|value| {
-            hash.update(value.contiguous()?.as_bytes()?);
+            let value = match value.device().is_cpu() {
+                true => value.contiguous()?,
+                false => value.to_device(Device::cpu(0))?,
+            };
+            hash.update(value.as_bytes()?);
             Ok::<_, phalanx_tensor::Error>(())
         })?;
     }

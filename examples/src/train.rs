@@ -10,7 +10,7 @@ use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_comm::{ProcessGroup, ReduceOp};
 use phalanx_parallel::ddp::agree;
 use phalanx_parallel::{Ddp, DdpConfig, DistributedSampler};
-use phalanx_tensor::Tensor;
+use phalanx_tensor::{DType, Tensor};
 
 use crate::data::Dataset;
 use crate::progress::Progress;
@@ -74,7 +74,7 @@ pub struct Outcome {
     pub parameters_sha256: String,
 }
 
-/// Takes one data-parallel step on this rank's images; its loss, before the step.
+/// Takes one data-parallel step on this rank's images; its loss, before the step, which nobody has waited for yet.
 ///
 /// # Errors
 /// Those of the model, the group and the optimizer.
@@ -83,13 +83,13 @@ pub fn step<M: Module>(
     optimizer: &mut impl Optimizer,
     images: Tensor,
     labels: &Tensor,
-) -> Result<f32> {
+) -> Result<Tensor> {
     let tape = Tape::new();
     let logits = ddp.forward(&tape, &tape.constant(images))?;
     let loss = cross_entropy(&logits, labels)?;
     let gradients = ddp.backward(&tape, &loss)?;
     optimizer.step(&gradients)?;
-    Ok(loss.item::<f64>()? as f32)
+    Ok(loss.value().clone())
 }
 
 /// Trains `model` on this rank's share of `train`, and judges it by `test` after each epoch.
@@ -138,13 +138,15 @@ pub fn train<M: Module>(
             optimizer.set_lr(learning_rate(config.learning_rate, done, steps))?;
             let (images, labels) = train.batch(batch, device)?;
             let loss = step(&ddp, &mut optimizer, images, &labels)?;
+            progress.step(&loss)?;
             losses.push(loss);
-            progress.step(loss);
         }
+        // The losses are read at the end of the epoch: a read waits for the card, which would idle after each step.
+        let losses = Tensor::stack(&losses.iter().collect::<Vec<_>>(), 0)?.cast(DType::F32)?;
+        device.synchronize()?;
         seconds += start.elapsed().as_secs_f64();
 
         // Each rank has seen its own images: the curve shows the mean over all of them.
-        let losses = Tensor::from_vec(losses, [steps_per_epoch], device)?;
         let losses = group
             .all_reduce(losses, ReduceOp::Avg)?
             .wait()?

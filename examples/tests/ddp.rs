@@ -1,12 +1,13 @@
 //! The program `ddp`, from its command line to its last line.
 
+mod few;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::LazyLock;
 
-use phalanx_examples::data;
-use phalanx_examples::data::idx::Idx;
+use few::few;
 use serde_json::Value;
 
 fn ddp(args: &[&str]) -> Output {
@@ -16,26 +17,8 @@ fn ddp(args: &[&str]) -> Output {
         .unwrap()
 }
 
-/// A folder with the first 600 training and 100 test images, for what need not be learnt well.
-static FEW: LazyLock<String> = LazyLock::new(|| {
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("few");
-    fs::create_dir_all(&folder).unwrap();
-    for (from, to, count) in [("train-5000", "train", 600), ("t10k-1000", "t10k", 100)] {
-        for (kind, rank) in [("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)] {
-            let all = Idx::open(&data::bundled().join(format!("{from}-{kind}.gz")), rank).unwrap();
-            let mut file = vec![0, 0, 8, rank];
-            file.extend(u32::try_from(count).unwrap().to_be_bytes());
-            file.extend(
-                all.shape[1..]
-                    .iter()
-                    .flat_map(|&n| u32::try_from(n).unwrap().to_be_bytes()),
-            );
-            file.extend(&all.data[..count * all.shape[1..].iter().product::<usize>()]);
-            fs::write(folder.join(format!("{to}-{kind}")), file).unwrap();
-        }
-    }
-    folder.to_str().unwrap().to_owned()
-});
+/// A folder with the first 600 training and 100 test images.
+static FEW: LazyLock<String> = LazyLock::new(|| few("few", 600, 100));
 
 /// A run with `args` over [`FEW`] images for one epoch.
 fn short(args: &[&str]) -> Value {

@@ -1,0 +1,188 @@
+//! Training on a card against training on the CPU, and the program `ddp` on a card. Where there is no card, each test
+//! says so.
+#![cfg(feature = "cuda")]
+
+mod few;
+
+use std::process::Command;
+
+use anyhow::Result;
+use phalanx_autograd::nn::{Factory, Module, Sequential};
+use phalanx_autograd::optim::{Sgd, SgdConfig};
+use phalanx_comm::{LaunchConfig, LaunchError, launch};
+use phalanx_examples::data::{Dataset, Split, bundled};
+use phalanx_examples::models::{image_mlp, small_cnn};
+use phalanx_examples::train::step;
+use phalanx_parallel::{Ddp, DdpConfig};
+use phalanx_tensor::{DType, Device, Error, Tensor};
+use serde_json::Value;
+
+/// The card, or a loud line that says why there is none.
+fn card(test: &str) -> Option<Device> {
+    let device = Device::cuda(0);
+    match device.memory() {
+        Ok(_) => Some(device),
+        Err(Error::DeviceUnavailable { reason, .. }) => {
+            assert!(
+                std::env::var_os("PHALANX_REQUIRE_CARD").is_none(),
+                "{test}: a card is required: {reason}"
+            );
+            eprintln!("SKIPPED: {test}: {reason}");
+            None
+        }
+        Err(e) => panic!("{test}: {e}"),
+    }
+}
+
+/// What training leaves: the losses, and all parameters.
+#[derive(Default)]
+struct Outcome {
+    losses: Vec<f64>,
+    params: Vec<f64>,
+}
+
+fn read(t: &Tensor) -> Result<Vec<f64>> {
+    Ok(t.to_device(Device::cpu(0))?.cast(DType::F64)?.to_vec()?)
+}
+
+/// Twenty steps of a group of one rank on `device`.
+fn train(
+    device: Device,
+    model: fn(&mut Factory) -> phalanx_autograd::Result<Sequential>,
+) -> Outcome {
+    const BATCH: usize = 8;
+    let data = Dataset::load(&bundled(), Split::Test).unwrap();
+    let ends = launch(
+        LaunchConfig::new(1).device(device),
+        |group| -> Result<Outcome> {
+            assert_eq!(group.device(), device);
+            let model = model(&mut Factory::new(group.device(), 3))?;
+            let ddp = Ddp::new(model, group, DdpConfig::default())?;
+            let config = SgdConfig {
+                lr: 0.02,
+                momentum: 0.9,
+                weight_decay: 5e-4,
+                ..SgdConfig::default()
+            };
+            let mut sgd = Sgd::new(ddp.parameters(), config)?;
+            let mut outcome = Outcome::default();
+            for index in 0..20 {
+                let indices: Vec<usize> = (index * BATCH..(index + 1) * BATCH).collect();
+                let (images, labels) = data.batch(&indices, device)?;
+                let loss = step(&ddp, &mut sgd, images, &labels)?;
+                assert_eq!(loss.device(), device);
+                outcome.losses.extend(read(&loss)?);
+            }
+            ddp.check_replicas()?;
+            for param in ddp.module().parameters() {
+                assert_eq!(param.device(), device);
+                outcome.params.extend(read(&param.value()?)?);
+            }
+            Ok(outcome)
+        },
+    );
+    ends.unwrap().remove(0)
+}
+
+fn distance(got: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    norm(&mut got.iter().zip(expected).map(|(g, e)| g - e)) / norm(&mut expected.iter().copied())
+}
+
+fn trains_as_on_the_cpu(
+    device: Device,
+    name: &str,
+    model: fn(&mut Factory) -> phalanx_autograd::Result<Sequential>,
+) {
+    let (there, here) = (train(device, model), train(Device::cpu(0), model));
+    for (what, got, expected) in [
+        ("losses", &there.losses, &here.losses),
+        ("parameters", &there.params, &here.params),
+    ] {
+        let apart = distance(got, expected);
+        eprintln!("{name}: {what} are {apart:.1e} apart");
+        assert!(apart <= 1e-5, "{name}: {what} are {apart} apart");
+    }
+}
+
+#[test]
+fn the_mlp_trains_as_on_the_cpu() {
+    let Some(device) = card("the_mlp_trains_as_on_the_cpu") else {
+        return;
+    };
+    trains_as_on_the_cpu(device, "mlp", image_mlp);
+}
+
+#[test]
+fn the_cnn_trains_as_on_the_cpu() {
+    let Some(device) = card("the_cnn_trains_as_on_the_cpu") else {
+        return;
+    };
+    trains_as_on_the_cpu(device, "cnn", small_cnn);
+}
+
+/// Several ranks on cards are refused by one sentence, in the library and in the programs.
+#[test]
+fn more_ranks_than_one_are_refused() {
+    let Some(device) = card("more_ranks_than_one_are_refused") else {
+        return;
+    };
+    let end = launch(LaunchConfig::new(3).device(device), |_| -> Result<()> {
+        panic!("it runs")
+    });
+    let Err(error @ LaunchError::Cards { size: 3, .. }) = end else {
+        panic!("{end:?}");
+    };
+    let sentence = "3 ranks were asked for on cuda:0, but groups over cards are not there yet: a card serves a \
+                    world of one rank";
+    assert_eq!(error.to_string(), sentence);
+    let output = Command::new(env!("CARGO_BIN_EXE_ddp"))
+        .args(["--world-size", "3", "--device", "cuda:0"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said, format!("error: {sentence}\n"));
+}
+
+/// The program, from its command line to its line of JSON.
+#[test]
+fn the_program_trains_on_a_card() {
+    if card("the_program_trains_on_a_card").is_none() {
+        return;
+    }
+    let few = few::few("few-for-cards", 96, 40);
+    let summary = |device: &str| -> Value {
+        let args = [
+            "--world-size",
+            "1",
+            "--device",
+            device,
+            "--epochs",
+            "2",
+            "--batch-size",
+            "16",
+            "--data",
+            &few,
+            "--json",
+        ];
+        let output = Command::new(env!("CARGO_BIN_EXE_ddp"))
+            .args(args)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{device}: {said}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+    };
+    let (here, there) = (summary("cpu"), summary("cuda:0"));
+    assert_eq!(there["device"], "cuda");
+    for key in ["world_size", "steps", "batch_size"] {
+        assert_eq!(here[key], there[key], "{key}");
+    }
+    let loss = |summary: &Value| summary["train_loss"].as_f64().unwrap();
+    let apart = (loss(&there) / loss(&here) - 1.0).abs();
+    assert!(apart < 1e-4, "{here} and {there}");
+    assert!(there["peak_bytes"].as_u64().unwrap() > 1 << 20, "{there}");
+}
