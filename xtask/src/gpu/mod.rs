@@ -188,9 +188,8 @@ fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
             let start = Instant::now();
             let mut command = Command::new(&path);
             command.envs(cards.environment(seed, nvrtc));
-            command
-                .envs(program.environment())
-                .args(program.arguments());
+            command.envs(program.environment().iter().copied());
+            command.args(program.arguments());
             command.current_dir(root().join(program.folder));
             let tally = run_test(&mut command, &name, cards)?;
             report.add(name, what, &tally, Some(start.elapsed()));
