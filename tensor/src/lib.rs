@@ -86,6 +86,7 @@ mod cuda;
 mod device;
 mod dtype;
 mod error;
+mod expect;
 #[cfg(feature = "cuda")]
 pub mod kernels;
 mod layout;
