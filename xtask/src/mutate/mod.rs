@@ -5,7 +5,6 @@
 mod sites;
 mod tree;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -53,10 +52,11 @@ enum Fate {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
+    let tree = Tree::copy()?;
     let all: Vec<Mutant> = files()?
         .into_iter()
         .filter(|file| file.contains(&args.file))
-        .map(|file| Ok(mutants(&file, &read(&file)?)))
+        .map(|file| Ok(mutants(&file, &tree.read(&file)?)))
         .collect::<Result<Vec<_>>>()?
         .concat();
     let order = pick(&all, all.len(), args.seed);
@@ -75,7 +75,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     let survivors = survivors(SURVIVORS)?;
     let workshop = Workshop {
-        tree: Tree::copy()?,
+        tree,
         simulator: Simulator::build(2)?.checking(),
         nvrtc: nvrtc.folder,
         skip: &args.skip,
@@ -145,10 +145,6 @@ fn files() -> Result<Vec<String>> {
     Ok(list.lines().filter(ours).map(str::to_owned).collect())
 }
 
-fn read(file: &str) -> Result<String> {
-    fs::read_to_string(root().join(file)).with_context(|| file.to_owned())
-}
-
 /// Where mistakes are made.
 struct Workshop<'a> {
     tree: Tree,
@@ -161,7 +157,7 @@ struct Workshop<'a> {
 impl Workshop<'_> {
     /// Makes a mistake, looks what comes of it, and takes it back.
     fn fate(&self, mutant: &Mutant, limit: Duration) -> Result<Fate> {
-        let text = read(&mutant.file)?;
+        let text = self.tree.read(&mutant.file)?;
         self.tree.write(&mutant.file, &mutant.apply(&text))?;
         let fate = match self.tree.build() {
             Some(program) => self.test(&program, Some(&mutant.file), limit),
@@ -254,7 +250,7 @@ mod tests {
                 "{}",
                 entry.file
             );
-            let text = read(entry.file).unwrap();
+            let text = std::fs::read_to_string(root().join(entry.file)).unwrap();
             let is_there = text.lines().any(|line| line.trim() == entry.line);
             assert!(is_there, "{} has no line {}", entry.file, entry.line);
         }

@@ -78,6 +78,14 @@ impl Tree {
         Ok(Tree { folder })
     }
 
+    /// The text of a file of the copy: the workspace may change meanwhile.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn read(&self, name: &str) -> Result<String> {
+        fs::read_to_string(self.folder.join(name)).with_context(|| name.to_owned())
+    }
+
     /// Writes a file of the copy.
     ///
     /// # Errors
