@@ -25,3 +25,4 @@ mod random;
 mod softmax;
 mod transfer;
 mod unary;
+mod waits;
