@@ -1,27 +1,11 @@
-//! Training on a card against training on the CPU. Where there is no card, each test says so.
-#![cfg(feature = "cuda")]
+//! Training on a card against training on the CPU.
 
 use phalanx_autograd::nn::{Activation, Factory, Linear, Module, Sequential};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_autograd::{Result, Tape};
-use phalanx_tensor::{DType, Device, Error, Rng, Tensor};
+use phalanx_tensor::{DType, Device, Rng, Tensor};
 
-/// The card, or a loud line that says why there is none.
-fn card(test: &str) -> Option<Device> {
-    let device = Device::cuda(0);
-    match device.memory() {
-        Ok(_) => Some(device),
-        Err(Error::DeviceUnavailable { reason, .. }) => {
-            assert!(
-                std::env::var_os("PHALANX_REQUIRE_CARD").is_none(),
-                "{test}: a card is required: {reason}"
-            );
-            eprintln!("SKIPPED: {test}: {reason}");
-            None
-        }
-        Err(e) => panic!("{test}: {e}"),
-    }
-}
+use crate::support::{distance, read};
 
 /// What training leaves: the losses and all parameters.
 struct Outcome {
@@ -72,25 +56,14 @@ fn train(device: Device, dtype: DType, seed: u64) -> Result<Outcome> {
     }
     let mut params = Vec::new();
     for param in model.parameters() {
-        params.extend(read(&param.value()?)?);
+        params.extend(read(&param.value()?));
     }
     Ok(Outcome { losses, params })
 }
 
-fn read(t: &Tensor) -> Result<Vec<f64>> {
-    Ok(t.to_device(Device::cpu(0))?.cast(DType::F64)?.to_vec()?)
-}
-
-fn distance(got: &[f64], expected: &[f64]) -> f64 {
-    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
-    norm(&mut got.iter().zip(expected).map(|(g, e)| g - e)) / norm(&mut expected.iter().copied())
-}
-
 #[test]
 fn an_mlp_trains_as_on_the_cpu() {
-    let Some(device) = card("an_mlp_trains_as_on_the_cpu") else {
-        return;
-    };
+    let (device, _turn) = card!();
     for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
         for seed in [1, 2, 3] {
             let here = train(Device::cpu(0), dtype, seed).unwrap();
