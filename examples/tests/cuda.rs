@@ -4,17 +4,17 @@
 
 mod few;
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::Result;
 use phalanx_autograd::nn::{Factory, Module, Sequential};
 use phalanx_autograd::optim::{Sgd, SgdConfig};
 use phalanx_comm::{LaunchConfig, LaunchError, launch};
-use phalanx_examples::data::{Dataset, Split, bundled};
 use phalanx_examples::models::{image_mlp, small_cnn};
 use phalanx_examples::train::step;
 use phalanx_parallel::{Ddp, DdpConfig};
-use phalanx_tensor::{DType, Device, Error, Tensor};
+use phalanx_tensor::{DType, Device, Error, Rng, Tensor};
 use serde_json::Value;
 
 /// The card, or a loud line that says why there is none.
@@ -34,6 +34,16 @@ fn card(test: &str) -> Option<Device> {
     }
 }
 
+/// The program `ddp`, or a loud line: the tests may run on another machine than they were built on.
+fn program(test: &str) -> Option<&'static Path> {
+    let program = Path::new(env!("CARGO_BIN_EXE_ddp"));
+    if program.exists() {
+        return Some(program);
+    }
+    eprintln!("SKIPPED: {test}: there is no program {}", program.display());
+    None
+}
+
 /// What training leaves: the losses, and all parameters.
 #[derive(Default)]
 struct Outcome {
@@ -51,7 +61,10 @@ fn train(
     model: fn(&mut Factory) -> phalanx_autograd::Result<Sequential>,
 ) -> Outcome {
     const BATCH: usize = 8;
-    let data = Dataset::load(&bundled(), Split::Test).unwrap();
+    let mut rng = Rng::new(17);
+    let images =
+        Tensor::randn([20, BATCH, 1, 28, 28], DType::F32, Device::cpu(0), &mut rng).unwrap();
+    let labels = Tensor::from_vec((0..BATCH as i64).collect(), [BATCH], Device::cpu(0)).unwrap();
     let ends = launch(
         LaunchConfig::new(1).device(device),
         |group| -> Result<Outcome> {
@@ -67,8 +80,8 @@ fn train(
             let mut sgd = Sgd::new(ddp.parameters(), config)?;
             let mut outcome = Outcome::default();
             for index in 0..20 {
-                let indices: Vec<usize> = (index * BATCH..(index + 1) * BATCH).collect();
-                let (images, labels) = data.batch(&indices, device)?;
+                let images = images.narrow(0, index, 1)?.reshape([BATCH, 1, 28, 28])?;
+                let (images, labels) = (images.to_device(device)?, labels.to_device(device)?);
                 let loss = step(&ddp, &mut sgd, images, &labels)?;
                 assert_eq!(loss.device(), device);
                 outcome.losses.extend(read(&loss)?);
@@ -137,7 +150,10 @@ fn more_ranks_than_one_are_refused() {
     let sentence = "3 ranks were asked for on cuda:0, but groups over cards are not there yet: a card serves a \
                     world of one rank";
     assert_eq!(error.to_string(), sentence);
-    let output = Command::new(env!("CARGO_BIN_EXE_ddp"))
+    let Some(program) = program("more_ranks_than_one_are_refused") else {
+        return;
+    };
+    let output = Command::new(program)
         .args(["--world-size", "3", "--device", "cuda:0"])
         .output()
         .unwrap();
@@ -152,6 +168,9 @@ fn the_program_trains_on_a_card() {
     if card("the_program_trains_on_a_card").is_none() {
         return;
     }
+    let Some(program) = program("the_program_trains_on_a_card") else {
+        return;
+    };
     let few = few::few("few-for-cards", 96, 40);
     let summary = |device: &str| -> Value {
         let args = [
@@ -167,10 +186,7 @@ fn the_program_trains_on_a_card() {
             &few,
             "--json",
         ];
-        let output = Command::new(env!("CARGO_BIN_EXE_ddp"))
-            .args(args)
-            .output()
-            .unwrap();
+        let output = Command::new(program).args(args).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{device}: {said}");
         let text = String::from_utf8(output.stdout).unwrap();
@@ -185,4 +201,36 @@ fn the_program_trains_on_a_card() {
     let apart = (loss(&there) / loss(&here) - 1.0).abs();
     assert!(apart < 1e-4, "{here} and {there}");
     assert!(there["peak_bytes"].as_u64().unwrap() > 1 << 20, "{there}");
+}
+
+/// A rank alone meets nobody, on a card too; plans are made on the CPU.
+#[test]
+fn the_other_programs_take_a_device() {
+    const TEST: &str = "the_other_programs_take_a_device";
+    if card(TEST).is_none() || program(TEST).is_none() {
+        return;
+    }
+    let run = |program: &str, args: &[&str]| Command::new(program).args(args).output().unwrap();
+    let collectives = |device| {
+        let args = ["--world-size", "1", "--device", device];
+        let output = run(env!("CARGO_BIN_EXE_collectives"), &args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{device}: {said}");
+        output.stdout
+    };
+    assert_eq!(collectives("cuda:0"), collectives("cpu"));
+    let schedule = |device| {
+        run(
+            env!("CARGO_BIN_EXE_schedule"),
+            &["--kind", "1f1b", "--device", device],
+        )
+    };
+    assert!(schedule("cpu").status.success());
+    let refused = schedule("cuda:0");
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(
+        said.starts_with("error: pipelines do not run on cards yet"),
+        "{said}"
+    );
 }

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use phalanx_examples::cli::{exit, say, writable};
+use phalanx_examples::cli::{device, exit, say, writable};
 use phalanx_parallel::pipeline::{
     Budget, Cost, Costs, Found, Lowering, Named, Rules, Schedule, StageCosts, Timeline, Transfers,
     lower, optimize, render, simulate, validate,
 };
+use phalanx_tensor::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, Value};
 
@@ -49,6 +50,9 @@ struct Args {
     /// microbatch) pairs under unit costs.
     #[arg(long)]
     memory: Option<u64>,
+    /// The device that the plan is for: cpu, since pipelines do not run on cards yet.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
+    device: Device,
     /// Draw the timeline into this file.
     #[arg(long)]
     svg: Option<PathBuf>,
@@ -335,6 +339,10 @@ fn report(args: &Args, subject: &Subject, time: &Timeline) -> Result<()> {
 }
 
 fn run(args: &Args, summary: &mut Summary) -> Result<()> {
+    ensure!(
+        args.device.is_cpu(),
+        "pipelines do not run on cards yet: a plan is made and predicted on the cpu, which --device names"
+    );
     // Where nothing can be written, nothing needs to be searched for.
     for path in [&args.svg, &args.trace].into_iter().flatten() {
         writable(path)?;

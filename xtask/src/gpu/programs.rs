@@ -30,6 +30,7 @@ const PROGRAMS: &[Program] = &[
     test("tensor"),
     test("autograd"),
     test("parallel"),
+    test("examples"),
     table("tensor", "ops"),
     table("autograd", "gradients"),
     bin("examples", "ddp"),
