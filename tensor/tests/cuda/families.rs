@@ -192,11 +192,13 @@ fn adam_and_scale_are_the_cpus() {
     }
 }
 
+type Reduce = fn(&Tensor) -> Result<Tensor>;
+
 /// Enough elements for each result that several blocks share it.
 #[test]
 fn reductions_of_many_elements_are_the_cpus_and_repeat_bit_for_bit() {
     let (device, _turn) = card!();
-    let reduce: [(&str, fn(&Tensor) -> Result<Tensor>); 6] = [
+    let reduce: [(&str, Reduce); 6] = [
         ("columns", |t| t.sum(&[0], false)),
         ("rows", |t| t.sum(&[1], false)),
         ("all", |t| t.sum_all()),

@@ -47,7 +47,6 @@ use crate::launch::LaunchConfig;
 use crate::op::Label;
 use crate::sync::Mutex;
 use crate::work::Pending;
-use phalanx_tensor::Device;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
