@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cargo::{cargo, succeed};
+use crate::gpu;
 use crate::machine;
 use crate::tidy;
 
@@ -12,8 +13,6 @@ use crate::tidy;
 const MPI: &str = "phalanx-comm/mpi,phalanx-parallel/mpi,phalanx-examples/mpi,phalanx-benches/mpi";
 /// The crate with code for when the backend is not there.
 const PLAIN: &str = "phalanx-comm";
-/// The crate with the code for cards, which needs nothing of CUDA to build.
-const CUDA: &str = "phalanx-tensor";
 
 pub fn run() -> Result<ExitCode> {
     succeed("formatting", &mut cargo(["fmt", "--all", "--check"]))?;
@@ -29,7 +28,7 @@ pub fn run() -> Result<ExitCode> {
     }
     clippy(
         "clippy with CUDA",
-        &["--package", CUDA, "--features", "cuda"],
+        &["--workspace", "--features", gpu::programs::FEATURES],
     )?;
     let mut doc = cargo(["doc", "--workspace", "--no-deps", "--quiet"]);
     let doc = doc.args(features).env("RUSTDOCFLAGS", "-D warnings");

@@ -10,6 +10,9 @@ use phalanx_tensor::{Device, Tensor};
 
 use crate::counts::{Counts, launches};
 
+/// Makes a model.
+type Make = fn(&mut Factory) -> Result<Sequential>;
+
 const BATCH: usize = 6;
 const CLASSES: usize = 5;
 
@@ -17,7 +20,7 @@ fn mlp(f: &mut Factory) -> Result<Sequential> {
     Ok(Sequential::new()
         .with(Flatten)
         .with(Linear::new(64, 33, f)?)
-        .with(LayerNorm::new(&[33], f)?)
+        .with(LayerNorm::new([33], f)?)
         .with(Relu)
         .with(Dropout::new(0.2, f)?)
         .with(Linear::new(33, CLASSES, f)?))
@@ -109,7 +112,7 @@ fn waits_for_nothing(
 #[test]
 fn steps_wait_for_nothing() {
     let (device, _turn) = card!();
-    let models: [(&str, fn(&mut Factory) -> Result<Sequential>); 2] = [("mlp", mlp), ("cnn", cnn)];
+    let models: [(&str, Make); 2] = [("mlp", mlp), ("cnn", cnn)];
     for (name, make) in models {
         let model = make(&mut Factory::new(device, 5)).unwrap();
         let config = SgdConfig {
