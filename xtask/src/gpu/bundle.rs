@@ -4,7 +4,7 @@
 //! | in the folder | what it is |
 //! | --- | --- |
 //! | `run.sh` | runs all tests; it says at its start what else it can do |
-//! | `bin` | the programs, stripped |
+//! | `bin.tar.gz` | the programs, stripped |
 //! | `kernels.tar.gz` | all kernels, for the architectures of [`ahead::CAPABILITIES`](super::ahead::CAPABILITIES), and as PTX for all later ones |
 //! | `programs` | for each program its kind, its name, and the libraries that it needs beside the driver |
 //! | `about` | what it was made from |
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::{fs, path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::ahead::compile;
 use super::findings::judged;
@@ -62,10 +62,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     clear(&out)?;
     let mut list = String::new();
-    fs::create_dir_all(out.join("bin"))?;
+    let bin = out.join("bin");
+    fs::create_dir_all(&bin)?;
     let programs = tests(args.release)?.into_iter().chain(bins(args.release)?);
     for (program, path) in programs {
-        let to = out.join("bin").join(program.name());
+        let to = bin.join(program.name());
         fs::copy(path, &to)?;
         succeed("strip", Command::new("strip").arg(&to))?;
         writeln!(
@@ -81,7 +82,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         )?;
     }
     fs::write(out.join("programs"), list)?;
-    pack(&out, &nvrtc)?;
+    pack(&out, &bin)?;
+    fs::remove_dir_all(bin)?;
+    pack(&out, &compile(&nvrtc)?.folder)?;
     fs::write(out.join("about"), about(&nvrtc))?;
     let script = out.join("run.sh");
     fs::write(&script, RUN)?;
@@ -116,16 +119,15 @@ fn clear(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Compiles all kernels, and packs them: machine code with the lines of its source takes a fifth of its room.
-fn pack(out: &Path, nvrtc: &Nvrtc) -> Result<()> {
-    let folder = compile(nvrtc)?.folder;
-    let parent = folder.parent().context("the kernels lie in no folder")?;
+/// Packs a folder: programs take a third of their room, and kernels, which have the lines of their source, a fifth.
+fn pack(out: &Path, folder: &Path) -> Result<()> {
+    let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else {
+        anyhow::bail!("{} lies in no folder", folder.display());
+    };
+    let name = name.to_string_lossy();
     let mut pack = Command::new("tar");
-    pack.arg("-czf").arg(out.join("kernels.tar.gz"));
-    succeed(
-        "packing the kernels",
-        pack.arg("-C").arg(parent).arg("kernels"),
-    )
+    pack.arg("-czf").arg(out.join(format!("{name}.tar.gz")));
+    succeed("packing", pack.arg("-C").arg(parent).arg(&*name))
 }
 
 /// From what the bundle is made.

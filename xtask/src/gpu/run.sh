@@ -4,9 +4,9 @@
 set -u
 usage="usage: run.sh [--libraries DIR] [--results DIR] [--limit SECONDS] [PROGRAM [ARGUMENT...]]
   --libraries DIR   where cuBLASLt and NCCL are
-  --results DIR     where kernels are unpacked, and the output of each program goes (default: results)
+  --results DIR     where programs and kernels are unpacked, and the output of each program goes (default: results)
   --limit SECONDS   the longest time that a program may take (default: 1200)
-  PROGRAM           run this program of the folder bin and nothing else"
+  PROGRAM           run this program and nothing else"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 libraries='' results=$PWD/results limit=1200
 
@@ -58,14 +58,16 @@ look_for() {
   done
 }
 
-# Starts a program of the folder bin, which finds the kernels.
+# Starts a program, which finds the kernels.
 start() {
   LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH-} PHALANX_KERNEL_CACHE=$results/kernels PHALANX_REQUIRE_CARD=1 \
-    "${within[@]}" "${table[@]}" "$here/bin/$1" "${@:2}" </dev/null
+    "${within[@]}" "${table[@]}" "$results/bin/$1" "${@:2}" </dev/null
 }
 
-mkdir -p "$results" && tar -xzf "$here/kernels.tar.gz" -C "$results" || exit 1
-results=$(cd "$results" && pwd)
+mkdir -p "$results" && results=$(cd "$results" && pwd) || exit 1
+for packed in bin kernels; do
+  tar -xzf "$here/$packed.tar.gz" -C "$results" || exit 1
+done
 
 within=() table=()
 if [ $# -gt 0 ]; then
