@@ -96,7 +96,8 @@ impl FromStr for ReduceOp {
 /// first axis counts the ranks.
 ///
 /// Results live on the device of the tensor that went in, or on [`device`](ProcessGroup::device)
-/// where none did. A tensor that nobody else shares is changed in place.
+/// where none did. A tensor that nobody else shares is changed in place. In a group of one rank, every
+/// collective gives the rank's own tensor back and waits for nothing: there, tensors may live on a card.
 ///
 /// # Errors
 /// Every method returns [`Error`](crate::Error): for an argument that makes no sense, which the
