@@ -34,7 +34,8 @@ use step::Joint;
 /// bucket of gradients is on its way while the sweep still runs, from the first step on: the tape
 /// knows before the sweep which parameters the loss reaches and in which order their gradients
 /// become final. Where ranks are threads, which move data themselves, each does a small share of
-/// it whenever a gradient has become final.
+/// it whenever a gradient has become final. A replica that is alone in its group sends nothing, and
+/// may live on a card, for which no step waits.
 ///
 /// ```
 /// use phalanx_autograd::nn::{Factory, Linear, Module};
