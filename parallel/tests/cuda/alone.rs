@@ -79,20 +79,24 @@ fn a_step_alone_waits_for_nothing() {
             let ddp = Ddp::new(model(device)?, group, config.clone())?;
             let mut sgd = sgd(ddp.parameters())?;
             steps(&ddp, &mut sgd, device, 3)?;
-            device.synchronize()?; // so that pinned buffers are free
             let memory = || {
                 let memory = device.memory().unwrap();
                 (memory.reserved, memory.system_allocations)
             };
-            let (before, reserved) = (Counts::now(), memory());
-            steps(&ddp, &mut sgd, device, 4)?;
-            assert_eq!(memory(), reserved, "{name}: the system is asked for memory");
-            let Some(before) = before else {
-                eprintln!("SKIPPED: {}: a real card does not count", module_path!());
-                return Ok(());
-            };
-            let made = Counts::now().unwrap().since(before);
-            assert_eq!((made.waits, made.pageable), (0, 0), "{name}: {made:?}");
+            let reserved = memory();
+            for _ in 0..4 {
+                // The card catches up: a host that is batches ahead of it waits for a free pinned buffer.
+                device.synchronize()?;
+                let before = Counts::now();
+                steps(&ddp, &mut sgd, device, 1)?;
+                assert_eq!(memory(), reserved, "{name}: the system is asked for memory");
+                let Some(before) = before else {
+                    eprintln!("SKIPPED: {}: a real card does not count", module_path!());
+                    continue;
+                };
+                let made = Counts::now().unwrap().since(before);
+                assert_eq!((made.waits, made.pageable), (0, 0), "{name}: {made:?}");
+            }
             ddp.check_replicas()
         });
         end.unwrap();
