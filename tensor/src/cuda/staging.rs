@@ -15,8 +15,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(super) const PIECE: usize = 4 << 20;
 /// The smallest buffer, in bytes.
 const LEAST: usize = 4 << 10;
-/// Buffers that are in flight, at most, before a transfer waits for an earlier one.
-const IN_FLIGHT: usize = 4;
+/// Buffers of `size` bytes that are in flight, at most, before a transfer waits for an earlier one: 16 MiB
+/// of them, and 32 of the small ones, so that a host runs several batches ahead of the card.
+fn in_flight(size: usize) -> usize {
+    (4 * PIECE / size).clamp(4, 32)
+}
 
 /// A pinned buffer.
 #[derive(Debug)]
@@ -51,7 +54,7 @@ impl Staging {
             let done = |stamp| gpu.lock().lanes().done(stamp).unwrap_or(false);
             match self.look(size, done) {
                 Found::Free(free) => return Ok(free),
-                Found::Busy(n, oldest) if n >= IN_FLIGHT => gpu.wait(op, oldest)?,
+                Found::Busy(n, oldest) if n >= in_flight(size) => gpu.wait(op, oldest)?,
                 Found::Busy(..) | Found::None => return make(op, gpu, size),
             }
         }
@@ -70,7 +73,7 @@ impl Staging {
             let done = |stamp| issuing.lanes().done(stamp).unwrap_or(false);
             match self.look(size, done) {
                 Found::Free(free) => return Ok(free),
-                Found::Busy(n, oldest) if n >= 8 * IN_FLIGHT => {
+                Found::Busy(n, oldest) if n >= in_flight(size) => {
                     let failed = |e| gpu.failed(op, "waiting for the card", e);
                     let event = issuing.lanes().passed(oldest).map_err(failed)?;
                     // SAFETY: the event belongs to the card, whose context is current.
