@@ -3,7 +3,6 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char};
-use std::sync::OnceLock;
 
 /// How often the host has asked for something, in the whole process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,45 +19,69 @@ pub struct Counts {
     pub allocations: u64,
 }
 
-type Count = unsafe extern "C" fn(u32) -> u64;
-type Launches = unsafe extern "C" fn(*const c_char) -> u64;
+/// What the simulated device counts, by its numbers.
+#[derive(Debug, Clone, Copy)]
+pub enum Count {
+    Waits = 0,
+    Queries = 1,
+    PageableCopies = 2,
+    Launches = 3,
+    Copies = 4,
+    Allocations = 6,
+    Pinned = 7,
+    Modules = 8,
+    LazyLoads = 9,
+    StreamWaits = 10,
+    Loads = 11,
+}
 
-/// The simulated driver's functions that count.
-fn functions() -> Option<(Count, Launches)> {
-    static FOUND: OnceLock<Option<(Count, Launches)>> = OnceLock::new();
-    *FOUND.get_or_init(|| {
-        // SAFETY: the driver is loaded already, so this runs no code; the functions of these names have these types.
-        unsafe {
-            let driver = libc::dlopen(c"libcuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD);
-            if driver.is_null() {
-                return None;
-            }
-            let find = |name: &CStr| {
-                let found = libc::dlsym(driver, name.as_ptr());
-                (!found.is_null()).then_some(found)
-            };
-            Some((
-                std::mem::transmute::<*mut libc::c_void, Count>(find(c"phalanx_simulator_count")?),
-                std::mem::transmute::<*mut libc::c_void, Launches>(find(
-                    c"phalanx_simulator_launches",
-                )?),
-            ))
-        }
-    })
+/// How often the program has done this on the simulated device; `None` on a real one.
+pub fn counted(what: Count) -> Option<u64> {
+    type Counter = extern "C" fn(u32) -> u64;
+    let found = of_driver(c"phalanx_simulator_count")?;
+    // SAFETY: the simulator's function has this type.
+    let counter = unsafe { std::mem::transmute::<*mut libc::c_void, Counter>(found) };
+    Some(counter(what as u32))
+}
+
+/// How often a kernel was launched in this process, by its name in the source; `None` on a real card.
+pub fn launches(kernel: &str) -> Option<u64> {
+    type Launches = unsafe extern "C" fn(*const c_char) -> u64;
+    let found = of_driver(c"phalanx_simulator_launches")?;
+    let name = CString::new(kernel).expect("no kernel has a zero in its name");
+    // SAFETY: the simulator's function has this type, and the text ends with a zero.
+    unsafe {
+        Some(std::mem::transmute::<*mut libc::c_void, Launches>(found)(
+            name.as_ptr(),
+        ))
+    }
+}
+
+/// A function of the driver, if it has one of this name.
+pub fn of_driver(name: &CStr) -> Option<*mut libc::c_void> {
+    let names = [c"libcuda.so", c"libcuda.so.1"];
+    let load = |name: &CStr| {
+        // SAFETY: the driver is loaded already, or this finds nothing; it is never unloaded.
+        unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) }
+    };
+    let driver = names
+        .into_iter()
+        .map(load)
+        .find(|driver| !driver.is_null())?;
+    // SAFETY: the driver is loaded, and the name is a C string.
+    let found = unsafe { libc::dlsym(driver, name.as_ptr()) };
+    (!found.is_null()).then_some(found)
 }
 
 impl Counts {
     /// What was counted so far; `None` on a real card.
     pub fn now() -> Option<Counts> {
-        let (count, _) = functions()?;
-        // SAFETY: the function takes any number.
-        let count = |kind| unsafe { count(kind) };
         Some(Counts {
-            waits: count(0),
-            queries: count(1),
-            pageable: count(2),
-            launches: count(3),
-            allocations: count(6),
+            waits: counted(Count::Waits)?,
+            queries: counted(Count::Queries)?,
+            pageable: counted(Count::PageableCopies)?,
+            launches: counted(Count::Launches)?,
+            allocations: counted(Count::Allocations)?,
         })
     }
 
@@ -72,12 +95,4 @@ impl Counts {
             allocations: self.allocations - earlier.allocations,
         }
     }
-}
-
-/// How often a kernel was launched in this process, by its name in the source; `None` on a real card.
-pub fn launches(kernel: &str) -> Option<u64> {
-    let (_, launches) = functions()?;
-    let name = CString::new(kernel).expect("no kernel has a zero in its name");
-    // SAFETY: the text ends with a zero.
-    Some(unsafe { launches(name.as_ptr()) })
 }

@@ -2,6 +2,7 @@
 //! checks say whether a wait is missing.
 #![allow(unsafe_code)] // functions of the driver are looked up by name
 
+use crate::counts::{Count, counted, of_driver};
 use crate::support::*;
 use phalanx_tensor::{DType, Device, Tensor};
 

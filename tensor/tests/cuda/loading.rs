@@ -1,6 +1,7 @@
 //! When kernels are loaded: a launch that loads one may wait for the card, and so for a collective that
 //! waits for this program.
 
+use crate::counts::{Count, counted};
 use crate::support::*;
 use phalanx_tensor::{DType, Device, Tensor};
 

@@ -1,5 +1,6 @@
 //! Optimizer steps against the CPU's.
 
+use crate::counts::{Count, counted};
 use crate::support::*;
 use phalanx_tensor::ops::optim::{
     AdamConfig, AdamState, Part, SgdConfig, adam_step, adam_steps, clip_by_norm, global_norm,

@@ -2,6 +2,7 @@
 //! what goes along with the elements.
 #![allow(unsafe_code)] // functions of the driver are looked up by name
 
+use crate::counts::{Count, counted, of_driver};
 use crate::support::*;
 use phalanx_tensor::{DType, Device, Error, Tensor, WriteFault};
 use std::process::Command;

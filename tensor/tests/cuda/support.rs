@@ -1,9 +1,6 @@
 //! What the tests on cards share: whether there is one, and tensors of known values.
 
-#![allow(unsafe_code)] // the simulator's counters are looked up by name
-
 use phalanx_tensor::{DType, Device, Error, Tensor};
-use std::ffi::CStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The card of the tests, which take turns so that its figures are one test's; or `None`, with a
@@ -128,42 +125,4 @@ pub fn assert_near(name: &str, got: &Tensor, expected: &Tensor, slack: f64) {
     }
     let apart = distance(&finite, &wanted);
     assert!(apart <= tolerance(dtype), "{name}: {apart}");
-}
-
-/// What the simulated device counts.
-#[derive(Debug, Clone, Copy)]
-pub enum Count {
-    Waits = 0,
-    Launches = 3,
-    Copies = 4,
-    Pinned = 7,
-    Modules = 8,
-    LazyLoads = 9,
-    StreamWaits = 10,
-    Loads = 11,
-}
-
-/// How often the program has done this on the simulated device; `None` on a real one.
-pub fn counted(what: Count) -> Option<u64> {
-    type Counter = extern "C" fn(u32) -> u64;
-    let found = of_driver(c"phalanx_simulator_count")?;
-    // SAFETY: the simulator's function has this type.
-    let counter = unsafe { std::mem::transmute::<*mut libc::c_void, Counter>(found) };
-    Some(counter(what as u32))
-}
-
-/// A function of the driver, if it has one of this name.
-pub fn of_driver(name: &CStr) -> Option<*mut libc::c_void> {
-    let names = [c"libcuda.so", c"libcuda.so.1"];
-    let load = |name: &CStr| {
-        // SAFETY: the driver is loaded already, or this finds nothing; it is never unloaded.
-        unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_LAZY | libc::RTLD_NOLOAD) }
-    };
-    let driver = names
-        .into_iter()
-        .map(load)
-        .find(|driver| !driver.is_null())?;
-    // SAFETY: the driver is loaded, and the name is a C string.
-    let found = unsafe { libc::dlsym(driver, name.as_ptr()) };
-    (!found.is_null()).then_some(found)
 }
