@@ -95,6 +95,26 @@ fn views_multiply_as_copies_do() {
     );
 }
 
+/// cuBLASLt adds a bias that lies at a multiple of 16 bytes, and a kernel adds any other.
+#[test]
+fn a_bias_may_begin_anywhere() {
+    let (device, _turn) = card!();
+    for dtype in FLOATS {
+        let (x, w) = (values(&[5, 7], dtype, 1), values(&[9, 7], dtype, 2));
+        let all = values(&[20], dtype, 3);
+        let there = |t: &Tensor| t.to_device(device).unwrap();
+        let (far_x, far_w, far) = (there(&x), there(&w), there(&all));
+        for start in [0, 1, 2, 3, 4, 8] {
+            let bias = |all: &Tensor| all.narrow(0, start, 9).unwrap();
+            for activation in [Activation::None, Activation::Relu] {
+                let y = x.linear(&w, Some(&bias(&all)), activation).unwrap();
+                let got = far_x.linear(&far_w, Some(&bias(&far)), activation);
+                close(&format!("{start} {activation:?}"), &got.unwrap(), &y);
+            }
+        }
+    }
+}
+
 #[test]
 fn operands_of_two_devices_are_refused() {
     let (device, _turn) = card!();

@@ -49,6 +49,10 @@ pub(crate) static KERNELS: Source = Source {
     types: FLOATS,
 };
 
+/// Bytes at a multiple of which a bias lies that cuBLASLt adds: its algorithms read several elements at
+/// once, and no preference tells them where a bias lies.
+const BIAS_ALIGNMENT: u64 = 16;
+
 /// `y = act(x weightᵀ + bias)` for matrices; `y` may have more axes.
 pub(super) fn forward(
     lane: &mut Issue,
@@ -73,7 +77,10 @@ pub(super) fn forward(
     let grid = Grid::over(m * n);
     // Rounding first changes nothing here.
     let last = matches!(activation, Activation::None | Activation::Relu);
-    if k > 0 && last && bias.is_none_or(|bias| bias.is_contiguous()) {
+    let fits = |bias: &Tensor| {
+        bias.is_contiguous() && lane.address(bias).bits().is_multiple_of(BIAS_ALIGNMENT)
+    };
+    if k > 0 && last && bias.is_none_or(fits) {
         let bias = bias.map(|bias| lane.address(bias).bits());
         let product = Gemm {
             bias,

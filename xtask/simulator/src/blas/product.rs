@@ -228,6 +228,11 @@ impl Product {
                 Status::INVALID_VALUE,
             );
         }
+        // No preference says how a bias is aligned, and algorithms read 16 bytes of it at once.
+        if problem.operation.epilogue == BIAS && !bias.is_multiple_of(16) {
+            let what = format!("the bias lies at {bias:#x}, which is no multiple of 16 bytes.");
+            return refuse(what, Status::INVALID_VALUE);
+        }
         Ok(Product {
             problem,
             factors,
