@@ -143,8 +143,8 @@ impl<S: Kept> Groups<S> {
     }
 
     /// Calls `step` with a part for each group: the parameters that have a gradient, these, their
-    /// states, what `config` makes of the group, and `lr_scale`, a factor of its rate. One call for all, so that a step takes place
-    /// whole or not at all.
+    /// states, what `config` makes of the group, and `lr_scale`, a factor of its rate. One call for
+    /// all, so that a step takes place whole or not at all.
     pub(super) fn step<C>(
         &mut self,
         gradients: &Gradients,
