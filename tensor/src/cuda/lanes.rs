@@ -105,6 +105,11 @@ impl Lanes {
         }
     }
 
+    /// Whether the operation `stamp` is on its stream as a whole. Nobody waits for one that is not.
+    pub(super) fn is_issued(&self, stamp: Stamp) -> bool {
+        stamp.number <= self.streams[stamp.lane as usize].issued
+    }
+
     /// What is issued next on `lane` runs after the operation `stamp` anyway.
     pub(super) fn has_seen(&self, lane: Lane, stamp: Stamp) -> bool {
         lane == stamp.lane || self.seen[lane as usize][stamp.lane as usize] >= stamp.number
@@ -138,11 +143,11 @@ impl Lanes {
 
     /// The first kept event that follows `stamp`, or a new one.
     fn event(&mut self, stamp: Stamp) -> Result<(u64, sys::CUevent), DriverError> {
-        let Stream { issued, events, .. } = &self.streams[stamp.lane as usize];
         debug_assert!(
-            stamp.number <= *issued,
+            self.is_issued(stamp),
             "a wait for an operation in the making"
         );
+        let events = &self.streams[stamp.lane as usize].events;
         let at = events.partition_point(|(number, _)| *number < stamp.number);
         match events.get(at) {
             Some((number, event)) => Ok((*number, event.0)),
@@ -172,7 +177,7 @@ impl Lanes {
 
     /// Whether the operation `stamp` is done, without waiting.
     pub(super) fn done(&mut self, stamp: Stamp) -> Result<bool, DriverError> {
-        if stamp.number > self.streams[stamp.lane as usize].issued {
+        if !self.is_issued(stamp) {
             return Ok(false);
         }
         let (_, event) = self.event(stamp)?;

@@ -73,7 +73,10 @@ impl Staging {
             let done = |stamp| issuing.lanes().done(stamp).unwrap_or(false);
             match self.look(size, done) {
                 Found::Free(free) => return Ok(free),
-                Found::Busy(n, oldest) if n >= in_flight(size) => {
+                // Of the buffers of the caller's own operation none is free before that is issued.
+                Found::Busy(n, oldest)
+                    if n >= in_flight(size) && issuing.lanes().is_issued(oldest) =>
+                {
                     let failed = |e| gpu.failed(op, "waiting for the card", e);
                     let event = issuing.lanes().passed(oldest).map_err(failed)?;
                     // SAFETY: the event belongs to the card, whose context is current.

@@ -309,8 +309,8 @@ fn a_step_is_one_launch() {
     device.synchronize().unwrap();
 }
 
-/// More different numbers than a launch has room for, more tensors than a kept table has, and more
-/// tables than are kept.
+/// More different numbers than a launch has room for, more tensors than a kept table has, more tables
+/// than are kept, and more uploads in one step than buffers are in flight.
 #[test]
 fn long_lists_step_as_short_ones() {
     let (device, _turn) = card!();
@@ -343,7 +343,7 @@ fn long_lists_step_as_short_ones() {
         }
         params.iter().flat_map(read).collect::<Vec<f64>>()
     };
-    for (n, parts) in [(1500, 1), (200, 200)] {
+    for (n, parts) in [(1500, 1), (200, 200), (600, 600)] {
         let apart = distance(&run(device, n, parts), &run(Device::cpu(0), n, parts));
         assert!(apart <= tolerance(DType::F32), "{n} {parts}: {apart}");
     }
