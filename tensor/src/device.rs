@@ -168,6 +168,8 @@ impl Device {
     /// which is its default, still does so when a function is first used: there, start the program
     /// with `CUDA_MODULE_LOADING=EAGER`.
     ///
+    /// The kernels of cuBLASLt are not among them: that library loads one when a product first needs it.
+    ///
     /// # Errors
     /// [`Error::DeviceUnavailable`] where a kernel cannot be compiled or loaded.
     pub fn load_kernels(self) -> Result<()> {
