@@ -8,6 +8,7 @@ use crate::Result;
 use crate::cpu::scratch::NoMemory;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::CUresult;
+use smallvec::SmallVec;
 use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -89,23 +90,31 @@ impl Staging {
 
     /// A buffer of `size` bytes whose transfer is `done`, if there is one.
     fn look(&self, size: usize, mut done: impl FnMut(Stamp) -> bool) -> Found {
-        // The lock of this list is never held while the issue lock is waited for.
-        let (mut fitting, others): (Vec<_>, Vec<_>) = self
-            .drain()
-            .into_iter()
-            .partition(|slot| slot.0.bytes == size);
-        self.slots().extend(others);
-        let busy = fitting.len();
-        let free = fitting
-            .iter()
-            .position(|(_, stamp)| stamp.is_none_or(&mut done));
-        let found = match (free, fitting.first()) {
-            (Some(free), _) => Found::Free(fitting.swap_remove(free).0),
-            (None, Some((_, Some(oldest)))) => Found::Busy(busy, *oldest),
-            (None, _) => Found::None,
-        };
-        self.slots().extend(fitting);
-        found
+        // The lock of this list is never held while the issue lock is waited for. The buffers stay in
+        // the list meanwhile: without them, another thread would make new ones each time.
+        let fitting = |slot: &&(Pinned, _)| slot.0.bytes == size;
+        let stamps: SmallVec<[Option<Stamp>; 32]> =
+            (self.slots().iter().filter(fitting).map(|slot| slot.1)).collect();
+        let mut busy: SmallVec<[Stamp; 32]> = SmallVec::new();
+        for stamp in stamps {
+            if let Some(stamp) = stamp.filter(|stamp| !done(*stamp)) {
+                busy.push(stamp);
+            } else if let Some(free) = self.pick(size, stamp) {
+                return Found::Free(free); // else another thread was faster
+            }
+        }
+        match busy.first() {
+            Some(oldest) => Found::Busy(busy.len(), *oldest),
+            None => Found::None,
+        }
+    }
+
+    /// Takes out a buffer of `size` bytes that the transfer `stamp` used last.
+    fn pick(&self, size: usize, stamp: Option<Stamp>) -> Option<Pinned> {
+        let mut slots = self.slots();
+        let mut all = slots.iter();
+        let at = all.position(|(pinned, last)| pinned.bytes == size && *last == stamp)?;
+        Some(slots.remove(at).0)
     }
 
     fn slots(&self) -> MutexGuard<'_, Vec<(Pinned, Option<Stamp>)>> {
@@ -135,7 +144,7 @@ impl Staging {
 enum Found {
     /// A buffer that no transfer uses.
     Free(Pinned),
-    /// So many buffers that transfers use, and the transfer of one of them.
+    /// So many buffers that transfers use, and the transfer of the one that was given back first.
     Busy(usize, Stamp),
     /// No buffer.
     None,
@@ -158,4 +167,46 @@ fn make(op: &'static str, gpu: &'static Gpu, size: usize) -> Result<Pinned> {
         address,
         bytes: size,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::lanes::Lane;
+
+    fn stamp(number: u64) -> Stamp {
+        let lane = Lane::Copy;
+        Stamp { lane, number }
+    }
+
+    /// Who asks whether a transfer is done may have to wait for the issue lock, and others look meanwhile.
+    #[test]
+    fn buffers_stay_where_they_are_while_somebody_looks() {
+        let staging = Staging::default();
+        for number in [1, 2, 3] {
+            let pinned = Pinned {
+                address: std::ptr::null_mut(),
+                bytes: LEAST,
+            };
+            staging.put(pinned, Some(stamp(number)));
+        }
+        let mut there = Vec::new();
+        let found = staging.look(LEAST, |transfer| {
+            there.push(staging.slots().len());
+            transfer == stamp(2)
+        });
+        assert!(matches!(found, Found::Free(_)));
+        assert_eq!(there, [3, 3]);
+        let found = staging.look(LEAST, |_| false);
+        assert!(matches!(found, Found::Busy(2, oldest) if oldest == stamp(1)));
+        assert!(matches!(staging.look(2 * LEAST, |_| true), Found::None));
+        // Both are taken by somebody else while this looks.
+        let mut taken = 0;
+        let found = staging.look(LEAST, |transfer| {
+            taken += usize::from(staging.pick(LEAST, Some(transfer)).is_some());
+            true
+        });
+        assert!(matches!(found, Found::None));
+        assert_eq!(taken, 2);
+    }
 }
