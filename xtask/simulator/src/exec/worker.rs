@@ -34,7 +34,8 @@ pub struct Worker {
     pub births: Vec<u64>,
 }
 
-// SAFETY: the pointers in `threads` and `sites` are set anew by each launch, which a worker serves in one thread.
+// SAFETY: the pointers in `threads` and `sites` are set anew by each launch, which a worker serves in one thread; all
+// owners of what is counted in `fences` are in there, and move with it.
 unsafe impl Send for Worker {}
 
 /// Workers that no launch uses.
