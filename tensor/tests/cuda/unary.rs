@@ -37,8 +37,7 @@ macro_rules! functions {
                             let y = x.$name($($arg)?).unwrap();
                             let got = there.$name($($arg)?).unwrap();
                             assert_eq!(got.device(), device);
-                            let apart = distance(&read(&got), &read(&y));
-                            assert!(apart <= tolerance(dtype), "{name}: {apart}");
+                            assert_near(&name, &got, &y, 1e-6);
                             functions!(@backward $backward, x, there, y, dtype, name, seed, [$($arg)?]);
                         }
                     })*
@@ -70,8 +69,7 @@ macro_rules! functions {
         let dx = g.$back(&saved $(, $arg)?).unwrap();
         let saved = if stringify!($saved) == "x" { $there.clone() } else { $y.to_device($there.device()).unwrap() };
         let got = g.to_device($there.device()).unwrap().$back(&saved $(, $arg)?).unwrap();
-        let apart = distance(&read(&got), &read(&dx));
-        assert!(apart <= tolerance($dtype), "{} of {}: {apart}", stringify!($back), $name);
+        assert_near(&format!("{} of {}", stringify!($back), $name), &got, &dx, 1e-6);
     };
 }
 

@@ -114,6 +114,8 @@ impl Blas {
         let plan = match Plan::new(library, key) {
             Ok(plan) => Some(Arc::new(plan)),
             Err(NOT_SUPPORTED) => None,
+            // Epilogues that a library does not have, it may also call invalid.
+            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE)) if key.bias => None,
             Err(e) => return Err(failed(op, gpu, "choosing how to multiply matrices", e)),
         };
         if plans.len() >= KEPT {
