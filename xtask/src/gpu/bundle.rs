@@ -4,8 +4,8 @@
 //! | in the folder | what it is |
 //! | --- | --- |
 //! | `run.sh` | runs all tests; it says at its start what else it can do |
-//! | `bin.tar.gz` | the programs, stripped |
-//! | `kernels.tar.gz` | all kernels, for the architectures of [`ahead::CAPABILITIES`](super::ahead::CAPABILITIES), and as PTX for all later ones |
+//! | `bin.tar.xz` | the programs, stripped |
+//! | `kernels.tar.xz` | all kernels, for the architectures of [`ahead::CAPABILITIES`](super::ahead::CAPABILITIES), and as PTX for all later ones |
 //! | `programs` | for each program its kind, its name, and the libraries that it needs beside the driver |
 //! | `about` | what it was made from |
 
@@ -45,13 +45,12 @@ pub struct Args {
 
 /// Why there can be no bundle here that runs on simulated cards, if there can be none.
 pub fn obstacle() -> Option<String> {
-    let there_is_no_strip = || {
-        let strip = Command::new("strip").arg("--version").output();
-        strip
-            .is_err()
-            .then(|| "there is no strip (Debian: binutils)".to_owned())
-    };
-    super::obstacle().or_else(there_is_no_strip)
+    let missing = |program: &str| Command::new(program).arg("--version").output().is_err();
+    super::obstacle().or_else(|| {
+        let tools = [("strip", "binutils"), ("xz", "xz-utils")];
+        let (tool, package) = tools.into_iter().find(|(tool, _)| missing(tool))?;
+        Some(format!("there is no {tool} (Debian: {package})"))
+    })
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -119,14 +118,16 @@ fn clear(out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Packs a folder: programs take a third of their room, and kernels, which have the lines of their source, a fifth.
+/// Packs a folder: programs take a third of their room, and kernels, which have the lines of their source, a tenth (with
+/// gzip a fifth, which is too much).
 fn pack(out: &Path, folder: &Path) -> Result<()> {
     let (Some(parent), Some(name)) = (folder.parent(), folder.file_name()) else {
         anyhow::bail!("{} lies in no folder", folder.display());
     };
     let name = name.to_string_lossy();
     let mut pack = Command::new("tar");
-    pack.arg("-czf").arg(out.join(format!("{name}.tar.gz")));
+    pack.arg("-cJf").arg(out.join(format!("{name}.tar.xz")));
+    pack.env("XZ_OPT", "-2 -T0");
     succeed("packing", pack.arg("-C").arg(parent).arg(&*name))
 }
 

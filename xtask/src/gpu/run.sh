@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests of CUDA devices that are in this folder. The machine needs a CUDA device, its driver, bash and tar.
+# Runs the tests of CUDA devices that are in this folder. The machine needs a CUDA device, its driver, bash, and tar with xz or Python.
 # The exit code is 0 if every test passed.
 set -u
 usage="usage: run.sh [--libraries DIR] [--results DIR] [--limit SECONDS] [PROGRAM [ARGUMENT...]]
@@ -66,7 +66,11 @@ start() {
 
 mkdir -p "$results" && results=$(cd "$results" && pwd) || exit 1
 for packed in bin kernels; do
-  tar -xzf "$here/$packed.tar.gz" -C "$results" || exit 1
+  if command -v xz >/dev/null; then
+    tar -xJf "$here/$packed.tar.xz" -C "$results" || exit 1
+  else
+    python3 -m tarfile -e "$here/$packed.tar.xz" "$results" || exit 1
+  fi
 done
 
 within=() table=()

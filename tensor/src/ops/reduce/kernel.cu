@@ -145,12 +145,12 @@ template <class F> __device__ inline void join(const R *folds, U *y, i64 n, i64 
 }
 
 #define KERNELS(name, F)                                                                           \
-    extern "C" __global__ void __launch_bounds__(256)                                              \
+    extern "C" __global__ void __launch_bounds__(256, 1)                                           \
     name##_by_block(const T *x, View kept, View reduced, R *folds, U *y, i64 n, i64 count,         \
                     i64 parts) {                                                                   \
         by_block<F>(x, kept, reduced, folds, y, n, count, parts);                                  \
     }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(256)                                              \
+    extern "C" __global__ void __launch_bounds__(256, 1)                                           \
     name##_by_columns(const T *x, View kept, View reduced, R *folds, U *y, i64 n, i64 count,       \
                       i64 parts) {                                                                 \
         by_columns<F>(x, kept, reduced, folds, y, n, count, parts);                                \
