@@ -386,7 +386,7 @@ fn a_card_has_every_operation_and_element_type_that_the_cpu_has() {
                     ran += 1;
                     assert_eq!(got.len(), expected.len(), "{what}");
                     for (i, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                        assert_near(&format!("{what}, result {i}"), got, expected, 1e-3);
+                        assert_near(&format!("{what}, result {i}"), got, expected, 1e-4);
                     }
                 }
                 (Err(expected), Err(got)) => {

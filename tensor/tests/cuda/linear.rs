@@ -16,7 +16,12 @@ const ACTIVATIONS: [Activation; 7] = [
 
 /// Products of at most 33 factors up to 2 each, and what an activation makes of their sums.
 fn close(name: &str, got: &Tensor, expected: &Tensor) {
-    assert_near(name, got, expected, 1e-3);
+    assert_near(
+        name,
+        got,
+        expected,
+        33.0 * 2f64.powi(-24) * 4.0 * 33.0 * 1.2,
+    );
 }
 
 #[test]
