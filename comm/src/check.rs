@@ -1,10 +1,9 @@
 //! All validation of arguments, above every backend: a method of
 //! [`ProcessGroup`](crate::ProcessGroup) becomes a [`Call`] here, or a typed error.
 
-use crate::backends::Membership;
 use crate::error::{Error, Result};
-use crate::group::ReduceOp;
-use crate::op::{Op, Signature, Splits};
+use crate::membership::Membership;
+use crate::op::{Op, ReduceOp, Signature, Splits};
 use phalanx_tensor::{DType, Shape, Tensor};
 use std::sync::Arc;
 

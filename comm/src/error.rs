@@ -3,8 +3,7 @@
 //! Where a group of ranks fails, every live rank gets the same value. Ranks are named by their
 //! number in the world, also in errors of a group that was split off.
 
-use crate::group::ReduceOp;
-use crate::op::Difference;
+use crate::op::{Difference, ReduceOp};
 use phalanx_tensor::{DType, Shape};
 use std::fmt;
 use std::sync::Arc;

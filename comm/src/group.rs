@@ -3,91 +3,11 @@
 use crate::backends::Backend;
 use crate::check::{self, Call};
 use crate::error::Result;
-use crate::op::Label;
+use crate::op::{Label, ReduceOp};
 use crate::work::{Outcome, Work};
 use phalanx_tensor::{DType, Device, Shape, Tensor};
-use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// How the tensors of all ranks become one. Applied in rank order, so that a run repeats bit for
-/// bit; half types accumulate in `f32` and are rounded once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ReduceOp {
-    /// The sum; integers wrap around. Not of `bool`.
-    Sum,
-    /// The sum divided by the number of ranks; float types only.
-    Avg,
-    /// The product; integers wrap around. Not of `bool`.
-    Product,
-    /// The smallest value; NaN where any rank has NaN.
-    Min,
-    /// The largest value; NaN where any rank has NaN.
-    Max,
-    /// Bitwise and; integer types and `bool` only.
-    BitAnd,
-    /// Bitwise or; integer types and `bool` only.
-    BitOr,
-    /// Bitwise exclusive or; integer types and `bool` only.
-    BitXor,
-}
-
-impl ReduceOp {
-    /// Every reduction, in the order of declaration.
-    pub const ALL: [ReduceOp; 8] = [
-        ReduceOp::Sum,
-        ReduceOp::Avg,
-        ReduceOp::Product,
-        ReduceOp::Min,
-        ReduceOp::Max,
-        ReduceOp::BitAnd,
-        ReduceOp::BitOr,
-        ReduceOp::BitXor,
-    ];
-
-    /// The printed name, as in `"sum"`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            ReduceOp::Sum => "sum",
-            ReduceOp::Avg => "avg",
-            ReduceOp::Product => "product",
-            ReduceOp::Min => "min",
-            ReduceOp::Max => "max",
-            ReduceOp::BitAnd => "bitand",
-            ReduceOp::BitOr => "bitor",
-            ReduceOp::BitXor => "bitxor",
-        }
-    }
-
-    /// Whether the reduction is defined for elements of this type.
-    pub const fn supports(self, dtype: DType) -> bool {
-        match self {
-            ReduceOp::Avg => dtype.is_float(),
-            ReduceOp::BitAnd | ReduceOp::BitOr | ReduceOp::BitXor => !dtype.is_float(),
-            ReduceOp::Sum | ReduceOp::Product => !matches!(dtype, DType::Bool),
-            ReduceOp::Min | ReduceOp::Max => true,
-        }
-    }
-}
-
-impl fmt::Display for ReduceOp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for ReduceOp {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<ReduceOp, String> {
-        let found = ReduceOp::ALL.into_iter().find(|op| op.name() == s);
-        found.ok_or_else(|| {
-            let names = ReduceOp::ALL.map(ReduceOp::name).join(", ");
-            format!("`{s}` is none of {names}")
-        })
-    }
-}
 
 /// One rank's handle on a group of ranks that call the same collectives in the same order.
 ///

@@ -1,10 +1,88 @@
-//! What is called: [`Op`] with its parameters, and the [`Signature`] that the ranks of a group must agree
-//! on, with the one place that says where two of them differ.
+//! What is called: [`Op`] with its parameters, [`ReduceOp`] among them, and the [`Signature`] that the ranks of a
+//! group must agree on, with the one place that says where two of them differ. Ground: it knows nothing of groups.
 
-use crate::group::ReduceOp;
 use phalanx_tensor::{DType, Shape};
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
+
+/// How the tensors of all ranks become one. Applied in rank order, so that a run repeats bit for
+/// bit; half types accumulate in `f32` and are rounded once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ReduceOp {
+    /// The sum; integers wrap around. Not of `bool`.
+    Sum,
+    /// The sum divided by the number of ranks; float types only.
+    Avg,
+    /// The product; integers wrap around. Not of `bool`.
+    Product,
+    /// The smallest value; NaN where any rank has NaN.
+    Min,
+    /// The largest value; NaN where any rank has NaN.
+    Max,
+    /// Bitwise and; integer types and `bool` only.
+    BitAnd,
+    /// Bitwise or; integer types and `bool` only.
+    BitOr,
+    /// Bitwise exclusive or; integer types and `bool` only.
+    BitXor,
+}
+
+impl ReduceOp {
+    /// Every reduction, in the order of declaration.
+    pub const ALL: [ReduceOp; 8] = [
+        ReduceOp::Sum,
+        ReduceOp::Avg,
+        ReduceOp::Product,
+        ReduceOp::Min,
+        ReduceOp::Max,
+        ReduceOp::BitAnd,
+        ReduceOp::BitOr,
+        ReduceOp::BitXor,
+    ];
+
+    /// The printed name, as in `"sum"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ReduceOp::Sum => "sum",
+            ReduceOp::Avg => "avg",
+            ReduceOp::Product => "product",
+            ReduceOp::Min => "min",
+            ReduceOp::Max => "max",
+            ReduceOp::BitAnd => "bitand",
+            ReduceOp::BitOr => "bitor",
+            ReduceOp::BitXor => "bitxor",
+        }
+    }
+
+    /// Whether the reduction is defined for elements of this type.
+    pub const fn supports(self, dtype: DType) -> bool {
+        match self {
+            ReduceOp::Avg => dtype.is_float(),
+            ReduceOp::BitAnd | ReduceOp::BitOr | ReduceOp::BitXor => !dtype.is_float(),
+            ReduceOp::Sum | ReduceOp::Product => !matches!(dtype, DType::Bool),
+            ReduceOp::Min | ReduceOp::Max => true,
+        }
+    }
+}
+
+impl fmt::Display for ReduceOp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for ReduceOp {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<ReduceOp, String> {
+        let found = ReduceOp::ALL.into_iter().find(|op| op.name() == s);
+        found.ok_or_else(|| {
+            let names = ReduceOp::ALL.map(ReduceOp::name).join(", ");
+            format!("`{s}` is none of {names}")
+        })
+    }
+}
 
 /// An operation with its parameters. Ranks count within the group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +232,19 @@ pub enum Difference {
     Splits,
     /// Their [`Label`]s differ: one is in another step, or in another part of it.
     Label,
+}
+
+impl Difference {
+    /// Every difference, in the order of declaration.
+    pub const ALL: [Difference; 7] = [
+        Difference::Operation,
+        Difference::Reduction,
+        Difference::Root,
+        Difference::DType,
+        Difference::Shape,
+        Difference::Splits,
+        Difference::Label,
+    ];
 }
 
 impl fmt::Display for Difference {

@@ -2,7 +2,7 @@
 //! the result wherever it is wanted. Used by every backend whose buffers the host can address.
 #![allow(unsafe_code)]
 
-use crate::group::ReduceOp;
+use crate::op::ReduceOp;
 use phalanx_tensor::{Bool, DType, Element, Float, bf16, cpu::SimdLevel, cpu::simd_level, f16};
 use std::ops::Range;
 

@@ -2,8 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::backends::fold::fold;
-use crate::group::ReduceOp;
-use crate::op::{Op, Signature};
+use crate::op::{Op, ReduceOp, Signature};
 use phalanx_tensor::DType;
 use smallvec::SmallVec;
 

@@ -1,9 +1,9 @@
 //! [`Post`]: what a rank brings to an operation.
 
 use super::plan::Ends;
-use crate::backends::Membership;
 use crate::check::Call;
 use crate::error::Result;
+use crate::membership::Membership;
 use crate::op::{Op, Signature};
 use phalanx_tensor::Tensor;
 use std::ptr;

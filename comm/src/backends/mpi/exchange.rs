@@ -4,10 +4,10 @@
 
 use super::plan::{Gate, Lane, Place, Plan, RING, Reduction, Way};
 use super::wire::{Failure, Request, Wire};
-use crate::backends::Membership;
 use crate::backends::fold::fold;
 use crate::check::Call;
 use crate::error::Result;
+use crate::membership::Membership;
 use crate::op::{Op, Signature};
 use phalanx_tensor::{DType, Tensor};
 use std::collections::VecDeque;

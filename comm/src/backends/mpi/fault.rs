@@ -52,16 +52,6 @@ enum Fault {
     },
 }
 
-/// All that two calls can differ in, by the number that travels.
-const DIFFERENCES: [Difference; 6] = [
-    Difference::Operation,
-    Difference::Reduction,
-    Difference::Root,
-    Difference::DType,
-    Difference::Shape,
-    Difference::Splits,
-];
-
 /// The bytes of a fatal error. An error of a single call becomes the failure of its rank.
 pub(super) fn encode(rank: usize, error: &Error) -> Vec<u8> {
     let fault = match error.clone() {
@@ -80,7 +70,7 @@ pub(super) fn encode(rank: usize, error: &Error) -> Vec<u8> {
             call,
             other,
             other_call,
-            difference: DIFFERENCES
+            difference: Difference::ALL
                 .iter()
                 .position(|d| *d == difference)
                 .map_or(0, |at| at as u8),
@@ -159,7 +149,7 @@ pub(super) fn decode(source: usize, bytes: &[u8]) -> Error {
             call,
             other,
             other_call,
-            difference: DIFFERENCES[usize::from(difference).min(DIFFERENCES.len() - 1)],
+            difference: Difference::ALL[usize::from(difference).min(Difference::ALL.len() - 1)],
         },
         Fault::DeadlineExceeded {
             group,
@@ -203,5 +193,26 @@ pub(super) fn decode(source: usize, bytes: &[u8]) -> Error {
             call,
             message,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_difference_arrives_as_it_was() {
+        for difference in Difference::ALL {
+            let error = Error::Divergence {
+                group: "world".into(),
+                sequence: 3,
+                rank: 1,
+                call: "barrier".into(),
+                other: 0,
+                other_call: "barrier (owner 1, step 2, part 3)".into(),
+                difference,
+            };
+            assert_eq!(decode(1, &encode(1, &error)), error);
+        }
     }
 }

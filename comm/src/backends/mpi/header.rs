@@ -1,8 +1,7 @@
 //! [`Header`]: what a rank tells the others about a call before any data moves, and [`Key`], under
 //! which the headers of one operation meet. Little-endian bytes, of any length.
 
-use crate::group::ReduceOp;
-use crate::op::{Label, Op, Signature, Splits};
+use crate::op::{Label, Op, ReduceOp, Signature, Splits};
 use phalanx_tensor::{DType, Shape};
 use std::sync::Arc;
 

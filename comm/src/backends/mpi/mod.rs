@@ -40,10 +40,11 @@ pub(crate) use self::launch::launch;
 
 use self::engine::{Ended, Engine};
 use self::wait::MpiWork;
-use crate::backends::{Backend, Membership};
+use crate::backends::Backend;
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::launch::LaunchConfig;
+use crate::membership::Membership;
 use crate::op::Label;
 use crate::sync::Mutex;
 use crate::work::Pending;
