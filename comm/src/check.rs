@@ -4,30 +4,75 @@
 use crate::error::{Error, Result};
 use crate::membership::Membership;
 use crate::op::{Op, ReduceOp, Signature, Splits};
+use crate::work::Tensors;
 use phalanx_tensor::{DType, Shape, Tensor};
+use smallvec::{SmallVec, smallvec};
 use std::sync::Arc;
+
+/// The most tensors of one call: each may need tags of its own under MPI, which has 32,767 at least.
+pub const MOST_TENSORS: usize = 4096;
 
 /// A checked call of one rank.
 #[derive(Debug)]
 pub struct Call {
     /// What all ranks agree on.
     pub signature: Signature,
-    /// This rank's tensor, of any layout.
-    pub input: Option<Tensor>,
-    /// The shape of this rank's result, where it gets one.
-    pub output: Option<Shape>,
+    /// This rank's tensors, of any layout: one for each of the signature's, or none.
+    pub inputs: Tensors,
+    /// Where this rank's results go: one for each of the signature's tensors, or none.
+    pub outputs: SmallVec<[Room; 1]>,
+}
+
+/// Where a result goes.
+#[derive(Debug)]
+pub enum Room {
+    /// Into new memory, of this shape; or into the input's, where the operation can and nobody else holds it.
+    New(Shape),
+    /// Into this tensor of the result's shape and type, unless somebody else holds it, or it has gaps: then into
+    /// new memory.
+    Given(Tensor),
+}
+
+impl Room {
+    /// The shape of the result.
+    pub fn shape(&self) -> &Shape {
+        match self {
+            Room::New(shape) => shape,
+            Room::Given(tensor) => tensor.shape(),
+        }
+    }
 }
 
 fn call(op: Op, input: Tensor, output: Option<Shape>) -> Call {
+    calls(op, smallvec![input], output.map(Room::New).into_iter())
+}
+
+fn calls(op: Op, inputs: Tensors, outputs: impl Iterator<Item = Room>) -> Call {
+    let given = inputs.iter().map(|t| (t.dtype(), t.shape().clone()));
     Call {
         signature: Signature {
             op,
-            tensor: Some((input.dtype(), input.shape().clone())),
+            tensors: given.collect(),
             label: None,
         },
-        input: Some(input),
-        output,
+        outputs: outputs.collect(),
+        inputs,
     }
+}
+
+/// A call of several tensors has no more of them than it may.
+fn few(me: &Membership, op: &'static str, tensors: &[Tensor]) -> Result<()> {
+    if tensors.len() <= MOST_TENSORS {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument {
+        op,
+        rank: me.world_rank(),
+        reason: format!(
+            "it has {} tensors; one call has at most {MOST_TENSORS}",
+            tensors.len()
+        ),
+    })
 }
 
 fn reducible(me: &Membership, name: &'static str, op: ReduceOp, dtype: DType) -> Result<()> {
@@ -108,6 +153,72 @@ pub(crate) fn broadcast(me: &Membership, t: Tensor, root: usize) -> Result<Call>
     Ok(call(Op::Broadcast { root }, t, Some(out)))
 }
 
+pub(crate) fn all_reduce_many(me: &Membership, tensors: Vec<Tensor>, op: ReduceOp) -> Result<Call> {
+    few(me, "all_reduce_many", &tensors)?;
+    for t in &tensors {
+        reducible(me, "all_reduce_many", op, t.dtype())?;
+    }
+    let rooms: Vec<Shape> = tensors.iter().map(|t| t.shape().clone()).collect();
+    let rooms = rooms.into_iter().map(Room::New);
+    Ok(calls(Op::AllReduce(op), tensors.into(), rooms))
+}
+
+pub(crate) fn broadcast_many(me: &Membership, tensors: Vec<Tensor>, root: usize) -> Result<Call> {
+    few(me, "broadcast_many", &tensors)?;
+    member(me, "broadcast_many", "root", root)?;
+    let rooms: Vec<Shape> = tensors.iter().map(|t| t.shape().clone()).collect();
+    let rooms = rooms.into_iter().map(Room::New);
+    Ok(calls(Op::Broadcast { root }, tensors.into(), rooms))
+}
+
+pub(crate) fn reduce_scatter_many(
+    me: &Membership,
+    tensors: Vec<Tensor>,
+    op: ReduceOp,
+) -> Result<Call> {
+    few(me, "reduce_scatter_many", &tensors)?;
+    for t in &tensors {
+        reducible(me, "reduce_scatter_many", op, t.dtype())?;
+    }
+    let parts = tensors.iter();
+    let parts = parts.map(|t| part(me, "reduce_scatter_many", t.shape()));
+    let rooms = parts
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .map(Room::New);
+    Ok(calls(Op::ReduceScatter(op), tensors.into(), rooms))
+}
+
+pub(crate) fn all_gather_into(me: &Membership, into: Tensor, t: Tensor) -> Result<Call> {
+    let wrong = |reason: String| Error::InvalidArgument {
+        op: "all_gather_into",
+        rank: me.world_rank(),
+        reason,
+    };
+    let shape = stacked(me, "all_gather_into", &t)?;
+    if *into.shape() != shape {
+        return Err(Error::InvalidShape {
+            op: "all_gather_into",
+            rank: me.world_rank(),
+            shape: into.shape().clone(),
+            reason: format!("the result's shape is {shape}"),
+        });
+    }
+    if into.dtype() != t.dtype() {
+        let (given, room) = (t.dtype(), into.dtype());
+        return Err(wrong(format!(
+            "the tensor is {given}, and the buffer {room}"
+        )));
+    }
+    if into.device() != t.device() {
+        let (given, room) = (t.device(), into.device());
+        let reason = format!("the tensor is on {given}, and the buffer on {room}");
+        return Err(wrong(reason));
+    }
+    let room = [Room::Given(into)].into_iter();
+    Ok(calls(Op::AllGather, smallvec![t], room))
+}
+
 pub(crate) fn reduce(me: &Membership, t: Tensor, op: ReduceOp, root: usize) -> Result<Call> {
     member(me, "reduce", "root", root)?;
     reducible(me, "reduce", op, t.dtype())?;
@@ -169,11 +280,11 @@ pub(crate) fn scatter(
     Ok(Call {
         signature: Signature {
             op: Op::Scatter { root },
-            tensor: Some((dtype, shape.clone())),
+            tensors: smallvec![(dtype, shape.clone())],
             label: None,
         },
-        input: parts,
-        output: Some(shape),
+        inputs: parts.into_iter().collect(),
+        outputs: smallvec![Room::New(shape)],
     })
 }
 
@@ -270,11 +381,11 @@ pub(crate) fn recv(
     Ok(Call {
         signature: Signature {
             op: Op::Recv { source, tag },
-            tensor: Some((dtype, shape.clone())),
+            tensors: smallvec![(dtype, shape.clone())],
             label: None,
         },
-        input: None,
-        output: Some(shape),
+        inputs: Tensors::new(),
+        outputs: smallvec![Room::New(shape)],
     })
 }
 
@@ -282,25 +393,31 @@ pub(crate) fn barrier() -> Call {
     Call {
         signature: Signature {
             op: Op::Barrier,
-            tensor: None,
+            tensors: SmallVec::new(),
             label: None,
         },
-        input: None,
-        output: None,
+        inputs: Tensors::new(),
+        outputs: SmallVec::new(),
     }
 }
 
+/// What a rank of no color says.
+const NO_COLOR: i64 = -1;
+
 /// Color and key of every rank go to every rank: `[size, 2]`.
-pub(crate) fn split(me: &Membership, color: u32, key: i32) -> Result<Call> {
+pub(crate) fn split(me: &Membership, color: Option<u32>, key: i32) -> Result<Call> {
     // MPI's colors are non-negative `int`s; one rule for every backend.
-    if i32::try_from(color).is_err() {
+    if let Some(color) = color
+        && i32::try_from(color).is_err()
+    {
         return Err(Error::InvalidArgument {
             op: "split",
             rank: me.world_rank(),
             reason: format!("color {color} is larger than {}", i32::MAX),
         });
     }
-    let t = Tensor::from_slice(&[i64::from(color), i64::from(key)], [2], me.device)?;
+    let color = color.map_or(NO_COLOR, i64::from);
+    let t = Tensor::from_slice(&[color, i64::from(key)], [2], me.device)?;
     let out = stacked(me, "split", &t)?;
     Ok(call(Op::Split, t, Some(out)))
 }

@@ -3,6 +3,7 @@
 use crate::backends::Backend;
 use crate::check::{self, Call};
 use crate::error::Result;
+use crate::meeting::naming;
 use crate::op::{Label, ReduceOp};
 use crate::work::{Outcome, Work};
 use phalanx_tensor::{DType, Device, Shape, Tensor};
@@ -51,9 +52,17 @@ pub trait ProcessGroup: Send + Sync {
     /// Every rank gets the reduction of all ranks' tensors. Shapes and types agree.
     fn all_reduce(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>>;
 
+    /// As [`all_reduce`](ProcessGroup::all_reduce), of several tensors by one call, of any types: at most
+    /// [`MOST_TENSORS`](crate::check::MOST_TENSORS). One meeting of the ranks serves them all. (PyTorch:
+    /// `all_reduce_coalesced`.)
+    fn all_reduce_many(&self, tensors: Vec<Tensor>, op: ReduceOp) -> Result<Work<Vec<Tensor>>>;
+
     /// Every rank gets the tensor of rank `root`. The others give one of the same shape and type,
     /// whose memory is used again and whose values do not matter.
     fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Work<Tensor>>;
+
+    /// As [`broadcast`](ProcessGroup::broadcast), of several tensors by one call.
+    fn broadcast_many(&self, tensors: Vec<Tensor>, root: usize) -> Result<Work<Vec<Tensor>>>;
 
     /// Rank `root` gets the reduction of all ranks' tensors, the others get `None`.
     fn reduce(&self, tensor: Tensor, op: ReduceOp, root: usize) -> Result<Work<Option<Tensor>>>;
@@ -61,6 +70,10 @@ pub trait ProcessGroup: Send + Sync {
     /// Every rank gets all ranks' tensors, stacked: of shape `s`, in a tensor `[size, s…]`.
     /// (PyTorch's `all_gather_into_tensor`, which puts them end to end, is a reshape away.)
     fn all_gather(&self, tensor: Tensor) -> Result<Work<Tensor>>;
+
+    /// As [`all_gather`](ProcessGroup::all_gather), into a tensor `[size, s…]` that is there already and comes back as
+    /// the result. Where somebody else holds it, the result is new memory, and that tensor stays as it was.
+    fn all_gather_into(&self, into: Tensor, tensor: Tensor) -> Result<Work<Tensor>>;
 
     /// As [`all_gather`](ProcessGroup::all_gather), for rank `root` only; the others get `None`.
     fn gather(&self, tensor: Tensor, root: usize) -> Result<Work<Option<Tensor>>>;
@@ -79,6 +92,9 @@ pub trait ProcessGroup: Send + Sync {
     /// `s`.
     fn reduce_scatter(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>>;
 
+    /// As [`reduce_scatter`](ProcessGroup::reduce_scatter), of several tensors by one call.
+    fn reduce_scatter_many(&self, tensors: Vec<Tensor>, op: ReduceOp) -> Result<Work<Vec<Tensor>>>;
+
     /// Rank `r` gives its part `s` to rank `s`, and gets that one's part `r` as its part `s`:
     /// tensors `[size, …]` on all ranks, of one shape.
     fn all_to_all(&self, tensor: Tensor) -> Result<Work<Tensor>>;
@@ -92,18 +108,21 @@ pub trait ProcessGroup: Send + Sync {
     /// Gives a tensor to rank `destination`. Done when that one has it: every backend may make
     /// `wait` meet the receiver, so a rank that sends and receives at once issues both first.
     ///
-    /// Messages of one tag arrive in order. They do not mix with collectives.
+    /// The messages from one rank to another match in the order of issue, as NCCL has it. The tag is compared, as shape
+    /// and type are: where the ends differ, that is a divergence. Messages do not mix with collectives.
     fn send(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>>;
 
-    /// Gets a tensor of this shape and type from rank `source`, sent with this tag.
+    /// Gets a tensor of this shape and type from rank `source`, sent with this tag: the next one that it sends to this
+    /// rank.
     fn recv(&self, shape: Shape, dtype: DType, source: usize, tag: u32) -> Result<Work<Tensor>>;
 
     /// Done when every rank has called it.
     fn barrier(&self) -> Result<Work<()>>;
 
-    /// Splits the group: ranks of one `color` make a new one, in the order of `key`, then of rank.
-    /// All ranks call it, and it waits for them all. The groups may be used at the same time.
-    fn split(&self, color: u32, key: i32) -> Result<Arc<dyn ProcessGroup>>;
+    /// Splits the group: ranks of one `color` make a new one, in the order of `key`, then of rank. A rank of no color
+    /// takes no part in any, and gets `None`. All ranks call it, and it waits for them all. The groups may be used at
+    /// the same time. (PyTorch: `split_group`; MPI: `MPI_Comm_split`.)
+    fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Arc<dyn ProcessGroup>>>;
 
     /// The same group for calls that carry this label: ranks whose labels differ get
     /// [`Error::Divergence`](crate::Error::Divergence). Calls are counted together with those of
@@ -153,6 +172,26 @@ impl<B: Backend> ProcessGroup for B {
 
     fn all_reduce(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>> {
         let call = check::all_reduce(self.membership(), tensor, op)?;
+        issue(self, call)
+    }
+
+    fn all_reduce_many(&self, tensors: Vec<Tensor>, op: ReduceOp) -> Result<Work<Vec<Tensor>>> {
+        let call = check::all_reduce_many(self.membership(), tensors, op)?;
+        issue(self, call)
+    }
+
+    fn broadcast_many(&self, tensors: Vec<Tensor>, root: usize) -> Result<Work<Vec<Tensor>>> {
+        let call = check::broadcast_many(self.membership(), tensors, root)?;
+        issue(self, call)
+    }
+
+    fn all_gather_into(&self, into: Tensor, tensor: Tensor) -> Result<Work<Tensor>> {
+        let call = check::all_gather_into(self.membership(), into, tensor)?;
+        issue(self, call)
+    }
+
+    fn reduce_scatter_many(&self, tensors: Vec<Tensor>, op: ReduceOp) -> Result<Work<Vec<Tensor>>> {
+        let call = check::reduce_scatter_many(self.membership(), tensors, op)?;
         issue(self, call)
     }
 
@@ -216,16 +255,16 @@ impl<B: Backend> ProcessGroup for B {
         issue(self, check::barrier())
     }
 
-    fn split(&self, color: u32, key: i32) -> Result<Arc<dyn ProcessGroup>> {
+    fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Arc<dyn ProcessGroup>>> {
         let call = check::split(self.membership(), color, key)?;
         let all = issue::<_, Tensor>(self, call)?.wait()?;
         let all = all.to_vec::<i64>()?;
-        let of = |r: usize| (all[2 * r], all[2 * r + 1]);
-        let mut members: Vec<usize> = (0..self.size())
-            .filter(|&r| of(r).0 == i64::from(color))
-            .collect();
-        members.sort_by_key(|&r| of(r).1); // stable: then by rank
-        Ok(Arc::new(self.split_off(color, &members)?))
+        let (choices, _) = all.as_chunks::<2>();
+        let members = naming::members(choices, self.membership().rank);
+        let (Some(color), Some(members)) = (color, members) else {
+            return Ok(None);
+        };
+        Ok(Some(Arc::new(self.split_off(color, &members)?)))
     }
 
     fn labelled(&self, label: Label) -> Arc<dyn ProcessGroup> {

@@ -2,6 +2,7 @@
 //! group must agree on, with the one place that says where two of them differ. Ground: it knows nothing of groups.
 
 use phalanx_tensor::{DType, Shape};
+use smallvec::SmallVec;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -155,6 +156,14 @@ impl Op {
         }
     }
 
+    /// The tag, where this is one end of a message.
+    pub const fn tag(&self) -> Option<u32> {
+        match self {
+            Op::Send { tag, .. } | Op::Recv { tag, .. } => Some(*tag),
+            _ => None,
+        }
+    }
+
     /// Whether this is one end of a message.
     pub const fn is_message(&self) -> bool {
         matches!(self, Op::Send { .. } | Op::Recv { .. })
@@ -206,9 +215,9 @@ impl fmt::Display for Label {
 pub struct Signature {
     /// The operation.
     pub op: Op,
-    /// Type and shape of what each rank gives; of what it gets in `scatter` and `recv`; `None`
-    /// where there is no tensor.
-    pub tensor: Option<(DType, Shape)>,
+    /// Type and shape of what each rank gives, tensor by tensor; of what it gets in `scatter` and
+    /// `recv`; empty where there is no tensor.
+    pub tensors: SmallVec<[(DType, Shape); 1]>,
     /// Where in the program the call stands, if the program says so.
     /// Shared, so that a call without one is not longer for it.
     pub label: Option<Arc<Label>>,
@@ -228,21 +237,27 @@ pub enum Difference {
     DType,
     /// Their shapes differ.
     Shape,
+    /// One gives more tensors than the other.
+    Count,
     /// One sends another number of rows than the other expects.
     Splits,
+    /// The two ends of a message have different tags.
+    Tag,
     /// Their [`Label`]s differ: one is in another step, or in another part of it.
     Label,
 }
 
 impl Difference {
     /// Every difference, in the order of declaration.
-    pub const ALL: [Difference; 7] = [
+    pub const ALL: [Difference; 9] = [
         Difference::Operation,
         Difference::Reduction,
         Difference::Root,
         Difference::DType,
         Difference::Shape,
+        Difference::Count,
         Difference::Splits,
+        Difference::Tag,
         Difference::Label,
     ];
 }
@@ -255,7 +270,9 @@ impl fmt::Display for Difference {
             Difference::Root => "root",
             Difference::DType => "element type",
             Difference::Shape => "shape",
+            Difference::Count => "number of tensors",
             Difference::Splits => "splits",
+            Difference::Tag => "tag",
             Difference::Label => "label",
         })
     }
@@ -280,7 +297,10 @@ impl Signature {
             return Some(Difference::Root);
         }
         let rows = usize::from(matches!(a.op, Op::AllToAllV(_))); // axis 0 may differ
-        if let (Some((a_type, a_shape)), Some((b_type, b_shape))) = (&a.tensor, &b.tensor) {
+        if a.tensors.len() != b.tensors.len() {
+            return Some(Difference::Count);
+        }
+        for ((a_type, a_shape), (b_type, b_shape)) in a.tensors.iter().zip(&b.tensors) {
             if a_type != b_type {
                 return Some(Difference::DType);
             }
@@ -293,6 +313,9 @@ impl Signature {
         {
             return Some(Difference::Splits);
         }
+        if a.op.tag() != b.op.tag() {
+            return Some(Difference::Tag);
+        }
         (a.label != b.label).then_some(Difference::Label)
     }
 
@@ -303,11 +326,19 @@ impl Signature {
     }
 }
 
+/// The most tensors of a call that are printed.
+const PRINTED: usize = 4;
+
 impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.op)?;
-        if let Some((dtype, shape)) = &self.tensor {
-            write!(f, " of {dtype} {shape}")?;
+        for (at, (dtype, shape)) in self.tensors.iter().take(PRINTED).enumerate() {
+            let before = if at == 0 { " of" } else { "," };
+            write!(f, "{before} {dtype} {shape}")?;
+        }
+        match self.tensors.len() {
+            0..=PRINTED => {}
+            many => write!(f, " and {} more", many - PRINTED)?,
         }
         match &self.label {
             Some(label) => write!(f, " ({label})"),

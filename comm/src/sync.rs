@@ -1,9 +1,8 @@
-//! [`Mutex`], the standard one without poison, [`OnceLock`], and [`Shared`], the standard `Arc`, in a
-//! form that ThreadSanitizer can follow.
+//! [`Mutex`], the standard one without poison, and [`Shared`], the standard `Arc`, in a form that
+//! ThreadSanitizer can follow.
 //!
 //! ThreadSanitizer sees only what it has instrumented, and the standard library comes compiled
-//! without it: a lock that was contended is taken in there, and who makes a value once is settled in
-//! there, so that what they order looks like a race. And `Arc` orders the last drop after all others
+//! without it: a lock that was contended is taken in there, so that what it orders looks like a race. And `Arc` orders the last drop after all others
 //! by a fence, which ThreadSanitizer does not model (compiled for it, the standard library would use a
 //! load). Under `--cfg phalanx_tsan` (see `xtask/src/parts.rs`) they say so once more, with an atomic
 //! of their own.
@@ -69,32 +68,6 @@ impl<T> Drop for Guard<'_, T> {
     fn drop(&mut self) {
         // Before the field, the lock itself, is released.
         self.edge.fetch_add(1, AcqRel);
-    }
-}
-
-/// A value that is made once, by whoever asks for it first.
-#[derive(Debug)]
-pub(crate) struct OnceLock<T> {
-    inner: std::sync::OnceLock<T>,
-    /// Taken by all who ask. One atomic would not do: the value is put in its place after the closure
-    /// that makes it has returned, and others may see it before its maker could say so.
-    #[cfg(phalanx_tsan)]
-    order: Mutex<()>,
-}
-
-impl<T> OnceLock<T> {
-    pub(crate) fn new() -> OnceLock<T> {
-        OnceLock {
-            inner: std::sync::OnceLock::new(),
-            #[cfg(phalanx_tsan)]
-            order: Mutex::default(),
-        }
-    }
-
-    pub(crate) fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
-        #[cfg(phalanx_tsan)]
-        let _turn = self.order.lock();
-        self.inner.get_or_init(make)
     }
 }
 

@@ -2,8 +2,12 @@
 
 use crate::error::Result;
 use phalanx_tensor::Tensor;
+use smallvec::SmallVec;
 use std::fmt;
 use std::marker::PhantomData;
+
+/// The tensors of a call: mostly one.
+pub type Tensors = SmallVec<[Tensor; 1]>;
 
 /// A backend's side of a [`Work`].
 ///
@@ -12,13 +16,16 @@ use std::marker::PhantomData;
 pub trait Pending: Send {
     /// Does a bounded share of what is left to do, without blocking. Returns whether
     /// [`wait`](Pending::wait) would return at once.
-    fn poll(&mut self) -> bool;
+    ///
+    /// # Errors
+    /// The group's failure, which `wait` would give.
+    fn poll(&mut self) -> Result<bool>;
 
-    /// Blocks until the operation is done, and returns what this rank gets out of it.
+    /// Blocks until the operation is done, and returns what this rank gets out of it, in the order of the call.
     ///
     /// # Errors
     /// The group's failure, at the latest when the deadline has passed.
-    fn wait(self: Box<Self>) -> Result<Option<Tensor>>;
+    fn wait(self: Box<Self>) -> Result<Tensors>;
 }
 
 mod sealed {
@@ -26,27 +33,35 @@ mod sealed {
     impl Sealed for () {}
     impl Sealed for super::Tensor {}
     impl Sealed for Option<super::Tensor> {}
+    impl Sealed for Vec<super::Tensor> {}
 }
 
-/// What an operation gives: nothing, a tensor, or a tensor on one rank only.
+/// What an operation gives: nothing, a tensor, a tensor on one rank only, or several.
 pub trait Outcome: sealed::Sealed {
     #[doc(hidden)]
-    fn from_backend(tensor: Option<Tensor>) -> Self;
+    fn from_backend(tensors: Tensors) -> Self;
 }
 
 impl Outcome for () {
-    fn from_backend(_: Option<Tensor>) {}
+    fn from_backend(_: Tensors) {}
 }
 
 impl Outcome for Option<Tensor> {
-    fn from_backend(tensor: Option<Tensor>) -> Self {
-        tensor
+    fn from_backend(mut tensors: Tensors) -> Self {
+        tensors.pop()
     }
 }
 
 impl Outcome for Tensor {
-    fn from_backend(tensor: Option<Tensor>) -> Self {
+    fn from_backend(mut tensors: Tensors) -> Self {
+        let tensor = tensors.pop();
         tensor.expect("check.rs has asked the backend for an output on every rank")
+    }
+}
+
+impl Outcome for Vec<Tensor> {
+    fn from_backend(tensors: Tensors) -> Self {
+        tensors.into_vec()
     }
 }
 
@@ -66,7 +81,7 @@ pub struct Work<T: Outcome> {
 }
 
 impl<T: Outcome> Work<T> {
-    /// Wraps a backend's operation. The backend gives a tensor on every rank where `T` is one.
+    /// Wraps a backend's operation. The backend gives a tensor on every rank where `T` is one, and no more than `T` holds.
     pub fn new(pending: Box<dyn Pending>) -> Work<T> {
         Work {
             pending: Some(pending),
@@ -85,13 +100,16 @@ impl<T: Outcome> Work<T> {
         pending.wait().map(T::from_backend)
     }
 
-    /// Whether [`wait`](Work::wait) would return at once, with a result or an error.
+    /// Whether [`wait`](Work::wait) would return at once.
     ///
     /// Never blocks, but lends a hand: where the other ranks have come, it does one small share of
     /// the data movement (at most some 100 µs). A rank that calls it now and then between two
     /// pieces of its own work finds less to do in `wait`. It need not be called at all.
-    pub fn poll(&mut self) -> bool {
-        self.pending.as_mut().is_none_or(|p| p.poll())
+    ///
+    /// # Errors
+    /// The group's failure, which [`wait`](Work::wait) would give.
+    pub fn poll(&mut self) -> Result<bool> {
+        self.pending.as_mut().map_or(Ok(true), |p| p.poll())
     }
 }
 

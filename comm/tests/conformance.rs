@@ -42,7 +42,9 @@ fn local() {
 fn local_subgroups() {
     let _one = ONE.lock();
     let end = launch(7, |world| {
-        let group = world.split((world.rank() % 2) as u32, -(world.rank() as i32))?;
+        let color = (world.rank() % 2) as u32;
+        let group = world.split(Some(color), -(world.rank() as i32))?;
+        let group = group.expect("every rank has a color");
         for (_, case) in cases::ALL {
             case(&*group)?;
         }

@@ -113,8 +113,14 @@ fn a_rank_alone_gets_its_own_tensor_back() {
         );
         group.barrier()?.wait()?;
         // Names say which call a group comes from: nine collectives were before.
-        assert_eq!(group.split(7, 0)?.name(), "world/9:7");
-        assert_eq!(group.split(7, 0)?.name(), "world/10:7");
+        assert_eq!(
+            group.split(Some(7), 0)?.expect("a color").name(),
+            "world/9:7"
+        );
+        assert_eq!(
+            group.split(Some(7), 0)?.expect("a color").name(),
+            "world/10:7"
+        );
         group.abort("enough");
         let end = group.barrier().unwrap_err();
         assert!(matches!(end, Error::Aborted { .. }), "{end}");

@@ -162,7 +162,7 @@ fn overlap(group: &dyn ProcessGroup) -> Result<(), Error> {
             group.barrier()?.wait()?;
             // As a device computes: it leaves the core to others.
             std::thread::sleep(COMPUTE);
-            done += i64::from(sum.poll());
+            done += i64::from(sum.poll()?);
             sum.wait()?;
         }
         // Over all ranks, so that they stop together.

@@ -105,8 +105,8 @@ fn sizes_that_no_memory_has_are_refused() {
             g.all_to_all_v(none.clone(), &[1, 1], &[usize::MAX, 1])
                 .err(),
             g.all_to_all_v(one()?, &[1 - me, me], &[1 - me, half]).err(),
-            g.split(u32::MAX, i32::MIN).err(),
-            g.split(1 << 31, i32::MAX).err(),
+            g.split(Some(u32::MAX), i32::MIN).err(),
+            g.split(Some(1 << 31), i32::MAX).err(),
         ];
         for (i, error) in errors.iter().enumerate() {
             let error = error
@@ -123,7 +123,8 @@ fn sizes_that_no_memory_has_are_refused() {
         let mine = Tensor::zeros([send[0] + send[1], 0], DType::F64, device)?;
         let got = g.all_to_all_v(mine, &send, &recv)?.wait()?;
         assert_eq!(got.dims(), [recv[0] + recv[1], 0]);
-        let group = g.split(i32::MAX as u32, [i32::MAX, i32::MIN][me])?;
+        let group = g.split(Some(i32::MAX as u32), [i32::MAX, i32::MIN][me])?;
+        let group = group.expect("every rank has a color");
         assert_eq!((group.size(), group.rank()), (2, 1 - me));
         g.all_reduce(one()?, ReduceOp::Sum)?
             .wait()?
@@ -148,8 +149,13 @@ fn a_thousand_ranks_talk() {
 fn talk() {
     const RANKS: usize = if cfg!(phalanx_tsan) { 50 } else { 1000 };
     let end = launch(RANKS, |g| {
-        let groups: Vec<_> = (0..4).map(|_| g.split(0, 0)).collect::<Result<_, _>>()?;
-        let (me, group) = (g.rank(), &groups[3]);
+        let groups: Vec<_> = (0..4)
+            .map(|_| g.split(Some(0), 0))
+            .collect::<Result<_, _>>()?;
+        let (me, group) = (
+            g.rank(),
+            groups[3].as_ref().expect("every rank has a color"),
+        );
         if me == 0 {
             let mine = Tensor::ones([1], DType::F64, g.device())?;
             group.send(mine, RANKS - 1, 0)?.wait()?;

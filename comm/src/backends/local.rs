@@ -25,7 +25,7 @@ mod wait;
 mod world;
 
 use self::alone::Done;
-use self::mail::{End, Mailbox};
+use self::mail::{End, Mailboxes};
 use self::pool::{SlotPool, SlotRef, Spares};
 use self::post::Post;
 use self::slot::Slot;
@@ -34,9 +34,10 @@ use self::world::World;
 use crate::backends::Backend;
 use crate::check::Call;
 use crate::error::{Error, Result};
+use crate::meeting::naming;
 use crate::membership::Membership;
 use crate::op::{Label, Op};
-use crate::sync::{Mutex, OnceLock, Shared};
+use crate::sync::{Mutex, Shared};
 use crate::work::Pending;
 use phalanx_tensor::Device;
 use std::collections::HashMap;
@@ -54,13 +55,14 @@ pub struct LocalGroup {
 /// What all ranks of a group share.
 struct Group {
     slots: SlotPool,
+    /// Those in which the two ends of a message meet.
+    pairs: SlotPool,
     /// The slot of collective 0.
     first: SlotRef,
     /// How many collectives each rank has issued: for messages only.
     issued: Box<[Counter]>,
-    /// From rank `a` to each rank, at `a`; made with the first message of that rank, since all would be
-    /// the square of the number of ranks.
-    mail: Box<[OnceLock<Box<[Mailbox]>>]>,
+    /// From rank `a`, at `a`.
+    mail: Box<[Mailboxes]>,
     /// Groups that are being split off, by name, until all their members have them.
     offspring: Mutex<HashMap<Arc<str>, Offspring>>,
 }
@@ -91,6 +93,7 @@ struct Issue {
     /// The number of the last `split`.
     last_split: u64,
     spares: Spares,
+    spare_pairs: Spares,
 }
 
 /// A rank in the world, as long as it holds one of its groups.
@@ -134,20 +137,16 @@ pub fn world(devices: &[Device], threads_per_rank: usize, deadline: Duration) ->
 impl Group {
     fn new(world_ranks: &[usize]) -> Group {
         let size = world_ranks.len();
-        let slots = SlotPool::new(size);
+        let slots = SlotPool::new(size, size);
         let first = slots.take(0, &mut Spares::default(), 0, world_ranks);
         Group {
             slots,
+            pairs: SlotPool::new(size, 2),
             first,
             issued: (0..size).map(|_| Counter::default()).collect(),
-            mail: (0..size).map(|_| OnceLock::new()).collect(),
+            mail: (0..size).map(|_| Mailboxes::default()).collect(),
             offspring: Mutex::default(),
         }
-    }
-
-    fn mailbox(&self, from: usize, to: usize) -> &Mailbox {
-        let all = || self.mail.iter().map(|_| Mailbox::default()).collect();
-        &self.mail[from].get_or_init(all)[to]
     }
 }
 
@@ -171,6 +170,7 @@ impl LocalGroup {
             next: group.first,
             last_split: 0,
             spares: Spares::default(),
+            spare_pairs: Spares::default(),
         };
         LocalGroup {
             endpoint: Arc::new(Endpoint {
@@ -204,22 +204,28 @@ impl Endpoint {
     fn place(&self, op: &Op) -> (SlotRef, usize) {
         let me = &self.membership;
         let message = match op {
-            Op::Send { destination, tag } => Some((End::Send, me.rank, *destination, *tag)),
-            Op::Recv { source, tag } => Some((End::Recv, *source, me.rank, *tag)),
+            Op::Send { destination, .. } => Some((End::Send, me.rank, *destination)),
+            Op::Recv { source, .. } => Some((End::Recv, *source, me.rank)),
             _ => None,
         };
-        let Group { slots, issued, .. } = &*self.group;
+        let Group {
+            slots,
+            pairs,
+            issued,
+            mail,
+            ..
+        } = &*self.group;
         let mut issue = self.issue.lock();
         let Issue {
             next,
             last_split,
             spares,
+            spare_pairs,
         } = &mut *issue;
-        if let Some((end, from, to, tag)) = message {
+        if let Some((end, from, to)) = message {
             let ranks = [me.world_ranks[from], me.world_ranks[to]];
-            let free = |number, ranks: &[usize]| slots.take(me.rank, spares, number, ranks);
-            let slot = self.group.mailbox(from, to).meet(end, tag, ranks, free);
-            return (slot, end as usize);
+            let free = |number, ranks: &[usize]| pairs.take(me.rank, spare_pairs, number, ranks);
+            return (mail[from].meet(end, to, ranks, free), end as usize);
         }
         let count = &issued[me.rank].0; // counted by this rank alone, under its lock
         count.store(count.load(Relaxed) + 1, Relaxed);
@@ -230,6 +236,14 @@ impl Endpoint {
         (std::mem::replace(next, after), me.rank)
     }
 
+    /// Takes a slot back that nobody uses any more.
+    fn give_back(&self, slot: SlotRef, is_message: bool) {
+        match is_message {
+            true => self.group.pairs.give_back(slot),
+            false => self.group.slots.give_back(slot),
+        }
+    }
+
     /// What is known about a rank of the world that did not come to meet `mine` of this slot.
     fn note(&self, slot: &Slot, mine: usize, rank: usize) -> String {
         let me = &self.membership;
@@ -237,19 +251,13 @@ impl Endpoint {
         let Some(number) = rank_here(rank) else {
             return String::new();
         };
-        let (from, to, lacks) = match slot.op(mine) {
-            Some(Op::Send { .. }) => (me.rank, number, End::Recv),
-            Some(Op::Recv { .. }) => (number, me.rank, End::Send),
+        match slot.op(mine) {
+            Some(Op::Send { .. }) => format!("rank {rank} has issued no recv for it"),
+            Some(Op::Recv { .. }) => format!("rank {rank} has issued no send for it"),
             _ => {
                 let issued = self.group.issued[number].0.load(Relaxed);
-                return format!("rank {rank} has issued {issued} collectives of this group");
+                format!("rank {rank} has issued {issued} collectives of this group")
             }
-        };
-        let tags = self.group.mailbox(from, to).waiting(lacks);
-        let what = lacks.name();
-        match tags.is_empty() {
-            true => format!("rank {rank} has issued no {what} that waits for its other end"),
-            false => format!("rank {rank} has issued a {what} with other tags: {tags:?}"),
         }
     }
 }
@@ -277,22 +285,21 @@ impl Backend for LocalGroup {
 
     fn split_off(&self, color: u32, members: &[usize]) -> Result<LocalGroup> {
         let me = &self.endpoint;
-        let old = &me.membership;
         let number = me.issue.lock().last_split; // which all ranks have just done
-        let name: Arc<str> = format!("{}/{number}:{color}", old.name).into();
-        let world_ranks: Arc<[usize]> = members.iter().map(|&m| old.world_ranks[m]).collect();
-        let rank = members.iter().position(|&m| m == old.rank);
-        let rank = rank.ok_or_else(|| Error::InvalidArgument {
-            op: "split",
-            rank: old.world_rank(),
-            reason: "this rank is no member".into(),
-        })?;
+        let Some(membership) = naming::split_off(&me.membership, number, color, members) else {
+            return Err(Error::InvalidArgument {
+                op: "split",
+                rank: me.membership.world_rank(),
+                reason: "this rank is no member".into(),
+            });
+        };
         let group = {
             let mut offspring = me.group.offspring.lock();
             let new = || Offspring {
-                group: Shared::new(Group::new(&world_ranks)),
+                group: Shared::new(Group::new(&membership.world_ranks)),
                 expected: members.len(),
             };
+            let name = Arc::clone(&membership.name);
             let entry = offspring.entry(Arc::clone(&name)).or_insert_with(new);
             let group = entry.group.clone();
             entry.expected -= 1;
@@ -300,12 +307,6 @@ impl Backend for LocalGroup {
                 offspring.remove(&name);
             }
             group
-        };
-        let membership = Membership {
-            rank,
-            world_ranks,
-            name,
-            ..old.clone()
         };
         Ok(LocalGroup::new(membership, group, Arc::clone(&me.seat)))
     }

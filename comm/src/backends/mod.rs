@@ -32,9 +32,9 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// The world's failure, or memory that could not be had.
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>>;
 
-    /// This rank's handle on a new group of these ranks of this group, in this order. Called by
-    /// every rank after all have told each other their colors ([`Op::Split`](crate::op::Op)),
-    /// with its own color and the ranks of the same.
+    /// This rank's handle on a new group of these ranks of this group, in this order. Called by every rank that takes
+    /// part after all have told each other their colors ([`Op::Split`](crate::op::Op)), with its own color and the ranks
+    /// of the same.
     ///
     /// # Errors
     /// The world's failure.

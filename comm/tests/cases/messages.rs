@@ -3,31 +3,31 @@
 use super::data::{expect, of_rank, tensor, values};
 use phalanx_comm::{DType, ProcessGroup, Result};
 
-/// Received in another order than sent: by tag; and in order within a tag.
-pub fn by_tag(g: &dyn ProcessGroup) -> Result<()> {
+/// Between two ranks messages match in the order of issue, whatever their tags and whenever they are waited for.
+pub fn in_the_order_of_issue(g: &dyn ProcessGroup) -> Result<()> {
     if g.size() < 2 {
         return Ok(());
     }
+    const TAGS: [u32; 4] = [7, 0, u32::MAX, 7];
     let (n, me) = (g.size(), g.rank());
     let number = |x: usize| tensor((), DType::F32, g.device(), |_| x as f64);
     let mut sends = Vec::new();
     for peer in (0..n).filter(|p| *p != me) {
-        for tag in [7, 0, u32::MAX, 7] {
-            let place = sends.len() % 4;
+        for (place, tag) in TAGS.into_iter().enumerate() {
             sends.push(g.send(number(me * 10 + place), peer, tag)?);
         }
     }
     let mut recvs = Vec::new();
-    for peer in (0..n).filter(|p| *p != me) {
-        for (tag, place) in [(u32::MAX, 2), (7, 0), (7, 3), (0, 1)] {
+    for (place, tag) in TAGS.into_iter().enumerate() {
+        for peer in (0..n).filter(|p| *p != me) {
             let work = g.recv(().into(), DType::F32, peer, tag)?;
             recvs.push((work, peer * 10 + place));
         }
     }
-    for (work, want) in recvs {
+    for (work, want) in recvs.into_iter().rev() {
         assert_eq!(work.wait()?.item::<f64>()?, want as f64);
     }
-    sends.into_iter().try_for_each(|s| s.wait())
+    sends.into_iter().rev().try_for_each(|s| s.wait())
 }
 
 /// Every rank sends to the next and receives from the one before, with a collective between.

@@ -2,6 +2,7 @@
 //! size. A test starts a world of its backend and runs [`ALL`] on every rank.
 
 mod data;
+mod many;
 mod messages;
 mod order;
 mod parts;
@@ -34,7 +35,12 @@ pub const ALL: &[(&str, Case)] = &[
     ("all_to_all_v", parts::all_to_all_v),
     ("large_parts", parts::large),
     ("views_of_parts", parts::views_are_read_in_their_order),
-    ("messages_by_tag", messages::by_tag),
+    (
+        "messages_in_the_order_of_issue",
+        messages::in_the_order_of_issue,
+    ),
+    ("several_tensors_at_once", many::at_once),
+    ("gathered_into_a_buffer", many::into_a_buffer),
     ("messages_around_a_ring", messages::around_a_ring),
     ("messages_of_all_sizes", messages::of_all_sizes),
     ("a_thousand_in_flight", order::a_thousand_in_flight),

@@ -12,7 +12,7 @@ fn number(g: &dyn ProcessGroup, x: usize) -> Tensor {
 /// Polls until the work is done; all ranks have issued it, or will without waiting for anybody.
 fn poll(g: &dyn ProcessGroup, work: &mut Work<Tensor>) {
     let start = Instant::now();
-    while !work.poll() {
+    while !work.poll().unwrap() {
         assert!(start.elapsed() < g.deadline(), "polled in vain");
         std::thread::yield_now();
     }
@@ -58,7 +58,9 @@ pub fn labelled_calls(g: &dyn ProcessGroup) -> Result<()> {
     assert_eq!(third.wait()?.dims(), [g.size(), 1]);
     assert_eq!(second.wait()?.item::<f64>()?, ranks_sum(g) as f64);
     assert_eq!(first.wait()?.item::<f64>()?, g.size() as f64);
-    let all = labelled(2).split(0, 0)?;
+    let all = labelled(2)
+        .split(Some(0), 0)?
+        .expect("every rank has a color");
     let sum = all.all_reduce(number(g, 2), ReduceOp::Sum)?.wait()?;
     assert_eq!(sum.item::<f64>()?, 2.0 * g.size() as f64);
     let message = |g: &dyn ProcessGroup| -> Result<()> {
@@ -196,8 +198,12 @@ pub fn two_dimensions_at_once(g: &dyn ProcessGroup) -> Result<()> {
     let (n, me) = (g.size(), g.rank());
     let columns = if n % 2 == 0 { 2 } else { 3 };
     let (row, column) = (me / columns, me % columns);
-    let rows = g.split(row as u32, column as i32)?;
-    let cols = g.split(column as u32, row as i32)?;
+    let rows = g
+        .split(Some(row as u32), column as i32)?
+        .expect("every rank has a color");
+    let cols = g
+        .split(Some(column as u32), row as i32)?
+        .expect("every rank has a color");
     assert_eq!((rows.rank(), cols.rank()), (column, row));
     assert_ne!(rows.name(), cols.name());
     let in_row: Vec<usize> = (0..n).filter(|r| r / columns == row).collect();
@@ -223,7 +229,9 @@ pub fn two_dimensions_at_once(g: &dyn ProcessGroup) -> Result<()> {
         assert_eq!(a.wait()?.item::<f64>()?, sum(&in_row, k));
     }
     // A group of a group.
-    let alone = rows.split(rows.rank() as u32, 0)?;
+    let alone = rows
+        .split(Some(rows.rank() as u32), 0)?
+        .expect("every rank has a color");
     assert_eq!(
         (alone.size(), alone.world_ranks()),
         (1, &g.world_ranks()[me..=me])
@@ -241,16 +249,25 @@ pub fn two_dimensions_at_once(g: &dyn ProcessGroup) -> Result<()> {
 /// Ranks in the order of the key, and of their old rank where keys are equal.
 pub fn split_by_key(g: &dyn ProcessGroup) -> Result<()> {
     let (n, me) = (g.size(), g.rank());
-    let reversed = g.split(5, -(me as i32))?;
+    let reversed = g
+        .split(Some(5), -(me as i32))?
+        .expect("every rank has a color");
     assert_eq!((reversed.rank(), reversed.size()), (n - 1 - me, n));
     let all = reversed.all_gather(number(g, me))?.wait()?;
     let want: Vec<f64> = (0..n).rev().map(|r| r as f64).collect();
     assert_eq!(values(&all), want);
-    let same = g.split(0, 3)?;
+    let same = g.split(Some(0), 3)?.expect("every rank has a color");
     assert_eq!(
         (same.rank(), same.deadline(), same.device()),
         (me, g.deadline(), g.device())
     );
+    // The last rank takes no part, and the group of the others is whole without it.
+    let others = g.split((me + 1 < n).then_some(3), 0)?;
+    assert_eq!(others.is_none(), me + 1 == n);
+    if let Some(others) = others {
+        let sum = others.all_reduce(number(g, 1), ReduceOp::Sum)?.wait()?;
+        assert_eq!(sum.item::<f64>()?, (n - 1) as f64);
+    }
     Ok(())
 }
 
@@ -281,7 +298,7 @@ pub fn wrong_arguments_hurt_nobody(g: &dyn ProcessGroup) -> Result<()> {
         g.send(t(), me, 0).err(),
         g.send(t(), n, 0).err(),
         g.recv([1].into(), DType::F32, me, 0).err(),
-        g.split(u32::MAX, 0).err(),
+        g.split(Some(u32::MAX), 0).err(),
     ];
     for (i, e) in errors.into_iter().enumerate() {
         let e = e.unwrap_or_else(|| panic!("call {i} went through"));

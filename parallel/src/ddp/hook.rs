@@ -85,7 +85,7 @@ struct Compressed {
 
 impl Completion for Compressed {
     fn poll(&mut self) -> bool {
-        self.work.poll()
+        self.work.poll().unwrap_or(true)
     }
 
     fn finish(self: Box<Self>) -> Result<Tensor> {

@@ -51,7 +51,7 @@ enum Flight {
 impl Flight {
     fn poll(&mut self) -> bool {
         match self {
-            Flight::Plain(work) => work.poll(),
+            Flight::Plain(work) => work.poll().unwrap_or(true),
             Flight::Hooked(completion) => completion.poll(),
         }
     }

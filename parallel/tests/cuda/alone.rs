@@ -116,7 +116,7 @@ struct Sum(Work<Tensor>);
 
 impl Completion for Sum {
     fn poll(&mut self) -> bool {
-        self.0.poll()
+        self.0.poll().unwrap_or(true)
     }
 
     fn finish(self: Box<Self>) -> Result<Tensor> {

@@ -241,7 +241,7 @@ fn micro_steps_over_two_wrapped_modules() {
 fn wrappers_that_cannot_step_together_are_refused() {
     on_ranks(2, |group| {
         let device = group.device();
-        let other_group = group.split(0, 0)?;
+        let other_group = group.split(Some(0), 0)?.expect("every rank has a color");
         let wrap =
             |group: &Arc<_>, config| Ddp::new(model(&[3, 2], device, 0), Arc::clone(group), config);
         let first = wrap(&group, DdpConfig::default())?;

@@ -240,7 +240,8 @@ fn join_does_not_lose_what_was_accumulated() {
 fn a_bad_weight_in_a_part_of_the_world_names_the_rank_in_the_world() {
     on_ranks(4, |world| {
         let (rank, device) = (world.rank(), world.device());
-        let group = world.split((rank / 2) as u32, 0)?;
+        let group = world.split(Some((rank / 2) as u32), 0)?;
+        let group = group.expect("every rank has a color");
         let model = Mlp::new(&DIMS, DType::F64, device, 5);
         let ddp = Ddp::new(model, group, DdpConfig::default())?;
         let (x, y) = data(rank, 0, 2, device);

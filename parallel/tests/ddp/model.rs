@@ -79,9 +79,8 @@ pub fn on_ranks<T: Send>(
         if world.size() == n {
             return f(world).map(Some);
         }
-        let takes_part = world.rank() < n;
-        let group = world.split(u32::from(!takes_part), 0)?;
-        let result = takes_part.then(|| f(group)).transpose()?;
+        let group = world.split((world.rank() < n).then_some(0), 0)?;
+        let result = group.map(|group| f(group)).transpose()?;
         world.barrier()?.wait()?;
         Ok(result)
     };

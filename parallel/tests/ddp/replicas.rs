@@ -71,7 +71,8 @@ fn differing_modules_are_one_error_on_every_rank() {
 fn in_a_part_of_the_world_ranks_are_named_as_in_the_world() {
     on_ranks(4, |world| {
         let (rank, device) = (world.rank(), world.device());
-        let group = world.split((rank / 2) as u32, 0)?;
+        let group = world.split(Some((rank / 2) as u32), 0)?;
+        let group = group.expect("every rank has a color");
         let dims: &[usize] = if rank == 3 { &[3, 5] } else { &[3, 4] };
         let ddp = Ddp::new(
             Mlp::new(dims, DType::F32, device, 0),

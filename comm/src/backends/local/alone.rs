@@ -1,13 +1,13 @@
-//! Collectives of a group of one rank: each gives the rank's own tensor back, in the shape that the collective
-//! promises. Nobody else is waited for and no element is read, so the tensor may live on any device.
+//! Collectives of a group of one rank: each gives the rank's own tensors back, in the shape that the collective
+//! promises. Nobody else is waited for and no element is read, so the tensors may live on any device.
 
-use crate::check::Call;
+use crate::check::{Call, Room};
 use crate::error::Result;
-use crate::work::Pending;
+use crate::work::{Pending, Tensors};
 use phalanx_tensor::Tensor;
 
 /// An operation that has ended when it is issued.
-pub(super) struct Done(Option<Tensor>);
+pub(super) struct Done(Tensors);
 
 impl Done {
     /// The result of a checked call. A tensor that nobody else holds comes back as it is; a view with gaps is
@@ -16,27 +16,37 @@ impl Done {
     /// # Errors
     /// The device has no memory for such a copy.
     pub(super) fn of(call: Call) -> Result<Done> {
-        let Call { input, output, .. } = call;
-        let (Some(tensor), Some(shape)) = (input, output) else {
-            return Ok(Done(None)); // a barrier
-        };
-        let tensor = match tensor.is_contiguous() {
-            true => tensor, // not even a clone: it would no longer be unique
-            false => tensor.contiguous()?,
-        };
-        Ok(Done(Some(match *tensor.shape() == shape {
-            true => tensor,
-            false => tensor.reshape(shape)?,
-        })))
+        let given = call.inputs.into_iter().zip(call.outputs);
+        let results = given.map(|(tensor, room)| back(tensor, room));
+        Ok(Done(results.collect::<Result<_>>()?))
+    }
+}
+
+fn back(tensor: Tensor, room: Room) -> Result<Tensor> {
+    match room {
+        Room::New(shape) => {
+            let tensor = match tensor.is_contiguous() {
+                true => tensor, // not even a clone: it would no longer be unique
+                false => tensor.contiguous()?,
+            };
+            Ok(match *tensor.shape() == shape {
+                true => tensor,
+                false => tensor.reshape(shape)?,
+            })
+        }
+        Room::Given(mut into) => {
+            into.write_at(0, &tensor)?;
+            Ok(into)
+        }
     }
 }
 
 impl Pending for Done {
-    fn poll(&mut self) -> bool {
-        true
+    fn poll(&mut self) -> Result<bool> {
+        Ok(true)
     }
 
-    fn wait(self: Box<Self>) -> Result<Option<Tensor>> {
+    fn wait(self: Box<Self>) -> Result<Tensors> {
         Ok(self.0)
     }
 }

@@ -1,8 +1,8 @@
-//! [`Mailbox`]: messages from one rank to another, until sender and receiver have found each other.
+//! [`Mailboxes`]: messages from one rank to others, until sender and receiver have found each other.
 
 use super::pool::SlotRef;
 use crate::sync::Mutex;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 /// Which end of a message; the number of its cell in the slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,56 +11,45 @@ pub(super) enum End {
     Recv = 1,
 }
 
-impl End {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            End::Send => "send",
-            End::Recv => "recv",
-        }
-    }
-}
-
-/// Messages from one rank of a group to another of which only one end has been issued. Messages of
-/// one tag are matched in order.
+/// Messages from one rank of a group of which only one end has been issued, by receiver. Between two ranks messages are
+/// matched in the order of issue.
 ///
-/// The lock is held for a look at a short list, by two ranks at most, and never while data moves.
+/// The lock is held for a look at a short list, and never while data moves. A receiver has an entry from its first
+/// message on: what nobody writes to takes no memory.
 #[derive(Default)]
-pub(super) struct Mailbox {
-    unmatched: Mutex<Unmatched>,
+pub(super) struct Mailboxes {
+    unmatched: Mutex<HashMap<usize, Unmatched>>,
 }
 
 #[derive(Default)]
 struct Unmatched {
-    ends: VecDeque<(u32, End, SlotRef)>,
+    /// All of them lack the same end.
+    slots: VecDeque<SlotRef>,
+    end: Option<End>,
     messages: u64,
 }
 
-impl Mailbox {
-    /// The slot of the oldest message of this tag that lacks this end; else a free one for a message
-    /// of this number between these ranks of the world.
+impl Mailboxes {
+    /// The slot of the oldest message to `to` that lacks this end; else a free one for a message of this number between
+    /// these ranks of the world.
     pub(super) fn meet(
         &self,
         end: End,
-        tag: u32,
+        to: usize,
         ranks: [usize; 2],
         free: impl FnOnce(u64, &[usize]) -> SlotRef,
     ) -> SlotRef {
         let mut unmatched = self.unmatched.lock();
-        let mut ends = unmatched.ends.iter();
-        let found = ends.position(|(t, e, _)| *t == tag && *e != end);
-        if let Some((_, _, slot)) = found.and_then(|i| unmatched.ends.remove(i)) {
+        let unmatched = unmatched.entry(to).or_default();
+        if unmatched.end != Some(end)
+            && let Some(slot) = unmatched.slots.pop_front()
+        {
             return slot;
         }
         let slot = free(unmatched.messages, &ranks);
         unmatched.messages += 1;
-        unmatched.ends.push_back((tag, end, slot));
+        unmatched.end = Some(end);
+        unmatched.slots.push_back(slot);
         slot
-    }
-
-    /// The tags of the messages that lack their other end.
-    pub(super) fn waiting(&self, end: End) -> Vec<u32> {
-        let unmatched = self.unmatched.lock();
-        let waiting = unmatched.ends.iter().filter(|(_, e, _)| *e == end);
-        waiting.map(|(tag, _, _)| *tag).collect()
     }
 }

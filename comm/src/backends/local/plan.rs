@@ -3,7 +3,7 @@
 
 use crate::backends::fold::fold;
 use crate::op::{Op, ReduceOp, Signature};
-use phalanx_tensor::DType;
+use phalanx_tensor::{DType, Shape};
 use smallvec::SmallVec;
 
 /// Where one rank's data lies.
@@ -20,6 +20,7 @@ pub(super) struct Ends {
 struct Task {
     src: SmallVec<[*const u8; 4]>,
     dst: SmallVec<[*mut u8; 4]>,
+    dtype: DType,
     elements: usize,
     /// Elements per chunk.
     step: usize,
@@ -30,7 +31,6 @@ struct Task {
 #[derive(Debug)]
 pub(super) struct Plan {
     tasks: SmallVec<[Task; 1]>,
-    dtype: DType,
     reduction: Option<ReduceOp>,
     /// How many ranks can run at the same time.
     workers: usize,
@@ -48,65 +48,79 @@ const MAX_CHUNK: usize = 1 << 20;
 const ALIGN: usize = 64;
 
 impl Plan {
-    /// The data movement of a collective of `ends.len()` ranks that agree on `signature`, or of a
-    /// message from the first end to the second, cut up for so many `workers`. `sends(r)` are rank
-    /// `r`'s rows by rank.
+    /// The data movement of a collective of `n` ranks that agree on `signature`, or of a message from the first end to the
+    /// second, cut up for so many `workers`. `ends(r, i)` are rank `r`'s of tensor `i`, and `sends(r)` its rows by rank.
     pub(super) fn new<'a>(
         signature: &Signature,
-        ends: &[Ends],
+        n: usize,
+        ends: impl Fn(usize, usize) -> Ends,
         workers: usize,
         sends: impl Fn(usize) -> &'a [usize],
     ) -> Plan {
-        let n = ends.len();
         let mut plan = Plan {
             tasks: SmallVec::new(),
-            dtype: DType::U8,
             reduction: signature.op.reduction(),
             workers: workers.min(n),
             chunks: 0,
             bytes: 0,
         };
-        let Some((dtype, shape)) = &signature.tensor else {
-            return plan; // nothing moves
-        };
-        plan.dtype = *dtype;
+        for (i, (dtype, shape)) in signature.tensors.iter().enumerate() {
+            plan.of_tensor(&signature.op, *dtype, shape, n, |r| ends(r, i), &sends);
+        }
+        plan
+    }
+
+    fn of_tensor<'a>(
+        &mut self,
+        op: &Op,
+        dtype: DType,
+        shape: &Shape,
+        n: usize,
+        ends: impl Fn(usize) -> Ends,
+        sends: impl Fn(usize) -> &'a [usize],
+    ) {
         let size = dtype.size();
         let numel = shape.numel();
         let part = numel / n; // where the first axis counts the ranks
-        let src = |r: usize, at: usize| ends[r].src.wrapping_add(at * size);
-        let dst = |r: usize, at: usize| ends[r].dst.wrapping_add(at * size);
+        let src = |r: usize, at: usize| ends(r).src.wrapping_add(at * size);
+        let dst = |r: usize, at: usize| ends(r).dst.wrapping_add(at * size);
         let ranks = 0..n;
-        match &signature.op {
-            Op::AllReduce(_) => plan.add(
+        match op {
+            Op::AllReduce(_) => self.add(
+                dtype,
                 ranks.clone().map(|r| src(r, 0)),
                 ranks.map(|r| dst(r, 0)),
                 numel,
             ),
-            Op::Reduce { root, .. } => plan.add(ranks.map(|r| src(r, 0)), [dst(*root, 0)], numel),
+            Op::Reduce { root, .. } => {
+                self.add(dtype, ranks.map(|r| src(r, 0)), [dst(*root, 0)], numel);
+            }
             Op::Broadcast { root } => {
                 let others = ranks.filter(|r| r != root);
-                plan.add([src(*root, 0)], others.map(|r| dst(r, 0)), numel);
+                self.add(dtype, [src(*root, 0)], others.map(|r| dst(r, 0)), numel);
             }
             Op::AllGather | Op::Split => {
                 for r in ranks.clone() {
-                    plan.add([src(r, 0)], ranks.clone().map(|s| dst(s, r * numel)), numel);
+                    let to = ranks.clone().map(|s| dst(s, r * numel));
+                    self.add(dtype, [src(r, 0)], to, numel);
                 }
             }
             Op::Gather { root } => {
-                ranks.for_each(|r| plan.add([src(r, 0)], [dst(*root, r * numel)], numel));
+                ranks.for_each(|r| self.add(dtype, [src(r, 0)], [dst(*root, r * numel)], numel));
             }
             Op::Scatter { root } => {
-                ranks.for_each(|r| plan.add([src(*root, r * numel)], [dst(r, 0)], numel));
+                ranks.for_each(|r| self.add(dtype, [src(*root, r * numel)], [dst(r, 0)], numel));
             }
             Op::ReduceScatter(_) => {
                 for r in ranks.clone() {
-                    plan.add(ranks.clone().map(|s| src(s, r * part)), [dst(r, 0)], part);
+                    let from = ranks.clone().map(|s| src(s, r * part));
+                    self.add(dtype, from, [dst(r, 0)], part);
                 }
             }
             Op::AllToAll => {
                 for r in ranks.clone() {
                     for s in ranks.clone() {
-                        plan.add([src(r, s * part)], [dst(s, r * part)], part);
+                        self.add(dtype, [src(r, s * part)], [dst(s, r * part)], part);
                     }
                 }
             }
@@ -116,20 +130,21 @@ impl Plan {
                 for r in ranks {
                     let mut given = 0;
                     for (s, rows) in sends(r).iter().enumerate() {
-                        plan.add([src(r, given * row)], [dst(s, filled[s] * row)], rows * row);
+                        let (from, to) = (src(r, given * row), dst(s, filled[s] * row));
+                        self.add(dtype, [from], [to], rows * row);
                         given += rows;
                         filled[s] += rows;
                     }
                 }
             }
-            Op::Send { .. } | Op::Recv { .. } => plan.add([src(0, 0)], [dst(1, 0)], numel),
+            Op::Send { .. } | Op::Recv { .. } => self.add(dtype, [src(0, 0)], [dst(1, 0)], numel),
             Op::Barrier => {}
         }
-        plan
     }
 
     fn add(
         &mut self,
+        dtype: DType,
         src: impl IntoIterator<Item = *const u8>,
         dst: impl IntoIterator<Item = *mut u8>,
         elements: usize,
@@ -139,7 +154,7 @@ impl Plan {
         if elements == 0 || dst.is_empty() {
             return;
         }
-        let size = self.dtype.size();
+        let size = dtype.size();
         let touched = (src.len() + dst.len()) * size; // for each element
         let step = elements.div_ceil(self.workers);
         let step = step.clamp(MIN_CHUNK / touched, MAX_CHUNK / touched);
@@ -147,6 +162,7 @@ impl Plan {
         self.tasks.push(Task {
             src,
             dst,
+            dtype,
             elements,
             step,
             first: self.chunks,
@@ -179,8 +195,8 @@ impl Plan {
         let range = start..task.elements.min(start + task.step);
         // SAFETY: the chunks of a plan write to disjoint elements and read none that another one
         // writes: `add` is called with disjoint destinations, and where a source is a destination
-        // (in `all_reduce` and `reduce`) the plan is a single task, which reads and writes the
-        // same elements. Sources may overlap each other, since they are only read then. The rest is the caller's promise.
-        unsafe { fold(self.dtype, self.reduction, &task.src, &task.dst, range) };
+        // (in `all_reduce` and `reduce`) there is a single task for each tensor, which reads and writes
+        // the same elements. Sources may overlap each other, since they are only read then. The rest is the caller's promise.
+        unsafe { fold(task.dtype, self.reduction, &task.src, &task.dst, range) };
     }
 }

@@ -14,7 +14,7 @@ use std::sync::atomic::{
     Ordering::{AcqRel, Acquire, Relaxed},
 };
 
-/// The slots of a group, and those of them that are free.
+/// The slots of a group for its collectives, or for its messages, and those of them that are free.
 ///
 /// 1. *A slot lives as long as its pool*, and the pool as long as the group.
 /// 2. *A free slot has one holder:* the stack that it lies on, or the [`Spares`] of one rank, or
@@ -22,6 +22,8 @@ use std::sync::atomic::{
 /// 3. *Stacks don't suffer from ABA:* any rank pushes, but only the owner takes, and takes all.
 pub(super) struct SlotPool {
     all: Mutex<Vec<SlotRef>>,
+    /// How many ranks meet in one.
+    cells: usize,
     /// For each rank, the slots that have come back.
     returned: Box<[Stack]>,
 }
@@ -67,9 +69,11 @@ impl SlotRef {
 pub(super) struct Spares(Vec<SlotRef>);
 
 impl SlotPool {
-    pub(super) fn new(ranks: usize) -> SlotPool {
+    /// Slots of so many cells, for so many ranks.
+    pub(super) fn new(ranks: usize, cells: usize) -> SlotPool {
         SlotPool {
             all: Mutex::default(),
+            cells,
             returned: (0..ranks).map(|_| Stack::default()).collect(),
         }
     }
@@ -117,7 +121,7 @@ impl SlotPool {
 
     #[cold]
     fn grow(&self, rank: usize) -> SlotRef {
-        let slot = Box::new(Slot::new(rank, self.returned.len().max(2)));
+        let slot = Box::new(Slot::new(rank, self.cells));
         let slot = SlotRef(NonNull::from(Box::leak(slot)));
         self.all.lock().push(slot);
         slot

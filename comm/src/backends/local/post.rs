@@ -3,73 +3,55 @@
 use super::plan::Ends;
 use crate::check::Call;
 use crate::error::Result;
+use crate::meeting::buffers::Buffer;
 use crate::membership::Membership;
 use crate::op::{Op, Signature};
+use crate::work::Tensors;
 use phalanx_tensor::Tensor;
-use std::ptr;
+use smallvec::SmallVec;
 
 /// What a rank brings: first what others read.
 #[repr(C)]
 pub(super) struct Post {
     pub(super) signature: Signature,
-    pub(super) ends: Ends,
+    /// Of each tensor.
+    pub(super) ends: SmallVec<[Ends; 1]>,
     /// What it gives, unless that is what it gets.
-    _input: Option<Tensor>,
+    _inputs: SmallVec<[Option<Tensor>; 1]>,
     /// What it gets.
-    pub(super) output: Option<Tensor>,
+    pub(super) outputs: Tensors,
 }
 
 impl Post {
-    /// Takes a checked call, and makes room for its result. Copies nothing but a view with gaps.
+    /// Takes a checked call, and makes room for its results. Copies nothing but views with gaps.
     pub(super) fn new(call: Call, me: &Membership) -> Result<Post> {
         let Call {
             signature,
-            input,
-            output: shape,
+            inputs,
+            outputs: rooms,
         } = call;
-        let input = match input {
-            Some(t) if !t.is_contiguous() => Some(t.contiguous()?),
-            input => input, // not even a clone: it would no longer be unique
-        };
-        let device = input.as_ref().map_or(me.device, Tensor::device);
-        let mut ends = Ends {
-            src: ptr::null(),
-            dst: ptr::null_mut(),
-        };
-        let is_root = signature.op.root() == Some(me.rank);
-        let (input, output) = match (&signature.op, input, shape) {
-            (Op::Broadcast { .. }, Some(t), _) if is_root => {
-                ends.src = t.as_bytes()?.as_ptr();
-                (None, Some(t))
-            }
-            (Op::AllReduce(_) | Op::Reduce { .. } | Op::Broadcast { .. }, Some(mut t), Some(_))
-                if t.is_unique() =>
-            {
-                ends.dst = t.bytes_mut()?.as_mut_ptr();
-                ends.src = ends.dst;
-                (None, Some(t))
-            }
-            (_, input, shape) => {
-                if let Some(t) = &input {
-                    ends.src = t.as_bytes()?.as_ptr();
-                }
-                let output = match (shape, &signature.tensor) {
-                    (Some(shape), Some((dtype, _))) => {
-                        let mut t = Tensor::empty(shape, *dtype, device)?;
-                        ends.dst = t.bytes_mut()?.as_mut_ptr();
-                        Some(t)
-                    }
-                    _ => None,
-                };
-                (input, output)
-            }
-        };
-        Ok(Post {
+        let (mut inputs, mut rooms) = (inputs.into_iter(), rooms.into_iter());
+        let mut post = Post {
+            ends: SmallVec::new(),
+            _inputs: SmallVec::new(),
+            outputs: Tensors::new(),
             signature,
-            ends,
-            _input: input,
-            output,
-        })
+        };
+        let Signature { op, tensors, .. } = &post.signature;
+        for (dtype, _) in tensors {
+            let (input, room) = (inputs.next(), rooms.next());
+            let buffer = Buffer::new(op, me.rank, input, room, *dtype, me.device)?;
+            let Buffer {
+                src,
+                dst,
+                input,
+                output,
+            } = buffer;
+            post.ends.push(Ends { src, dst });
+            post._inputs.push(input);
+            post.outputs.extend(output);
+        }
+        Ok(post)
     }
 
     pub(super) fn op(&self) -> &Op {

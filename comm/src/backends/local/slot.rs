@@ -1,11 +1,11 @@
 //! [`Slot`]: the meeting place of the ranks for one operation.
 #![allow(unsafe_code)]
 
-use super::plan::{Ends, Plan};
+use super::plan::Plan;
 use super::pool::{SlotPool, SlotRef, Spares};
 use super::post::Post;
 use crate::op::{Difference, Op, Signature};
-use phalanx_tensor::Tensor;
+use crate::work::Tensors;
 use smallvec::SmallVec;
 use std::cell::UnsafeCell;
 use std::cmp::Ordering;
@@ -302,8 +302,8 @@ impl Slot {
                 }
             }
         }
-        let ends: SmallVec<[Ends; 4]> = posts.iter().map(|p| p.ends).collect();
-        let plan = Plan::new(first, &ends, workers, |r| match &posts[r].signature.op {
+        let ends = |r: usize, i: usize| posts[r].ends[i];
+        let plan = Plan::new(first, n, ends, workers, |r| match &posts[r].signature.op {
             Op::AllToAllV(splits) => &splits.send,
             _ => &[],
         });
@@ -397,12 +397,12 @@ impl Slot {
     ///
     /// # Safety
     /// `DONE` has been seen; called once for each cell, and the caller uses the slot no more.
-    pub(super) unsafe fn take(&self, cell: usize) -> (Option<Tensor>, bool) {
+    pub(super) unsafe fn take(&self, cell: usize) -> (Tensors, bool) {
         let parties = self.parties.load(Relaxed);
         // SAFETY: guarantees 3 and 6: others look at the cell no more; once by the caller.
         let post = unsafe { (*self.cells[cell].post.get()).take() };
         let is_last = self.exit.0.fetch_add(1, AcqRel) + 1 == parties;
-        (post.and_then(|p| p.output), is_last)
+        (post.map_or_else(Tensors::new, |p| p.outputs), is_last)
     }
 
     pub(super) fn state(&self) -> State {

@@ -6,8 +6,7 @@ use super::pool::SlotRef;
 use super::post::Post;
 use super::slot::{Helped, State};
 use crate::error::{Error, Result};
-use crate::work::Pending;
-use phalanx_tensor::Tensor;
+use crate::work::{Pending, Tensors};
 use std::hint::spin_loop;
 use std::sync::Arc;
 use std::thread::yield_now;
@@ -18,6 +17,7 @@ pub(super) struct LocalWork {
     me: Arc<Endpoint>,
     slot: SlotRef,
     cell: usize,
+    is_message: bool,
     /// Whether there may be chunks that nobody has claimed.
     chunks_left: bool,
 }
@@ -26,6 +26,7 @@ impl LocalWork {
     /// Posts this rank's call.
     pub(super) fn issue(me: &Arc<Endpoint>, post: Post) -> Result<LocalWork> {
         let (slot, cell) = me.place(post.op());
+        let is_message = post.op().is_message();
         // SAFETY: `place` gives out each cell once: in a collective's slot to each rank, in a
         // message's to each end.
         match unsafe { slot.post(cell, post, me.world().workers) } {
@@ -34,6 +35,7 @@ impl LocalWork {
                     me: Arc::clone(me),
                     slot,
                     cell,
+                    is_message,
                     chunks_left: true,
                 };
                 if has_begun {
@@ -110,12 +112,16 @@ impl LocalWork {
 }
 
 impl Pending for LocalWork {
-    fn poll(&mut self) -> bool {
+    fn poll(&mut self) -> Result<bool> {
         self.help(false);
-        self.slot.state() == State::Done || self.me.world().has_failed()
+        match (self.slot.state(), self.me.world().fault()) {
+            (State::Done, _) => Ok(true),
+            (_, Some(fault)) => Err(fault),
+            _ => Ok(false),
+        }
     }
 
-    fn wait(mut self: Box<Self>) -> Result<Option<Tensor>> {
+    fn wait(mut self: Box<Self>) -> Result<Tensors> {
         let me = Arc::clone(&self.me);
         let world = me.world();
         let mut patience = Patience::new(world.cores_to_spare);
@@ -126,11 +132,11 @@ impl Pending for LocalWork {
             match seen {
                 State::Done => {
                     // SAFETY: this work has its cell to itself, and ends here.
-                    let (tensor, is_free) = unsafe { self.slot.take(self.cell) };
+                    let (tensors, is_free) = unsafe { self.slot.take(self.cell) };
                     if is_free {
-                        self.me.group.slots.give_back(self.slot);
+                        self.me.give_back(self.slot, self.is_message);
                     }
-                    return Ok(tensor);
+                    return Ok(tensors);
                 }
                 State::Ready if self.chunks_left => {
                     self.help(true);

@@ -16,8 +16,7 @@ use crate::launch::config::Patience;
 use crate::membership::Membership;
 use crate::op::{Op, Signature};
 use crate::sync::{Guard, Mutex};
-use phalanx_tensor::Tensor;
-use std::cmp::Ordering;
+use crate::work::Tensors;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -149,9 +148,8 @@ pub(super) struct Core {
     suspects: Vec<Key>,
     /// Collectives that a rank has issued in a group.
     issued: HashMap<(u64, usize), u64>,
-    /// Messages between two ranks of a group, and those of one tag; of this rank's calls.
+    /// Messages between two ranks of a group, of this rank's calls.
     messages: HashMap<(u64, usize, usize), u64>,
-    tagged: HashMap<(u64, usize, usize, u32), u64>,
     tags: Box<[u32]>,
     outbox: Vec<Outgoing>,
     inbox: VecDeque<Incoming>,
@@ -183,7 +181,6 @@ impl Core {
             suspects: Vec::new(),
             issued: HashMap::new(),
             messages: HashMap::new(),
-            tagged: HashMap::new(),
             tags: vec![0; size].into(),
             outbox: Vec::new(),
             inbox: VecDeque::new(),

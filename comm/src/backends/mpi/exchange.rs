@@ -2,14 +2,17 @@
 //! [`Plan`]s.
 #![allow(unsafe_code)]
 
-use super::plan::{Gate, Lane, Place, Plan, RING, Reduction, Way};
+use super::plan::{Gate, Place, Plan, RING, Reduction, Way};
 use super::wire::{Failure, Request, Wire};
 use crate::backends::fold::fold;
-use crate::check::Call;
+use crate::check::{Call, Room};
 use crate::error::Result;
+use crate::meeting::buffers::Buffer;
 use crate::membership::Membership;
-use crate::op::{Op, Signature};
-use phalanx_tensor::{DType, Tensor};
+use crate::op::{Op, ReduceOp, Signature};
+use crate::work::Tensors;
+use phalanx_tensor::{DType, Shape, Tensor};
+use smallvec::SmallVec;
 use std::collections::VecDeque;
 use std::ptr;
 
@@ -17,10 +20,26 @@ use std::ptr;
 const IN_FLIGHT: usize = 4;
 
 /// A call with its tensors, what there is to do, and how far it has come.
+pub(super) struct Exchange {
+    pub(super) signature: Signature,
+    /// One for each tensor of the call.
+    moves: SmallVec<[Move; 1]>,
+    me: usize,
+    /// The first tags of bulk data to and from each peer.
+    pub(super) tags_out: Box<[u32]>,
+    pub(super) tags_in: Box<[u32]>,
+    /// The parcels that have come with inline data, by peer.
+    parcels: Parcels,
+    begun: bool,
+}
+
+type Parcels = Box<[Option<Box<[u8]>>]>;
+
+/// How one tensor of a call moves.
 ///
-/// Why this is sound. The exchange owns both tensors from the call to its end; an output was unique
-/// when it came, or is new, so nobody else has access to its memory; an input that is shared is
-/// only read, as everywhere. MPI reads and writes only the bytes of steps in flight, and
+/// Why this is sound. It owns both tensors from the call to its end; an output was unique when it came, or is
+/// new, so nobody else has access to its memory; an input that is shared is only read, as everywhere. MPI reads
+/// and writes only the bytes of steps in flight, and
 ///
 /// 1. *a step's bytes belong to nobody else while it is in flight:* lanes that write, write to
 ///    different bytes, since `Plan` gives each part of the output to one peer; where input and
@@ -28,15 +47,11 @@ const IN_FLIGHT: usize = 4;
 ///    own part is sent only after it was reduced ([`Gate::Reduced`]), and reduced only once;
 /// 2. *a slot of the ring is received into only when it has been read:* at most [`RING`] steps are
 ///    received ahead of the reduction;
-/// 3. *buffers outlive their requests:* an exchange with requests that have not completed is never
+/// 3. *buffers outlive their requests:* a move with requests that have not completed is never
 ///    dropped (see `Drop`).
-pub(super) struct Exchange {
-    pub(super) signature: Signature,
+struct Move {
     plan: Plan,
-    me: usize,
-    /// The tags of bulk data to and from each peer.
-    pub(super) tags_out: Box<[u32]>,
-    pub(super) tags_in: Box<[u32]>,
+    dtype: DType,
     src: *const u8,
     dst: *mut u8,
     input: Option<Tensor>,
@@ -47,18 +62,14 @@ pub(super) struct Exchange {
     ring: Option<Tensor>,
     ring_at: *mut u8,
     lanes: Box<[Progress]>,
-    /// The parcels that have come with inline data, by peer, and where in them it starts.
-    inline: Box<[Option<Inline>]>,
+    /// Where its data starts in the parcel of each peer.
+    inline: Box<[usize]>,
     reduced: usize,
-    begun: bool,
     done: bool,
 }
 
 // SAFETY: the tensors are `Send`; the pointers point into them, and are used under the engine's lock.
-unsafe impl Send for Exchange {}
-
-/// A parcel, and where in it the data starts.
-type Inline = (Box<[u8]>, usize);
+unsafe impl Send for Move {}
 
 #[derive(Default)]
 struct Progress {
@@ -67,78 +78,197 @@ struct Progress {
     requests: VecDeque<Request>,
 }
 
+/// What all moves of an exchange look at.
+struct Surroundings<'a> {
+    me: usize,
+    reduction: Option<ReduceOp>,
+    /// The peers' ranks in the world.
+    ranks: &'a [usize],
+    tags_out: &'a [u32],
+    tags_in: &'a [u32],
+    parcels: &'a [Option<Box<[u8]>>],
+    /// Which tensor of the call it is.
+    number: usize,
+}
+
+impl Surroundings<'_> {
+    /// The tag of a lane's data, of the peer's first one.
+    fn tag(&self, first: u32, exchange: u32) -> u32 {
+        first + self.number as u32 * TAGS + exchange
+    }
+}
+
+/// Tags of one tensor: one for each of a plan's exchanges.
+const TAGS: u32 = 2;
+
 impl Exchange {
     /// Takes a checked call of rank `me` of `n` (of a message: of its ends), and makes room for its
-    /// result.
+    /// results.
     pub(super) fn new(call: Call, me: &Membership) -> Result<Exchange> {
         let Call {
             signature,
-            input,
-            output: shape,
+            inputs,
+            outputs,
         } = call;
         let (index, n) = match signature.op {
             Op::Send { .. } => (0, 2),
             Op::Recv { .. } => (1, 2),
             _ => (me.rank, me.size()),
         };
-        let input = match input {
-            Some(t) if !t.is_contiguous() => Some(t.contiguous()?),
-            input => input, // not even a clone: it would no longer be unique
-        };
-        let device = input.as_ref().map_or(me.device, Tensor::device);
-        let plan = Plan::new(&signature, index, n);
-        let gives = shape.is_some();
-        let (mut src, mut dst) = (ptr::null(), ptr::null_mut());
-        let in_place = matches!(
-            signature.op,
-            Op::AllReduce(_) | Op::Reduce { .. } | Op::Broadcast { .. }
-        );
+        let (mut inputs, mut rooms) = (inputs.into_iter(), outputs.into_iter());
+        let mut moves = SmallVec::new();
+        for tensor in &signature.tensors {
+            let (input, room) = (inputs.next(), rooms.next());
+            moves.push(Move::new(
+                &signature.op,
+                me,
+                (index, n),
+                input,
+                room,
+                tensor,
+            )?);
+        }
+        Ok(Exchange {
+            signature,
+            moves,
+            me: index,
+            tags_out: vec![0; n].into(),
+            tags_in: vec![0; n].into(),
+            parcels: (0..n).map(|_| None).collect(),
+            begun: false,
+        })
+    }
+
+    /// Appends the bytes that travel with the header to `peer`.
+    pub(super) fn write_inline(&self, peer: usize, out: &mut Vec<u8>) {
+        self.moves.iter().for_each(|m| out.extend(m.inline(peer)));
+    }
+
+    /// How many tags bulk data to `peer` needs.
+    pub(super) fn needs_tags(&self, peer: usize) -> u32 {
+        match self.moves.iter().any(|m| m.sends_bulk(peer)) {
+            true => self.moves.len() as u32 * TAGS,
+            false => 0,
+        }
+    }
+
+    /// Whether this rank sends or receives data that no header carries.
+    pub(super) fn is_bulk(&self) -> bool {
+        let mut lanes = self.moves.iter().flat_map(|m| &m.plan.lanes);
+        lanes.any(|lane| !lane.is_inline())
+    }
+
+    /// How many bytes of inline data this rank expects from `peer`.
+    pub(super) fn expects(&self, peer: usize) -> usize {
+        self.moves.iter().map(|m| m.expects(peer)).sum()
+    }
+
+    /// Keeps a parcel from `peer` with inline data from `at` on.
+    pub(super) fn keep(&mut self, peer: usize, parcel: Box<[u8]>, mut at: usize) {
+        for m in &mut self.moves {
+            m.inline[peer] = at;
+            at += m.expects(peer);
+        }
+        self.parcels[peer] = Some(parcel);
+    }
+
+    /// All ranks have come, and agree: data may move.
+    pub(super) fn begin(&mut self) {
+        self.begun = true;
+        for m in &mut self.moves {
+            m.begin(&self.parcels);
+        }
+    }
+
+    /// Whether all data may move.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Whether all is done.
+    pub(super) fn is_done(&self) -> bool {
+        self.begun && self.moves.iter().all(|m| m.done)
+    }
+
+    /// What the rank gets.
+    pub(super) fn take(&mut self) -> Tensors {
+        let given = self.moves.iter_mut().filter(|m| m.gives);
+        given.filter_map(|m| m.output.take()).collect()
+    }
+
+    /// The peers from or to which data still has to move.
+    pub(super) fn lagging(&self) -> Vec<usize> {
+        let lanes = self
+            .moves
+            .iter()
+            .flat_map(|m| m.plan.lanes.iter().zip(&m.lanes));
+        let mut peers: Vec<usize> = lanes
+            .filter(|(lane, progress)| progress.done < lane.steps())
+            .map(|(lane, _)| lane.peer)
+            .collect();
+        peers.sort_unstable();
+        peers.dedup();
+        peers
+    }
+
+    /// Moves what can be moved without waiting. Returns whether anything did.
+    pub(super) fn advance(&mut self, wire: &mut Wire, ranks: &[usize]) -> Result<bool, Failure> {
+        let mut moved = false;
+        for (number, m) in self.moves.iter_mut().enumerate() {
+            if m.done {
+                continue;
+            }
+            let around = Surroundings {
+                me: self.me,
+                reduction: self.signature.op.reduction(),
+                ranks,
+                tags_out: &self.tags_out,
+                tags_in: &self.tags_in,
+                parcels: &self.parcels,
+                number,
+            };
+            moved |= m.advance(wire, &around)?;
+        }
+        Ok(moved)
+    }
+}
+
+impl Move {
+    fn new(
+        op: &Op,
+        me: &Membership,
+        (index, n): (usize, usize),
+        input: Option<Tensor>,
+        room: Option<Room>,
+        (dtype, shape): &(DType, Shape),
+    ) -> Result<Move> {
+        let plan = Plan::new(op, *dtype, shape, index, n);
+        let gives = room.is_some();
         // A rank that reduces a part for a root needs room for it, though it gets nothing.
-        let shape = shape.or_else(|| match (&signature.tensor, &plan.reduction) {
-            (Some((_, shape)), Some(_)) => Some(shape.clone()),
-            _ => None,
-        });
-        let is_broadcaster = matches!(signature.op, Op::Broadcast { root } if root == me.rank);
-        let (input, output) = match (input, shape) {
-            (Some(t), _) if is_broadcaster => {
-                src = t.as_bytes()?.as_ptr();
-                (None, Some(t))
-            }
-            (Some(mut t), Some(_)) if in_place && t.is_unique() => {
-                dst = t.bytes_mut()?.as_mut_ptr();
-                src = dst;
-                (None, Some(t))
-            }
-            (input, shape) => {
-                if let Some(t) = &input {
-                    src = t.as_bytes()?.as_ptr();
-                }
-                let output = match (shape, &signature.tensor) {
-                    (Some(shape), Some((dtype, _))) => {
-                        let mut t = Tensor::empty(shape, *dtype, device)?;
-                        dst = t.bytes_mut()?.as_mut_ptr();
-                        Some(t)
-                    }
-                    _ => None,
-                };
-                (input, output)
-            }
+        let room = match plan.reduction {
+            Some(_) => room.or_else(|| Some(Room::New(shape.clone()))),
+            None => room,
         };
+        let Buffer {
+            src,
+            dst,
+            input,
+            output,
+        } = Buffer::new(op, me.rank, input, room, *dtype, me.device)?;
         let mut rings = plan.lanes.iter().filter(|l| l.place == Place::Ring);
         let (mut ring, mut ring_at) = (None, ptr::null_mut());
         if let Some(lane) = rings.find(|l| !l.is_inline()) {
             let bytes = n * RING * lane.step.min(lane.bytes);
+            let device = input.as_ref().or(output.as_ref());
+            let device = device.map_or(me.device, Tensor::device);
             let mut t = Tensor::empty([bytes], DType::U8, device)?;
             ring_at = t.bytes_mut()?.as_mut_ptr();
             ring = Some(t);
         }
         let lanes = plan.lanes.iter().map(|_| Progress::default()).collect();
-        Ok(Exchange {
-            signature,
+        Ok(Move {
             plan,
-            me: index,
-            tags_out: vec![0; n].into(),
-            tags_in: vec![0; n].into(),
+            dtype: *dtype,
             src,
             dst,
             input,
@@ -147,48 +277,37 @@ impl Exchange {
             ring,
             ring_at,
             lanes,
-            inline: (0..n).map(|_| None).collect(),
+            inline: vec![0; n].into(),
             reduced: 0,
-            begun: false,
             done: false,
         })
     }
 
     /// The bytes that travel with the header to `peer`.
-    pub(super) fn inline(&self, peer: usize) -> &[u8] {
-        let sent = |lane: &&Lane| lane.way == Way::Send && lane.peer == peer && lane.is_inline();
-        match self.plan.lanes.iter().find(sent) {
-            Some(Lane {
-                place: Place::Input(at),
-                bytes,
-                ..
-            }) if *bytes > 0 => {
+    fn inline(&self, peer: usize) -> &[u8] {
+        let mut lanes = self.plan.lanes.iter();
+        let sent = lanes.find(|l| l.way == Way::Send && l.peer == peer && l.is_inline());
+        match sent.map(|lane| (lane.place, lane.bytes)) {
+            Some((Place::Input(at), bytes)) if bytes > 0 => {
                 // SAFETY: the plan's sends lie within the input, which is there where it has one.
-                unsafe { std::slice::from_raw_parts(self.src.add(*at), *bytes) }
+                unsafe { std::slice::from_raw_parts(self.src.add(at), bytes) }
             }
             _ => &[],
         }
     }
 
-    /// Whether bulk data will go to `peer`.
-    pub(super) fn needs_tag(&self, peer: usize) -> bool {
+    fn sends_bulk(&self, peer: usize) -> bool {
         let mut lanes = self.plan.lanes.iter();
         lanes.any(|l| l.way == Way::Send && l.peer == peer && !l.is_inline())
     }
 
-    /// Whether this rank sends or receives data that no header carries.
-    pub(super) fn is_bulk(&self) -> bool {
-        self.plan.lanes.iter().any(|lane| !lane.is_inline())
+    fn expects(&self, peer: usize) -> usize {
+        let mut lanes = self.plan.lanes.iter();
+        let lane = lanes.find(|l| l.way == Way::Recv && l.peer == peer && l.is_inline());
+        lane.map_or(0, |lane| lane.bytes)
     }
 
-    /// Keeps a parcel from `peer` with inline data from `at` on.
-    pub(super) fn keep(&mut self, peer: usize, parcel: Box<[u8]>, at: usize) {
-        self.inline[peer] = Some((parcel, at));
-    }
-
-    /// All ranks have come, and agree: data may move.
-    pub(super) fn begin(&mut self) {
-        self.begun = true;
+    fn begin(&mut self, parcels: &[Option<Box<[u8]>>]) {
         if let Some((from, to, bytes)) = self.plan.copy {
             // SAFETY: the plan copies from the input to the output, both of which are there then,
             // and two buffers.
@@ -206,50 +325,19 @@ impl Exchange {
             }
             (progress.posted, progress.done) = (lane.steps(), lane.steps());
             if let (Way::Recv, Place::Output(at)) = (lane.way, lane.place)
-                && let Some((parcel, start)) = &self.inline[lane.peer]
+                && let Some(parcel) = &parcels[lane.peer]
             {
-                let data = &parcel[*start..];
-                debug_assert_eq!(data.len(), lane.bytes);
-                let bytes = data.len().min(lane.bytes);
+                let data = &parcel[self.inline[lane.peer]..][..lane.bytes];
                 // SAFETY: the lane's bytes lie within the output, nothing else has begun.
-                unsafe { copy(data.as_ptr(), self.dst.wrapping_add(at), bytes) };
+                unsafe { copy(data.as_ptr(), self.dst.wrapping_add(at), data.len()) };
             }
         }
     }
 
-    /// Whether all data may move.
-    pub(super) fn has_begun(&self) -> bool {
-        self.begun
-    }
-
-    /// Whether all is done.
-    pub(super) fn is_done(&self) -> bool {
-        self.done
-    }
-
-    /// What the rank gets.
-    pub(super) fn take(&mut self) -> Option<Tensor> {
-        self.output.take().filter(|_| self.gives)
-    }
-
-    /// The peers from or to which data still has to move.
-    pub(super) fn lagging(&self) -> Vec<usize> {
-        let lanes = self.plan.lanes.iter().zip(&self.lanes);
-        let mut peers: Vec<usize> = lanes
-            .filter(|(lane, progress)| progress.done < lane.steps())
-            .map(|(lane, _)| lane.peer)
-            .collect();
-        peers.sort_unstable();
-        peers.dedup();
-        peers
-    }
-
-    /// Moves what can be moved without waiting. Returns whether anything did.
-    ///
     /// What MPI is to receive it may copy on the spot, in any of its calls, and the peer waits for
     /// what this rank sends: so what was reduced is sent before anything else, receives come last, and
     /// reduced steps of others are received when this rank's own has been sent.
-    pub(super) fn advance(&mut self, wire: &mut Wire, ranks: &[usize]) -> Result<bool, Failure> {
+    fn advance(&mut self, wire: &mut Wire, around: &Surroundings<'_>) -> Result<bool, Failure> {
         let mut moved = false;
         for progress in &mut self.lanes {
             while let Some(request) = progress.requests.front_mut() {
@@ -265,7 +353,7 @@ impl Exchange {
         if let Some(reduction) = self.plan.reduction.clone() {
             let steps = reduction.bytes.div_ceil(reduction.step);
             if self.reduced < steps && self.has_received(self.reduced) {
-                self.reduce(&reduction);
+                self.reduce(&reduction, around);
                 moved = true;
             }
             left |= self.reduced < steps;
@@ -273,7 +361,7 @@ impl Exchange {
         for way in [Way::Send, Way::Recv] {
             for i in 0..self.lanes.len() {
                 while self.plan.lanes[i].way == way && self.may_post(i) {
-                    self.post(i, wire, ranks)?;
+                    self.post(i, wire, around)?;
                     moved = true;
                 }
             }
@@ -297,10 +385,15 @@ impl Exchange {
             }
     }
 
-    fn post(&mut self, i: usize, wire: &mut Wire, ranks: &[usize]) -> Result<(), Failure> {
+    fn post(
+        &mut self,
+        i: usize,
+        wire: &mut Wire,
+        around: &Surroundings<'_>,
+    ) -> Result<(), Failure> {
         let (lane, progress) = (&self.plan.lanes[i], &mut self.lanes[i]);
         let range = lane.range(progress.posted);
-        let peer = ranks[lane.peer];
+        let peer = around.ranks[lane.peer];
         // SAFETY: the plan keeps within the buffers; the rest are the type's guarantees 1 to 3.
         let request = unsafe {
             match (lane.way, lane.place) {
@@ -310,7 +403,7 @@ impl Exchange {
                         Place::Input(at) => self.src.wrapping_add(at),
                         Place::Ring => unreachable!("nothing is sent out of the ring"),
                     };
-                    let tag = self.tags_out[lane.peer] + lane.exchange;
+                    let tag = around.tag(around.tags_out[lane.peer], lane.exchange);
                     wire.send_bulk(from.add(range.start), range.len(), peer, tag)?
                 }
                 (Way::Recv, place) => {
@@ -323,7 +416,7 @@ impl Exchange {
                         }
                         Place::Input(_) => unreachable!("nothing is received into the input"),
                     };
-                    let tag = self.tags_in[lane.peer] + lane.exchange;
+                    let tag = around.tag(around.tags_in[lane.peer], lane.exchange);
                     wire.recv_bulk(to, range.len(), peer, tag)?
                 }
             }
@@ -349,17 +442,14 @@ impl Exchange {
     }
 
     /// Reduces the next step, in rank order.
-    fn reduce(&mut self, reduction: &Reduction) {
-        let Some((dtype, _)) = self.signature.tensor else {
-            return;
-        };
+    fn reduce(&mut self, reduction: &Reduction, around: &Surroundings<'_>) {
         let start = self.reduced * reduction.step;
         let bytes = reduction.step.min(reduction.bytes - start);
         let slot = reduction.step.min(reduction.bytes);
         let sources: Vec<*const u8> = (0..self.inline.len())
-            .map(|r| match &self.inline[r] {
-                _ if r == self.me => self.src.wrapping_add(reduction.input + start),
-                Some((parcel, at)) if self.ring.is_none() => parcel.as_ptr().wrapping_add(*at),
+            .map(|r| match &around.parcels[r] {
+                _ if r == around.me => self.src.wrapping_add(reduction.input + start),
+                Some(parcel) if self.ring.is_none() => parcel.as_ptr().wrapping_add(self.inline[r]),
                 _ => self
                     .ring_at
                     .cast_const()
@@ -367,31 +457,18 @@ impl Exchange {
             })
             .collect();
         let to = self.dst.wrapping_add(reduction.output + start);
-        let elements = bytes / dtype.size();
+        let elements = bytes / self.dtype.size();
         // SAFETY: the step has come from everybody: a whole slot of the ring each, or a whole inline
         // lane, whose length `Engine` has checked. The destination is the own part of the output,
         // equal to the own source or not overlapping with it (guarantee 1).
         unsafe {
-            fold(
-                dtype,
-                self.signature.op.reduction(),
-                &sources,
-                &[to],
-                0..elements,
-            );
+            fold(self.dtype, around.reduction, &sources, &[to], 0..elements);
         }
         self.reduced += 1;
     }
-
-    /// How many bytes of inline data this rank expects from `peer`.
-    pub(super) fn expects(&self, peer: usize) -> usize {
-        let mut lanes = self.plan.lanes.iter();
-        let lane = lanes.find(|l| l.way == Way::Recv && l.peer == peer && l.is_inline());
-        lane.map_or(0, |lane| lane.bytes)
-    }
 }
 
-impl Drop for Exchange {
+impl Drop for Move {
     /// MPI may still read and write the buffers of an operation that was given up: they stay.
     fn drop(&mut self) {
         if self.lanes.iter().any(|lane| !lane.requests.is_empty()) {

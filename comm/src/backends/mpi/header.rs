@@ -15,9 +15,7 @@ pub(super) struct Header {
     /// The collective's number in the group; of a message, the number among those between the two
     /// ranks.
     pub(super) number: u64,
-    /// Of a message: its number among those between the two ranks that have its tag.
-    pub(super) index: u64,
-    /// The tag of the bulk data that the sender will send to the receiver of this header.
+    /// The first tag of the bulk data that the sender will send to the receiver of this header.
     pub(super) tag: u32,
     /// What was called.
     pub(super) signature: Signature,
@@ -28,33 +26,28 @@ pub(super) struct Header {
 pub(super) enum Key {
     /// The collective of this number in a group.
     Collective { group: u64, number: u64 },
-    /// The message of this number among those of one tag.
+    /// The message of this number between two ranks of a group.
     Message {
         group: u64,
         from: usize,
         to: usize,
-        tag: u32,
-        index: u64,
+        number: u64,
     },
 }
 
 impl Header {
     pub(super) fn key(&self) -> Key {
-        let (group, index) = (self.group, self.index);
-        let message = |from, to, tag| Key::Message {
+        let (group, number) = (self.group, self.number);
+        let message = |from, to| Key::Message {
             group,
             from,
             to,
-            tag,
-            index,
+            number,
         };
         match self.signature.op {
-            Op::Send { destination, tag } => message(self.from, destination, tag),
-            Op::Recv { source, tag } => message(source, self.from, tag),
-            _ => Key::Collective {
-                group,
-                number: self.number,
-            },
+            Op::Send { destination, .. } => message(self.from, destination),
+            Op::Recv { source, .. } => message(source, self.from),
+            _ => Key::Collective { group, number },
         }
     }
 
@@ -64,7 +57,6 @@ impl Header {
             self.group,
             self.from as u64,
             self.number,
-            self.index,
             u64::from(self.tag),
         ] {
             put(out, number);
@@ -86,15 +78,16 @@ impl Header {
             Op::Barrier => (11, 0, 0),
             Op::Split => (12, 0, 0),
         };
-        let (dtype, dims) = match &self.signature.tensor {
-            Some((dtype, shape)) => (place(&DType::ALL, dtype), &shape[..]),
-            None => (None, &[][..]),
-        };
-        out.extend([code, reduction.unwrap_or(NONE), dtype.unwrap_or(NONE)]);
-        for number in [a as u64, u64::from(b), dims.len() as u64] {
+        out.extend([code, reduction.unwrap_or(NONE)]);
+        let tensors = &self.signature.tensors;
+        for number in [a as u64, u64::from(b), tensors.len() as u64] {
             put(out, number);
         }
-        dims.iter().for_each(|&d| put(out, d as u64));
+        for (dtype, shape) in tensors {
+            out.push(place(&DType::ALL, dtype).unwrap_or(NONE));
+            put(out, shape.len() as u64);
+            shape.iter().for_each(|&extent| put(out, extent as u64));
+        }
         let label = &self.signature.label;
         out.push(u8::from(label.is_some()));
         if let Some(label) = label {
@@ -110,13 +103,13 @@ impl Header {
 
     /// The header at the start of `bytes`, which keep what follows it. `None` if that is none.
     pub(super) fn read(bytes: &mut &[u8]) -> Option<Header> {
-        let [group, from, number, index, tag] = numbers(bytes)?;
-        let [code, reduction, dtype] = *bytes.split_off(..3)?.first_chunk()?;
-        let [a, b, rank] = numbers(bytes)?;
+        let [group, from, number, tag] = numbers(bytes)?;
+        let [code, reduction] = *bytes.split_off(..2)?.first_chunk()?;
+        let [a, b, count] = numbers(bytes)?;
         let (root, peer) = (usize::try_from(a).ok()?, usize::try_from(a).ok()?);
         let message = u32::try_from(b).ok()?;
         let reduction = ReduceOp::ALL.get(usize::from(reduction)).copied();
-        let dims = list(bytes, rank)?;
+        let tensors = (0..count).map(|_| tensor(bytes)).collect::<Option<_>>()?;
         let label = match bytes.split_off_first()? {
             0 => None,
             1 => {
@@ -153,18 +146,12 @@ impl Header {
             12 => Op::Split,
             _ => return None,
         };
-        let dtype = DType::ALL.get(usize::from(dtype));
         Some(Header {
             group,
             from: usize::try_from(from).ok()?,
             number,
-            index,
             tag: u32::try_from(tag).ok()?,
-            signature: Signature {
-                op,
-                tensor: dtype.map(|dtype| (*dtype, Shape::from(dims))),
-                label,
-            },
+            signature: Signature { op, tensors, label },
         })
     }
 }
@@ -202,6 +189,12 @@ fn list(bytes: &mut &[u8], n: u64) -> Option<Vec<usize>> {
         .collect()
 }
 
+fn tensor(bytes: &mut &[u8]) -> Option<(DType, Shape)> {
+    let dtype = *DType::ALL.get(usize::from(*bytes.split_off_first()?))?;
+    let [rank] = numbers(bytes)?;
+    Some((dtype, Shape::from(list(bytes, rank)?)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,7 +226,9 @@ mod tests {
             Op::Barrier,
             Op::Split,
         ];
-        let tensors = DType::ALL.map(|dtype| Some((dtype, Shape::from([3, 0, 1 << 33]))));
+        let one = DType::ALL.map(|dtype| vec![(dtype, Shape::from([3, 0, 1 << 33]))]);
+        let all = DType::ALL.map(|dtype| (dtype, Shape::from([2])));
+        let many = [vec![], all.to_vec(), vec![(DType::F32, Shape::from(()))]];
         let labels = [
             None,
             Some(Label {
@@ -243,16 +238,15 @@ mod tests {
             }),
         ];
         for (op, label) in ops.iter().flat_map(|op| labels.map(|label| (op, label))) {
-            for tensor in tensors.iter().cloned().chain([None]) {
+            for tensors in one.iter().chain(&many) {
                 let header = Header {
                     group: group_id("world/3:1"),
                     from: 7,
                     number: u64::MAX,
-                    index: 9,
                     tag: 12,
                     signature: Signature {
                         op: op.clone(),
-                        tensor,
+                        tensors: tensors.clone().into(),
                         label: label.map(Arc::new),
                     },
                 };

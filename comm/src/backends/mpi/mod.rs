@@ -44,6 +44,7 @@ use crate::backends::Backend;
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::launch::LaunchConfig;
+use crate::meeting::naming;
 use crate::membership::Membership;
 use crate::op::Label;
 use crate::sync::Mutex;
@@ -135,21 +136,16 @@ impl Backend for MpiGroup {
     fn split_off(&self, color: u32, members: &[usize]) -> Result<MpiGroup> {
         let old = &self.membership;
         let number = *self.last.lock(); // of the `split` that all ranks have just done
-        let name = format!("{}/{number}:{color}", old.name);
-        let rank = members.iter().position(|&m| m == old.rank);
-        let rank = rank.ok_or_else(|| Error::InvalidArgument {
-            op: "split",
-            rank: old.world_rank(),
-            reason: "this rank is no member".into(),
-        })?;
+        let Some(membership) = naming::split_off(old, number, color, members) else {
+            return Err(Error::InvalidArgument {
+                op: "split",
+                rank: old.world_rank(),
+                reason: "this rank is no member".into(),
+            });
+        };
         Ok(MpiGroup {
-            id: header::group_id(&format!("{}:{name}", self.run)),
-            membership: Membership {
-                rank,
-                world_ranks: members.iter().map(|&m| old.world_ranks[m]).collect(),
-                name: name.into(),
-                ..old.clone()
-            },
+            id: header::group_id(&format!("{}:{}", self.run, membership.name)),
+            membership,
             engine: Arc::clone(&self.engine),
             run: self.run,
             last: Arc::default(),

@@ -11,7 +11,8 @@
 //! by size and number of processes.) A short one is sent whole to everybody, who all reduce the
 //! same.
 
-use crate::op::{Op, Signature};
+use crate::op::Op;
+use phalanx_tensor::{DType, Shape};
 use std::ops::Range;
 
 /// Messages of at most so many bytes travel with the header of the call.
@@ -116,16 +117,13 @@ fn reduce_step(n: usize) -> usize {
 }
 
 impl Plan {
-    /// The share of rank `me` of `n`; of a message's sender (0) or receiver (1).
-    pub(super) fn new(signature: &Signature, me: usize, n: usize) -> Plan {
+    /// The share of rank `me` of `n`, of one tensor of an operation; of a message's sender (0) or receiver (1).
+    pub(super) fn new(op: &Op, dtype: DType, shape: &Shape, me: usize, n: usize) -> Plan {
         let mut plan = Plan::default();
-        let Some((dtype, shape)) = &signature.tensor else {
-            return plan;
-        };
         let size = dtype.size();
         let whole = shape.numel() * size;
         let others = || (0..n).filter(|&p| p != me);
-        match &signature.op {
+        match op {
             Op::AllReduce(_) => plan.reduce(me, n, whole, size, None),
             Op::Reduce { root, .. } => plan.reduce(me, n, whole, size, Some(*root)),
             Op::ReduceScatter(_) => {

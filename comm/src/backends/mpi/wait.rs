@@ -5,8 +5,7 @@ use super::engine::{Engine, Stage};
 use super::header::Key;
 use super::wire;
 use crate::error::Result;
-use crate::work::Pending;
-use phalanx_tensor::Tensor;
+use crate::work::{Pending, Tensors};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -60,15 +59,19 @@ impl Drop for Waiting<'_> {
 }
 
 impl Pending for MpiWork {
-    fn poll(&mut self) -> bool {
+    fn poll(&mut self) -> Result<bool> {
         let mut core = self.engine.lock();
         core.progress();
-        core.fault().is_some() || matches!(core.stage(self.key), Stage::Done)
+        if let Stage::Done = core.stage(self.key) {
+            return Ok(true);
+        }
+        core.refuse()?;
+        Ok(false)
     }
 
     /// The thread that waits makes progress itself: no hand-over to another thread stands between
     /// a message and its receiver.
-    fn wait(self: Box<Self>) -> Result<Option<Tensor>> {
+    fn wait(self: Box<Self>) -> Result<Tensors> {
         let mut waiting = Waiting::new(&self.engine);
         let (mut idle_since, mut asked) = (None, None);
         loop {
@@ -76,15 +79,11 @@ impl Pending for MpiWork {
             let anything_moved = core.progress();
             let stage = core.stage(self.key);
             if let Stage::Done = stage {
-                let output = core.take(self.key);
+                let outputs = core.take(self.key);
                 waiting.leaves_bulk = core.has_bulk();
-                return Ok(output);
+                return Ok(outputs);
             }
-            if let Some((error, _)) = core.fault() {
-                let error = error.clone();
-                core.told.get_or_insert_with(Instant::now);
-                return Err(error);
-            }
+            core.refuse()?;
             // What others do to this rank's other operations is no progress of this one, which may be late all the same …
             if anything_moved && matches!(stage, Stage::Moving) {
                 (idle_since, asked) = (None, None);

@@ -18,12 +18,11 @@ impl Core {
             Op::Recv { source, .. } => (self.ends(me, source, me.rank), 1),
             _ => (Arc::clone(&me.world_ranks), me.rank),
         };
-        let (number, of_tag) = self.count(group, me.rank, &op);
+        let number = self.count(group, me.rank, &op);
         let mut header = Header {
             group,
             from: me.rank,
             number,
-            index: of_tag,
             tag: 0,
             signature: exchange.signature.clone(),
         };
@@ -31,14 +30,14 @@ impl Core {
             if peer == index {
                 continue;
             }
-            header.tag = match exchange.needs_tag(peer) {
-                true => self.next_tag(rank),
-                false => 0,
+            header.tag = match exchange.needs_tags(peer) {
+                0 => 0,
+                count => self.next_tags(rank, count),
             };
             exchange.tags_out[peer] = header.tag;
             let mut bytes = vec![Kind::Call as u8];
             header.write(&mut bytes);
-            bytes.extend(exchange.inline(peer));
+            exchange.write_inline(peer, &mut bytes);
             self.post(rank, bytes);
         }
         let (key, is_bulk) = (header.key(), exchange.is_bulk());
@@ -55,7 +54,8 @@ impl Core {
         Ok((key, is_bulk))
     }
 
-    fn refuse(&mut self) -> Result<()> {
+    /// The failure of the world, which this rank is told with it.
+    pub(in crate::backends::mpi) fn refuse(&mut self) -> Result<()> {
         match &self.fault {
             None => Ok(()),
             Some((error, _)) => {
@@ -69,30 +69,24 @@ impl Core {
         [me.world_ranks[from], me.world_ranks[to]].into()
     }
 
-    /// The call's number, and the message's number among those of its tag.
-    fn count(&mut self, group: u64, me: usize, op: &Op) -> (u64, u64) {
-        let (from, to, tag) = match *op {
-            Op::Send { destination, tag } => (me, destination, tag),
-            Op::Recv { source, tag } => (source, me, tag),
-            _ => {
-                let issued = self.issued.entry((group, self.wire.rank)).or_default();
-                return (next(issued), 0);
-            }
+    /// The call's number: among the collectives of the group, or among the messages between two of its ranks.
+    fn count(&mut self, group: u64, me: usize, op: &Op) -> u64 {
+        let (from, to) = match *op {
+            Op::Send { destination, .. } => (me, destination),
+            Op::Recv { source, .. } => (source, me),
+            _ => return next(self.issued.entry((group, self.wire.rank)).or_default()),
         };
-        let number = next(self.messages.entry((group, from, to)).or_default());
-        let of_tag = next(self.tagged.entry((group, from, to, tag)).or_default());
-        (number, of_tag)
+        next(self.messages.entry((group, from, to)).or_default())
     }
 
-    /// A tag that no operation in flight between this rank and that one has; two, since an
-    /// operation has two exchanges.
-    fn next_tag(&mut self, rank: usize) -> u32 {
-        let tag = self.tags[rank];
-        self.tags[rank] = match tag + 3 < self.wire.tags {
-            true => tag + 2,
+    /// The first of `count` tags that no operation in flight between this rank and that one has.
+    fn next_tags(&mut self, rank: usize, count: u32) -> u32 {
+        let first = match self.tags[rank] + count <= self.wire.tags {
+            true => self.tags[rank],
             false => 0,
         };
-        tag
+        self.tags[rank] = first + count;
+        first
     }
 
     /// How far an operation of this rank has come.
@@ -105,8 +99,9 @@ impl Core {
     }
 
     /// What this rank gets from an operation that is done.
-    pub(in crate::backends::mpi) fn take(&mut self, key: Key) -> Option<Tensor> {
-        self.slots.remove(&key)?.mine?.exchange.take()
+    pub(in crate::backends::mpi) fn take(&mut self, key: Key) -> Tensors {
+        let mine = self.slots.remove(&key).and_then(|slot| slot.mine);
+        mine.map_or_else(Tensors::new, |mut mine| mine.exchange.take())
     }
 
     /// Whether operations of this rank are under way; not those that only others have called so far, or of which

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::line::report;
+use crate::meeting::verdict::{Heard, Verdict, verdict};
 
 /// How long a rank may have gone on in a world that has `failed` then, if by `now` it has gone on for
 /// longer: without a call since the failure; or since it was told, or failed itself. One whose program
@@ -137,41 +138,29 @@ impl Core {
         let slot = self.slots.get(&key)?;
         let mine = slot.mine.as_ref()?;
         let own = &mine.exchange.signature;
-        let mut calls: Vec<(usize, usize, &Signature)> =
-            vec![(self.me(), rank_of(&own.op, mine), own)];
-        let theirs = |a: &'_ Arrival| (a.rank, a.header.from);
-        calls.extend(slot.arrived.iter().map(|a| {
-            let (rank, from) = theirs(a);
-            (rank, from, &a.header.signature)
+        let mut calls = vec![Heard {
+            rank: self.me(),
+            index: rank_of(&own.op, mine),
+            signature: own,
+        }];
+        calls.extend(slot.arrived.iter().map(|a| Heard {
+            rank: a.rank,
+            index: a.header.from,
+            signature: &a.header.signature,
         }));
-        calls.sort_by_key(|call| call.0);
-        let differ = |a: usize, b: usize| {
-            Signature::difference((calls[a].1, calls[a].2), (calls[b].1, calls[b].2))
-        };
-        let agreeing = |a: usize| {
-            let others = 0..calls.len();
-            others.filter(|&b| differ(a, b).is_none()).count()
-        };
-        let pairs = (0..calls.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
-        let (a, b, difference) = pairs
-            .filter_map(|(a, b)| differ(a, b).map(|d| (a, b, d)))
-            .next()?;
-        let (odd, other) = match agreeing(a).cmp(&agreeing(b)) {
-            Ordering::Greater => (b, a),
-            Ordering::Less | Ordering::Equal => (a, b),
-        };
-        // The sender's count, if it is there: the two may have counted differently.
-        let sender = slot.arrived.iter().find(|a| {
-            let op = &a.header.signature.op;
-            matches!(op, Op::Send { .. })
-        });
+        calls.sort_by_key(|call| call.rank);
+        let Verdict {
+            odd,
+            other,
+            difference,
+        } = verdict(&calls)?;
         Some(Error::Divergence {
             group: Arc::clone(&mine.group),
-            sequence: sender.map_or(mine.number, |a| a.header.number),
-            rank: calls[odd].0,
-            call: calls[odd].2.to_string(),
-            other: calls[other].0,
-            other_call: calls[other].2.to_string(),
+            sequence: mine.number,
+            rank: calls[odd].rank,
+            call: calls[odd].signature.to_string(),
+            other: calls[other].rank,
+            other_call: calls[other].signature.to_string(),
             difference,
         })
     }
@@ -258,38 +247,18 @@ impl Core {
 
     /// What is known about a rank that has not come.
     pub(in crate::backends::mpi) fn note(&self, key: Key, rank: usize) -> String {
-        let (group, from, to) = match key {
+        match key {
             Key::Collective { group, .. } => {
                 let issued = self.issued.get(&(group, rank)).copied().unwrap_or(0);
-                return format!("rank {rank} has issued {issued} collectives of this group");
+                format!("rank {rank} has issued {issued} collectives of this group")
             }
-            Key::Message {
-                group, from, to, ..
-            } => (group, from, to),
-        };
-        let unmatched = self.slots.iter().filter(|(_, slot)| {
-            let theirs = |a: &Arrival| a.rank == rank;
-            slot.mine.is_none() && slot.arrived.iter().any(theirs)
-        });
-        let mut tags: Vec<u32> = unmatched
-            .filter_map(|(key, _)| match *key {
-                Key::Message {
-                    group: g,
-                    from: f,
-                    to: t,
-                    tag,
-                    ..
-                } => ((g, f, t) == (group, from, to)).then_some(tag),
-                Key::Collective { .. } => None,
-            })
-            .collect();
-        tags.sort_unstable();
-        let mine = self.slots.get(&key).and_then(|slot| slot.mine.as_ref());
-        let sends = mine.is_some_and(|m| matches!(m.exchange.signature.op, Op::Send { .. }));
-        let what = if sends { "recv" } else { "send" };
-        match tags.is_empty() {
-            true => format!("rank {rank} has issued no {what} that waits for its other end"),
-            false => format!("rank {rank} has issued a {what} with other tags: {tags:?}"),
+            Key::Message { .. } => {
+                let mine = self.slots.get(&key).and_then(|slot| slot.mine.as_ref());
+                let sends =
+                    mine.is_some_and(|m| matches!(m.exchange.signature.op, Op::Send { .. }));
+                let what = if sends { "recv" } else { "send" };
+                format!("rank {rank} has issued no {what} for it")
+            }
         }
     }
 }

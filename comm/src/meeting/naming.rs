@@ -1,0 +1,67 @@
+//! Who is in a group that is split off, and what it is called.
+
+use crate::membership::Membership;
+
+/// What a rank says of itself when its group is split: its color, or a negative number for none, and its key.
+pub(crate) type Choice = [i64; 2];
+
+/// The ranks of the old group that make a new one together with rank `me`, in the order of the new one: of its color,
+/// by key, then by rank. `None` where it takes no part.
+pub(crate) fn members(choices: &[Choice], me: usize) -> Option<Vec<usize>> {
+    let [color, _] = choices[me];
+    if color < 0 {
+        return None;
+    }
+    let mut members: Vec<usize> = (0..choices.len())
+        .filter(|&rank| choices[rank][0] == color)
+        .collect();
+    members.sort_by_key(|&rank| choices[rank][1]); // stable: then by rank
+    Some(members)
+}
+
+/// The new group of `members` of the old one, by its collective `number`, with this `color`: for the member that
+/// `old` is.
+pub(crate) fn split_off(
+    old: &Membership,
+    number: u64,
+    color: u32,
+    members: &[usize],
+) -> Option<Membership> {
+    Some(Membership {
+        rank: members.iter().position(|&rank| rank == old.rank)?,
+        world_ranks: members.iter().map(|&rank| old.world_ranks[rank]).collect(),
+        name: format!("{}/{number}:{color}", old.name).into(),
+        ..old.clone()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use phalanx_tensor::Device;
+    use std::time::Duration;
+
+    #[test]
+    fn members_stand_by_color_then_key_then_rank() {
+        let choices = [[1, 5], [0, 0], [1, -3], [-1, 0], [1, 5]];
+        assert_eq!(members(&choices, 0), Some(vec![2, 0, 4]));
+        assert_eq!(members(&choices, 2), Some(vec![2, 0, 4]));
+        assert_eq!(members(&choices, 1), Some(vec![1]));
+        assert_eq!(members(&choices, 3), None);
+    }
+
+    #[test]
+    fn a_name_tells_where_a_group_comes_from() {
+        let old = Membership {
+            rank: 2,
+            world_ranks: [4, 6, 8].into(),
+            name: "world/3:1".into(),
+            device: Device::cpu(8),
+            deadline: Duration::from_secs(1),
+        };
+        let new = split_off(&old, 7, 9, &[2, 0]).unwrap();
+        assert_eq!((&*new.name, new.rank), ("world/3:1/7:9", 0));
+        assert_eq!(*new.world_ranks, [8, 4]);
+        assert!(split_off(&old, 7, 9, &[0, 1]).is_none());
+    }
+}
