@@ -5,6 +5,7 @@
 
 use crate::op::{Difference, ReduceOp};
 use phalanx_tensor::{DType, Shape};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,8 +97,9 @@ pub enum Error {
     },
     /// A rank did not come in time.
     #[error(
-        "rank {rank} waited {deadline:?} in {call} (number {sequence} of group {group}) for {}{}",
+        "rank {rank} waited {deadline:?} in {call} (number {sequence} of group {group}) for {}{}{}",
         ranks(missing),
+        following(missing, chain),
         after_colon(note)
     )]
     DeadlineExceeded {
@@ -115,6 +117,28 @@ pub enum Error {
         deadline: Duration,
         /// What is known about the first of the missing; empty where nothing is.
         note: String,
+        /// Where the first of the missing stands, then whom that one waits for, and so on, as far as it is known.
+        chain: Vec<Link>,
+    },
+    /// Ranks wait for each other in a circle: none of them can ever go on.
+    #[error("{} wait for each other: {}", circle(chain), around(chain))]
+    Deadlock {
+        /// Where each of them stands, each one waiting for the next, and the last for the first.
+        chain: Vec<Link>,
+    },
+    /// A rank ended while an operation was under way that it had issued and never waited for.
+    #[error(
+        "rank {rank} ended without having waited for {call} (number {sequence} of group {group}), which was under way"
+    )]
+    Abandoned {
+        /// The group.
+        group: Arc<str>,
+        /// The collective's number in the group, or the message's number between the two ranks.
+        sequence: u64,
+        /// The rank that ended.
+        rank: usize,
+        /// What it had called.
+        call: String,
     },
     /// A rank ended while another waited for it.
     #[error(
@@ -197,6 +221,98 @@ impl Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+/// Where a rank stands, for which another one waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The rank.
+    pub rank: usize,
+    /// What it does.
+    pub stands: Stands,
+}
+
+/// What a rank does while another one waits for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Stands {
+    /// It waits itself.
+    Waits {
+        /// In what.
+        call: String,
+        /// The group of that.
+        group: String,
+        /// The collective's number in the group, or the message's number between the two ranks.
+        sequence: u64,
+        /// For whom.
+        missing: Vec<usize>,
+    },
+    /// It waits in no call: it computes, or sleeps.
+    Runs,
+    /// Its program has ended.
+    Ended,
+    /// Nothing is heard of it.
+    Silent,
+}
+
+impl fmt::Display for Stands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stands::Waits {
+                call,
+                group,
+                sequence,
+                missing,
+            } => write!(
+                f,
+                "waits in {call} (number {sequence} of group {group}) for {}",
+                ranks(missing)
+            ),
+            Stands::Runs => f.write_str("waits in no call"),
+            Stands::Ended => f.write_str("has ended its program"),
+            Stands::Silent => f.write_str("gives no sign"),
+        }
+    }
+}
+
+/// A chain behind `for rank 0`: `, which waits in … for rank 1, which …`. Where one waits for several, the next is
+/// named.
+fn following(missing: &[usize], chain: &[Link]) -> String {
+    let mut text = String::new();
+    let mut before = missing;
+    for Link { rank, stands } in chain {
+        text += &match before {
+            [_] => format!(", which {stands}"),
+            _ => format!("; rank {rank} {stands}"),
+        };
+        before = match stands {
+            Stands::Waits { missing, .. } => missing,
+            _ => &[],
+        };
+    }
+    text
+}
+
+/// The ranks of a circle.
+fn circle(chain: &[Link]) -> String {
+    let mut all: Vec<usize> = chain.iter().map(|link| link.rank).collect();
+    all.sort_unstable();
+    ranks(&all)
+}
+
+/// A circle, from its first rank to its last.
+fn around(chain: &[Link]) -> String {
+    match chain {
+        [] => String::new(),
+        [first, rest @ ..] => {
+            let missing = match &first.stands {
+                Stands::Waits { missing, .. } => &missing[..],
+                _ => &[],
+            };
+            let rest = following(missing, rest);
+            format!("rank {} {}{rest}", first.rank, first.stands)
+        }
     }
 }
 

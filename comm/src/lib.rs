@@ -83,7 +83,7 @@ mod run;
 mod sync;
 mod work;
 
-pub use error::{Error, Result};
+pub use error::{Error, Link, Result, Stands};
 pub use group::ProcessGroup;
 pub use launch::{FailureKind, LaunchConfig, LaunchError, OnFailure, RankFailure, launch};
 pub use line::report;

@@ -107,6 +107,7 @@ impl LocalWork {
             note: first.map_or_else(String::new, |r| self.me.note(&self.slot, self.cell, r)),
             missing,
             deadline: self.me.membership.deadline,
+            chain: Vec::new(),
         })
     }
 }

@@ -5,7 +5,6 @@ mod failure;
 mod outbox;
 
 use super::exchange::Exchange;
-use super::fault;
 use super::header::{Header, Key};
 use super::wait::Listener;
 use super::wire::{Failure, Incoming, Outgoing, Wire};
@@ -13,6 +12,7 @@ use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::launch::LaunchConfig;
 use crate::launch::config::Patience;
+use crate::meeting::fault;
 use crate::membership::Membership;
 use crate::op::{Op, Signature};
 use crate::sync::{Guard, Mutex};

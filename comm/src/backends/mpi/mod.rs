@@ -28,7 +28,6 @@
 
 mod engine;
 mod exchange;
-mod fault;
 mod header;
 mod launch;
 mod plan;

@@ -241,6 +241,7 @@ impl Core {
             missing,
             deadline,
             note,
+            chain: Vec::new(),
         };
         self.fail(error);
     }

@@ -1,6 +1,6 @@
 //! A world's failure in a form that travels between processes: JSON.
 
-use crate::error::Error;
+use crate::error::{Error, Link};
 use crate::op::Difference;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -25,6 +25,16 @@ enum Fault {
         missing: Vec<usize>,
         deadline: Duration,
         note: String,
+        chain: Vec<Link>,
+    },
+    Deadlock {
+        chain: Vec<Link>,
+    },
+    Abandoned {
+        group: String,
+        sequence: u64,
+        rank: usize,
+        call: String,
     },
     RankReturned {
         group: String,
@@ -53,7 +63,7 @@ enum Fault {
 }
 
 /// The bytes of a fatal error. An error of a single call becomes the failure of its rank.
-pub(super) fn encode(rank: usize, error: &Error) -> Vec<u8> {
+pub(crate) fn encode(rank: usize, error: &Error) -> Vec<u8> {
     let fault = match error.clone() {
         Error::Divergence {
             group,
@@ -83,6 +93,7 @@ pub(super) fn encode(rank: usize, error: &Error) -> Vec<u8> {
             missing,
             deadline,
             note,
+            chain,
         } => Fault::DeadlineExceeded {
             group: group.to_string(),
             sequence,
@@ -91,6 +102,19 @@ pub(super) fn encode(rank: usize, error: &Error) -> Vec<u8> {
             missing,
             deadline,
             note,
+            chain,
+        },
+        Error::Deadlock { chain } => Fault::Deadlock { chain },
+        Error::Abandoned {
+            group,
+            sequence,
+            rank,
+            call,
+        } => Fault::Abandoned {
+            group: group.to_string(),
+            sequence,
+            rank,
+            call,
         },
         Error::RankReturned {
             group,
@@ -126,7 +150,7 @@ pub(super) fn encode(rank: usize, error: &Error) -> Vec<u8> {
 }
 
 /// The error in `bytes`, which rank `source` has sent.
-pub(super) fn decode(source: usize, bytes: &[u8]) -> Error {
+pub(crate) fn decode(source: usize, bytes: &[u8]) -> Error {
     let Ok(fault) = serde_json::from_slice(bytes) else {
         return Error::RankFailed {
             rank: source,
@@ -159,6 +183,7 @@ pub(super) fn decode(source: usize, bytes: &[u8]) -> Error {
             missing,
             deadline,
             note,
+            chain,
         } => Error::DeadlineExceeded {
             group: group.into(),
             sequence,
@@ -167,6 +192,19 @@ pub(super) fn decode(source: usize, bytes: &[u8]) -> Error {
             missing,
             deadline,
             note,
+            chain,
+        },
+        Fault::Deadlock { chain } => Error::Deadlock { chain },
+        Fault::Abandoned {
+            group,
+            sequence,
+            rank,
+            call,
+        } => Error::Abandoned {
+            group: group.into(),
+            sequence,
+            rank,
+            call,
         },
         Fault::RankReturned {
             group,
