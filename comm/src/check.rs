@@ -5,12 +5,15 @@ use crate::error::{Error, Result};
 use crate::membership::Membership;
 use crate::op::{Op, ReduceOp, Signature, Splits};
 use crate::work::Tensors;
-use phalanx_tensor::{DType, Shape, Tensor};
+use phalanx_tensor::{DType, Device, Shape, Tensor};
 use smallvec::{SmallVec, smallvec};
 use std::sync::Arc;
 
 /// The most tensors of one call: each may need tags of its own under MPI, which has 32,767 at least.
 pub const MOST_TENSORS: usize = 4096;
+
+/// The most axes of a tensor whose shape travels before it.
+pub const MOST_AXES: usize = 14;
 
 /// A checked call of one rank.
 #[derive(Debug)]
@@ -417,7 +420,12 @@ pub(crate) fn split(me: &Membership, color: Option<u32>, key: i32) -> Result<Cal
         });
     }
     let color = color.map_or(NO_COLOR, i64::from);
-    let t = Tensor::from_slice(&[color, i64::from(key)], [2], me.device)?;
+    // Small talk, whatever the rank computes on.
+    let device = match me.device.is_cpu() {
+        true => me.device,
+        false => Device::cpu(0),
+    };
+    let t = Tensor::from_slice(&[color, i64::from(key)], [2], device)?;
     let out = stacked(me, "split", &t)?;
     Ok(call(Op::Split, t, Some(out)))
 }

@@ -1,11 +1,18 @@
 //! [`ProcessGroup`]: what ranks say to each other, on every backend.
 
-use crate::backends::Backend;
-use crate::check::{self, Call};
-use crate::error::Result;
-use crate::meeting::naming;
-use crate::op::{Label, ReduceOp};
-use crate::work::{Outcome, Work};
+mod batch;
+mod handle;
+mod record;
+
+pub use self::batch::Message;
+pub(crate) use self::handle::Group;
+pub(crate) use self::record::{Flight, Ticket};
+pub use self::record::{Progress, Record};
+
+use crate::error::{Error, Result};
+
+use crate::op::{Label, Op, Promises, ReduceOp};
+use crate::work::Work;
 use phalanx_tensor::{DType, Device, Shape, Tensor};
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,7 +113,8 @@ pub trait ProcessGroup: Send + Sync {
     fn all_to_all_v(&self, tensor: Tensor, send: &[usize], recv: &[usize]) -> Result<Work<Tensor>>;
 
     /// Gives a tensor to rank `destination`. Done when that one has it: every backend may make
-    /// `wait` meet the receiver, so a rank that sends and receives at once issues both first.
+    /// `wait` meet the receiver, so a rank that sends and receives at once does so in one
+    /// [`batch`](ProcessGroup::batch).
     ///
     /// The messages from one rank to another match in the order of issue, as NCCL has it. The tag is compared, as shape
     /// and type are: where the ends differ, that is a divergence. Messages do not mix with collectives.
@@ -115,6 +123,19 @@ pub trait ProcessGroup: Send + Sync {
     /// Gets a tensor of this shape and type from rank `source`, sent with this tag: the next one that it sends to this
     /// rank.
     fn recv(&self, shape: Shape, dtype: DType, source: usize, tag: u32) -> Result<Work<Tensor>>;
+
+    /// Sends and receives that run together, whatever the order in which the other ranks have theirs; gives the received
+    /// tensors in the order of `messages`. Each matches as it would by itself. (PyTorch: `batch_isend_irecv`.)
+    fn batch(&self, messages: Vec<Message>) -> Result<Work<Vec<Tensor>>>;
+
+    /// Gives a tensor to a rank that does not know its shape and type, and gets it by
+    /// [`recv_any`](ProcessGroup::recv_any): they travel before it, as a message of their own. At most
+    /// [`MOST_AXES`](crate::check::MOST_AXES) axes.
+    fn send_any(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>>;
+
+    /// Gets a tensor that rank `source` sends by [`send_any`](ProcessGroup::send_any), of whatever shape and type. It
+    /// holds the host until these have come; only the tensor itself travels while the caller goes on.
+    fn recv_any(&self, source: usize, tag: u32) -> Result<Work<Tensor>>;
 
     /// Done when every rank has called it.
     fn barrier(&self) -> Result<Work<()>>;
@@ -132,149 +153,21 @@ pub trait ProcessGroup: Send + Sync {
     /// Ends the world: every rank gets [`Error::Aborted`](crate::Error::Aborted), in what it waits
     /// for and in what it calls next.
     fn abort(&self, reason: &str);
-}
 
-/// Hands a checked call to the engine, with the label that the caller's calls carry.
-fn issue<B: Backend, T: Outcome>(backend: &B, mut call: Call) -> Result<Work<T>> {
-    call.signature.label = backend.label().cloned();
-    backend.issue(call).map(Work::new)
-}
+    /// Whether some engine of this group carries out the operation on elements of this type.
+    fn supports(&self, op: &Op, dtype: DType) -> bool;
 
-/// Every backend is a process group, with its arguments checked.
-impl<B: Backend> ProcessGroup for B {
-    fn rank(&self) -> usize {
-        self.membership().rank
-    }
+    /// What the engine for tensors on such a device promises of its results. `None` where the group has no such engine.
+    fn promises(&self, device: Device) -> Option<Promises>;
 
-    fn size(&self) -> usize {
-        self.membership().size()
-    }
+    /// How many collectives this rank has issued in this group: the number of the next one.
+    fn issued(&self) -> u64;
 
-    fn backend(&self) -> &'static str {
-        B::NAME
-    }
+    /// The failure of the world, as far as this rank has heard of it; looking at it is no call.
+    fn health(&self) -> Option<Error>;
 
-    fn name(&self) -> &str {
-        &self.membership().name
-    }
-
-    fn world_ranks(&self) -> &[usize] {
-        &self.membership().world_ranks
-    }
-
-    fn device(&self) -> Device {
-        self.membership().device
-    }
-
-    fn deadline(&self) -> Duration {
-        self.membership().deadline
-    }
-
-    fn all_reduce(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>> {
-        let call = check::all_reduce(self.membership(), tensor, op)?;
-        issue(self, call)
-    }
-
-    fn all_reduce_many(&self, tensors: Vec<Tensor>, op: ReduceOp) -> Result<Work<Vec<Tensor>>> {
-        let call = check::all_reduce_many(self.membership(), tensors, op)?;
-        issue(self, call)
-    }
-
-    fn broadcast_many(&self, tensors: Vec<Tensor>, root: usize) -> Result<Work<Vec<Tensor>>> {
-        let call = check::broadcast_many(self.membership(), tensors, root)?;
-        issue(self, call)
-    }
-
-    fn all_gather_into(&self, into: Tensor, tensor: Tensor) -> Result<Work<Tensor>> {
-        let call = check::all_gather_into(self.membership(), into, tensor)?;
-        issue(self, call)
-    }
-
-    fn reduce_scatter_many(&self, tensors: Vec<Tensor>, op: ReduceOp) -> Result<Work<Vec<Tensor>>> {
-        let call = check::reduce_scatter_many(self.membership(), tensors, op)?;
-        issue(self, call)
-    }
-
-    fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Work<Tensor>> {
-        let call = check::broadcast(self.membership(), tensor, root)?;
-        issue(self, call)
-    }
-
-    fn reduce(&self, tensor: Tensor, op: ReduceOp, root: usize) -> Result<Work<Option<Tensor>>> {
-        let call = check::reduce(self.membership(), tensor, op, root)?;
-        issue(self, call)
-    }
-
-    fn all_gather(&self, tensor: Tensor) -> Result<Work<Tensor>> {
-        let call = check::all_gather(self.membership(), tensor)?;
-        issue(self, call)
-    }
-
-    fn gather(&self, tensor: Tensor, root: usize) -> Result<Work<Option<Tensor>>> {
-        let call = check::gather(self.membership(), tensor, root)?;
-        issue(self, call)
-    }
-
-    fn scatter(
-        &self,
-        parts: Option<Tensor>,
-        shape: Shape,
-        dtype: DType,
-        root: usize,
-    ) -> Result<Work<Tensor>> {
-        let call = check::scatter(self.membership(), parts, shape, dtype, root)?;
-        issue(self, call)
-    }
-
-    fn reduce_scatter(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>> {
-        let call = check::reduce_scatter(self.membership(), tensor, op)?;
-        issue(self, call)
-    }
-
-    fn all_to_all(&self, tensor: Tensor) -> Result<Work<Tensor>> {
-        let call = check::all_to_all(self.membership(), tensor)?;
-        issue(self, call)
-    }
-
-    fn all_to_all_v(&self, tensor: Tensor, send: &[usize], recv: &[usize]) -> Result<Work<Tensor>> {
-        let call = check::all_to_all_v(self.membership(), tensor, send, recv)?;
-        issue(self, call)
-    }
-
-    fn send(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>> {
-        let call = check::send(self.membership(), tensor, destination, tag)?;
-        issue(self, call)
-    }
-
-    fn recv(&self, shape: Shape, dtype: DType, source: usize, tag: u32) -> Result<Work<Tensor>> {
-        let call = check::recv(self.membership(), shape, dtype, source, tag)?;
-        issue(self, call)
-    }
-
-    fn barrier(&self) -> Result<Work<()>> {
-        issue(self, check::barrier())
-    }
-
-    fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Arc<dyn ProcessGroup>>> {
-        let call = check::split(self.membership(), color, key)?;
-        let all = issue::<_, Tensor>(self, call)?.wait()?;
-        let all = all.to_vec::<i64>()?;
-        let (choices, _) = all.as_chunks::<2>();
-        let members = naming::members(choices, self.membership().rank);
-        let (Some(color), Some(members)) = (color, members) else {
-            return Ok(None);
-        };
-        Ok(Some(Arc::new(self.split_off(color, &members)?)))
-    }
-
-    fn labelled(&self, label: Label) -> Arc<dyn ProcessGroup> {
-        Arc::new(Backend::labelled(self, label))
-    }
-
-    fn abort(&self, reason: &str) {
-        self.fail(crate::Error::Aborted {
-            rank: self.membership().world_rank(),
-            reason: reason.into(),
-        });
-    }
+    /// The last calls of this rank in this group, the oldest first, with how far they have come: what PyTorch calls the
+    /// flight recorder. A launch writes them where a rank fails: see
+    /// [`LaunchConfig::flight_record`](crate::LaunchConfig::flight_record).
+    fn recent(&self) -> Vec<Record>;
 }

@@ -7,10 +7,9 @@ mod error;
 pub use self::config::{LaunchConfig, OnFailure};
 pub use self::error::{FailureKind, LaunchError, RankFailure};
 
-use crate::backends::Backend;
 use crate::backends::local::{self, Watcher};
 use crate::error::Error;
-use crate::group::ProcessGroup;
+use crate::group::{Flight, Group, ProcessGroup};
 use crate::line::report;
 use phalanx_tensor::{Device, cpu};
 use std::any::Any;
@@ -81,14 +80,17 @@ where
     let devices: Vec<Device> = (0..size).map(|rank| config.device_of(rank)).collect();
     let groups = local::world(&devices, config.threads_per_rank, config.deadline);
     let world = groups[0].watcher();
+    let groups: Vec<Group> = groups.into_iter().map(Group::world).collect();
+    let flights: Vec<_> = groups.iter().map(|g| Arc::clone(g.flight())).collect();
     let failures = AtomicUsize::new(0);
     let ends = thread::scope(|scope| {
         let (sender, news) = channel();
         let mut threads = Vec::with_capacity(size);
         for (rank, group) in groups.into_iter().enumerate() {
             let (sender, program, failures) = (sender.clone(), &program, &failures);
+            let config = &config;
             let run = move || {
-                let end = run_rank(group, config.threads_per_rank, program, failures);
+                let end = run_rank(group, config, program, failures);
                 // It fails only where no thread could be had for another rank: then nobody listens.
                 let _ = sender.send(rank);
                 end
@@ -101,7 +103,7 @@ where
             }
         }
         drop(sender);
-        watch(&news, &world, &config);
+        watch(&news, &world, &config, &flights);
         Ok(threads.into_iter().map(|t| t.join()).collect::<Vec<_>>())
     })?;
     let mut results = Vec::with_capacity(ends.len());
@@ -121,6 +123,10 @@ where
         return Ok(results);
     };
     let first = failed.remove(first).1;
+    let has_failed = |rank: usize| rank == first.rank || failed.iter().any(|f| f.1.rank == rank);
+    for rank in (0..size).filter(|&rank| !has_failed(rank)) {
+        write_record(&flights[rank], rank, &config, "it returned well");
+    }
     let others = failed.into_iter().map(|(_, failure)| failure).collect();
     Err(LaunchError::Ranks { first, others })
 }
@@ -154,7 +160,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Waits until all ranks have ended, and says which has not where that takes long after the world has
 /// failed; ends the process, where the policy is such. It looks at the world itself: a rank that was
 /// told of the failure may end well, and others say nothing at all.
-fn watch(ends: &Receiver<usize>, world: &Watcher, config: &LaunchConfig) {
+fn watch(ends: &Receiver<usize>, world: &Watcher, config: &LaunchConfig, flights: &[Arc<Flight>]) {
     let mut runs = vec![true; config.world_size];
     let patience = config.patience();
     let limit = patience.untold.max(patience.told);
@@ -175,6 +181,9 @@ fn watch(ends: &Receiver<usize>, world: &Watcher, config: &LaunchConfig) {
     };
     let rank = runs.iter().position(|&runs| runs).unwrap_or_default();
     let still = format!("rank {rank} has not ended {limit:?} after the world has failed");
+    for rank in (0..runs.len()).filter(|&rank| runs[rank]) {
+        write_record(&flights[rank], rank, config, &format!("{still}: {failure}"));
+    }
     if let OnFailure::EndAfter(_) = config.on_failure {
         report(format_args!("{still}, so this process is ended: {failure}"));
         process::exit(1);
@@ -183,19 +192,18 @@ fn watch(ends: &Receiver<usize>, world: &Watcher, config: &LaunchConfig) {
 }
 
 /// One rank from start to end. A failure comes with its place in the order of failures.
-pub(crate) fn run_rank<G: Backend, T, E: Display>(
-    group: G,
-    threads: usize,
+pub(crate) fn run_rank<T, E: Display>(
+    group: Group,
+    config: &LaunchConfig,
     program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T, E>,
     failures: &AtomicUsize,
 ) -> Result<T, (usize, FailureKind<E>)> {
-    let group = Arc::new(group);
     let rank = group.rank();
-    let handle: Arc<dyn ProcessGroup> = group.clone();
+    let handle: Arc<dyn ProcessGroup> = Arc::new(group.clone());
     // A panic leaves nothing of ours half-done: the group is failed right after, and whatever the
     // program shares between its ranks is its own concern, as with any thread.
     let end = catch_unwind(AssertUnwindSafe(|| {
-        cpu::with_threads(threads, || program(handle))
+        cpu::with_threads(config.threads_per_rank, || program(handle))
     }));
     match end {
         Ok(Ok(result)) => {
@@ -209,6 +217,7 @@ pub(crate) fn run_rank<G: Backend, T, E: Display>(
                 rank,
                 message: format!("{error:#}"),
             });
+            write_record(group.flight(), rank, config, &format!("{error:#}"));
             Err((order, FailureKind::Error(error)))
         }
         Err(panic) => {
@@ -218,8 +227,23 @@ pub(crate) fn run_rank<G: Backend, T, E: Display>(
                 rank,
                 message: message.clone(),
             });
+            write_record(group.flight(), rank, config, &message);
             Err((order, FailureKind::Panic(message)))
         }
+    }
+}
+
+/// Writes what the rank has called, where the launch asks for it. That it could not be written is said, and no more:
+/// the rank has a failure already.
+fn write_record(flight: &Flight, rank: usize, config: &LaunchConfig, why: &str) {
+    let Some(folder) = &config.flight_record else {
+        return;
+    };
+    if let Err(error) = flight.write(folder, rank, why) {
+        let folder = folder.display();
+        report(format_args!(
+            "rank {rank} cannot write its record into {folder}: {error}"
+        ));
     }
 }
 

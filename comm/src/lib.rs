@@ -84,10 +84,10 @@ mod sync;
 mod work;
 
 pub use error::{Error, Link, Result, Stands};
-pub use group::ProcessGroup;
+pub use group::{Message, ProcessGroup, Progress, Record};
 pub use launch::{FailureKind, LaunchConfig, LaunchError, OnFailure, RankFailure, launch};
 pub use line::report;
-pub use op::{Label, ReduceOp};
+pub use op::{Label, Promises, ReduceOp};
 pub use phalanx_tensor::{DType, Device, Shape, Tensor};
 pub use run::{Ranks, RunConfig, run};
 pub use work::{Outcome, Pending, Tensors, Work};

@@ -187,6 +187,15 @@ impl fmt::Display for Op {
     }
 }
 
+/// What an engine promises of the results of its reductions: asked, not assumed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Promises {
+    /// They are reduced in rank order: a run repeats bit for bit, whatever the sizes and the timing.
+    pub rank_order: bool,
+    /// `Min` and `Max` give NaN where any rank has NaN.
+    pub keeps_nan: bool,
+}
+
 /// Where in a program a call stands: whose it is (a wrapper of a module, say), in which step, and which
 /// part of the step (a bucket of gradients). Ranks compare it as they compare shapes, so one that is a
 /// step or a part behind the others is told so, where the shapes would have agreed. Given by

@@ -1,6 +1,7 @@
 //! [`Work`]: an operation on its way. It owns its tensors until it is waited for.
 
 use crate::error::Result;
+use crate::group::Ticket;
 use phalanx_tensor::Tensor;
 use smallvec::SmallVec;
 use std::fmt;
@@ -8,6 +9,9 @@ use std::marker::PhantomData;
 
 /// The tensors of a call: mostly one.
 pub type Tensors = SmallVec<[Tensor; 1]>;
+
+/// Where the calls of a work are on record.
+pub(crate) type Tickets = SmallVec<[Ticket; 1]>;
 
 /// A backend's side of a [`Work`].
 ///
@@ -77,14 +81,16 @@ impl Outcome for Vec<Tensor> {
 #[must_use = "an operation is finished by `wait`"]
 pub struct Work<T: Outcome> {
     pending: Option<Box<dyn Pending>>,
+    tickets: Tickets,
     gives: PhantomData<fn() -> T>,
 }
 
 impl<T: Outcome> Work<T> {
     /// Wraps a backend's operation. The backend gives a tensor on every rank where `T` is one, and no more than `T` holds.
-    pub fn new(pending: Box<dyn Pending>) -> Work<T> {
+    pub(crate) fn new(pending: Box<dyn Pending>, tickets: Tickets) -> Work<T> {
         Work {
             pending: Some(pending),
+            tickets,
             gives: PhantomData,
         }
     }
@@ -97,7 +103,9 @@ impl<T: Outcome> Work<T> {
     pub fn wait(mut self) -> Result<T> {
         let pending = self.pending.take();
         let pending = pending.expect("only `wait` and `drop` take it, and both consume the work");
-        pending.wait().map(T::from_backend)
+        let outputs = pending.wait()?;
+        self.tickets.drain(..).for_each(Ticket::done);
+        Ok(T::from_backend(outputs))
     }
 
     /// Whether [`wait`](Work::wait) would return at once.

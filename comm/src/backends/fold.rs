@@ -2,9 +2,15 @@
 //! the result wherever it is wanted. Used by every backend whose buffers the host can address.
 #![allow(unsafe_code)]
 
-use crate::op::ReduceOp;
+use crate::op::{Promises, ReduceOp};
 use phalanx_tensor::{Bool, DType, Element, Float, bf16, cpu::SimdLevel, cpu::simd_level, f16};
 use std::ops::Range;
+
+/// What this arithmetic promises.
+pub(crate) const PROMISES: Promises = Promises {
+    rank_order: true,
+    keeps_nan: true,
+};
 
 /// For every element `i` in `range`: the reduction of `src[0][i], src[1][i], …`, in this order,
 /// written to every `dst[k][i]`. With one source it is a copy.

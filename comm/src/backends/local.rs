@@ -31,12 +31,11 @@ use self::post::Post;
 use self::slot::Slot;
 use self::wait::LocalWork;
 use self::world::World;
-use crate::backends::Backend;
+use crate::backends::{Backend, fold};
 use crate::check::Call;
 use crate::error::{Error, Result};
-use crate::meeting::naming;
 use crate::membership::Membership;
-use crate::op::{Label, Op};
+use crate::op::{Op, Promises};
 use crate::sync::{Mutex, Shared};
 use crate::work::Pending;
 use phalanx_tensor::Device;
@@ -46,10 +45,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// One rank's handle on a group of threads.
+/// One rank's side of a group of threads.
 pub struct LocalGroup {
     endpoint: Arc<Endpoint>,
-    label: Option<Arc<Label>>,
 }
 
 /// What all ranks of a group share.
@@ -90,8 +88,6 @@ struct Endpoint {
 struct Issue {
     /// The slot of the next one.
     next: SlotRef,
-    /// The number of the last `split`.
-    last_split: u64,
     spares: Spares,
     spare_pairs: Spares,
 }
@@ -168,7 +164,6 @@ impl LocalGroup {
     fn new(membership: Membership, group: Shared<Group>, seat: Arc<Seat>) -> Self {
         let issue = Issue {
             next: group.first,
-            last_split: 0,
             spares: Spares::default(),
             spare_pairs: Spares::default(),
         };
@@ -179,7 +174,6 @@ impl LocalGroup {
                 seat,
                 issue: Mutex::new(issue),
             }),
-            label: None,
         }
     }
 }
@@ -190,14 +184,9 @@ impl Endpoint {
     }
 
     /// Counts a call of a group of one rank, which has no slots to meet in.
-    fn count_alone(&self, op: &Op) {
-        let mut issue = self.issue.lock();
+    fn count_alone(&self) {
         let count = &self.group.issued[self.membership.rank].0;
-        let number = count.load(Relaxed);
-        count.store(number + 1, Relaxed);
-        if matches!(op, Op::Split) {
-            issue.last_split = number;
-        }
+        count.fetch_add(1, Relaxed);
     }
 
     /// The slot and the cell for a call.
@@ -218,7 +207,6 @@ impl Endpoint {
         let mut issue = self.issue.lock();
         let Issue {
             next,
-            last_split,
             spares,
             spare_pairs,
         } = &mut *issue;
@@ -229,9 +217,6 @@ impl Endpoint {
         }
         let count = &issued[me.rank].0; // counted by this rank alone, under its lock
         count.store(count.load(Relaxed) + 1, Relaxed);
-        if matches!(op, Op::Split) {
-            *last_split = next.sequence();
-        }
         let after = next.next(&me.world_ranks, spares, slots, me.rank);
         (std::mem::replace(next, after), me.rank)
     }
@@ -263,7 +248,9 @@ impl Endpoint {
 }
 
 impl Backend for LocalGroup {
-    const NAME: &'static str = "local";
+    fn name(&self) -> &'static str {
+        "local"
+    }
 
     fn membership(&self) -> &Membership {
         &self.endpoint.membership
@@ -276,50 +263,43 @@ impl Backend for LocalGroup {
             return Err(fault);
         }
         if me.membership.size() == 1 {
-            me.count_alone(&call.signature.op);
+            me.count_alone();
             return Ok(Box::new(Done::of(call)?));
         }
         let post = Post::new(call, &me.membership)?;
         Ok(Box::new(LocalWork::issue(me, post)?))
     }
 
-    fn split_off(&self, color: u32, members: &[usize]) -> Result<LocalGroup> {
+    fn promises(&self) -> Promises {
+        fold::PROMISES
+    }
+
+    fn issued(&self) -> u64 {
         let me = &self.endpoint;
-        let number = me.issue.lock().last_split; // which all ranks have just done
-        let Some(membership) = naming::split_off(&me.membership, number, color, members) else {
-            return Err(Error::InvalidArgument {
-                op: "split",
-                rank: me.membership.world_rank(),
-                reason: "this rank is no member".into(),
-            });
-        };
+        me.group.issued[me.membership.rank].0.load(Relaxed)
+    }
+
+    fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>> {
+        let me = &self.endpoint;
         let group = {
             let mut offspring = me.group.offspring.lock();
-            let new = || Offspring {
-                group: Shared::new(Group::new(&membership.world_ranks)),
-                expected: members.len(),
+            let make = || Offspring {
+                group: Shared::new(Group::new(&new.world_ranks)),
+                expected: new.size(),
             };
-            let name = Arc::clone(&membership.name);
-            let entry = offspring.entry(Arc::clone(&name)).or_insert_with(new);
+            let entry = offspring.entry(Arc::clone(&new.name)).or_insert_with(make);
             let group = entry.group.clone();
             entry.expected -= 1;
             if entry.expected == 0 {
-                offspring.remove(&name);
+                offspring.remove(&new.name);
             }
             group
         };
-        Ok(LocalGroup::new(membership, group, Arc::clone(&me.seat)))
+        Ok(Arc::new(LocalGroup::new(new, group, Arc::clone(&me.seat))))
     }
 
-    fn labelled(&self, label: Label) -> LocalGroup {
-        LocalGroup {
-            endpoint: Arc::clone(&self.endpoint),
-            label: Some(Arc::new(label)),
-        }
-    }
-
-    fn label(&self) -> Option<&Arc<Label>> {
-        self.label.as_ref()
+    fn fault(&self) -> Option<Error> {
+        self.endpoint.world().fault()
     }
 
     fn depart(&self) {

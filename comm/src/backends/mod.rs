@@ -1,30 +1,42 @@
 //! The engines below [`ProcessGroup`](crate::ProcessGroup), and what they have in common.
 //!
-//! A backend implements [`Backend`]: one method that issues a checked [`Call`]. All else, the
+//! An engine implements [`Backend`]: in its heart one method that issues a checked [`Call`]. All else, the
 //! checks of arguments above all, is done once, above.
 
 pub(crate) mod fold;
 pub mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+mod together;
 
+use self::together::Together;
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::membership::Membership;
-use crate::op::Label;
+use crate::op::{Op, Promises};
 use crate::work::Pending;
+use phalanx_tensor::DType;
 use std::sync::Arc;
 
-/// An engine that carries out checked calls between ranks.
+/// One rank's side of a group, in an engine that carries out checked calls between ranks.
 ///
-/// A backend compares the [`Signature`](crate::op::Signature)s of all ranks, keeps deadlines,
+/// An engine compares the [`Signature`](crate::op::Signature)s of all ranks, keeps deadlines,
 /// and gives every rank the same error when the world fails.
-pub trait Backend: Send + Sync + Sized + 'static {
-    /// The backend's name.
-    const NAME: &'static str;
+pub trait Backend: Send + Sync {
+    /// The engine's name.
+    fn name(&self) -> &'static str;
 
     /// Who this rank is.
     fn membership(&self) -> &Membership;
+
+    /// Whether the engine carries out this operation on elements of this type.
+    fn supports(&self, op: &Op, dtype: DType) -> bool {
+        op.reduction()
+            .is_none_or(|reduction| reduction.supports(dtype))
+    }
+
+    /// What it promises of the results of reductions.
+    fn promises(&self) -> Promises;
 
     /// Starts an operation without waiting for anybody.
     ///
@@ -32,19 +44,28 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// The world's failure, or memory that could not be had.
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>>;
 
-    /// This rank's handle on a new group of these ranks of this group, in this order. Called by every rank that takes
-    /// part after all have told each other their colors ([`Op::Split`](crate::op::Op)), with its own color and the ranks
-    /// of the same.
+    /// Starts messages that run together: none of them waits for another one to end. Gives their results in the order
+    /// of the calls.
+    ///
+    /// # Errors
+    /// As [`issue`](Backend::issue).
+    fn issue_together(&self, calls: Vec<Call>) -> Result<Box<dyn Pending>> {
+        let all = calls.into_iter().map(|call| self.issue(call));
+        Ok(Box::new(Together(all.collect::<Result<_>>()?)))
+    }
+
+    /// How many collectives this rank has issued here.
+    fn issued(&self) -> u64;
+
+    /// This rank's side of a new group, which was split off this one. Called by every rank that takes part after all
+    /// have told each other their colors ([`Op::Split`]), with what they all make of it.
     ///
     /// # Errors
     /// The world's failure.
-    fn split_off(&self, color: u32, members: &[usize]) -> Result<Self>;
+    fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>>;
 
-    /// Another handle on the same group, whose calls carry this label.
-    fn labelled(&self, label: Label) -> Self;
-
-    /// The label that this handle's calls carry.
-    fn label(&self) -> Option<&Arc<Label>>;
+    /// The world's failure, as far as this rank has heard of it.
+    fn fault(&self) -> Option<Error>;
 
     /// Declares that this rank will issue nothing more. Who waits for it is told at once.
     fn depart(&self);

@@ -3,6 +3,7 @@
 use crate::launch::LaunchError;
 use phalanx_tensor::Device;
 use std::fmt::{Debug, Display};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How to start a world. `LaunchConfig::from(n)` has `n` ranks and the defaults.
@@ -26,6 +27,10 @@ pub struct LaunchConfig {
     /// A card is for a world of one rank, whose collectives need no engine: more ranks are
     /// [`LaunchError::Cards`].
     pub device: Device,
+    /// The folder into which each rank writes its last calls, by group, where the world fails: `rank-<rank>.json`. Also
+    /// the guilty one does so: by itself where it returned an error or panicked; and where it hangs or has returned, by
+    /// the launch, if ranks are threads. None by default. (PyTorch: the flight recorder.)
+    pub flight_record: Option<PathBuf>,
     /// The stack of a rank's thread, in bytes; 64 MiB by default, which modules need that are nested
     /// some thousand deep. Only what is used of it takes memory.
     pub stack_size: usize,
@@ -71,6 +76,7 @@ impl LaunchConfig {
             on_failure: OnFailure::Tell,
             threads_per_rank: 1,
             device: Device::cpu(0),
+            flight_record: None,
             stack_size: 64 << 20,
         }
     }
@@ -104,6 +110,14 @@ impl LaunchConfig {
     /// With rank 0 on this device.
     pub fn device(self, device: Device) -> LaunchConfig {
         LaunchConfig { device, ..self }
+    }
+
+    /// With the last calls of each rank in this folder, where the world fails.
+    pub fn flight_record(self, folder: impl Into<PathBuf>) -> LaunchConfig {
+        LaunchConfig {
+            flight_record: Some(folder.into()),
+            ..self
+        }
     }
 
     /// With a stack of so many bytes for each rank.

@@ -1,7 +1,7 @@
 //! send and recv.
 
 use super::data::{expect, of_rank, tensor, values};
-use phalanx_comm::{DType, ProcessGroup, Result};
+use phalanx_comm::{DType, Message, ProcessGroup, Result, Tensor};
 
 /// Between two ranks messages match in the order of issue, whatever their tags and whenever they are waited for.
 pub fn in_the_order_of_issue(g: &dyn ProcessGroup) -> Result<()> {
@@ -66,5 +66,57 @@ pub fn of_all_sizes(g: &dyn ProcessGroup) -> Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// All ranks send to all and receive from all, each in one batch.
+pub fn in_a_batch(g: &dyn ProcessGroup) -> Result<()> {
+    let (n, me) = (g.size(), g.rank());
+    assert!(g.batch(Vec::new())?.wait()?.is_empty());
+    for len in [3, 20_000] {
+        let peers = || (0..n).filter(|p| *p != me);
+        let send = |destination| Message::Send {
+            tensor: of_rank(me, [len], DType::F32, g.device()),
+            destination,
+            tag: 4,
+        };
+        let recv = |source| Message::Recv {
+            shape: [len].into(),
+            dtype: DType::F32,
+            source,
+            tag: 4,
+        };
+        let got = g.batch(peers().map(send).chain(peers().map(recv)).collect())?;
+        let got = got.wait()?;
+        assert_eq!(got.len(), n - 1);
+        for (from, got) in peers().zip(&got) {
+            let want = of_rank(from, [len], DType::F32, g.device());
+            assert_eq!(values(got), values(&want));
+        }
+    }
+    Ok(())
+}
+
+/// The receiver knows neither shape nor type.
+pub fn of_unknown_shape(g: &dyn ProcessGroup) -> Result<()> {
+    let (n, me) = (g.size(), g.rank());
+    if n < 2 {
+        return Ok(());
+    }
+    let shapes: [&[usize]; 4] = [&[], &[0, 3], &[2, 1, 5], &[40_000]];
+    for (shape, dtype) in shapes
+        .into_iter()
+        .zip([DType::F32, DType::I64, DType::BF16, DType::F64])
+    {
+        let sent = g.send_any(of_rank(me, shape, dtype, g.device()), (me + 1) % n, 9)?;
+        let from = (me + n - 1) % n;
+        let got = g.recv_any(from, 9)?.wait()?;
+        sent.wait()?;
+        let want = of_rank(from, shape, dtype, g.device());
+        expect(&got, shape, dtype, g.device(), &values(&want));
+    }
+    let deep = Tensor::zeros([1; 15], DType::F32, g.device())?;
+    let refused = g.send_any(deep, (me + 1) % n, 0);
+    assert!(refused.is_err_and(|e| !e.is_fatal()));
     Ok(())
 }

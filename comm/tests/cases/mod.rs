@@ -41,6 +41,12 @@ pub const ALL: &[(&str, Case)] = &[
     ),
     ("several_tensors_at_once", many::at_once),
     ("gathered_into_a_buffer", many::into_a_buffer),
+    ("messages_in_a_batch", messages::in_a_batch),
+    ("messages_of_unknown_shape", messages::of_unknown_shape),
+    (
+        "what_a_group_says_of_itself",
+        order::what_a_group_says_of_itself,
+    ),
     ("messages_around_a_ring", messages::around_a_ring),
     ("messages_of_all_sizes", messages::of_all_sizes),
     ("a_thousand_in_flight", order::a_thousand_in_flight),

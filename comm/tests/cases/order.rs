@@ -1,7 +1,8 @@
 //! Many operations at once, groups within groups, and calls that are refused.
 
 use super::data::{tensor, values};
-use phalanx_comm::{DType, Error, Label, ProcessGroup, ReduceOp, Result, Tensor, Work};
+use phalanx_comm::op::Op;
+use phalanx_comm::{DType, Error, Label, ProcessGroup, Progress, ReduceOp, Result, Tensor, Work};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -314,5 +315,36 @@ pub fn wrong_arguments_hurt_nobody(g: &dyn ProcessGroup) -> Result<()> {
         g.all_reduce(t(), ReduceOp::Sum)?.wait()?.item::<f64>()?,
         n as f64
     );
+    Ok(())
+}
+
+/// Numbers, health and the last calls can be read, and looking at them is no call.
+pub fn what_a_group_says_of_itself(g: &dyn ProcessGroup) -> Result<()> {
+    let before = g.issued();
+    let work = g.all_reduce(number(g, 1), ReduceOp::Sum)?;
+    assert_eq!((g.issued(), g.health()), (before + 1, None));
+    let last = g.recent().pop().expect("a call was made");
+    assert_eq!(last.progress, Progress::UnderWay);
+    assert!(
+        last.to_string().contains("all_reduce(sum) of f64 [1]"),
+        "{last}"
+    );
+    work.wait()?;
+    g.barrier()?.wait()?;
+    let recent = g.recent();
+    let [.., first, second] = &recent[..] else {
+        panic!("{recent:?}")
+    };
+    assert!(matches!(first.progress, Progress::Done(_)), "{first}");
+    assert_eq!(
+        (second.call.as_str(), second.number),
+        ("barrier", first.number + 1)
+    );
+    let promises = g
+        .promises(g.device())
+        .expect("an engine for its own device");
+    assert!(promises.rank_order && promises.keeps_nan);
+    let sum = Op::AllReduce(ReduceOp::Sum);
+    assert!(g.supports(&sum, DType::BF16) && !g.supports(&sum, DType::Bool));
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! [`launch`]: a program as the one rank that this process is.
 
 use crate::env::Process;
-use crate::group::ProcessGroup;
+use crate::group::{Group, ProcessGroup};
 use crate::launch::{
     FailureKind, LaunchConfig, LaunchError, RankFailure, check_threads, message, run_rank, spawn,
 };
@@ -23,7 +23,7 @@ where
 {
     check_threads(config.threads_per_rank)?;
     config.check_device(process.size)?;
-    let group = super::join(&config).map_err(LaunchError::World)?;
+    let group = Group::world(super::join(&config).map_err(LaunchError::World)?);
     let (rank, seen) = (group.rank(), group.size());
     if seen != process.size {
         return Err(LaunchError::OtherMpi {
@@ -36,7 +36,7 @@ where
     // MPI is called by one thread at a time, of whichever: so the rank may have one of its own, with a
     // stack as deep as that of a rank among threads.
     let end = thread::scope(|scope| {
-        let run = || run_rank(group, config.threads_per_rank, &program, &failures);
+        let run = || run_rank(group, &config, &program, &failures);
         let thread = spawn(scope, rank, config.stack_size, run)?;
         // `run_rank` catches the program's panics: what is left is dropping its panic's payload.
         let end = thread.join();

@@ -39,14 +39,12 @@ pub(crate) use self::launch::launch;
 
 use self::engine::{Ended, Engine};
 use self::wait::MpiWork;
-use crate::backends::Backend;
+use crate::backends::{Backend, fold};
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::launch::LaunchConfig;
-use crate::meeting::naming;
 use crate::membership::Membership;
-use crate::op::Label;
-use crate::sync::Mutex;
+use crate::op::Promises;
 use crate::work::Pending;
 use std::fmt;
 use std::sync::Arc;
@@ -59,9 +57,6 @@ pub struct MpiGroup {
     engine: Arc<Engine>,
     /// How many programs this process had ended when the world was made.
     run: u64,
-    /// The number of the last collective that this rank has issued.
-    last: Arc<Mutex<u64>>,
-    label: Option<Arc<Label>>,
 }
 
 /// This process's handle on the world of all processes that `mpirun` has started; starts MPI at the
@@ -102,13 +97,13 @@ fn join(config: &LaunchConfig) -> Result<MpiGroup> {
         id: header::group_id(&format!("{run}:{name}")),
         engine,
         run,
-        last: Arc::default(),
-        label: None,
     })
 }
 
 impl Backend for MpiGroup {
-    const NAME: &'static str = "mpi";
+    fn name(&self) -> &'static str {
+        "mpi"
+    }
 
     fn membership(&self) -> &Membership {
         &self.membership
@@ -121,9 +116,6 @@ impl Backend for MpiGroup {
         if is_bulk {
             self.engine.listener.rouse();
         }
-        if let header::Key::Collective { number, .. } = key {
-            *self.last.lock() = number;
-        }
         Ok(Box::new(MpiWork {
             engine: Arc::clone(&self.engine),
             key,
@@ -132,39 +124,26 @@ impl Backend for MpiGroup {
         }))
     }
 
-    fn split_off(&self, color: u32, members: &[usize]) -> Result<MpiGroup> {
-        let old = &self.membership;
-        let number = *self.last.lock(); // of the `split` that all ranks have just done
-        let Some(membership) = naming::split_off(old, number, color, members) else {
-            return Err(Error::InvalidArgument {
-                op: "split",
-                rank: old.world_rank(),
-                reason: "this rank is no member".into(),
-            });
-        };
-        Ok(MpiGroup {
-            id: header::group_id(&format!("{}:{}", self.run, membership.name)),
-            membership,
-            engine: Arc::clone(&self.engine),
-            run: self.run,
-            last: Arc::default(),
-            label: None,
-        })
+    fn promises(&self) -> Promises {
+        fold::PROMISES
     }
 
-    fn labelled(&self, label: Label) -> MpiGroup {
-        MpiGroup {
-            membership: self.membership.clone(),
-            id: self.id,
-            engine: Arc::clone(&self.engine),
-            run: self.run,
-            last: Arc::clone(&self.last),
-            label: Some(Arc::new(label)),
-        }
+    fn issued(&self) -> u64 {
+        self.engine.lock().issued(self.id)
     }
 
-    fn label(&self) -> Option<&Arc<Label>> {
-        self.label.as_ref()
+    fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>> {
+        Ok(Arc::new(MpiGroup {
+            id: header::group_id(&format!("{}:{}", self.run, new.name)),
+            membership: new,
+            engine: Arc::clone(&self.engine),
+            run: self.run,
+        }))
+    }
+
+    fn fault(&self) -> Option<Error> {
+        let core = self.engine.lock();
+        core.fault().map(|(error, _)| error.clone())
     }
 
     fn depart(&self) {

@@ -79,6 +79,12 @@ impl Core {
         next(self.messages.entry((group, from, to)).or_default())
     }
 
+    /// How many collectives this rank has issued in a group.
+    pub(in crate::backends::mpi) fn issued(&self, group: u64) -> u64 {
+        let issued = self.issued.get(&(group, self.wire.rank));
+        issued.copied().unwrap_or_default()
+    }
+
     /// The first of `count` tags that no operation in flight between this rank and that one has.
     fn next_tags(&mut self, rank: usize, count: u32) -> u32 {
         let first = match self.tags[rank] + count <= self.wire.tags {

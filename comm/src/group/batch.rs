@@ -1,0 +1,101 @@
+//! [`Message`]: sends and receives that run together; and the head of a message whose receiver does not know its shape.
+
+use crate::check::{self, Call, MOST_AXES};
+use crate::error::{Error, Result};
+use crate::membership::Membership;
+use phalanx_tensor::{DType, Device, Shape, Tensor};
+
+/// One end of a message, for [`ProcessGroup::batch`](crate::ProcessGroup::batch). (PyTorch: `P2POp`.)
+#[derive(Debug)]
+pub enum Message {
+    /// As [`ProcessGroup::send`](crate::ProcessGroup::send).
+    Send {
+        /// What is sent.
+        tensor: Tensor,
+        /// To whom.
+        destination: usize,
+        /// What the receiver compares.
+        tag: u32,
+    },
+    /// As [`ProcessGroup::recv`](crate::ProcessGroup::recv).
+    Recv {
+        /// The shape of what comes.
+        shape: Shape,
+        /// Its type.
+        dtype: DType,
+        /// From whom.
+        source: usize,
+        /// What the sender said.
+        tag: u32,
+    },
+}
+
+impl Message {
+    pub(super) fn check(self, me: &Membership) -> Result<Call> {
+        match self {
+            Message::Send {
+                tensor,
+                destination,
+                tag,
+            } => check::send(me, tensor, destination, tag),
+            Message::Recv {
+                shape,
+                dtype,
+                source,
+                tag,
+            } => check::recv(me, shape, dtype, source, tag),
+        }
+    }
+}
+
+/// The shape of a head: element type, number of axes, extents.
+pub(super) const HEAD: [usize; 1] = [2 + MOST_AXES];
+
+/// What travels before a tensor whose receiver does not know its shape. It is small talk, so it lives in the host's
+/// memory.
+pub(super) fn head(me: &Membership, tensor: &Tensor) -> Result<Tensor> {
+    let wrong = |reason: String| Error::InvalidArgument {
+        op: "send_any",
+        rank: me.world_rank(),
+        reason,
+    };
+    let shape = tensor.shape();
+    if shape.len() > MOST_AXES {
+        let axes = shape.len();
+        let reason = format!("the tensor has {axes} axes; it may have {MOST_AXES}");
+        return Err(wrong(reason));
+    }
+    let dtype = DType::ALL.iter().position(|d| *d == tensor.dtype());
+    let mut head = [0; HEAD[0]];
+    let numbers = [dtype.unwrap_or_default(), shape.len()];
+    for (to, number) in head.iter_mut().zip(numbers.iter().chain(shape.iter())) {
+        *to = i64::try_from(*number)
+            .map_err(|_| wrong(format!("its shape {shape} is too large to be sent")))?;
+    }
+    Ok(Tensor::from_slice(&head, HEAD, host(me))?)
+}
+
+/// Shape and type of the tensor that comes behind such a head.
+pub(super) fn read_head(me: &Membership, head: &Tensor) -> Result<(Shape, DType)> {
+    let head = head.to_vec::<i64>()?;
+    let number = |at: usize| head.get(at).and_then(|n| usize::try_from(*n).ok());
+    let read = || {
+        let dtype = *DType::ALL.get(number(0)?)?;
+        let axes = number(1).filter(|axes| *axes <= MOST_AXES)?;
+        let extents = (2..2 + axes).map(number).collect::<Option<Vec<_>>>()?;
+        Some((Shape::from(extents), dtype))
+    };
+    read().ok_or_else(|| Error::InvalidArgument {
+        op: "recv_any",
+        rank: me.world_rank(),
+        reason: format!("what came is no shape, {head:?}: it was not sent by `send_any`"),
+    })
+}
+
+/// The host's memory of a rank.
+fn host(me: &Membership) -> Device {
+    match me.device.is_cpu() {
+        true => me.device,
+        false => Device::cpu(0),
+    }
+}

@@ -1,0 +1,379 @@
+//! [`Group`]: the process group that all engines share. It checks arguments, sends each call to the engine for its
+//! device, and keeps a record.
+
+use super::ProcessGroup;
+use super::batch::{self, Message};
+use super::record::{Flight, GroupRecord, Record};
+use crate::backends::Backend;
+use crate::check::{self, Call};
+use crate::error::{Error, Result};
+use crate::meeting::naming;
+use crate::membership::Membership;
+use crate::op::{Label, Op, Promises, ReduceOp};
+use crate::work::{Outcome, Work};
+use phalanx_tensor::{DType, Device, Shape, Tensor};
+use smallvec::smallvec;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One rank's handle on a group, over the engines that carry its calls out.
+#[derive(Clone)]
+pub(crate) struct Group {
+    inner: Arc<Inner>,
+    label: Option<Arc<Label>>,
+}
+
+struct Inner {
+    engines: Engines,
+    record: Arc<GroupRecord>,
+    flight: Arc<Flight>,
+}
+
+/// The engines of a group: one for each kind of device. (PyTorch: `cpu:gloo,cuda:nccl`.)
+#[derive(Clone)]
+pub(crate) struct Engines {
+    /// For tensors in the host's memory, and for what ranks say to each other beside their tensors: barriers,
+    /// splits, sizes. One that carries small talk alone refuses the rest.
+    pub(crate) host: Arc<dyn Backend>,
+    /// For tensors on cards.
+    pub(crate) cards: Option<Arc<dyn Backend>>,
+}
+
+impl Engines {
+    /// The engine for tensors on this device. A rank alone needs none for its cards: it meets nobody.
+    fn of(&self, device: Device) -> Option<&dyn Backend> {
+        match &self.cards {
+            _ if device.is_cpu() => Some(&*self.host),
+            Some(cards) => Some(&**cards),
+            None => (self.host.membership().size() == 1).then_some(&*self.host),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &dyn Backend> {
+        [Some(&self.host), self.cards.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(|engine| &**engine)
+    }
+
+    fn split_off(&self, new: &Membership) -> Result<Engines> {
+        let cards = self.cards.as_ref();
+        let cards = cards.map(|cards| cards.split_off(new.clone()));
+        Ok(Engines {
+            host: self.host.split_off(new.clone())?,
+            cards: cards.transpose()?,
+        })
+    }
+}
+
+impl Group {
+    /// The group that these engines, which agree on who is in it, carry. Its calls are kept in `flight`, beside those
+    /// of the rank's other groups.
+    pub(crate) fn new(engines: Engines, flight: Arc<Flight>) -> Group {
+        let record = flight.group(Arc::clone(&engines.host.membership().name));
+        Group {
+            inner: Arc::new(Inner {
+                engines,
+                record,
+                flight,
+            }),
+            label: None,
+        }
+    }
+
+    /// A world that one engine carries.
+    pub(crate) fn world(host: impl Backend + 'static) -> Group {
+        let engines = Engines {
+            host: Arc::new(host),
+            cards: None,
+        };
+        Group::new(engines, Arc::default())
+    }
+
+    pub(crate) fn flight(&self) -> &Arc<Flight> {
+        &self.inner.flight
+    }
+
+    fn membership(&self) -> &Membership {
+        self.inner.engines.host.membership()
+    }
+
+    /// Declares that this rank will issue nothing more. Who waits for it is told at once.
+    pub(crate) fn depart(&self) {
+        self.inner.engines.all().for_each(Backend::depart);
+    }
+
+    /// Ends the world with this error, unless it has failed already.
+    pub(crate) fn fail(&self, error: Error) {
+        for engine in self.inner.engines.all() {
+            engine.fail(error.clone());
+        }
+    }
+
+    /// The engine for the tensors of a checked call.
+    fn engine(&self, call: &Call) -> Result<&dyn Backend> {
+        let engines = &self.inner.engines;
+        let wrong = |reason: String| Error::InvalidArgument {
+            op: call.signature.op.name(),
+            rank: self.membership().world_rank(),
+            reason,
+        };
+        // What only comes lives where this rank's results do; what has no tensor is small talk.
+        let device = match (call.inputs.first(), call.outputs.is_empty()) {
+            (Some(tensor), _) => tensor.device(),
+            (None, false) => self.device(),
+            (None, true) => return Ok(&*engines.host),
+        };
+        if let Some(other) = call.inputs.iter().find(|t| t.device() != device) {
+            let other = other.device();
+            let reason = format!("its tensors are on two devices, {device} and {other}");
+            return Err(wrong(reason));
+        }
+        engines.of(device).ok_or_else(|| {
+            let name = engines.host.name();
+            let reason =
+                format!("its tensor is on {device}, and {name} carries tensors of the host alone");
+            wrong(reason)
+        })
+    }
+
+    /// Hands a checked call to its engine, with the label that this handle's calls carry.
+    fn issue<T: Outcome>(&self, mut call: Call) -> Result<Work<T>> {
+        call.signature.label = self.label.clone();
+        let engine = self.engine(&call)?;
+        let ticket = self.inner.record.issue(&call.signature);
+        Ok(Work::new(engine.issue(call)?, smallvec![ticket]))
+    }
+
+    /// Hands checked calls that run together to their engine: messages, all of one device.
+    fn issue_together<T: Outcome>(&self, mut calls: Vec<Call>) -> Result<Work<T>> {
+        let mut engine = &*self.inner.engines.host;
+        for (at, call) in calls.iter_mut().enumerate() {
+            call.signature.label = self.label.clone();
+            let own = self.engine(call)?;
+            if at > 0 && !std::ptr::addr_eq(own, engine) {
+                return Err(Error::InvalidArgument {
+                    op: call.signature.op.name(),
+                    rank: self.membership().world_rank(),
+                    reason: "what runs together is all in the host's memory, or all on cards"
+                        .into(),
+                });
+            }
+            engine = own;
+        }
+        let tickets = calls
+            .iter()
+            .map(|call| self.inner.record.issue(&call.signature));
+        let tickets = tickets.collect();
+        Ok(Work::new(engine.issue_together(calls)?, tickets))
+    }
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let me = self.membership();
+        write!(
+            f,
+            "Group(rank {} of {} in {}, {})",
+            me.rank,
+            me.size(),
+            me.name,
+            self.inner.engines.host.name()
+        )
+    }
+}
+
+impl ProcessGroup for Group {
+    fn rank(&self) -> usize {
+        self.membership().rank
+    }
+
+    fn size(&self) -> usize {
+        self.membership().size()
+    }
+
+    fn backend(&self) -> &'static str {
+        self.inner.engines.host.name()
+    }
+
+    fn name(&self) -> &str {
+        &self.membership().name
+    }
+
+    fn world_ranks(&self) -> &[usize] {
+        &self.membership().world_ranks
+    }
+
+    fn device(&self) -> Device {
+        self.membership().device
+    }
+
+    fn deadline(&self) -> Duration {
+        self.membership().deadline
+    }
+
+    fn all_reduce(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>> {
+        let call = check::all_reduce(self.membership(), tensor, op)?;
+        self.issue(call)
+    }
+
+    fn all_reduce_many(&self, tensors: Vec<Tensor>, op: ReduceOp) -> Result<Work<Vec<Tensor>>> {
+        let call = check::all_reduce_many(self.membership(), tensors, op)?;
+        self.issue(call)
+    }
+
+    fn broadcast_many(&self, tensors: Vec<Tensor>, root: usize) -> Result<Work<Vec<Tensor>>> {
+        let call = check::broadcast_many(self.membership(), tensors, root)?;
+        self.issue(call)
+    }
+
+    fn all_gather_into(&self, into: Tensor, tensor: Tensor) -> Result<Work<Tensor>> {
+        let call = check::all_gather_into(self.membership(), into, tensor)?;
+        self.issue(call)
+    }
+
+    fn reduce_scatter_many(&self, tensors: Vec<Tensor>, op: ReduceOp) -> Result<Work<Vec<Tensor>>> {
+        let call = check::reduce_scatter_many(self.membership(), tensors, op)?;
+        self.issue(call)
+    }
+
+    fn broadcast(&self, tensor: Tensor, root: usize) -> Result<Work<Tensor>> {
+        let call = check::broadcast(self.membership(), tensor, root)?;
+        self.issue(call)
+    }
+
+    fn reduce(&self, tensor: Tensor, op: ReduceOp, root: usize) -> Result<Work<Option<Tensor>>> {
+        let call = check::reduce(self.membership(), tensor, op, root)?;
+        self.issue(call)
+    }
+
+    fn all_gather(&self, tensor: Tensor) -> Result<Work<Tensor>> {
+        let call = check::all_gather(self.membership(), tensor)?;
+        self.issue(call)
+    }
+
+    fn gather(&self, tensor: Tensor, root: usize) -> Result<Work<Option<Tensor>>> {
+        let call = check::gather(self.membership(), tensor, root)?;
+        self.issue(call)
+    }
+
+    fn scatter(
+        &self,
+        parts: Option<Tensor>,
+        shape: Shape,
+        dtype: DType,
+        root: usize,
+    ) -> Result<Work<Tensor>> {
+        let call = check::scatter(self.membership(), parts, shape, dtype, root)?;
+        self.issue(call)
+    }
+
+    fn reduce_scatter(&self, tensor: Tensor, op: ReduceOp) -> Result<Work<Tensor>> {
+        let call = check::reduce_scatter(self.membership(), tensor, op)?;
+        self.issue(call)
+    }
+
+    fn all_to_all(&self, tensor: Tensor) -> Result<Work<Tensor>> {
+        let call = check::all_to_all(self.membership(), tensor)?;
+        self.issue(call)
+    }
+
+    fn all_to_all_v(&self, tensor: Tensor, send: &[usize], recv: &[usize]) -> Result<Work<Tensor>> {
+        let call = check::all_to_all_v(self.membership(), tensor, send, recv)?;
+        self.issue(call)
+    }
+
+    fn send(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>> {
+        let call = check::send(self.membership(), tensor, destination, tag)?;
+        self.issue(call)
+    }
+
+    fn recv(&self, shape: Shape, dtype: DType, source: usize, tag: u32) -> Result<Work<Tensor>> {
+        let call = check::recv(self.membership(), shape, dtype, source, tag)?;
+        self.issue(call)
+    }
+
+    fn barrier(&self) -> Result<Work<()>> {
+        self.issue(check::barrier())
+    }
+
+    fn batch(&self, messages: Vec<Message>) -> Result<Work<Vec<Tensor>>> {
+        let me = self.membership();
+        let calls = messages.into_iter().map(|message| message.check(me));
+        self.issue_together(calls.collect::<Result<_>>()?)
+    }
+
+    fn send_any(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>> {
+        let me = self.membership();
+        let head = batch::head(me, &tensor)?;
+        let head = check::send(me, head, destination, tag)?;
+        let tensor = check::send(me, tensor, destination, tag)?;
+        self.issue_together(vec![head, tensor])
+    }
+
+    fn recv_any(&self, source: usize, tag: u32) -> Result<Work<Tensor>> {
+        let me = self.membership();
+        let head = check::recv(me, batch::HEAD.into(), DType::I64, source, tag)?;
+        let head = self.issue::<Tensor>(head)?.wait()?;
+        let (shape, dtype) = batch::read_head(me, &head)?;
+        self.recv(shape, dtype, source, tag)
+    }
+
+    fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Arc<dyn ProcessGroup>>> {
+        let old = self.membership();
+        let call = check::split(old, color, key)?;
+        let number = self.issued();
+        let all = self.issue::<Tensor>(call)?.wait()?;
+        let all = all.to_vec::<i64>()?;
+        let (choices, _) = all.as_chunks::<2>();
+        let members = naming::members(choices, old.rank);
+        let (Some(color), Some(members)) = (color, members) else {
+            return Ok(None);
+        };
+        let Some(new) = naming::split_off(old, number, color, &members) else {
+            return Ok(None); // no rank of a color is missing from its members
+        };
+        let engines = self.inner.engines.split_off(&new)?;
+        let group = Group::new(engines, Arc::clone(&self.inner.flight));
+        Ok(Some(Arc::new(group)))
+    }
+
+    fn labelled(&self, label: Label) -> Arc<dyn ProcessGroup> {
+        Arc::new(Group {
+            inner: Arc::clone(&self.inner),
+            label: Some(Arc::new(label)),
+        })
+    }
+
+    fn abort(&self, reason: &str) {
+        self.fail(Error::Aborted {
+            rank: self.membership().world_rank(),
+            reason: reason.into(),
+        });
+    }
+
+    fn supports(&self, op: &Op, dtype: DType) -> bool {
+        self.inner
+            .engines
+            .all()
+            .any(|engine| engine.supports(op, dtype))
+    }
+
+    fn promises(&self, device: Device) -> Option<Promises> {
+        let engine = self.inner.engines.of(device)?;
+        Some(engine.promises())
+    }
+
+    fn issued(&self) -> u64 {
+        self.inner.engines.host.issued()
+    }
+
+    fn health(&self) -> Option<Error> {
+        self.inner.engines.host.fault()
+    }
+
+    fn recent(&self) -> Vec<Record> {
+        self.inner.record.recent()
+    }
+}

@@ -1,0 +1,264 @@
+//! [`Record`]: the last calls of a rank, always kept: what PyTorch calls the flight recorder.
+
+use crate::op::Signature;
+use crate::sync::Mutex;
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How many calls of a group are kept; and how many groups, where some of them have been dropped.
+const KEPT: usize = 64;
+
+/// One call of a rank.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Record {
+    /// Which of the rank's calls in this group it is, collectives and messages counted together, from 0.
+    pub number: u64,
+    /// What was called, as errors print it.
+    pub call: String,
+    /// When, counted from the start of the world on this rank.
+    pub issued: Duration,
+    /// How far it has come.
+    pub progress: Progress,
+}
+
+/// How far a call has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum Progress {
+    /// Its result has not been waited for, or has not come.
+    UnderWay,
+    /// Its result was taken so long after it was issued.
+    Done(Duration),
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Record {
+            number,
+            call,
+            issued,
+            progress,
+        } = self;
+        write!(f, "{issued:?}: number {number}, {call}: ")?;
+        match progress {
+            Progress::UnderWay => f.write_str("under way"),
+            Progress::Done(after) => write!(f, "done after {after:?}"),
+        }
+    }
+}
+
+/// The calls of a rank in all its groups.
+#[derive(Debug)]
+pub(crate) struct Flight {
+    start: Instant,
+    groups: Mutex<VecDeque<Arc<GroupRecord>>>,
+}
+
+impl Default for Flight {
+    fn default() -> Flight {
+        Flight {
+            start: Instant::now(),
+            groups: Mutex::default(),
+        }
+    }
+}
+
+/// The calls of a rank in a group.
+#[derive(Debug)]
+pub(super) struct GroupRecord {
+    name: Arc<str>,
+    /// When the flight began.
+    start: Instant,
+    calls: Mutex<Calls>,
+}
+
+#[derive(Debug, Default)]
+struct Calls {
+    /// How many there were before the kept ones.
+    before: u64,
+    kept: VecDeque<Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    signature: Signature,
+    issued: Instant,
+    done: Option<Instant>,
+}
+
+/// Ends the record of a call.
+#[derive(Debug)]
+pub struct Ticket {
+    record: Arc<GroupRecord>,
+    number: u64,
+}
+
+impl Ticket {
+    /// The result was taken.
+    pub(crate) fn done(self) {
+        let mut calls = self.record.calls.lock();
+        let at = self.number.checked_sub(calls.before);
+        let at = at.and_then(|at| usize::try_from(at).ok());
+        if let Some(entry) = at.and_then(|at| calls.kept.get_mut(at)) {
+            entry.done = Some(Instant::now());
+        }
+    }
+}
+
+impl Flight {
+    /// The record of a group, which the rank gets now.
+    pub(super) fn group(&self, name: Arc<str>) -> Arc<GroupRecord> {
+        let record = Arc::new(GroupRecord {
+            name,
+            start: self.start,
+            calls: Mutex::default(),
+        });
+        let mut groups = self.groups.lock();
+        if groups.len() >= KEPT
+            && let Some(gone) = groups
+                .iter()
+                .position(|group| Arc::strong_count(group) == 1)
+        {
+            groups.remove(gone);
+        }
+        groups.push_back(Arc::clone(&record));
+        record
+    }
+
+    /// Writes `rank-<rank>.json` into this folder: why, and the last calls by group.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn write(&self, folder: &Path, rank: usize, why: &str) -> io::Result<()> {
+        #[derive(Serialize)]
+        struct Group {
+            name: String,
+            calls: Vec<Record>,
+        }
+        #[derive(Serialize)]
+        struct Page<'a> {
+            rank: usize,
+            why: &'a str,
+            after: Duration,
+            groups: Vec<Group>,
+        }
+        let groups: Vec<_> = self.groups.lock().iter().cloned().collect();
+        let groups = groups.iter().map(|group| Group {
+            name: group.name.to_string(),
+            calls: group.recent(),
+        });
+        let page = Page {
+            rank,
+            why,
+            after: self.start.elapsed(),
+            groups: groups.collect(),
+        };
+        fs::create_dir_all(folder)?;
+        let text = serde_json::to_string_pretty(&page)?;
+        fs::write(folder.join(format!("rank-{rank}.json")), text)
+    }
+}
+
+impl GroupRecord {
+    /// A call is issued.
+    pub(super) fn issue(self: &Arc<GroupRecord>, signature: &Signature) -> Ticket {
+        let entry = Entry {
+            signature: signature.clone(),
+            issued: Instant::now(),
+            done: None,
+        };
+        let mut calls = self.calls.lock();
+        if calls.kept.len() == KEPT {
+            calls.kept.pop_front();
+            calls.before += 1;
+        }
+        calls.kept.push_back(entry);
+        let number = calls.before + calls.kept.len() as u64 - 1;
+        drop(calls);
+        Ticket {
+            record: Arc::clone(self),
+            number,
+        }
+    }
+
+    /// The last calls, the oldest first.
+    pub(super) fn recent(&self) -> Vec<Record> {
+        let calls = self.calls.lock();
+        let record = |(at, entry): (u64, &Entry)| Record {
+            number: calls.before + at,
+            call: entry.signature.to_string(),
+            issued: entry.issued.saturating_duration_since(self.start),
+            progress: match entry.done {
+                None => Progress::UnderWay,
+                Some(done) => Progress::Done(done.saturating_duration_since(entry.issued)),
+            },
+        };
+        (0..).zip(&calls.kept).map(record).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::Op;
+    use smallvec::SmallVec;
+
+    fn barrier() -> Signature {
+        Signature {
+            op: Op::Barrier,
+            tensors: SmallVec::new(),
+            label: None,
+        }
+    }
+
+    #[test]
+    fn the_last_calls_are_kept() {
+        let flight = Flight::default();
+        let group = flight.group("world".into());
+        let first = group.issue(&barrier());
+        let second = group.issue(&barrier());
+        second.done();
+        let recent = group.recent();
+        assert_eq!(recent[0].progress, Progress::UnderWay);
+        assert!(matches!(recent[1].progress, Progress::Done(_)));
+        for _ in 0..KEPT {
+            group.issue(&barrier());
+        }
+        first.done(); // it is no longer kept
+        let recent = group.recent();
+        assert_eq!((recent.len(), recent[0].number), (KEPT, 2));
+        assert!(recent.iter().all(|r| r.progress == Progress::UnderWay));
+        assert!(
+            recent[0]
+                .to_string()
+                .ends_with("number 2, barrier: under way")
+        );
+    }
+
+    #[test]
+    fn a_rank_writes_what_its_groups_did() {
+        let flight = Flight::default();
+        let world = flight.group("world".into());
+        for _ in 0..2 * KEPT {
+            drop(flight.group("gone".into())); // the first ones are forgotten
+        }
+        world.issue(&barrier()).done();
+        let folder = std::env::temp_dir().join(format!("flight-{}", std::process::id()));
+        flight
+            .write(&folder, 3, "rank 3 failed: on purpose")
+            .unwrap();
+        let text = fs::read_to_string(folder.join("rank-3.json")).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        let page: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(page["why"], "rank 3 failed: on purpose");
+        assert_eq!(page["groups"].as_array().unwrap().len(), KEPT);
+        assert_eq!(page["groups"][0]["calls"][0]["call"], "barrier");
+    }
+}
