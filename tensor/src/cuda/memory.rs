@@ -160,7 +160,7 @@ impl CudaStorage {
     }
 
     /// The address of the first element.
-    pub(super) fn address(&self) -> CUdeviceptr {
+    pub(crate) fn address(&self) -> CUdeviceptr {
         self.address
     }
 

@@ -146,6 +146,15 @@ impl Storage {
         }
     }
 
+    /// Where its bytes start in its device's memory.
+    pub(crate) fn address(&self) -> u64 {
+        match &self.memory {
+            Memory::Cpu(s) => s.as_raw::<u8>().as_ptr().addr() as u64,
+            #[cfg(feature = "cuda")]
+            Memory::Cuda(s) => s.address(),
+        }
+    }
+
     /// The elements in the host's memory, which the operation `op` wants to read as they lie.
     ///
     /// # Errors
