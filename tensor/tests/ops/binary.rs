@@ -103,10 +103,10 @@ proptest! {
             let b = rng.tensor(&below, dtype, (0.0, 100.0));
             let expected = a.add(&b).unwrap();
             let unique = tensor_of(&values(&a), &shape, dtype);
-            let at = address(&unique);
+            let at = unique.address();
             let sum = unique.add_into(&b).unwrap();
             assert_same(&sum, &expected, "in place");
-            prop_assert_eq!(address(&sum), at, "no other buffer");
+            prop_assert_eq!(sum.address(), at, "no other buffer");
             let before = values(&a);
             assert_same(&a.clone().add_into(&b).unwrap(), &expected, "shared");
             prop_assert_eq!(values(&a), before, "a shared operand is left alone");
@@ -127,10 +127,10 @@ proptest! {
             let expected = sum.add(&wide(&b)).unwrap();
             let shared = sum.clone();
             assert_same(&sum.add_into(&b).unwrap(), &expected, "shared");
-            let at = address(&shared);
+            let at = shared.address();
             let sum = shared.add_into(&b).unwrap();
             assert_same(&sum, &expected, "in place");
-            prop_assert_eq!(address(&sum), at, "no other buffer");
+            prop_assert_eq!(sum.address(), at, "no other buffer");
             let view = rng.tensor(&shape, DType::F32, (0.0, 100.0));
             let expected = view.add(&wide(&b)).unwrap();
             assert_same(&view.add_into(&b).unwrap(), &expected, "a view");

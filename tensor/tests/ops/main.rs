@@ -9,6 +9,7 @@ mod compare;
 mod conv;
 mod embedding;
 mod fill;
+mod in_place;
 mod index;
 mod layer_norm;
 #[path = "../level/mod.rs"]

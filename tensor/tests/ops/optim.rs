@@ -298,31 +298,6 @@ fn half_parameters_take_gradients_in_f32() {
 }
 
 #[test]
-fn a_unique_parameter_changes_in_place_and_a_shared_one_is_copied() {
-    let config = SgdConfig {
-        lr: 1.0,
-        momentum: 0.5,
-        ..SgdConfig::default()
-    };
-    let mut p = [tensor_of(&[1.0, 2.0], &[2], DType::F32)];
-    let g = [tensor_of(&[0.5, 0.5], &[2], DType::F32)];
-    let mut m = [None];
-    let at = address(&p[0]);
-    sgd_step(&mut p, &g, &mut m, &config).unwrap();
-    let momentum_at = address(m[0].as_ref().unwrap());
-    let held = p[0].clone();
-    sgd_step(&mut p, &g, &mut m, &config).unwrap();
-    assert_eq!(address(&held), at, "the first step was in place");
-    assert!(
-        at.is_none() || address(&p[0]) != at,
-        "the second had to copy"
-    );
-    assert_eq!(values(&held), [0.5, 1.5]);
-    assert_eq!(values(&p[0]), [-0.25, 0.75]);
-    assert_eq!(address(m[0].as_ref().unwrap()), momentum_at);
-}
-
-#[test]
 fn threads_do_not_change_a_bit() {
     let mut rng = TestRng::new(33);
     let n = 200_003;

@@ -14,6 +14,15 @@ pub fn device() -> Device {
     *DEVICE
 }
 
+/// The device of the tests, for one that reads its memory figures: on a CPU it is a virtual device of
+/// its own, `index`. The tests on a card come one after the other.
+pub fn alone(index: usize) -> Device {
+    match device() {
+        Device::Cpu(_) => Device::cpu(index),
+        card => card,
+    }
+}
+
 /// The four float types.
 pub const FLOATS: [DType; 4] = [DType::F64, DType::F32, DType::BF16, DType::F16];
 
@@ -218,14 +227,6 @@ pub fn assert_same(a: &Tensor, b: &Tensor, what: &str) {
 pub fn bytes(t: &Tensor) -> Vec<u8> {
     let here = t.to_device(Device::cpu(0)).unwrap();
     here.as_bytes().unwrap().to_vec()
-}
-
-/// Where the elements lie, if the host can tell.
-pub fn address(t: &Tensor) -> Option<*const u8> {
-    match t.device() {
-        Device::Cpu(_) => Some(t.as_bytes().unwrap().as_ptr()),
-        _ => None,
-    }
 }
 
 /// The error of an index out of range. A card sees it late: the next copy to the host has it.
