@@ -23,6 +23,7 @@ mod peers;
 mod pool;
 mod random;
 mod softmax;
+mod steady_state;
 mod transfer;
 mod unary;
 mod waits;

@@ -117,26 +117,6 @@ fn a_step_goes_over_two_cards() {
     assert_eq!(read(&t), read(&values(&[5, 7], DType::F32, 1)));
 }
 
-#[test]
-fn a_step_stays_where_it_is_and_allocates_nothing() {
-    let (device, _turn) = card!();
-    let mut params = [values(&[100], DType::F32, 1).to_device(device).unwrap()];
-    let grads = [values(&[100], DType::F32, 2).to_device(device).unwrap()];
-    let mut momenta = [None];
-    let config = SgdConfig {
-        momentum: 0.9,
-        ..SgdConfig::default()
-    };
-    for _ in 0..3 {
-        sgd_step(&mut params, &grads, &mut momenta, &config).unwrap();
-    }
-    let before = device.memory().unwrap();
-    for _ in 0..3 {
-        sgd_step(&mut params, &grads, &mut momenta, &config).unwrap();
-    }
-    assert_eq!(device.memory().unwrap(), before);
-}
-
 const PAIRS: [(DType, DType); 6] = [
     (DType::F32, DType::F32),
     (DType::F64, DType::F64),
