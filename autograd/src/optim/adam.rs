@@ -32,7 +32,7 @@ use smallvec::{SmallVec, smallvec};
 #[derive(Debug)]
 pub struct Adam {
     config: AdamConfig,
-    pub(super) groups: Groups<AdamState>,
+    groups: Groups<AdamState>,
 }
 
 impl Adam {
@@ -55,6 +55,13 @@ impl Adam {
     pub fn with_group(mut self, group: Group) -> Result<Adam> {
         self.groups.push(group)?;
         Ok(self)
+    }
+
+    /// The tensors of the state, where they lie: for the tests which say that they stay there, and for
+    /// nobody else.
+    #[doc(hidden)]
+    pub fn kept(&self) -> impl Iterator<Item = &Tensor> {
+        self.groups.kept()
     }
 }
 

@@ -228,7 +228,13 @@ impl<S: Kept> Groups<S> {
         Ok(lr)
     }
 
-    pub(super) fn states(&mut self) -> impl Iterator<Item = &mut Option<S>> {
+    /// The tensors of all states, in order.
+    pub(super) fn kept(&self) -> impl Iterator<Item = &Tensor> {
+        let states = self.iter().filter_map(|(_, state)| state.as_ref());
+        states.flat_map(Kept::tensors)
+    }
+
+    fn states(&mut self) -> impl Iterator<Item = &mut Option<S>> {
         self.groups.iter_mut().flat_map(|(_, states)| states)
     }
 

@@ -6,8 +6,6 @@
 //! [`MemoryStats::copies`](phalanx_tensor::MemoryStats::copies) counts it.
 
 mod adam;
-#[cfg(test)]
-mod addresses;
 mod check;
 mod clip;
 mod groups;

@@ -34,7 +34,7 @@ use phalanx_tensor::ops::optim::sgd_steps;
 #[derive(Debug)]
 pub struct Sgd {
     config: SgdConfig,
-    pub(super) groups: Groups<Tensor>,
+    groups: Groups<Tensor>,
 }
 
 impl Sgd {
@@ -59,6 +59,13 @@ impl Sgd {
     pub fn with_group(mut self, group: Group) -> Result<Sgd> {
         self.groups.push(group)?;
         Ok(self)
+    }
+
+    /// The tensors of the state, where they lie: for the tests which say that they stay there, and for
+    /// nobody else.
+    #[doc(hidden)]
+    pub fn kept(&self) -> impl Iterator<Item = &Tensor> {
+        self.groups.kept()
     }
 }
 

@@ -8,6 +8,8 @@
 #[macro_use]
 #[path = "../../../tensor/tests/cuda/support.rs"]
 mod support;
+#[path = "../optim/addresses.rs"]
+mod addresses;
 #[allow(
     dead_code,
     reason = "the tests of the tensors' operations use all of it"
@@ -17,3 +19,8 @@ mod counts;
 mod recompute;
 mod steps;
 mod training;
+
+/// Where a test of addresses runs that has the virtual device `_index` elsewhere: on the card, alone.
+fn place(_index: usize) -> Option<(phalanx_tensor::Device, std::sync::MutexGuard<'static, ()>)> {
+    support::card("addresses")
+}

@@ -1,5 +1,6 @@
 //! Optimizers against their formulas, states, clipping and schedules; half types; failures.
 
+mod addresses;
 mod failures;
 mod half;
 mod schedules;
@@ -13,6 +14,11 @@ use phalanx_autograd::{Error, Gradients, Param, State, Tape};
 use phalanx_tensor::{DType, Device, Rng, Tensor};
 
 const CPU: Device = Device::cpu(0);
+
+/// Where a test of addresses runs: on a virtual device of its own.
+fn place(index: usize) -> Option<(Device, ())> {
+    Some((Device::cpu(index), ()))
+}
 
 fn tensor(values: &[f64]) -> Tensor {
     Tensor::from_slice(values, [values.len()], CPU).unwrap()
@@ -229,7 +235,7 @@ fn a_group_that_comes_after_a_step_leaves_the_others_their_momenta() {
 #[test]
 fn a_step_writes_in_place_and_old_values_keep() {
     let w = Param::new(tensor(&START));
-    let address = || w.read(|t| t.as_slice::<f64>().unwrap().as_ptr());
+    let address = || w.read(Tensor::address);
     let before = address();
     let mut sgd = Sgd::new(
         vec![w.clone()],
