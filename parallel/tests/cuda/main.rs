@@ -9,6 +9,8 @@
 #[macro_use]
 #[path = "../../../tensor/tests/cuda/support.rs"]
 mod support;
+#[path = "../ddp/addresses.rs"]
+mod addresses;
 mod alone;
 #[allow(
     dead_code,
@@ -17,3 +19,17 @@ mod alone;
 #[path = "../../../tensor/tests/cuda/counts.rs"]
 mod counts;
 mod split;
+
+use phalanx_comm::{LaunchConfig, ProcessGroup, launch};
+use phalanx_parallel::Result;
+use phalanx_tensor::Device;
+use std::sync::Arc;
+
+/// Runs `f` on one rank, which is alone on the card; elsewhere it runs on virtual devices from `_first` on.
+fn on_own_devices(_first: usize, f: impl Fn(Arc<dyn ProcessGroup>, Device) -> Result<()> + Sync) {
+    let (device, _turn) = card!();
+    launch(LaunchConfig::new(1).device(device), |group| {
+        f(group, device)
+    })
+    .unwrap();
+}
