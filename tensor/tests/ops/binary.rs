@@ -255,7 +255,7 @@ fn errors_name_the_operation_and_both_sides() {
 #[test]
 #[cfg_attr(phalanx_asan, ignore = "AddressSanitizer runs without the pool")]
 fn steady_state_asks_the_system_for_nothing() {
-    let device = Device::cpu(83);
+    let device = alone(83);
     let a = Tensor::ones([64, 100], DType::F32, device).unwrap();
     let bias = Tensor::ones([100], DType::F32, device).unwrap();
     let step = || {

@@ -33,29 +33,30 @@ pub fn norm_of<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> f64 {
 
 #[test]
 fn norm_and_factor_stay_on_the_devices() {
-    let on = |device, value| Tensor::full([3], value, DType::F32, Device::cpu(device)).unwrap();
-    let mut list = [on(3, 2.0), on(1, 4.0), on(3, 4.0)];
+    let on = |device, value| Tensor::full([3], value, DType::F32, device).unwrap();
+    let (first, second) = (device(), Device::cpu(3));
+    let mut list = [on(first, 2.0), on(second, 4.0), on(first, 4.0)];
     let norm = global_norm(&list).unwrap();
-    assert_eq!(norm.device(), Device::cpu(3));
+    assert_eq!(norm.device(), first);
     assert_eq!(norm.item::<f64>().unwrap(), 108f64.sqrt());
     for dtype in FLOATS {
         // The second element of a view, on a third device.
         let numbers = tensor_of(&[9.0, 0.5], &[2], dtype);
         let half = numbers.narrow(0, 1, 1).unwrap();
+        let half = half.to_device(Device::cpu(5)).unwrap();
         scale(&mut list, &half).unwrap();
         scale(&mut list, 2.0).unwrap();
     }
     scale(&mut list, &tensor_of(&[0.5], &[], DType::F64)).unwrap();
     let got = list.each_ref().map(|t| (t.device(), values(t)[2]));
-    let cpu = Device::cpu;
-    assert_eq!(got, [(cpu(3), 1.0), (cpu(1), 2.0), (cpu(3), 2.0)]);
+    assert_eq!(got, [(first, 1.0), (second, 2.0), (first, 2.0)]);
     let ints = tensor_of(&[2.0], &[], DType::I64);
     let e = scale(&mut list, &ints).unwrap_err();
     assert!(
         matches!(e, Error::UnsupportedDType { op: "scale", .. }),
         "{e}"
     );
-    let e = scale(&mut list, &on(3, 1.0)).unwrap_err();
+    let e = scale(&mut list, &on(first, 1.0)).unwrap_err();
     let reason = "a number must have exactly one element";
     assert!(e.to_string().ends_with(reason), "{e}");
     assert_eq!(values(&list[0]), [1.0; 3], "left alone");
