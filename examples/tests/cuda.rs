@@ -3,6 +3,8 @@
 #![cfg(feature = "cuda")]
 
 mod few;
+#[path = "../../tensor/tests/cuda/support.rs"]
+mod support;
 
 use std::path::Path;
 use std::process::Command;
@@ -14,25 +16,10 @@ use phalanx_comm::{LaunchConfig, LaunchError, launch};
 use phalanx_examples::models::{image_mlp, small_cnn};
 use phalanx_examples::train::step;
 use phalanx_parallel::{Ddp, DdpConfig};
-use phalanx_tensor::{DType, Device, Error, Rng, Tensor};
+use phalanx_tensor::{DType, Device, Rng, Tensor};
 use serde_json::Value;
 
-/// The card, or a loud line that says why there is none.
-fn card(test: &str) -> Option<Device> {
-    let device = Device::cuda(0);
-    match device.memory() {
-        Ok(_) => Some(device),
-        Err(Error::DeviceUnavailable { reason, .. }) => {
-            assert!(
-                std::env::var_os("PHALANX_REQUIRE_CARD").is_none(),
-                "{test}: a card is required: {reason}"
-            );
-            eprintln!("SKIPPED: {test}: {reason}");
-            None
-        }
-        Err(e) => panic!("{test}: {e}"),
-    }
-}
+use support::{card, distance, read};
 
 /// The program `ddp`, or a loud line: the tests may run on another machine than they were built on.
 fn program(test: &str) -> Option<&'static Path> {
@@ -49,10 +36,6 @@ fn program(test: &str) -> Option<&'static Path> {
 struct Outcome {
     losses: Vec<f64>,
     params: Vec<f64>,
-}
-
-fn read(t: &Tensor) -> Result<Vec<f64>> {
-    Ok(t.to_device(Device::cpu(0))?.cast(DType::F64)?.to_vec()?)
 }
 
 /// Twenty steps of a group of one rank on `device`.
@@ -84,23 +67,17 @@ fn train(
                 let (images, labels) = (images.to_device(device)?, labels.to_device(device)?);
                 let loss = step(&ddp, &mut sgd, images, &labels)?;
                 assert_eq!(loss.device(), device);
-                outcome.losses.extend(read(&loss)?);
+                outcome.losses.extend(read(&loss));
             }
             ddp.check_replicas()?;
             for param in ddp.module().parameters() {
                 assert_eq!(param.device(), device);
-                outcome.params.extend(read(&param.value()?)?);
+                outcome.params.extend(read(&param.value()?));
             }
             Ok(outcome)
         },
     );
     ends.unwrap().remove(0)
-}
-
-fn distance(got: &[f64], expected: &[f64]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let norm = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
-    norm(&mut got.iter().zip(expected).map(|(g, e)| g - e)) / norm(&mut expected.iter().copied())
 }
 
 fn trains_as_on_the_cpu(
@@ -121,7 +98,7 @@ fn trains_as_on_the_cpu(
 
 #[test]
 fn the_mlp_trains_as_on_the_cpu() {
-    let Some(device) = card("the_mlp_trains_as_on_the_cpu") else {
+    let Some((device, _turn)) = card("the_mlp_trains_as_on_the_cpu") else {
         return;
     };
     trains_as_on_the_cpu(device, "mlp", image_mlp);
@@ -129,7 +106,7 @@ fn the_mlp_trains_as_on_the_cpu() {
 
 #[test]
 fn the_cnn_trains_as_on_the_cpu() {
-    let Some(device) = card("the_cnn_trains_as_on_the_cpu") else {
+    let Some((device, _turn)) = card("the_cnn_trains_as_on_the_cpu") else {
         return;
     };
     trains_as_on_the_cpu(device, "cnn", small_cnn);
@@ -138,7 +115,7 @@ fn the_cnn_trains_as_on_the_cpu() {
 /// Several ranks on cards are refused by one sentence, in the library and in the programs.
 #[test]
 fn more_ranks_than_one_are_refused() {
-    let Some(device) = card("more_ranks_than_one_are_refused") else {
+    let Some((device, _turn)) = card("more_ranks_than_one_are_refused") else {
         return;
     };
     let end = launch(LaunchConfig::new(3).device(device), |_| -> Result<()> {
@@ -165,9 +142,9 @@ fn more_ranks_than_one_are_refused() {
 /// The program, from its command line to its line of JSON.
 #[test]
 fn the_program_trains_on_a_card() {
-    if card("the_program_trains_on_a_card").is_none() {
+    let Some(_card) = card("the_program_trains_on_a_card") else {
         return;
-    }
+    };
     let Some(program) = program("the_program_trains_on_a_card") else {
         return;
     };
@@ -207,9 +184,9 @@ fn the_program_trains_on_a_card() {
 #[test]
 fn the_other_programs_take_a_device() {
     const TEST: &str = "the_other_programs_take_a_device";
-    if card(TEST).is_none() || program(TEST).is_none() {
+    let (Some(_card), Some(_)) = (card(TEST), program(TEST)) else {
         return;
-    }
+    };
     let run = |program: &str, args: &[&str]| Command::new(program).args(args).output().unwrap();
     let collectives = |device| {
         let args = ["--world-size", "1", "--device", device];

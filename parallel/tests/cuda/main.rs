@@ -2,20 +2,12 @@
 //! are too few, each test says so.
 #![cfg(feature = "cuda")]
 
-#[allow(
-    dead_code,
-    reason = "the tests of the tensors' operations use all of it"
-)]
 #[macro_use]
 #[path = "../../../tensor/tests/cuda/support.rs"]
 mod support;
 #[path = "../ddp/addresses.rs"]
 mod addresses;
 mod alone;
-#[allow(
-    dead_code,
-    reason = "the tests of the tensors' operations use all of it"
-)]
 #[path = "../../../tensor/tests/cuda/counts.rs"]
 mod counts;
 mod split;

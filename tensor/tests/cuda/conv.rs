@@ -118,19 +118,6 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// The distance between a number and the next one of a half type.
-fn ulp(dtype: DType, v: f64) -> f64 {
-    let (digits, least) = match dtype {
-        DType::BF16 => (7, -126),
-        _ => (10, -14),
-    };
-    let exponent = match v == 0.0 {
-        true => least,
-        false => (v.abs().log2().floor() as i32).max(least),
-    };
-    2f64.powi(exponent - digits)
-}
-
 /// Judges a result: `run` gives it from two operands, `terms` numbers make up each sum.
 fn judge(
     name: &str,

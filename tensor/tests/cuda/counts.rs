@@ -1,6 +1,10 @@
 //! What the driver was asked to do: so that a test can say that nothing waits for the card, and how often kernels are
 //! launched. Only simulated cards count; on a real one such a test says that it is skipped.
 #![allow(unsafe_code)]
+#![allow(
+    dead_code,
+    reason = "each test program that includes this file uses its part"
+)]
 
 use std::ffi::{CStr, CString, c_char};
 

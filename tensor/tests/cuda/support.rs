@@ -1,4 +1,8 @@
 //! What the tests on cards share: whether there is one, and tensors of known values.
+#![allow(
+    dead_code,
+    reason = "each test program that includes this file uses its part"
+)]
 
 use phalanx_tensor::{DType, Device, Error, Tensor};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -85,6 +89,18 @@ pub fn tolerance(dtype: DType) -> f64 {
 pub const FLOATS: [DType; 4] = [DType::F32, DType::F64, DType::BF16, DType::F16];
 pub const SEEDS: [u64; 3] = [1, 2, 3];
 
+/// The unit in the last place of a number of a half type.
+pub fn ulp(dtype: DType, v: f64) -> f64 {
+    let (digits, least) = match dtype {
+        DType::BF16 => (7, -126),
+        DType::F16 => (10, -14),
+        _ => panic!("{dtype} is no half type"),
+    };
+    // Of 0 the logarithm is infinite, and the least exponent serves.
+    let exponent = (v.abs().log2().floor() as i32).max(least);
+    2f64.powi(exponent - digits)
+}
+
 /// Asserts that a card's result is the CPU's: of its shape and type, NaN and infinite where that is, and
 /// else within the tolerance of the type; of half types, which are rounded once from `f32`, each element
 /// within two units in its last place, and `slack` for what the sums before have lost.
@@ -98,11 +114,6 @@ pub fn assert_near(name: &str, got: &Tensor, expected: &Tensor, slack: f64) {
     );
     let (got, expected) = (read(got), read(expected));
     let (mut finite, mut wanted) = (Vec::new(), Vec::new());
-    let digits = match dtype {
-        DType::BF16 => 8,
-        DType::F16 => 11,
-        _ => 0,
-    };
     for (i, (&g, &e)) in got.iter().zip(&expected).enumerate() {
         if !e.is_finite() {
             assert!(
@@ -111,12 +122,9 @@ pub fn assert_near(name: &str, got: &Tensor, expected: &Tensor, slack: f64) {
             );
             continue;
         }
-        if digits > 0 {
-            let least = if dtype == DType::F16 { -14 } else { -126 };
-            let exponent = (e.abs().log2().floor() as i32).max(least);
-            let ulp = 2f64.powi(exponent + 1 - digits);
+        if matches!(dtype, DType::BF16 | DType::F16) {
             assert!(
-                (g - e).abs() <= 2.0 * ulp + slack,
+                (g - e).abs() <= 2.0 * ulp(dtype, e) + slack,
                 "{name} {i}: {g}, not {e}"
             );
         }
