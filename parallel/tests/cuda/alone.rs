@@ -1,4 +1,5 @@
-//! A group of one rank on a card: `Ddp` gives the gradients that a plain backward gives, and no step waits.
+//! A group of one rank on a card: a collective gives the rank's own tensor back, `Ddp` gives the gradients that a
+//! plain backward gives, and no step waits.
 
 use phalanx_autograd::nn::{BatchNorm2d, Factory, Linear, Module, Relu, Sequential, mse};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
@@ -11,6 +12,12 @@ use std::sync::Arc;
 
 use crate::counts::Counts;
 use crate::support::{read, values};
+
+#[test]
+fn a_rank_alone_gets_its_own_tensor_back() {
+    let (device, _turn) = card!();
+    crate::collectives::it_gets_its_own_tensor_back(device);
+}
 
 /// Layers whose gradients share a bucket, and a buffer that moves.
 fn model(device: Device) -> Result<Sequential> {

@@ -8,6 +8,8 @@ mod support;
 #[path = "../ddp/addresses.rs"]
 mod addresses;
 mod alone;
+#[path = "../../../comm/tests/alone/mod.rs"]
+mod collectives;
 #[path = "../../../tensor/tests/cuda/counts.rs"]
 mod counts;
 mod split;
