@@ -4,6 +4,7 @@
 use super::blas::Blas;
 use super::driver::{driver, failed, forked};
 use super::index::IndexFlag;
+use super::issue::{MOST_BLOCKS, WAVES};
 use super::lanes::Lanes;
 use super::memory::Dead;
 use super::modules::Modules;
@@ -56,6 +57,8 @@ pub(crate) struct Gpu {
     context: Handle<sys::CUcontext>,
     /// Compute capability, as 90 for 9.0.
     capability: u32,
+    /// Blocks that are of use in a launch.
+    most_blocks: u32,
     pool: Handle<sys::CUmemoryPool>,
     account: &'static Account,
     /// The issue lock: who holds it may put work on the lanes.
@@ -117,6 +120,9 @@ impl Gpu {
                 "its compute capability is {major}.{minor}, and 8.0 or later is needed"
             )));
         }
+        let multiprocessors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+        let each = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_BLOCKS_PER_MULTIPROCESSOR)?;
+        let at_once = i64::from(multiprocessors) * i64::from(each);
         if attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED)? == 0 {
             return Err(unavailable("it has no memory pools".into()));
         }
@@ -135,6 +141,7 @@ impl Gpu {
             number: card,
             context: Handle(context),
             capability: (major * 10 + minor).unsigned_abs(),
+            most_blocks: (at_once.saturating_mul(WAVES)).clamp(1, MOST_BLOCKS as i64) as u32,
             pool: Handle(pool),
             account: memory::account(device),
             lanes: Mutex::new(lanes),
@@ -172,6 +179,11 @@ impl Gpu {
 
     pub(super) fn capability(&self) -> u32 {
         self.capability
+    }
+
+    /// Blocks of a launch that keep the card busy: more would only queue.
+    pub(super) fn most_blocks(&self) -> u32 {
+        self.most_blocks
     }
 
     /// Whether products of `f32` may round their operands to TF32.

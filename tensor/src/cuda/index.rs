@@ -236,6 +236,7 @@ impl Crossing {
         let grid = Grid {
             blocks: [1; 3],
             threads: [1; 3],
+            strides: false,
         };
         let args = [Arg::Address(self.flags)];
         target.launch(&SOURCE, &[], "index_faults_arrive", grid, &args)

@@ -17,6 +17,9 @@ use std::sync::Arc;
 pub(crate) const BLOCK: u32 = 256;
 /// Blocks of a launch over elements, at most: each thread takes more than one element beyond it.
 pub(crate) const MOST_BLOCKS: usize = 65_535;
+/// The same in blocks that the card runs at once: enough that the last ones, which find some of its
+/// multiprocessors idle, are few.
+pub(super) const WAVES: i64 = 16;
 
 /// The lane of an operation, from the moment at which its operands are ready. It holds the issue lock
 /// of the card; its drop records what the operation uses, also where the operation has failed.
@@ -42,15 +45,20 @@ pub(crate) struct Issue {
 pub(crate) struct Grid {
     pub(crate) blocks: [u32; 3],
     pub(crate) threads: [u32; 3],
+    /// Whether the kernel computes the same with any number of blocks along x, since each of them goes
+    /// on by as many as there are: then a card gets no more than it has use for.
+    pub(crate) strides: bool,
 }
 
 impl Grid {
-    /// One thread for each of `n` elements, or for several of them.
+    /// One thread for each of `n` elements, or for several of them: for kernels that go on by the
+    /// number of threads.
     pub(crate) fn over(n: usize) -> Grid {
         let blocks = n.div_ceil(BLOCK as usize).clamp(1, MOST_BLOCKS);
         Grid {
             blocks: [blocks as u32, 1, 1],
             threads: [BLOCK, 1, 1],
+            strides: true,
         }
     }
 }
@@ -259,7 +267,10 @@ impl Issue {
         for arg in args {
             pointers.push(arg.bytes().as_ptr().cast_mut().cast());
         }
-        let [bx, by, bz] = grid.blocks;
+        let [mut bx, by, bz] = grid.blocks;
+        if grid.strides {
+            bx = bx.min(gpu.most_blocks());
+        }
         let [tx, ty, tz] = grid.threads;
         let stream = self.stream();
         // SAFETY: the function belongs to the card, whose context is current; there is a pointer to

@@ -23,7 +23,7 @@ pub(crate) use blas::{Gemm, Matrix};
 pub(crate) use cache::Cache;
 pub(crate) use compile::{Target, compile_aloud, key as kernel_key, nvrtc};
 pub(crate) use gpu::gpu;
-pub(crate) use issue::{Arg, BLOCK, Grid, Issue, MOST_BLOCKS};
+pub(crate) use issue::{Arg, BLOCK, Grid, Issue};
 pub(crate) use lanes::Lane;
 pub(crate) use memory::CudaStorage;
 pub(crate) use modules::{FLOATS, NUMBERS, SIZES, Source, TYPES, Variant};

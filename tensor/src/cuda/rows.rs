@@ -108,17 +108,17 @@ impl Walk {
     ) -> Walk {
         let mut params = params.iter().flatten();
         let wide = tensors.iter().all(|t| is_wide(t, axes)) && params.all(|t| is_wide(t, t.rank()));
-        Walk::over(tensors[0], axes, wide, held, MOST_BLOCKS)
+        Walk::over(tensors[0], axes, wide, held, None)
     }
 
-    /// The same for the last axis, by kernels that take rows whose ends are no whole chunks too. At
-    /// most `most` blocks.
-    pub(crate) fn cut(tensors: &[&Tensor], held: usize, most: usize) -> Walk {
+    /// The same for the last axis, by kernels that take rows whose ends are no whole chunks too. With
+    /// `most`, the shape alone decides how many blocks there are, at most so many.
+    pub(crate) fn cut(tensors: &[&Tensor], held: usize, most: Option<usize>) -> Walk {
         let wide = tensors.iter().all(|t| is_wide(t, 1)) || can_be_cut(tensors);
         Walk::over(tensors[0], 1, wide, held, most)
     }
 
-    fn over(t: &Tensor, axes: usize, wide: bool, held: usize, most: usize) -> Walk {
+    fn over(t: &Tensor, axes: usize, wide: bool, held: usize, most: Option<usize>) -> Walk {
         let (lead, inner) = t.dims().split_at(t.rank() - axes);
         let rows = lead.iter().product::<usize>();
         let width = inner.iter().product::<usize>();
@@ -137,12 +137,13 @@ impl Walk {
         };
         let threads = lanes.max(BLOCK as usize);
         let groups = threads / lanes;
-        let blocks = rows.div_ceil(groups).clamp(1, most);
+        let blocks = rows.div_ceil(groups).clamp(1, most.unwrap_or(MOST_BLOCKS));
         Walk {
             wide,
             grid: Grid {
                 blocks: [blocks as u32, 1, 1],
                 threads: [lanes as u32, groups as u32, 1],
+                strides: most.is_none(),
             },
         }
     }

@@ -80,6 +80,8 @@ impl Simulator {
             ("LD_LIBRARY_PATH", search([Some(&*self.folder), nvrtc])),
             ("PHALANX_SIMULATOR_GPUS", self.gpus.to_string().into()),
             ("PHALANX_SIMULATOR_SEED", seed.to_string().into()),
+            // A card so small that what is made for more than it runs at once goes on in turns.
+            ("PHALANX_SIMULATOR_BLOCKS", "1".into()),
             (
                 "PHALANX_SIMULATOR_CHECK",
                 u8::from(self.checks).to_string().into(),

@@ -117,7 +117,10 @@ impl Sort {
         let grid = Grid::over(self.n);
         lane.launch(&KERNELS, &types, "make_keys", grid, &make)?;
         let by_tile = Grid::over(tiles.saturating_mul(256));
-        let by_digit = Grid::over(DIGITS * 256);
+        let by_digit = Grid {
+            strides: false,
+            ..Grid::over(DIGITS * 256)
+        };
         let bits = usize::BITS - keys.none.leading_zeros();
         let passes = bits.div_ceil(BITS).max(1);
         let tiles = Arg::Int(tiles as i64);

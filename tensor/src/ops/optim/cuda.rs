@@ -190,6 +190,7 @@ pub(super) fn launch(lane: &mut Issue, launches: &[Launch]) -> Result<()> {
         let grid = Grid {
             blocks: [launch.blocks as u32, 1, 1],
             threads: [BLOCK, 1, 1],
+            strides: false,
         };
         lane.launch(&KERNELS, &launch.types, launch.name, grid, &args)
     })
@@ -358,6 +359,7 @@ pub(super) fn square_sum(
     let grid = Grid {
         blocks: [1; 3],
         threads: [BLOCK, 1, 1],
+        strides: false,
     };
     lane.launch(&KERNELS, &types, "total", grid, &args)
 }

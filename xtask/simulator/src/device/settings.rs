@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | `PHALANX_SIMULATOR_GPUS` | number of GPUs, 0 to 64; with 0 the driver says that there is none | 1 |
 //! | `PHALANX_SIMULATOR_MEMORY` | bytes of memory of each GPU | 4 GiB |
+//! | `PHALANX_SIMULATOR_BLOCKS` | blocks that each GPU says it runs at once, on one multiprocessor | 108 multiprocessors of 32 |
 //! | `PHALANX_SIMULATOR_STRANGERS` | pairs of GPUs without peer access, as `0-1,2-3` | none |
 //! | `PHALANX_SIMULATOR_SEED` | number that decides which ready operation runs next | 0 |
 //! | `PHALANX_SIMULATOR_REPORT` | file to which each finding is appended as one line | no file |
@@ -25,6 +26,8 @@ pub struct Settings {
     pub gpus: usize,
     /// Bytes of memory of each GPU.
     pub memory: u64,
+    /// Blocks that each GPU says it runs at once.
+    pub blocks: Option<i32>,
     /// Pairs of GPUs of which neither can access the other's memory.
     pub strangers: Vec<[usize; 2]>,
     /// The seed of the order in which ready operations run.
@@ -55,6 +58,7 @@ impl Settings {
         Ok(Settings {
             gpus,
             memory: number("PHALANX_SIMULATOR_MEMORY", 4_u64 << 30)?,
+            blocks: blocks("PHALANX_SIMULATOR_BLOCKS")?,
             strangers: strangers("PHALANX_SIMULATOR_STRANGERS")?,
             seed: number("PHALANX_SIMULATOR_SEED", 0_u64)?,
             report: env::var_os("PHALANX_SIMULATOR_REPORT").map(PathBuf::from),
@@ -73,6 +77,15 @@ impl Settings {
     pub fn can_access(&self, gpu: usize, peer: usize) -> bool {
         let strangers = |pair: &[usize; 2]| *pair == [gpu, peer] || *pair == [peer, gpu];
         gpu != peer && !self.strangers.iter().any(strangers)
+    }
+}
+
+fn blocks(name: &str) -> Result<Option<i32>, String> {
+    let blocks = number(name, 0)?;
+    match env::var_os(name) {
+        None => Ok(None),
+        Some(_) if blocks > 0 => Ok(Some(blocks)),
+        Some(_) => Err(format!("{name} is {blocks}; it may be 1 or more.")),
     }
 }
 

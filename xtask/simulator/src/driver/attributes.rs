@@ -2,8 +2,10 @@
 
 use crate::device::modules::{SHARED, SHARED_MOST};
 
-/// The value of a device's attribute; `None` if the driver has none of this number.
-pub fn of_device(attribute: u32, gpu: usize) -> Option<i32> {
+/// The value of a device's attribute; `None` if the driver has none of this number. Where it is known how many
+/// `blocks` the device runs at once, it has one multiprocessor, which runs them all.
+pub fn of_device(attribute: u32, gpu: usize, blocks: Option<i32>) -> Option<i32> {
+    let (units, blocks) = blocks.map_or((108, 32), |blocks| (1, blocks));
     Some(match attribute {
         1 => 1024,            // most threads of a block
         2 | 3 => 1024,        // most threads of a block along x, y
@@ -18,7 +20,7 @@ pub fn of_device(attribute: u32, gpu: usize) -> Option<i32> {
         13 => 1_410_000,      // clock, kHz
         14 => 512,            // alignment of textures
         15 => 1,              // copies beside kernels
-        16 => 108,            // multiprocessors
+        16 => units,          // multiprocessors
         19 => 1,              // can map memory of the host
         31 => 1,              // kernels beside kernels
         33 => gpu as i32 + 1, // bus
@@ -38,7 +40,7 @@ pub fn of_device(attribute: u32, gpu: usize) -> Option<i32> {
         91 => 1,                               // the host's pointer serves for registered memory
         97 => SHARED_MOST as i32,              // shared memory of a block that asks for it, bytes
         99 => 1,                               // memory of the host can be registered
-        106 => 32,                             // most blocks of a multiprocessor
+        106 => blocks,                         // most blocks of a multiprocessor
         111 => 1024,                           // shared memory of a block for the system, bytes
         115 => 1,                              // pools of memory
         17 | 18 | 20 | 32 | 34 | 35 | 50 => 0, // what an A100 in a server is not

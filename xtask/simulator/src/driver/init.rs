@@ -98,8 +98,10 @@ api! {
     }
 
     cuDeviceGetAttribute(value: Out<i32>, attribute: u32, device: i32) {
-        let gpu = gpu(Machine::get()?, device)?;
-        value.put(attributes::of_device(attribute, gpu).ok_or(Code::INVALID_VALUE)?)
+        let machine = Machine::get()?;
+        let gpu = gpu(machine, device)?;
+        let value_of = attributes::of_device(attribute, gpu, machine.settings.blocks);
+        value.put(value_of.ok_or(Code::INVALID_VALUE)?)
     }
 
     cuDeviceComputeCapability(major: Out<i32>, minor: Out<i32>, device: i32) {

@@ -107,6 +107,7 @@ fn direct_weight_grad(
             1,
         ],
         threads: [256, 1, 1],
+        strides: false,
     };
     lane.launch(&KERNELS, &[dw.dtype()], "weight_partial", grid, &args)?;
     finish(lane, sums, slices, dw)

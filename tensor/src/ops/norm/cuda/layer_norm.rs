@@ -123,6 +123,7 @@ pub(crate) fn backward(
     let by_columns = |blocks: usize| Grid {
         blocks: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1],
         threads: [COLUMNS as u32, DEALT as u32, 1],
+        strides: false,
     };
     let args = [
         dy_at,

@@ -148,6 +148,7 @@ fn blocks_of(blocks: usize, threads: usize) -> Grid {
     Grid {
         blocks: [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1],
         threads: [threads as u32, 1, 1],
+        strides: false,
     }
 }
 

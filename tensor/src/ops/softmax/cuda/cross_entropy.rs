@@ -2,7 +2,7 @@
 //! loss and its row of the gradient are NaN.
 
 use super::{EXPONENTIALS, count, width};
-use crate::cuda::{Arg, BLOCK, FLOATS, Grid, Issue, MOST_BLOCKS, Rows, Source, View, Walk};
+use crate::cuda::{Arg, BLOCK, FLOATS, Grid, Issue, Rows, Source, View, Walk};
 use crate::ops::softmax::{CrossEntropyConfig, Reduction};
 use crate::{Result, Shape, Tensor};
 
@@ -22,6 +22,7 @@ const MOST_PARTS: usize = 4096;
 const ONE: Grid = Grid {
     blocks: [1, 1, 1],
     threads: [BLOCK, 1, 1],
+    strides: false,
 };
 
 /// `Terms` of the kernels.
@@ -102,7 +103,7 @@ pub(crate) fn cross_entropy(
     let (x, targets, _) = operands;
     let types = [x.dtype()];
     let rows = targets.numel();
-    let walk = Walk::cut(&[x], 1, MOST_PARTS);
+    let walk = Walk::cut(&[x], 1, Some(MOST_PARTS));
     let parts = if rows == 0 {
         0
     } else {
@@ -160,7 +161,7 @@ pub(crate) fn cross_entropy_backward(
     }
     let op = lane.op();
     let (terms, of_targets) = prepare(lane, config, operands)?;
-    let walk = Walk::cut(&[x, dx], 1, MOST_BLOCKS);
+    let walk = Walk::cut(&[x, dx], 1, None);
     let x_rows = Rows::new(op, x, 1)?;
     let grad_view = match (config.reduction, grad.layout().reshape(&Shape::default())) {
         // One gradient for all rows.

@@ -6,7 +6,7 @@ pub(crate) use cross_entropy::KERNELS as CROSS_ENTROPY;
 pub(super) use cross_entropy::{cross_entropy, cross_entropy_backward};
 
 use super::Kind;
-use crate::cuda::{Arg, FLOATS, Issue, MOST_BLOCKS, Rows, Source, Walk, rows_cu};
+use crate::cuda::{Arg, FLOATS, Issue, Rows, Source, Walk, rows_cu};
 use crate::{Result, Tensor};
 
 /// Rows, and the exponentials of a row.
@@ -36,7 +36,7 @@ pub(super) fn forward(lane: &mut Issue, kind: Kind, x: &Tensor, y: &mut Tensor) 
     if y.numel() == 0 {
         return Ok(());
     }
-    let walk = Walk::cut(&[x, y], 1, MOST_BLOCKS);
+    let walk = Walk::cut(&[x, y], 1, None);
     let rows = Rows::new(lane.op(), x, 1)?;
     let args = [
         lane.address(x),
@@ -65,7 +65,7 @@ pub(super) fn backward(
         return Ok(());
     }
     let op = lane.op();
-    let walk = Walk::cut(&[g, y, dx], 2, MOST_BLOCKS);
+    let walk = Walk::cut(&[g, y, dx], 2, None);
     let rows = (Rows::new(op, g, 1)?, Rows::new(op, y, 1)?);
     let args = [
         lane.address(g),
