@@ -178,7 +178,8 @@ template <class F, class V> __device__ inline V over_group(V v) {
     if (blockDim.x > 32) {
         __shared__ V part[MOST_THREADS / 32];
         int warps = blockDim.x / 32;
-        __syncthreads(); // the last call's parts have been read
+        // The last call's parts have been read behind it.
+        __syncthreads();
         if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = v;
         __syncthreads();
         v = part[threadIdx.x % warps];

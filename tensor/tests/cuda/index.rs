@@ -175,6 +175,20 @@ fn index_add_and_the_gradient_of_embedding_are_the_cpus_bit_for_bit() {
     }
 }
 
+/// So many keys that blocks sort several tiles in turn, and sum more tiles than they have threads. The last
+/// keys are those of the last warp of a block.
+#[test]
+fn sums_of_many_elements_are_the_cpus_bit_for_bit() {
+    let (device, _turn) = card!();
+    let n = 257 * 2048 - 6;
+    let x = values(&[200], DType::F32, 1);
+    let i = indices(&[n], 200, DType::I64, 2);
+    let s = values(&[n], DType::F32, 3);
+    compare("index_add", device, &[&x, &i, &s], |o| {
+        o[0].index_add(0, &o[1], &o[2])
+    });
+}
+
 /// Each operation refuses an index at once on the CPU, and on the card at the next copy to the host.
 #[test]
 fn an_index_out_of_range_is_the_cpus_error_later() {

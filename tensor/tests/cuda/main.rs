@@ -22,6 +22,7 @@ mod optim;
 mod peers;
 mod pool;
 mod random;
+mod reduce;
 mod softmax;
 mod steady_state;
 mod transfer;

@@ -206,6 +206,9 @@ fn averages_of_parts_and_their_gradients_are_the_cpus() {
             ([2, 3, 7, 11], [3, 2]),
             ([1, 2, 5, 4], [7, 9]),
             ([1, 2, 60, 50], [1, 1]),
+            // More windows than a small card has blocks, or warps of blocks.
+            ([17, 1, 46, 46], [1, 1]),
+            ([10, 13, 9, 9], [1, 1]),
             ([3, 1, 30, 32], [2, 3]),
             ([2, 1, 5, 5], [5, 5]),
             ([2, 1, 5, 5], [0, 2]),
@@ -245,6 +248,8 @@ fn gradients_of_maxima_are_the_cpus_bit_for_bit() {
                     Pool2dConfig::new([7, 7]).with_stride(1).with_padding(3),
                 ),
                 ([5, 4, 8, 8], Pool2dConfig::new([2, 2])),
+                // More planes than a small card has warps of blocks.
+                ([13, 10, 12, 12], Pool2dConfig::new([2, 2])),
                 (
                     [1, 2, 70, 66],
                     Pool2dConfig::new([3, 3]).with_stride(1).with_padding(1),

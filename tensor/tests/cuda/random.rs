@@ -127,6 +127,20 @@ fn integers_and_hits_have_the_cpus_bits() {
     }
 }
 
+/// What is drawn with probability p is what is below it, not what is equal.
+#[test]
+fn a_word_at_the_threshold_is_no_hit() {
+    let (device, _turn) = card!();
+    for seed in SEEDS {
+        let word = Rng::new(seed).next_u64() as u32;
+        for (threshold, is_hit) in [(f64::from(word), false), (f64::from(word) + 1.0, true)] {
+            let p = threshold * 2f64.powi(-32);
+            let hits = Tensor::bernoulli(p, [1], DType::U8, device, &mut Rng::new(seed)).unwrap();
+            assert_eq!(hits.to_vec::<u8>().unwrap(), [u8::from(is_hit)]);
+        }
+    }
+}
+
 #[test]
 fn permutations_are_the_cpus() {
     let (device, _turn) = card!();

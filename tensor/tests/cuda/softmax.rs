@@ -338,8 +338,12 @@ fn extreme_logits_are_the_cpus() {
 #[test]
 fn a_target_that_is_no_class_is_an_error_at_the_next_read() {
     let (device, _turn) = card!();
-    let x = values(&[3, 4], DType::F32, 1).to_device(device).unwrap();
-    for wrong in [4i64, -1, i64::MAX] {
+    // Rows of one thread each, and of many.
+    let wrong = |classes: usize| [classes as i64, -1, i64::MAX].map(|wrong| (classes, wrong));
+    for (classes, wrong) in [wrong(4), wrong(300)].concat() {
+        let x = values(&[3, classes], DType::F32, 1)
+            .to_device(device)
+            .unwrap();
         let t = Tensor::from_slice(&[0i64, wrong, 3], [3], Device::cpu(0)).unwrap();
         let t = t.to_device(device).unwrap();
         let config = CrossEntropyConfig {
@@ -351,7 +355,7 @@ fn a_target_that_is_no_class_is_an_error_at_the_next_read() {
         let expected = |op| Error::IndexOutOfRange {
             op,
             index: wrong,
-            extent: 4,
+            extent: classes,
             late: true,
         };
         assert_eq!(error, expected("cross_entropy"));
@@ -368,7 +372,9 @@ fn a_target_that_is_no_class_is_an_error_at_the_next_read() {
         );
         device.clear_index_error().unwrap();
         let dx = dx.to_vec::<f32>().unwrap();
-        assert!(dx[4..8].iter().all(|v| v.is_nan()) && dx[..4].iter().all(|v| v.is_finite()));
+        let (before, rest) = dx.split_at(classes);
+        assert!(before.iter().all(|v| v.is_finite()));
+        assert!(rest[..classes].iter().all(|v| v.is_nan()));
     }
 }
 

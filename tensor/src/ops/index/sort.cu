@@ -42,8 +42,8 @@ count_digits(const K *keys, i64 n, int shift, K *counts, i64 tiles) {
             if (i < n) atomicAdd(&count[digit_of(keys[i], shift)], 1u);
         }
         __syncthreads();
+        // This thread reads its count and clears it.
         counts[thread * tiles + tile] = count[thread];
-        __syncthreads();
     }
 }
 

@@ -60,8 +60,8 @@ __device__ inline void by_block(const T *x, const View &kept, i64 along, i64 *y,
             }
             __syncthreads();
         }
+        // What the others write next, nobody reads any more.
         if (thread == 0) y[i] = at_of[0];
-        __syncthreads();
     }
 }
 

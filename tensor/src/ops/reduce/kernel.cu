@@ -85,11 +85,11 @@ __device__ inline void by_block(const T *x, const View &kept, const View &reduce
             if (thread < half) part[thread] = F::combine(part[thread], part[thread + half]);
             __syncthreads();
         }
+        // What the others write next, nobody reads any more.
         if (thread == 0) {
             if (parts == 1) y[i] = narrow<U>(part[0]);
             else folds[unit] = part[0];
         }
-        __syncthreads();
     }
 }
 
@@ -127,11 +127,11 @@ __device__ inline void by_columns(const T *x, const View &kept, const View &redu
             if (warp < half) part[warp][lane] = F::combine(part[warp][lane], part[warp + half][lane]);
             __syncthreads();
         }
+        // What the other warps write next, nobody reads any more.
         if (warp == 0 && i < n) {
             if (parts == 1) y[i] = narrow<U>(part[0][lane]);
             else folds[which * n + i] = part[0][lane];
         }
-        __syncthreads();
     }
 }
 
