@@ -2,6 +2,7 @@
 //! looks whether the tests of cards notice, on simulated ones. What they do not notice is a failure, unless
 //! `survivors.txt` says why.
 
+mod kernel;
 mod sites;
 mod tree;
 
@@ -35,12 +36,22 @@ pub struct Args {
     /// Only in files whose path has this in it.
     #[arg(long, value_name = "PART", default_value = "")]
     file: String,
+    /// Only of these kinds: barrier, wait, use, bound, index, offset (may be repeated).
+    #[arg(long, value_name = "KIND")]
+    kind: Vec<String>,
     /// Leave out the tests whose names have this in them (may be repeated).
     #[arg(long, value_name = "TEST")]
     skip: Vec<String>,
     /// Name them, and make none.
     #[arg(long)]
     list: bool,
+}
+
+impl Args {
+    fn has(&self, mutant: &Mutant) -> bool {
+        let kind = mutant.kind.to_string();
+        self.kind.is_empty() || self.kind.contains(&kind)
+    }
 }
 
 /// What became of a mistake.
@@ -59,6 +70,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         .map(|file| Ok(mutants(&file, &tree.read(&file)?)))
         .collect::<Result<Vec<_>>>()?
         .concat();
+    let all: Vec<Mutant> = all.into_iter().filter(|mutant| args.has(mutant)).collect();
     let order = pick(&all, all.len(), args.seed);
     if args.list {
         let some = order.iter().take(args.count);
@@ -84,7 +96,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let start = Instant::now();
     let program = workshop.tree.build().context("the tests do not build")?;
     let built = start.elapsed();
-    match workshop.test(&program, None, FIRST)? {
+    match workshop.test(&program, None, None, FIRST)? {
         Fate::Survived => {}
         Fate::Killed(why) => bail!("the tests do not pass without a mistake: {why}"),
         Fate::Stillborn => bail!("a kernel does not compile without a mistake"),
@@ -96,7 +108,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         if made == args.count {
             break;
         }
-        let (word, why) = match workshop.fate(mutant, limit)? {
+        let start = Instant::now();
+        let fate = workshop.fate(&program, mutant, limit)?;
+        let seconds = start.elapsed().as_secs();
+        let (word, why) = match fate {
             Fate::Stillborn => {
                 println!("test {mutant} ... does not compile, and is not counted");
                 continue;
@@ -113,9 +128,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             "known" => known += 1,
             _ => survived += 1,
         }
-        println!("test {mutant} ... {word}: {why}");
+        println!("test {mutant} ... {word}: {why} ({seconds} s)");
     }
-    println!("{killed} killed, {known} survived as survivors.txt has it, {survived} survived");
+    println!(
+        "{killed} of {made} killed, {known} survived as survivors.txt has it, {survived} survived"
+    );
     let word = if survived == 0 { "ok" } else { "FAILED" };
     println!(
         "test result: {word}. {} passed; {survived} failed",
@@ -155,22 +172,35 @@ struct Workshop<'a> {
 }
 
 impl Workshop<'_> {
-    /// Makes a mistake, looks what comes of it, and takes it back.
-    fn fate(&self, mutant: &Mutant, limit: Duration) -> Result<Fate> {
-        let text = self.tree.read(&mutant.file)?;
-        self.tree.write(&mutant.file, &mutant.apply(&text))?;
+    /// Makes a mistake, looks what comes of it, and takes it back. `program` is that of the tests without one.
+    fn fate(&self, program: &Path, mutant: &Mutant, limit: Duration) -> Result<Fate> {
+        let file = &*mutant.file;
+        let text = self.tree.read(file)?;
+        let changed = mutant.apply(&text);
+        if mutant.is_in_kernel() {
+            let change = kernel::change(&text, &changed)?;
+            return self.test(program, Some(file), Some(&change), limit);
+        }
+        self.tree.write(file, &changed)?;
         let fate = match self.tree.build() {
-            Some(program) => self.test(&program, Some(&mutant.file), limit),
+            Some(program) => self.test(&program, Some(file), None, limit),
             None => Ok(Fate::Stillborn),
         };
-        self.tree.write(&mutant.file, &text)?;
+        self.tree.write(file, &text)?;
         fate
     }
 
-    /// Runs the tests: first those of the family of `file`, then all.
-    fn test(&self, program: &Path, file: Option<&str>, limit: Duration) -> Result<Fate> {
-        let family = file.and_then(|file| file.strip_prefix("tensor/src/ops/")?.split('/').next());
-        for filter in [family, Some("")].into_iter().flatten() {
+    /// Runs the tests of `program`: where it is known which file was changed, first those that look closest at it, then
+    /// all. `change` is the folder that tells the program of a change in a kernel.
+    fn test(
+        &self,
+        program: &Path,
+        file: Option<&str>,
+        change: Option<&Path>,
+        limit: Duration,
+    ) -> Result<Fate> {
+        let first = file.map(kernel::closest).filter(|first| !first.is_empty());
+        for filters in [first, Some(&[])].into_iter().flatten() {
             let mut command = Command::new(program);
             command.envs(self.simulator.environment(1, self.nvrtc.as_deref()));
             let kernels = root().join("target/mutants/kernels");
@@ -178,13 +208,14 @@ impl Workshop<'_> {
             command.env("PHALANX_REQUIRE_CARD", "1");
             // A thread that waits for what does not come is soon given up.
             command.env("PHALANX_SIMULATOR_PATIENCE", "20");
+            if let Some(change) = change {
+                command.env(kernel::VARIABLE, change);
+            }
             command.current_dir(root().join("tensor"));
             for skip in self.skip {
                 command.args(["--skip", skip]);
             }
-            if !filter.is_empty() {
-                command.arg(filter);
-            }
+            command.args(filters);
             let outcome = run_tests(&mut command, limit)?;
             let finding = self.simulator.findings().into_iter().next();
             let found = finding.map_or(String::new(), |finding| format!(": {finding}"));
@@ -213,11 +244,13 @@ impl Survivor<'_> {
     fn names(&self, mutant: &Mutant) -> bool {
         self.file == mutant.file
             && self.kind == mutant.kind.to_string()
-            && self.line == mutant.before
+            && (self.line == mutant.before
+                || self.line.split_once(" -> ") == Some((&mutant.before, &mutant.after)))
     }
 }
 
-/// The entries of a list: file, kind, line and reason, with ` ## ` between them.
+/// The entries of a list: file, kind, line and reason, with ` ## ` between them. The line may be the one before the
+/// mistake, which stands for all mistakes of the kind in it, or both with ` -> ` between them.
 fn survivors(text: &str) -> Result<Vec<Survivor<'_>>> {
     let entries = text.lines().filter(|line| !line.starts_with("# "));
     let entries = entries.filter(|line| !line.trim().is_empty());
@@ -251,8 +284,9 @@ mod tests {
                 entry.file
             );
             let text = std::fs::read_to_string(root().join(entry.file)).unwrap();
-            let is_there = text.lines().any(|line| line.trim() == entry.line);
-            assert!(is_there, "{} has no line {}", entry.file, entry.line);
+            let all = mutants(entry.file, &text);
+            let is_there = all.iter().any(|mutant| entry.names(mutant));
+            assert!(is_there, "{} has no mistake {}", entry.file, entry.line);
         }
         assert!(survivors("a ## bound ## if (i < n)").is_err());
     }

@@ -56,6 +56,10 @@ pub struct Mutant {
 }
 
 impl Mutant {
+    pub fn is_in_kernel(&self) -> bool {
+        self.file.ends_with(".cu")
+    }
+
     /// The text of its file, changed.
     pub fn apply(&self, text: &str) -> String {
         let change = |(at, line): (usize, &str)| match at + 1 == self.line {
@@ -173,12 +177,27 @@ fn without_wait(line: &str) -> Option<String> {
     }
 }
 
-/// Each `<` between spaces, by itself. Not below a number: what then goes behind an array of registers has no meaning, and
-/// the compiler leaves it out.
+/// Sizes of arrays of registers, beside numbers.
+const REGISTERS: &[&str] = &[
+    "N;",
+    "RUN;",
+    "RUN ",
+    "TAPS;",
+    "VECTOR;",
+    "held;",
+    "Chunks<N, 2>::held;",
+    "(int)sizeof(T);",
+];
+
+/// Each `<` between spaces, by itself. Not below the size of an array of registers: what then goes behind it has no
+/// meaning, and the compiler leaves it out. Not where the smaller of two is chosen, either: of equals it does not matter
+/// which one that is.
 fn bounds(line: &str) -> Changes {
     let places = line.match_indices(" < ").filter(|(at, _)| {
         let limit = &line[at + 3..];
-        !limit.starts_with(|mark: char| mark.is_ascii_digit()) && !limit.starts_with("N;")
+        let is_size = limit.starts_with(|mark: char| mark.is_ascii_digit())
+            || REGISTERS.iter().any(|size| limit.starts_with(size));
+        !is_size && !chooses_smaller(&line[..*at], limit)
     });
     let change = |(at, _)| {
         (
@@ -187,6 +206,23 @@ fn bounds(line: &str) -> Changes {
         )
     };
     places.map(change).collect()
+}
+
+/// Whether `a < b` belongs to `a < b ? a : b`, where more may stand before the `?` behind `||`.
+fn chooses_smaller(before: &str, behind: &str) -> bool {
+    let Some((condition, values)) = behind.split_once(" ? ") else {
+        return false;
+    };
+    let b = condition.split(" || ").next().unwrap_or(condition);
+    let Some((a, rest)) = values.split_once(" : ") else {
+        return false;
+    };
+    let is_whole = rest
+        .strip_prefix(b)
+        .is_some_and(|rest| !rest.starts_with(is_name));
+    is_whole
+        && before.trim_end().ends_with(a)
+        && !before[..before.len() - a.len()].ends_with(is_name)
 }
 
 fn declares_array(line: &str) -> bool {
@@ -323,8 +359,29 @@ mod tests {
             "Compute<T> x = widen<T>(y);",
             "for (int j = 0; j < 4; j++) sum += j;",
             "for (int j = 0; j < N; j++) sum += j;",
+            "for (int k = 0; k < RUN; k++) sum += k;",
+            "i64 min_of(i64 a, i64 b) { return a < b ? a : b; }",
+            "R combine(R a, R b) { return a < b || a != a ? a : b; }",
+            "to = from + length < count ? from + length : count;",
         ] {
             assert_eq!(cu(line), [], "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_the_smaller_of_two_is_a_bound() {
+        for line in [
+            "x = a < b ? a : b2;",
+            "x = a < b ? c : b;",
+            "x = a < b ? 1 : 0;",
+            "x = la < b ? a : b;",
+        ] {
+            let changes = after("kernel.cu", line);
+            assert_eq!(
+                changes,
+                [(Kind::Bound, line.replacen(" < ", " <= ", 1))],
+                "{line}"
+            );
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::kernel;
 use crate::cargo::{cargo, executables, root};
 
 /// What its builds are like.
@@ -63,9 +64,12 @@ impl Tree {
         let names = String::from_utf8(list.stdout)?;
         let names: HashSet<&str> = names.split_terminator('\0').collect();
         for name in &names {
-            let Ok(bytes) = fs::read(root().join(name)) else {
+            let Ok(mut bytes) = fs::read(root().join(name)) else {
                 continue;
             };
+            if *name == kernel::TEXTS {
+                bytes = kernel::with_changed_text(&bytes)?;
+            }
             let to = folder.join(name);
             // What is alike keeps its time, so that cargo does not build it again.
             if fs::read(&to).is_ok_and(|old| old == bytes) {
