@@ -6,6 +6,9 @@ mod kernel;
 mod sites;
 mod tree;
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -42,6 +45,9 @@ pub struct Args {
     /// Leave out the tests whose names have this in them (may be repeated).
     #[arg(long, value_name = "TEST")]
     skip: Vec<String>,
+    /// Run only those tests that look closest at what is changed: quicker, and fewer mistakes are noticed.
+    #[arg(long)]
+    closest: bool,
     /// Name them, and make none.
     #[arg(long)]
     list: bool,
@@ -53,6 +59,9 @@ impl Args {
         self.kind.is_empty() || self.kind.contains(&kind)
     }
 }
+
+/// Words in the names of tests.
+type Words = &'static [&'static str];
 
 /// What became of a mistake.
 enum Fate {
@@ -86,30 +95,30 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     };
     let survivors = survivors(SURVIVORS)?;
+    let program = tree.build().context("the tests do not build")?;
+    // A build with a mistake takes its place.
+    let plain = root().join("target/mutants/plain");
+    fs::copy(program, &plain)?;
     let workshop = Workshop {
         tree,
+        plain,
         simulator: Simulator::build(2)?.checking(),
         nvrtc: nvrtc.folder,
-        skip: &args.skip,
+        args,
+        limits: RefCell::default(),
     };
-    report("the tests must pass before a mistake is made")?;
-    let start = Instant::now();
-    let program = workshop.tree.build().context("the tests do not build")?;
-    let built = start.elapsed();
-    match workshop.test(&program, None, None, FIRST)? {
-        Fate::Survived => {}
-        Fate::Killed(why) => bail!("the tests do not pass without a mistake: {why}"),
-        Fate::Stillborn => bail!("a kernel does not compile without a mistake"),
-    }
-    // Kernels were compiled in that run, which costs more than anything else.
-    let limit = (start.elapsed() - built) * 2 + Duration::from_secs(60);
+    report(format_args!(
+        "seed {} of {} mistakes, each of which the tests must notice",
+        args.seed,
+        order.len()
+    ))?;
     let (mut killed, mut known, mut survived, mut made) = (0, 0, 0, 0);
     for mutant in &order {
         if made == args.count {
             break;
         }
         let start = Instant::now();
-        let fate = workshop.fate(&program, mutant, limit)?;
+        let fate = workshop.fate(mutant)?;
         let seconds = start.elapsed().as_secs();
         let (word, why) = match fate {
             Fate::Stillborn => {
@@ -165,70 +174,104 @@ fn files() -> Result<Vec<String>> {
 /// Where mistakes are made.
 struct Workshop<'a> {
     tree: Tree,
-    /// Tests that do not run.
-    skip: &'a [String],
+    /// The program of the tests without a mistake.
+    plain: PathBuf,
     simulator: Simulator,
     nvrtc: Option<PathBuf>,
+    args: &'a Args,
+    /// How long the tests may take that have these words in their names.
+    limits: RefCell<HashMap<Words, Duration>>,
 }
 
 impl Workshop<'_> {
-    /// Makes a mistake, looks what comes of it, and takes it back. `program` is that of the tests without one.
-    fn fate(&self, program: &Path, mutant: &Mutant, limit: Duration) -> Result<Fate> {
+    /// Makes a mistake, looks what comes of it, and takes it back.
+    fn fate(&self, mutant: &Mutant) -> Result<Fate> {
         let file = &*mutant.file;
         let text = self.tree.read(file)?;
         let changed = mutant.apply(&text);
         if mutant.is_in_kernel() {
             let change = kernel::change(&text, &changed)?;
-            return self.test(program, Some(file), Some(&change), limit);
+            return self.test(&self.plain, file, Some(&change));
         }
         self.tree.write(file, &changed)?;
         let fate = match self.tree.build() {
-            Some(program) => self.test(&program, Some(file), None, limit),
+            Some(program) => self.test(&program, file, None),
             None => Ok(Fate::Stillborn),
         };
         self.tree.write(file, &text)?;
         fate
     }
 
-    /// Runs the tests of `program`: where it is known which file was changed, first those that look closest at it, then
-    /// all. `change` is the folder that tells the program of a change in a kernel.
-    fn test(
-        &self,
-        program: &Path,
-        file: Option<&str>,
-        change: Option<&Path>,
-        limit: Duration,
-    ) -> Result<Fate> {
-        let first = file.map(kernel::closest).filter(|first| !first.is_empty());
-        for filters in [first, Some(&[])].into_iter().flatten() {
-            let mut command = Command::new(program);
-            command.envs(self.simulator.environment(1, self.nvrtc.as_deref()));
-            let kernels = root().join("target/mutants/kernels");
-            command.env("PHALANX_KERNEL_CACHE", kernels);
-            command.env("PHALANX_REQUIRE_CARD", "1");
-            // A thread that waits for what does not come is soon given up.
-            command.env("PHALANX_SIMULATOR_PATIENCE", "20");
-            if let Some(change) = change {
-                command.env(kernel::VARIABLE, change);
-            }
-            command.current_dir(root().join("tensor"));
-            for skip in self.skip {
-                command.args(["--skip", skip]);
-            }
-            command.args(filters);
-            let outcome = run_tests(&mut command, limit)?;
-            let finding = self.simulator.findings().into_iter().next();
-            let found = finding.map_or(String::new(), |finding| format!(": {finding}"));
-            match outcome {
-                Outcome::Passed if found.is_empty() => {}
-                Outcome::Passed => return Ok(Fate::Killed(format!("a finding{found}"))),
-                Outcome::Refused => return Ok(Fate::Stillborn),
-                Outcome::Failed(test) => return Ok(Fate::Killed(format!("{test}{found}"))),
-                Outcome::Late => return Ok(Fate::Killed("the tests do not end".to_owned())),
-                Outcome::Died => return Ok(Fate::Killed(format!("the tests die{found}"))),
+    /// Runs the tests of `program`, first those that look closest at the file that was changed, then all. `change` is
+    /// the folder that tells the program of a change in a kernel.
+    fn test(&self, program: &Path, file: &str, change: Option<&Path>) -> Result<Fate> {
+        let closest = kernel::closest(file);
+        let all: &[Words] = match (closest.is_empty(), self.args.closest) {
+            (true, _) => &[&[]],
+            (_, true) => &[closest],
+            (_, false) => &[closest, &[]],
+        };
+        for words in all {
+            let limit = self.limit(words)?;
+            match self.test_some(program, words, change, limit)? {
+                Fate::Survived => {}
+                noticed => return Ok(noticed),
             }
         }
         Ok(Fate::Survived)
+    }
+
+    /// How long tests may take. Without a mistake they must pass: that is seen at the first call.
+    fn limit(&self, words: Words) -> Result<Duration> {
+        if let Some(limit) = self.limits.borrow().get(words) {
+            return Ok(*limit);
+        }
+        let start = Instant::now();
+        match self.test_some(&self.plain, words, None, FIRST)? {
+            Fate::Survived => {}
+            Fate::Killed(why) => bail!("the tests do not pass without a mistake: {why}"),
+            Fate::Stillborn => bail!("a kernel does not compile without a mistake"),
+        }
+        // Kernels were compiled in that run, which costs more than anything else.
+        let limit = start.elapsed() * 2 + Duration::from_secs(60);
+        self.limits.borrow_mut().insert(words, limit);
+        Ok(limit)
+    }
+
+    /// Runs the tests with one of `words` in their names; all of them where there is no word.
+    fn test_some(
+        &self,
+        program: &Path,
+        words: Words,
+        change: Option<&Path>,
+        limit: Duration,
+    ) -> Result<Fate> {
+        let mut command = Command::new(program);
+        command.envs(self.simulator.environment(1, self.nvrtc.as_deref()));
+        let kernels = root().join("target/mutants/kernels");
+        command.env("PHALANX_KERNEL_CACHE", kernels);
+        command.env("PHALANX_REQUIRE_CARD", "1");
+        // A thread that waits for what does not come is soon given up.
+        command.env("PHALANX_SIMULATOR_PATIENCE", "20");
+        if let Some(change) = change {
+            command.env(kernel::VARIABLE, change);
+        }
+        command.current_dir(root().join("tensor"));
+        for skip in &self.args.skip {
+            command.args(["--skip", skip]);
+        }
+        command.args(words);
+        let outcome = run_tests(&mut command, limit)?;
+        let finding = self.simulator.findings().into_iter().next();
+        let found = finding.map_or(String::new(), |finding| format!(": {finding}"));
+        Ok(match outcome {
+            Outcome::Passed if found.is_empty() => Fate::Survived,
+            Outcome::Passed => Fate::Killed(format!("a finding{found}")),
+            Outcome::Refused => Fate::Stillborn,
+            Outcome::Failed(test) => Fate::Killed(format!("{test}{found}")),
+            Outcome::Late => Fate::Killed("the tests do not end".to_owned()),
+            Outcome::Died => Fate::Killed(format!("the tests die{found}")),
+        })
     }
 }
 
