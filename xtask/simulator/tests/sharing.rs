@@ -54,6 +54,42 @@ extern "C" __global__ void k(const float* x, float* y, int n) {
 }
 
 #[test]
+fn what_lanes_exchange_orders_no_memory() {
+    let source = r#"
+extern "C" __global__ void k(const float* x, float* y, int n) {
+    __shared__ float s[32];
+    s[threadIdx.x] = x[threadIdx.x];
+    unsigned all = MEETS;
+    y[threadIdx.x] = s[31 - threadIdx.x] + (all > 0); // HERE
+}"#;
+    for (meets, is_ordered) in [
+        ("(__syncwarp(), 1)", true),
+        ("__ballot_sync(~0u, threadIdx.x < n)", false),
+        ("__match_any_sync(~0u, threadIdx.x / n)", false),
+        ("__shfl_xor_sync(~0u, threadIdx.x, 1)", false),
+        ("__reduce_add_sync(~0u, threadIdx.x)", false),
+    ] {
+        let text = source.replace("MEETS", meets);
+        let Some(mut bench) = Bench::new("exchange.cu", &text) else {
+            return;
+        };
+        let args = [
+            Pointer(bench.device.with(&[1f32; 32])),
+            Pointer(bench.device.empty(128)),
+            Int(32),
+        ];
+        let found = bench.launch("k", [1, 1, 1], [32, 1, 1], 0, &args);
+        match found {
+            Ok(_) => assert!(is_ordered, "{meets}: the race was not found"),
+            Err(finding) => {
+                assert!(!is_ordered, "{meets}: {finding}");
+                assert_eq!(finding.kind, FindingKind::SharedRace, "{meets}: {finding}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_race_between_a_read_and_the_next_write() {
     let source = r#"
 extern "C" __global__ void k(const float* x, float* y, int n) {

@@ -291,7 +291,11 @@ impl Runner<'_> {
                 other => unreachable!("generated code asks for a warp operation {other}"),
             }
         }
-        self.warp_sync(warp as u32, present);
+        // All but the barrier exchange registers alone: "They do not guarantee any memory ordering" (CUDA C++
+        // Programming Guide, of shuffles, votes, matches and reductions).
+        if group.kind == SYNC {
+            self.warp_sync(warp as u32, present);
+        }
         for lane in lanes(present) {
             let thread = (warp * 32 + lane) as u32;
             if last != Some(thread) {
