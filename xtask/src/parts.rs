@@ -156,10 +156,9 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "mutants",
-        what: "20 small mistakes in the code for CUDA devices, each of which the tests must notice",
-        long: true,
+        what: "20 small mistakes in the kernels for CUDA devices, each of which the tests must notice",
         obstacle: gpu::obstacle,
-        command: || chore(&["mutate-cuda", "--count", "20"]),
+        command: || chore(&["mutate-cuda", "--file", ".cu", "--seed", "1", "--count", "20"]),
         ..PLAIN
     },
     Part {
