@@ -32,12 +32,12 @@ pub enum Error {
         /// The first line that differs, and how.
         difference: String,
     },
-    /// A step ended half done, so that this rank may be behind the others, and the wrapper refuses all
-    /// further steps. On this rank only: the others learn of it when this rank's program returns the
+    /// A step ended half done, so that this rank may be behind the others, and the wrapper or the reducer
+    /// refuses all further steps. On this rank only: the others learn of it when this rank's program returns the
     /// error.
     #[error(
-        "rank {rank}: step {step} of this Ddp ended half done ({reason}), so its replica may be behind \
-         the others; wrap the module again on every rank"
+        "rank {rank}: step {step} ended half done ({reason}), so this rank's gradients may be behind the \
+         others; make the Ddp or the GradReducer anew on every rank"
     )]
     Poisoned {
         /// The rank.
@@ -58,7 +58,7 @@ pub enum Error {
         error: phalanx_comm::Error,
     },
     /// A weight that no average can be made with. The same error on every rank.
-    #[error("backward_weighted: {}", match rank {
+    #[error("an average with weights: {}", match rank {
         Some(rank) => format!("rank {rank} gave the weight {weight}; it must be finite and not negative"),
         None => "the weights of all ranks are 0".to_string(),
     })]
@@ -77,7 +77,7 @@ pub enum Error {
     HookResult {
         /// The rank.
         rank: usize,
-        /// The bucket, as an index into [`Ddp::buckets`](crate::Ddp::buckets).
+        /// The bucket, as an index into [`GradReducer::buckets`](crate::GradReducer::buckets).
         bucket: usize,
         /// The bucket's shape.
         shape: Shape,
@@ -88,18 +88,29 @@ pub enum Error {
         /// The element type of what the hook returned.
         found_dtype: DType,
     },
-    /// A sweep ended without a gradient that its tape had announced, so that a bucket could not
-    /// leave. On this rank only, as above.
+    /// A step ended without a gradient that was announced, so that a bucket could not leave. On this rank
+    /// only, as above.
     #[error(
-        "rank {rank}: the sweep ended without the gradient of `{parameter}`, \
+        "rank {rank}: the step ended without the gradient of `{parameter}`, \
          which bucket {bucket} waits for"
     )]
     GradientMissing {
         /// The rank.
         rank: usize,
-        /// The bucket, as an index into [`Ddp::buckets`](crate::Ddp::buckets).
+        /// The bucket, as an index into [`GradReducer::buckets`](crate::GradReducer::buckets).
         bucket: usize,
         /// The first parameter of the bucket that has no gradient.
+        parameter: String,
+    },
+    /// A parameter without a gradient, where all must have one. On this rank only, before it has sent any.
+    #[error(
+        "rank {rank}: `{parameter}` has no gradient in this step; set find_unused_parameters on every rank, \
+         or leave the parameter out"
+    )]
+    UnusedParameter {
+        /// The rank.
+        rank: usize,
+        /// The first such parameter.
         parameter: String,
     },
     /// A parameter that was frozen when [`Ddp::new`](crate::Ddp::new) planned its averages wants a

@@ -20,8 +20,14 @@ pub mod ddp;
 mod error;
 pub mod partition;
 pub mod pipeline;
+pub mod reduce;
 mod sampler;
+mod talk;
 
-pub use ddp::{CommHook, Completion, Compress, Ddp, DdpConfig, Trace, TraceEvent};
+pub use ddp::{Ddp, DdpConfig};
 pub use error::{Error, Result};
+pub use reduce::{
+    Average, CommHook, Completion, Compress, GradBucket, GradReducer, ReduceConfig, ReduceStats,
+    Reduction, Trace, TraceEvent,
+};
 pub use sampler::DistributedSampler;

@@ -74,26 +74,6 @@ const ALLOWED: &[(&str, &str, &str)] = &[
         "the caller asks for the number",
     ),
     (
-        "parallel/src/ddp/replica.rs",
-        ".item::<",
-        "a number that the ranks agree on, once",
-    ),
-    (
-        "parallel/src/ddp/share.rs",
-        "to_vec::<",
-        "the weights of the ranks, which decide what the host does",
-    ),
-    (
-        "parallel/src/ddp/step.rs",
-        "to_vec::<",
-        "an order that the host plans by, once",
-    ),
-    (
-        "parallel/src/ddp/uses.rs",
-        "to_vec::<",
-        "which parameters any rank uses, where not all are",
-    ),
-    (
         "parallel/src/ddp/verify.rs",
         "as_bytes",
         "what is hashed was moved to the host, once",
@@ -101,7 +81,22 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     (
         "parallel/src/ddp/verify.rs",
         "to_vec::<",
-        "texts and hashes that the ranks compare, once",
+        "hashes that the ranks compare, once",
+    ),
+    (
+        "parallel/src/reduce/average.rs",
+        "to_vec::<",
+        "the weights of the ranks, which decide what the host does: small talk",
+    ),
+    (
+        "parallel/src/reduce/uses.rs",
+        "to_vec::<",
+        "which parameters any rank uses: small talk",
+    ),
+    (
+        "parallel/src/talk.rs",
+        "to_vec::<",
+        "small talk is in the host's memory",
     ),
 ];
 

@@ -1,29 +1,23 @@
 //! Data parallelism: one replica of the module per rank, gradients averaged while backward runs.
 
-pub mod bucket;
+mod broadcast;
 mod config;
-mod flat;
-mod hook;
-mod reducer;
 mod replica;
-mod share;
 mod step;
-mod trace;
-mod uses;
 mod verify;
 
+pub use crate::reduce::{
+    CommHook, Completion, Compress, GradBucket, Trace, TraceEvent, bucket, bucket::Bucket,
+};
+pub use crate::talk::agree;
 pub use config::DdpConfig;
-pub use hook::{CommHook, Completion, Compress};
-pub use trace::{Trace, TraceEvent};
-pub use verify::agree;
 
+use crate::reduce::{self, Average, GradReducer, Turn};
 use crate::{Error, Result};
-use bucket::Bucket;
 use phalanx_autograd::nn::{Module, Visitor};
 use phalanx_autograd::{Claim, Gradients, Param, Tape, Var};
 use phalanx_comm::ProcessGroup;
 use replica::Replica;
-use share::{Share, Turn};
 use std::sync::Arc;
 use step::Joint;
 
@@ -101,12 +95,12 @@ impl<M: Module> Ddp<M> {
 
     /// The group that averages the gradients.
     pub fn group(&self) -> &Arc<dyn ProcessGroup> {
-        &self.replica.group
+        self.replica.reducer.group()
     }
 
     /// The trainable parameters, in the module's order.
     pub fn parameters(&self) -> Vec<Param> {
-        let params = self.replica.params.iter();
+        let params = self.replica.params().iter();
         params.map(|(_, p)| p.clone()).collect()
     }
 
@@ -119,9 +113,12 @@ impl<M: Module> Ddp<M> {
     /// The bucket plan, once the first step has agreed on it. Slots index
     /// [`parameters`](Ddp::parameters).
     pub fn buckets(&self) -> Option<Arc<[Bucket]>> {
-        let state = self.replica.state();
-        let alone = state.plans.iter().find(|known| known.with.is_empty());
-        alone.map(|known| Arc::clone(&known.plan))
+        self.replica.reducer.buckets()
+    }
+
+    /// What averages the gradients, in the steps of this wrapper alone: to look at its figures.
+    pub fn reducer(&self) -> &GradReducer {
+        &self.replica.reducer
     }
 
     /// What happened when in the last backward, where [`DdpConfig::trace`] is set.
@@ -141,7 +138,8 @@ impl<M: Module> Ddp<M> {
     /// in [`DdpConfig::beside`]) has this rank's own gradient.
     ///
     /// # Errors
-    /// Before anything is sent: [`Error::Thawed`];
+    /// Before anything is sent: [`Error::Thawed`]; [`Error::UnusedParameter`], where
+    /// [`DdpConfig::find_unused_parameters`] is off;
     /// [`Unclaimed`](phalanx_autograd::Error::Unclaimed) for a parameter that the module never showed;
     /// [`Claimed`](phalanx_autograd::Error::Claimed) for one of another wrapper: see
     /// [`backward_all`]. Then errors of the sweep and of the communication; one of another rank is an
@@ -219,10 +217,10 @@ impl<M: Module> Ddp<M> {
         let over_all = replica.config.divide_by_initial_world_size;
         let mut steps = 0;
         loop {
-            match share::gather(&*replica.group, Turn::Joined, over_all) {
+            match reduce::gather(replica.group(), Turn::Joined, over_all) {
                 Ok(None) => return Ok(steps), // nobody has data
-                Ok(Some(share)) => {
-                    let gradients = joint.step(None, share).map_err(hint)?;
+                Ok(Some(average)) => {
+                    let gradients = joint.step(None, &average).map_err(hint)?;
                     joint.whole_or_broken(|| step(&gradients))?;
                 }
                 // Nobody's data counts: the others may go on with their next batch.
@@ -303,13 +301,14 @@ fn backward_jointly(
 ) -> Result<Gradients> {
     joint.expect_whole()?;
     let sweep = joint.plan_sweep(tape, loss)?;
+    joint.expect_all(&sweep)?;
     let plain = joint.lead().config.uneven_inputs.then_some(Turn::Plain);
     let turn = weight.map(Turn::Weighted).or(plain);
-    let share = match turn {
-        Some(turn) => joint.share(turn).map_err(hint)?,
-        None => Share::Equal,
+    let average = match turn {
+        Some(turn) => joint.average(turn).map_err(hint)?,
+        None => Average::EQUAL,
     };
-    joint.step(Some(sweep), share).map_err(hint)
+    joint.step(Some(sweep), &average).map_err(hint)
 }
 
 /// A rank that has returned while others go on has most often run out of data: says what to do.

@@ -1,16 +1,12 @@
 //! One synchronised step: a sweep, and the averages of what it makes, for one replica or for several
 //! that a loss reaches together.
 
-use super::bucket::{self, Bucket, Entry, Limits};
-use super::reducer::Reducer;
-use super::replica::{Known, Replica, entry_of};
-use super::share::{self, Share, Turn};
-use super::verify;
-use crate::{Error, Result};
+use super::replica::Replica;
+use crate::reduce::{self, Attempt, Average, GradReducer, Turn};
+use crate::{Error, Result, talk};
 use phalanx_autograd::{Backward, Claim, Claims, Gradients, OnReady, Param, ParamId, Tape, Var};
 use phalanx_comm::ProcessGroup;
 use phalanx_tensor::Tensor;
-use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The replicas of one step, almost always one. Their parameters count as one list, in this order.
@@ -42,10 +38,10 @@ impl<'a> Joint<'a> {
             if replicas[..=i].iter().any(|r| std::ptr::eq(*r, *other)) {
                 return Err(wrong("a wrapper occurs twice"));
             }
-            if !same_group(&*lead.group, &*other.group) {
+            if !same_group(lead.group(), other.group()) {
                 return Err(wrong("the wrappers must share one group of ranks"));
             }
-            if lead.config.describe() != other.config.describe() {
+            if lead.config.describe(lead.group()) != other.config.describe(other.group()) {
                 return Err(wrong("the wrappers must have one configuration"));
             }
             if lead.config.uneven_inputs {
@@ -68,37 +64,24 @@ impl<'a> Joint<'a> {
     }
 
     pub(super) fn group(&self) -> &'a dyn ProcessGroup {
-        &*self.lead().group
+        self.lead().group()
     }
 
     /// The number of parameters.
     pub(super) fn len(&self) -> usize {
-        self.0.iter().map(|r| r.params.len()).sum()
+        self.0.iter().map(|r| r.params().len()).sum()
     }
 
     pub(super) fn params(&self) -> impl Iterator<Item = &'a (String, Param)> + use<'a> {
-        self.0.iter().flat_map(|r| &r.params)
-    }
-
-    /// The parameter of an index, with its name.
-    pub(super) fn param(&self, mut i: usize) -> &'a (String, Param) {
-        let mut replicas = self.0.iter();
-        loop {
-            // An index comes from `place`, or from a plan over this list.
-            let params = &replicas.next().expect("an index of the list").params;
-            match params.get(i) {
-                Some(param) => return param,
-                None => i -= params.len(),
-            }
-        }
+        self.0.iter().flat_map(|r| r.params())
     }
 
     /// The index of a parameter.
     fn place(&self, id: ParamId) -> Option<usize> {
         let mut before = 0;
         self.0.iter().find_map(|r| {
-            let found = r.index.get(&id).map(|i| before + i);
-            before += r.params.len();
+            let found = r.reducer.place_of(id).map(|i| before + i);
+            before += r.params().len();
             found
         })
     }
@@ -137,7 +120,7 @@ impl<'a> Joint<'a> {
         let mut frozen = self.0.iter().flat_map(|r| &r.frozen);
         if let Some((name, _)) = frozen.find(|(_, p)| thawed(p)) {
             return Err(Error::Thawed {
-                rank: self.lead().world_rank(),
+                rank: talk::world_rank(self.group()),
                 parameter: name.clone(),
             });
         }
@@ -157,11 +140,31 @@ impl<'a> Joint<'a> {
         })
     }
 
-    /// The shares of a step in which this rank has data.
-    pub(super) fn share(&self, turn: Turn) -> Result<Share> {
+    /// Where every parameter must be used: whether `sweep`, and what was accumulated, use them all.
+    pub(super) fn expect_all(&self, sweep: &Sweep<'_>) -> Result<()> {
+        if self.lead().config.find_unused_parameters {
+            return Ok(());
+        }
+        let mut first = 0;
+        self.0.iter().try_for_each(|r| {
+            let state = r.state();
+            let params = r.params().iter();
+            let mut used: Vec<bool> = params
+                .map(|(_, p)| state.accumulated.get(p).is_some())
+                .collect();
+            let own = first..first + used.len();
+            let reached = sweep.order.iter().filter(|i| own.contains(i));
+            reached.for_each(|i| used[i - first] = true);
+            first = own.end;
+            r.reducer.expect_all(&used)
+        })
+    }
+
+    /// The average of a step in which this rank has data.
+    pub(super) fn average(&self, turn: Turn) -> Result<Average> {
         let over_all = self.lead().config.divide_by_initial_world_size;
-        let share = share::gather(self.group(), turn, over_all)?;
-        Ok(share.unwrap_or(Share::Equal)) // this rank has not joined: there is one
+        let average = reduce::gather(self.group(), turn, over_all)?;
+        Ok(average.unwrap_or(Average::EQUAL)) // this rank has not joined: there is one
     }
 
     /// A sweep whose gradients are kept for the next step, without communication.
@@ -181,7 +184,7 @@ impl<'a> Joint<'a> {
             let (lead, others) = (self.lead(), &self.0[1..]);
             for replica in others {
                 let mut own = Gradients::new();
-                for (_, param) in &replica.params {
+                for (_, param) in replica.params() {
                     if let Some(gradient) = gradients.take(param) {
                         own.insert(param, gradient);
                     }
@@ -195,59 +198,53 @@ impl<'a> Joint<'a> {
     /// Runs what must be done as a whole: after an error or a panic inside, the replicas refuse all
     /// further steps.
     pub(super) fn whole_or_broken<T>(&self, f: impl FnOnce() -> Result<T>) -> Result<T> {
-        let set = |broken: Option<Cow<'static, str>>| {
-            for replica in self.0 {
-                replica.state().broken.clone_from(&broken);
-            }
-        };
-        set(Some(Cow::Borrowed("a panic ended it, or it is under way")));
-        let result = f();
-        set(result.as_ref().err().map(|error| error.to_string().into()));
+        let mut attempts: Vec<Attempt<'_>> = self.0.iter().map(|r| r.poison.attempt()).collect();
+        let mut result = f();
+        for attempt in &mut attempts {
+            result = attempt.note(result);
+        }
+        attempts.into_iter().for_each(Attempt::done);
         result
     }
 
     /// One synchronised step: a sweep where this rank has data, its part of the averages in any
     /// case.
-    pub(super) fn step(&self, sweep: Option<Sweep<'_>>, share: Share) -> Result<Gradients> {
-        self.whole_or_broken(|| self.run(sweep, share))
+    pub(super) fn step(&self, sweep: Option<Sweep<'_>>, average: &Average) -> Result<Gradients> {
+        self.whole_or_broken(|| self.run(sweep, average))
     }
 
-    fn run(&self, sweep: Option<Sweep<'_>>, share: Share) -> Result<Gradients> {
-        let leader = share.leader();
-        let order = sweep.as_ref().map_or(&[][..], |sweep| &sweep.order);
+    fn run(&self, sweep: Option<Sweep<'_>>, average: &Average) -> Result<Gradients> {
+        let leader = average.leader();
+        let in_order = sweep.as_ref().map_or(&[][..], |sweep| &sweep.order);
         // Taken only now: a loss that cannot be differentiated leaves them for the next call.
         let mut accumulated = Gradients::new();
         for replica in self.0 {
             accumulated.accumulate(std::mem::take(&mut replica.state().accumulated))?;
         }
         let mut in_sweep = vec![false; self.len()];
-        order.iter().for_each(|&i| in_sweep[i] = true);
-        let counts = share.counts(self.group().rank());
-        let used: Vec<bool> = in_sweep
-            .iter()
-            .zip(self.params())
-            .map(|(&in_sweep, (_, p))| counts && (in_sweep || accumulated.get(p).is_some()))
-            .collect();
+        in_order.iter().for_each(|&i| in_sweep[i] = true);
+        // Gradients that only earlier micro-steps have are final already, and come first.
+        let earlier = self.params().enumerate();
+        let earlier = earlier.filter(|(i, (_, p))| !in_sweep[*i] && accumulated.get(p).is_some());
+        let earlier: Vec<(usize, &Param)> = earlier.map(|(i, (_, p))| (i, p)).collect();
+        let order = earlier.iter().map(|(i, _)| *i);
+        let order: Vec<usize> = order.chain(in_order.iter().copied()).collect();
 
-        let plan = self.agreed_plan(order, leader)?;
-        // Before the reducer, which sends at once the buckets that this rank has nothing for: ranks
+        let reducer = self.reducer()?;
+        // Before the reduction, which sends at once the buckets that this rank has nothing for: ranks
         // differ in which these are, and must not in the order of their collectives.
-        let with_buffers = self.0.iter().filter(|r| !r.buffers.is_empty());
+        let with_buffers = self.0.iter().filter(|r| !r.buffers.named.is_empty());
         let others = self.group().size() > 1;
         let buffers = match self.lead().config.broadcast_buffers && others {
             true => with_buffers
-                .map(|r| Ok((r, r.send_buffers(leader)?)))
+                .map(|r| r.buffers.send(self.group(), leader))
                 .collect::<Result<Vec<_>>>()?,
             false => Vec::new(),
         };
-        let mut reducer = Reducer::new(*self, plan, share, &used)?;
-
-        // Gradients that only earlier micro-steps have are final already.
-        for (i, (_, param)) in self.params().enumerate() {
-            if !in_sweep[i]
-                && let Some(gradient) = accumulated.take(param)
-            {
-                reducer.ready(i, gradient)?;
+        let mut reduction = reducer.begin_in_order(&order, average)?;
+        for (i, param) in earlier {
+            if let Some(gradient) = accumulated.take(param) {
+                reduction.ready_at(i, gradient)?;
             }
         }
         let mut own = Gradients::new();
@@ -260,7 +257,7 @@ impl<'a> Joint<'a> {
                 if let Some(earlier) = accumulated.take(param) {
                     gradient = gradient.add_into(&earlier)?;
                 }
-                reducer.ready(i, gradient).map_err(|error| {
+                reduction.ready_at(i, gradient).map_err(|error| {
                     let stop = phalanx_autograd::Error::other(error.to_string());
                     failure = Some(error);
                     stop
@@ -282,13 +279,14 @@ impl<'a> Joint<'a> {
                 None => swept?,
             };
         }
-        let (mut gradients, trace) = reducer.finish()?;
+        let mut gradients = reduction.finish()?;
         // Of inputs, and of parameters beside the module's.
         gradients.accumulate(own)?;
         gradients.accumulate(accumulated)?;
-        for (replica, buffers) in buffers {
-            buffers.receive(&replica.buffers)?;
+        for buffers in buffers {
+            buffers.receive()?;
         }
+        let trace = reducer.trace();
         for replica in self.0 {
             let mut state = replica.state();
             state.trace = trace.clone();
@@ -297,73 +295,26 @@ impl<'a> Joint<'a> {
         Ok(gradients)
     }
 
-    /// The bucket plan; in the first step, `leader`'s order of readiness becomes everybody's.
-    pub(super) fn agreed_plan(&self, order: &[usize], leader: usize) -> Result<Arc<[Bucket]>> {
-        let others = self.0[1..].iter().map(|r| r.number);
-        let state = self.lead().state();
-        let mut known = state.plans.iter();
-        if let Some(known) = known.find(|known| known.with.iter().copied().eq(others.clone())) {
-            return Ok(Arc::clone(&known.plan));
+    /// What averages the gradients of these replicas; for several, all ranks agree on one in their first step.
+    fn reducer(&self) -> Result<Arc<GradReducer>> {
+        let lead = self.lead();
+        if self.0.len() == 1 {
+            return Ok(Arc::clone(&lead.reducer));
         }
-        drop(state);
-        let with: Vec<u64> = others.collect();
-        if !with.is_empty() {
-            // Of equal shape, say, wrappers in another order would meet in silence.
-            let text = format!("{} with {with:?}", self.lead().number);
-            verify::agree(self.group(), "wrappers in one backward", &text)?;
+        let with: Vec<u64> = self.0[1..].iter().map(|r| r.reducer.number()).collect();
+        let known = lead.state();
+        if let Some((_, reducer)) = known.joint.iter().find(|(others, _)| *others == with) {
+            return Ok(Arc::clone(reducer));
         }
-        let n = self.len();
-        let mut seen = vec![false; n];
-        order.iter().for_each(|&i| seen[i] = true);
-        // What this loss does not reach comes last, in reverse order of registration.
-        let rest = (0..n).rev().filter(|&i| !seen[i]);
-        let order: Vec<i64> = order
-            .iter()
-            .copied()
-            .chain(rest)
-            .map(|i| i as i64)
-            .collect();
-        let group = self.group();
-        let order = Tensor::from_vec(order, n, group.device())?;
-        let order = group.broadcast(order, leader)?.wait()?.to_vec::<i64>()?;
-        let order: Vec<usize> = order.into_iter().map(|i| i as usize).collect();
-        let entries = self.params().map(|(_, p)| Entry {
-            dtype: p.grad_dtype(), // what travels
-            ..entry_of(p)
-        });
-        let entries: Vec<Entry> = entries.collect();
-        let config = &self.lead().config;
-        let limits = Limits {
-            first: config.first_bucket_bytes,
-            cap: config.bucket_cap_bytes,
-            single: config.in_place_bytes,
-        };
-        let plan: Arc<[Bucket]> = bucket::plan(&entries, &order, limits).into();
-        self.lead().state().plans.push(Known {
-            with,
-            plan: Arc::clone(&plan),
-            flats: Vec::new(),
-        });
-        Ok(plan)
-    }
-
-    /// The flat buffers that the last step of this plan has left, or nothing.
-    pub(super) fn take_flats(&self, plan: &Arc<[Bucket]>) -> Vec<Option<Tensor>> {
-        let mut flats = Vec::new();
-        self.swap_flats(plan, &mut flats);
-        flats
-    }
-
-    /// Leaves the flat buffers of a step for the next one of this plan.
-    pub(super) fn keep_flats(&self, plan: &Arc<[Bucket]>, mut flats: Vec<Option<Tensor>>) {
-        self.swap_flats(plan, &mut flats);
-    }
-
-    fn swap_flats(&self, plan: &Arc<[Bucket]>, flats: &mut Vec<Option<Tensor>>) {
-        let mut state = self.lead().state();
-        let mut known = state.plans.iter_mut();
-        if let Some(known) = known.find(|known| Arc::ptr_eq(&known.plan, plan)) {
-            std::mem::swap(&mut known.flats, flats);
-        }
+        drop(known);
+        // Of equal shape, say, wrappers in another order would meet in silence.
+        let text = format!("{} with {with:?}", lead.reducer.number());
+        talk::agree(self.group(), "wrappers in one backward", &text)?;
+        let params = self.params().cloned().collect();
+        let group = Arc::clone(lead.reducer.group());
+        let reducer = GradReducer::of_agreed(params, group, lead.config.reduce())?;
+        let reducer = Arc::new(reducer);
+        lead.state().joint.push((with, Arc::clone(&reducer)));
+        Ok(reducer)
     }
 }

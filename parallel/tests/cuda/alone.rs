@@ -5,7 +5,7 @@ use phalanx_autograd::nn::{BatchNorm2d, Factory, Linear, Module, Relu, Sequentia
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_autograd::{Param, Tape};
 use phalanx_comm::{LaunchConfig, ProcessGroup, ReduceOp, Work, launch};
-use phalanx_parallel::ddp::{CommHook, Completion};
+use phalanx_parallel::ddp::{CommHook, Completion, GradBucket};
 use phalanx_parallel::{Ddp, DdpConfig, Error, Result};
 use phalanx_tensor::{DType, Device, Tensor};
 use std::sync::Arc;
@@ -68,7 +68,7 @@ fn a_step_alone_waits_for_nothing() {
         (
             "each alone",
             DdpConfig {
-                in_place_bytes: 1,
+                in_place_bytes: Some(1),
                 ..DdpConfig::default()
             },
         ),
@@ -114,8 +114,14 @@ fn a_step_alone_waits_for_nothing() {
 struct Plain;
 
 impl CommHook for Plain {
-    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Box<dyn Completion>> {
-        Ok(Box::new(Sum(group.all_reduce(bucket, ReduceOp::Sum)?)))
+    fn start(
+        &self,
+        group: &dyn ProcessGroup,
+        bucket: GradBucket<'_>,
+    ) -> Result<Box<dyn Completion>> {
+        Ok(Box::new(Sum(
+            group.all_reduce(bucket.buffer, ReduceOp::Sum)?
+        )))
     }
 }
 
@@ -161,7 +167,7 @@ fn a_replica_alone_trains_as_the_plain_module() {
     let configs = [
         DdpConfig::default(),
         DdpConfig {
-            in_place_bytes: 1,
+            in_place_bytes: Some(1),
             ..DdpConfig::default()
         },
         DdpConfig {

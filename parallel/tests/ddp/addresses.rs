@@ -76,8 +76,8 @@ fn from_the_third_step_on_nothing_moves_and_nothing_grows() {
             let model = model(device, 1 + rank as u64)?;
             let module = of_module(&model);
             let config = DdpConfig {
-                first_bucket_bytes: 1000,
-                bucket_cap_bytes: 5000,
+                first_bucket_bytes: Some(1000),
+                bucket_cap_bytes: Some(5000),
                 ..Default::default()
             };
             let copies = device.memory()?.copies;

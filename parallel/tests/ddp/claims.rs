@@ -131,7 +131,7 @@ const HEAD: [usize; 3] = [5, 6, 2];
 
 #[test]
 fn one_loss_over_two_wrapped_modules() {
-    for config in [1, usize::MAX].map(|in_place_bytes| DdpConfig {
+    for config in [1, usize::MAX].map(Some).map(|in_place_bytes| DdpConfig {
         in_place_bytes,
         ..Default::default()
     }) {
@@ -249,7 +249,7 @@ fn wrappers_that_cannot_step_together_are_refused() {
         let otherwise = wrap(
             &group,
             DdpConfig {
-                in_place_bytes: 1,
+                in_place_bytes: Some(1),
                 ..Default::default()
             },
         )?;

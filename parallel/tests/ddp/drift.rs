@@ -24,9 +24,9 @@ fn loss(ddp: &Ddp<Mlp>, tape: &Tape) -> Result<Var> {
 fn ranks_with_other_configurations_differ() {
     type Change = fn(&mut DdpConfig);
     let cases: [(&str, Change); 7] = [
-        ("first_bucket_bytes: 5", |c| c.first_bucket_bytes = 5),
-        ("bucket_cap_bytes: 5", |c| c.bucket_cap_bytes = 5),
-        ("in_place_bytes: 5", |c| c.in_place_bytes = 5),
+        ("first_bucket_bytes: 5", |c| c.first_bucket_bytes = Some(5)),
+        ("bucket_cap_bytes: 5", |c| c.bucket_cap_bytes = Some(5)),
+        ("in_place_bytes: 5", |c| c.in_place_bytes = Some(5)),
         ("broadcast_buffers: false", |c| c.broadcast_buffers = false),
         ("uneven_inputs: true", |c| c.uneven_inputs = true),
         ("divide_by_initial_world_size: true", |c| {

@@ -145,9 +145,9 @@ fn every_bucket_size_equals_the_single_process() {
         (usize::MAX, usize::MAX, usize::MAX),
     ] {
         let config = DdpConfig {
-            first_bucket_bytes: first,
-            bucket_cap_bytes: cap,
-            in_place_bytes: single,
+            first_bucket_bytes: Some(first),
+            bucket_cap_bytes: Some(cap),
+            in_place_bytes: Some(single),
             ..Default::default()
         };
         check(3, DType::F32, &config, 1, 1e-6);

@@ -5,7 +5,7 @@ use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Error as AutogradError, Grads, Tape, Var, Vjp};
 use phalanx_comm::{Error as CommError, FailureKind, LaunchConfig, LaunchError};
 use phalanx_comm::{ProcessGroup, ReduceOp, launch};
-use phalanx_parallel::{CommHook, Completion, Ddp, DdpConfig, Error, Result};
+use phalanx_parallel::{CommHook, Completion, Ddp, DdpConfig, Error, GradBucket, Result};
 use phalanx_tensor::{DType, Device, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -47,7 +47,11 @@ impl Hook {
 }
 
 impl CommHook for Hook {
-    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Box<dyn Completion>> {
+    fn start(
+        &self,
+        group: &dyn ProcessGroup,
+        bucket: GradBucket<'_>,
+    ) -> Result<Box<dyn Completion>> {
         let now = self.started.load(Relaxed) == self.buckets_of_a_step + 1;
         let fault_here = self.fault.filter(|_| now);
         if fault_here == Some(Fault::StartFails) {
@@ -55,7 +59,7 @@ impl CommHook for Hook {
             return Err(fault("start").into());
         }
         self.started.fetch_add(1, Relaxed);
-        let work = group.all_reduce(bucket, ReduceOp::Sum)?;
+        let work = group.all_reduce(bucket.buffer, ReduceOp::Sum)?;
         let finished = Arc::clone(&self.finished);
         Ok(Box::new(move || {
             let sum = work.wait()?;
@@ -149,7 +153,7 @@ fn three_steps(fault: Fault, hooked: bool) -> Vec<FailureKind<Error>> {
             finished: Arc::default(),
         });
         let config = DdpConfig {
-            in_place_bytes: 1,
+            in_place_bytes: Some(1),
             hook: hooked.then(|| Arc::clone(&hook) as Arc<dyn CommHook>),
             ..Default::default()
         };

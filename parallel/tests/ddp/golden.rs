@@ -60,9 +60,9 @@ fn ddp_reproduces_pytorch_in_every_mode() {
             }
             let config = match *name {
                 "tinybuckets" => DdpConfig {
-                    first_bucket_bytes: 1,
-                    bucket_cap_bytes: 64,
-                    in_place_bytes: 100,
+                    first_bucket_bytes: Some(1),
+                    bucket_cap_bytes: Some(64),
+                    in_place_bytes: Some(100),
                     ..Default::default()
                 },
                 _ => DdpConfig::default(),

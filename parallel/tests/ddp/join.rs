@@ -283,7 +283,7 @@ fn a_rank_of_weight_zero_counts_for_nothing() {
         on_ranks(2, |group| {
             let (rank, device) = (group.rank(), group.device());
             let config = DdpConfig {
-                in_place_bytes,
+                in_place_bytes: Some(in_place_bytes),
                 ..Default::default()
             };
             let ddp = Ddp::new(model(device), group, config)?;
@@ -437,7 +437,7 @@ fn the_ranks_that_have_data_average_as_if_they_were_alone() {
             // Summed, then divided, as the plain average of three ranks.
             let want = f64::from((of + of + of) / 3.0);
             let config = DdpConfig {
-                in_place_bytes,
+                in_place_bytes: Some(in_place_bytes),
                 ..Default::default()
             };
             for found in with_three_of_four(config, f64::from(of)) {

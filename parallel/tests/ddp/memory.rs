@@ -37,7 +37,7 @@ fn steady<M: Module>(first_device: usize, model: impl Fn(Device) -> M + Sync) {
                 model,
                 group,
                 DdpConfig {
-                    bucket_cap_bytes: 10_000,
+                    bucket_cap_bytes: Some(10_000),
                     ..Default::default()
                 },
             )?;
@@ -92,7 +92,7 @@ fn large_gradients_are_reduced_where_they_lie() {
             let x = Tensor::ones([32, 64], DType::F32, device)?;
             let y = Tensor::zeros([32, 10], DType::F32, device)?;
             let config = DdpConfig {
-                in_place_bytes: 1,
+                in_place_bytes: Some(1),
                 ..Default::default()
             };
             let ddp = Ddp::new(model, group.clone(), config)?;

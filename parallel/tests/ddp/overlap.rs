@@ -15,8 +15,8 @@ fn the_first_bucket_leaves_before_the_sweep_ends() {
         let device = Device::cpu(group.rank());
         let model = Mlp::new(&[8, 64, 64, 64, 4], DType::F32, device, 1);
         let config = DdpConfig {
-            first_bucket_bytes: 1024,
-            bucket_cap_bytes: 4096,
+            first_bucket_bytes: Some(1024),
+            bucket_cap_bytes: Some(4096),
             trace: true,
             ..Default::default()
         };
@@ -98,7 +98,7 @@ fn reduces_early(hook: Option<Arc<dyn CommHook>>) {
         let device = group.device();
         let model = Mlp::new(&[WIDTH; 6], DType::F32, device, 1);
         let config = DdpConfig {
-            in_place_bytes: 1, // a bucket for each parameter
+            in_place_bytes: Some(1), // a bucket for each parameter
             trace: true,
             hook: hook.clone(),
             ..Default::default()

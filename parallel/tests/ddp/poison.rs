@@ -38,7 +38,7 @@ impl Vjp for Broken {
 
 fn wrap(group: Arc<dyn ProcessGroup>) -> Result<Ddp<Mlp>> {
     let config = DdpConfig {
-        in_place_bytes: 1, // a bucket for each parameter
+        in_place_bytes: Some(1), // a bucket for each parameter
         uneven_inputs: true,
         ..Default::default()
     };
@@ -151,7 +151,7 @@ fn a_bucket_meets_no_reduction_of_equal_shape() {
     let errors = on_ranks(2, |group| {
         let rank = group.rank();
         let config = DdpConfig {
-            in_place_bytes: 1,
+            in_place_bytes: Some(1),
             ..Default::default()
         };
         let model = Mlp::new(&[3, 4], DType::F32, group.device(), 0);
@@ -173,7 +173,7 @@ fn a_bucket_meets_no_reduction_of_equal_shape() {
                 Ok(())
             };
             let lens: Vec<usize> = ddp.buckets().unwrap().iter().map(|b| b.len).collect();
-            all_reduce(2, DType::I64, ReduceOp::Sum).and_then(|()| {
+            all_reduce(2, DType::Bool, ReduceOp::BitOr).and_then(|()| {
                 lens.iter()
                     .try_for_each(|&n| all_reduce(n, DType::F32, ReduceOp::Avg))
             })

@@ -73,12 +73,12 @@ fn gradients_are_sums_over_the_users_divided_by_the_world() {
     const WORLD: usize = 3;
     // What each rank's forward uses, step by step: head 2 is never used in the first steps.
     let choices = [[0, 1, 0], [1, 1, 1], [0, 0, 0], [2, 0, 1]];
-    for in_place_bytes in [1, usize::MAX] {
+    for in_place_bytes in [1, usize::MAX].map(Some) {
         let all = on_ranks(WORLD, |group| {
             let rank = group.rank();
             let config = DdpConfig {
                 in_place_bytes,
-                first_bucket_bytes: 200,
+                first_bucket_bytes: Some(200),
                 ..Default::default()
             };
             let ddp = Ddp::new(Branches::new(Device::cpu(rank)), group, config)?;

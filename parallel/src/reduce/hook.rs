@@ -1,8 +1,43 @@
 //! Communication hooks: another way to reduce a bucket than an exact average.
 
+use super::bucket::Slot;
+use super::flat;
 use crate::Result;
+use phalanx_autograd::Param;
 use phalanx_comm::{ProcessGroup, ReduceOp, Work};
 use phalanx_tensor::{DType, Tensor};
+
+/// A bucket of gradients that is complete on this rank (PyTorch: `GradBucket`).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct GradBucket<'a> {
+    /// Its number in the plan, from 0: an index into [`GradReducer::buckets`](crate::GradReducer::buckets).
+    pub index: usize,
+    /// Whether it is the last one of the step.
+    pub is_last: bool,
+    /// The parameters whose gradients it holds, in the order in which these lie in it.
+    pub parameters: &'a [Param],
+    /// The gradients, in a tensor of rank 1 and of their element type
+    /// ([`Param::grad_dtype`](phalanx_autograd::Param::grad_dtype)). Nobody else holds it, so that a
+    /// collective changes it in place.
+    pub buffer: Tensor,
+    /// Where the gradients lie.
+    pub(super) slots: &'a [Slot],
+}
+
+impl GradBucket<'_> {
+    /// The gradient of each of [`parameters`](GradBucket::parameters), as a view of the buffer. What is kept
+    /// of them makes a collective copy the buffer first.
+    ///
+    /// # Errors
+    /// As [`Tensor::narrow`].
+    pub fn gradients(&self) -> Result<Vec<Tensor>> {
+        let pairs = self.slots.iter().zip(self.parameters);
+        pairs
+            .map(|(slot, param)| flat::view(&self.buffer, slot.offset, param.shape()))
+            .collect()
+    }
+}
 
 /// A reduction that a [`CommHook`] has started. A closure is one that moves nothing before it is
 /// finished.
@@ -28,20 +63,24 @@ impl<F: FnOnce() -> Result<Tensor>> Completion for F {
 
 /// Reduces buckets of gradients (PyTorch: DDP communication hooks).
 pub trait CommHook: Send + Sync {
-    /// Starts the reduction of `bucket`, a tensor of rank 1 and of the element type of its gradients
-    /// ([`Param::grad_dtype`](phalanx_autograd::Param::grad_dtype)), and returns what completes it.
+    /// Starts the reduction of a bucket, and returns what completes it.
     ///
     /// Each rank's gradients come divided already (by the number of ranks, or weighted), so the
     /// *sum* over the ranks is the average. The completion returns it, or what stands for it, with
-    /// the shape and the element type of `bucket`; anything else is
-    /// [`Error::HookResult`](crate::Error::HookResult). Called for the same buckets in the same order on
-    /// every rank. It is finished when the sweep has ended; between ranks that are threads, a large
-    /// bucket moves before only where [`Completion::poll`] sees to it.
+    /// the shape and the element type of [`buffer`](GradBucket::buffer); anything else is
+    /// [`Error::HookResult`](crate::Error::HookResult). Where this rank has no gradient, the buffer is zero;
+    /// between two gradients it is zero, too, as long as the completions leave zeros there. Called for the
+    /// same buckets in the same order on every rank. It is finished when the step is; between ranks that are
+    /// threads, a large bucket moves before only where [`Completion::poll`] sees to it.
     ///
     /// # Errors
-    /// Whatever stops the step: `start`'s and the completion's are this rank's error of
-    /// [`backward`](crate::Ddp::backward), as they are.
-    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Box<dyn Completion>>;
+    /// Whatever stops the step: `start`'s and the completion's are this rank's error of the step, as they
+    /// are.
+    fn start(
+        &self,
+        group: &dyn ProcessGroup,
+        bucket: GradBucket<'_>,
+    ) -> Result<Box<dyn Completion>>;
 
     /// What ranks compare when they are wrapped, since all must use the same hook: its type, and the
     /// numbers that it depends on. By default the type's name.
@@ -62,13 +101,17 @@ pub enum Compress {
 }
 
 impl CommHook for Compress {
-    fn start(&self, group: &dyn ProcessGroup, bucket: Tensor) -> Result<Box<dyn Completion>> {
-        let wide = bucket.dtype();
+    fn start(
+        &self,
+        group: &dyn ProcessGroup,
+        bucket: GradBucket<'_>,
+    ) -> Result<Box<dyn Completion>> {
+        let wide = bucket.buffer.dtype();
         let short = match self {
             Compress::Bf16 => DType::BF16,
             Compress::F16 => DType::F16,
         };
-        let work = group.all_reduce(bucket.cast(short)?, ReduceOp::Sum)?;
+        let work = group.all_reduce(bucket.buffer.cast(short)?, ReduceOp::Sum)?;
         Ok(Box::new(Compressed { work, wide }))
     }
 

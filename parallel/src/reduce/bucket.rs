@@ -1,6 +1,9 @@
 //! The bucket plan: which gradients travel together, and in which order. Pure.
 
+use phalanx_autograd::Param;
+use phalanx_comm::ProcessGroup;
 use phalanx_tensor::{DType, Device, Shape};
+use std::collections::HashMap;
 
 /// Elements between the starts of two gradients in a bucket are a multiple of this, so that each
 /// starts on a cache line in any element type.
@@ -18,6 +21,34 @@ pub struct Entry {
     pub device: Device,
 }
 
+impl Entry {
+    /// Of a parameter's gradient.
+    pub fn of_gradient(param: &Param) -> Entry {
+        Entry {
+            shape: param.shape().clone(),
+            dtype: param.grad_dtype(),
+            device: param.device(),
+        }
+    }
+}
+
+/// One line for each of these things, of some kind and name, the same text on ranks that agree. Ranks have
+/// devices of their own; but what shares a device, and so a bucket, must be the same.
+pub(crate) fn describe<'n>(things: impl Iterator<Item = (&'n str, &'n str, Entry)>) -> String {
+    let mut firsts: HashMap<Device, &str> = HashMap::new();
+    let mut text = String::new();
+    for (kind, name, entry) in things {
+        let Entry {
+            shape,
+            dtype,
+            device,
+        } = entry;
+        let first = firsts.entry(device).or_insert(name);
+        text += &format!("{kind} {name}: {dtype} {shape} on the device of {first}\n");
+    }
+    text
+}
+
 /// A gradient's place in its bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Slot {
@@ -25,6 +56,8 @@ pub struct Slot {
     pub param: usize,
     /// Where its gradient starts, in elements.
     pub offset: usize,
+    /// How many elements it has.
+    pub numel: usize,
 }
 
 /// Gradients that travel together.
@@ -63,6 +96,21 @@ pub struct Limits {
     pub cap: usize,
     /// A gradient of this size or more is a bucket of its own and is reduced in place.
     pub single: usize,
+}
+
+impl Limits {
+    /// The sizes that the engine below `group` likes.
+    pub fn liked_by(group: &dyn ProcessGroup) -> Limits {
+        let (first, cap) = (1 << 20, 25 << 20); // PyTorch's
+        let single = match group.backend() {
+            // Each call costs launches on every card, and short ones use a part of the links; a copy
+            // within a card is cheap. So only what fills a bucket travels in place.
+            "nccl" => cap,
+            // A call costs a microsecond or a few, and a copy the same memory that the reduction reads.
+            _ => 64 << 10,
+        };
+        Limits { first, cap, single }
+    }
 }
 
 /// Assigns sizes to buckets as PyTorch's `_compute_bucket_assignment_by_size` does: in order, one
@@ -139,8 +187,12 @@ pub fn plan(entries: &[Entry], ready: &[usize], limits: Limits) -> Vec<Bucket> {
             let last = members.len() - 1;
             let mut slots = Vec::with_capacity(members.len());
             for (i, param) in members.into_iter().enumerate() {
-                slots.push(Slot { param, offset: len });
                 let numel = entries[param].shape.numel();
+                slots.push(Slot {
+                    param,
+                    offset: len,
+                    numel,
+                });
                 len += if i == last {
                     numel
                 } else {
@@ -220,7 +272,8 @@ mod tests {
                     seen[slot.param] += 1;
                     prop_assert_eq!((entry.dtype, entry.device), (bucket.dtype, bucket.device));
                     prop_assert!(slot.offset >= end && slot.offset % ALIGN == 0);
-                    end = slot.offset + entry.shape.numel();
+                    prop_assert_eq!(slot.numel, entry.shape.numel());
+                    end = slot.offset + slot.numel;
                 }
                 prop_assert_eq!(end, bucket.len);
                 if !bucket.is_single() {

@@ -1,9 +1,9 @@
-//! The trace of one backward: what happened when.
+//! The trace of one step: what happened when.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Something that happened during a backward.
+/// Something that happened during a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TraceEvent {
@@ -11,14 +11,14 @@ pub enum TraceEvent {
     Ready(String),
     /// The reduction of this bucket was started.
     Started(usize),
-    /// The sweep ended: all gradients of this rank are final.
+    /// All gradients of this rank are final: the sweep ended.
     SweepEnded,
     /// The reduction of this bucket was seen to be complete: when a gradient became final, or, at
     /// the latest, when the result was waited for after the sweep.
     Reduced(usize),
 }
 
-/// The events of one backward with their times since its start; prints one per line.
+/// The events of one step with their times since its start; prints one per line.
 #[derive(Debug, Clone, Default)]
 pub struct Trace {
     start: Option<Instant>,
@@ -40,7 +40,7 @@ impl Trace {
         }
     }
 
-    /// The events in order, with their times since the start of the backward.
+    /// The events in order, with their times since the start of the step.
     pub fn events(&self) -> &[(Duration, TraceEvent)] {
         &self.events
     }

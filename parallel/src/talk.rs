@@ -1,0 +1,139 @@
+//! What ranks tell each other beside gradients: small, in the host's memory, and never through a card.
+
+use crate::{Error, Result};
+use phalanx_comm::ProcessGroup;
+use phalanx_tensor::{Device, Tensor};
+
+/// Where the tensors of small talk live: in the host's memory, also where the group's results live on a
+/// card, so that to read them waits for nothing that a card does.
+pub(crate) fn device(group: &dyn ProcessGroup) -> Device {
+    match group.device() {
+        device if device.is_cpu() => device,
+        _ => Device::cpu(0),
+    }
+}
+
+/// This rank's number in the world, which errors name.
+pub(crate) fn world_rank(group: &dyn ProcessGroup) -> usize {
+    group.world_ranks()[group.rank()]
+}
+
+/// The numbers of the group's rank `root`, on every rank. All give as many.
+pub(crate) fn numbers_of(
+    root: usize,
+    mine: Vec<i64>,
+    group: &dyn ProcessGroup,
+) -> Result<Vec<i64>> {
+    let n = mine.len();
+    let mine = Tensor::from_vec(mine, n, device(group))?;
+    Ok(group.broadcast(mine, root)?.wait()?.to_vec::<i64>()?)
+}
+
+/// Where two descriptions part, as a sentence.
+fn first_difference(
+    (rank, theirs): (usize, &str),
+    (first, firsts): (usize, &str),
+) -> Option<String> {
+    let (mut a, mut b) = (theirs.lines(), firsts.lines());
+    loop {
+        return match (a.next(), b.next()) {
+            (Some(x), Some(y)) if x == y => continue,
+            (Some(x), Some(y)) => Some(format!("rank {rank} has {x}, where rank {first} has {y}")),
+            (Some(x), None) => Some(format!(
+                "rank {rank} has {x}, which rank {first} does not have"
+            )),
+            (None, Some(y)) => Some(format!("rank {rank} lacks {y}, which rank {first} has")),
+            (None, None) => None,
+        };
+    }
+}
+
+/// Compares a text of this rank with every other rank's. `Some`: the first rank whose text is not that
+/// of the group's first rank, and where they part; the same on every rank.
+pub(crate) fn compare(group: &dyn ProcessGroup, mine: String) -> Result<Option<(usize, String)>> {
+    let device = device(group);
+    let mine = mine.into_bytes();
+    let length = Tensor::scalar(mine.len() as i64, device)?;
+    let lengths = group.all_gather(length)?.wait()?.to_vec::<i64>()?;
+    // Padded to the longest, so that all ranks gather the same shape.
+    let longest = lengths.iter().map(|&n| n as usize).max().unwrap_or(0);
+    let mut padded = mine;
+    padded.resize(longest, 0);
+    let texts = group
+        .all_gather(Tensor::from_vec(padded, longest, device)?)?
+        .wait()?;
+    let texts = texts.to_vec::<u8>()?;
+    let text = |rank: usize| &texts[rank * longest..][..lengths[rank] as usize];
+    let texts = (0..group.size()).map(|r| String::from_utf8_lossy(text(r)));
+    let mut texts = group.world_ranks().iter().copied().zip(texts);
+    let Some((first, firsts)) = texts.next() else {
+        return Ok(None); // a group has a rank
+    };
+    Ok(texts.find_map(|(rank, text)| {
+        let difference = first_difference((rank, &text), (first, &firsts))?;
+        Some((rank, difference))
+    }))
+}
+
+/// Whether all ranks say the same of something that they must not differ in, such as the arguments that
+/// the program was started with: ranks that train with different learning rates drift apart without a
+/// sign. `text` has one line for each thing, and `what` says what they are, in the plural. Every rank
+/// must call it.
+///
+/// ```
+/// use phalanx_comm::launch;
+/// use phalanx_parallel::{Error, ddp};
+///
+/// let ends = launch(2, |group| -> phalanx_parallel::Result<String> {
+///     let lr = if group.rank() == 0 { 0.05 } else { 0.01 };
+///     let arguments = format!("--epochs 4\n--lr {lr}\n");
+///     let Err(error) = ddp::agree(&*group, "arguments", &arguments) else { panic!() };
+///     Ok(error.to_string())
+/// })?;
+/// assert_eq!(
+///     ends[0],
+///     "the ranks have different arguments: rank 1 has --lr 0.01, where rank 0 has --lr 0.05"
+/// );
+/// assert_eq!(ends[0], ends[1]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// [`Error::RanksDiffer`], the same on every rank; errors of the communication.
+pub fn agree(group: &dyn ProcessGroup, what: &'static str, text: &str) -> Result<()> {
+    match compare(group, text.to_owned())? {
+        Some((rank, difference)) => Err(Error::RanksDiffer {
+            what,
+            rank,
+            difference,
+        }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::first_difference;
+
+    #[test]
+    fn differences_are_named() {
+        let cases = [
+            ("a\nb\n", "a\nb\n", None),
+            (
+                "w: f32 [2]\n",
+                "w: f32 [3]\n",
+                Some("rank 5 has w: f32 [2], where rank 3 has w: f32 [3]"),
+            ),
+            ("a\n", "a\nb\n", Some("rank 5 lacks b, which rank 3 has")),
+            (
+                "a\nb\n",
+                "a\n",
+                Some("rank 5 has b, which rank 3 does not have"),
+            ),
+        ];
+        for (theirs, firsts, want) in cases {
+            let found = first_difference((5, theirs), (3, firsts));
+            assert_eq!(found.as_deref(), want);
+        }
+    }
+}
