@@ -80,7 +80,7 @@ fn with_weights_too() {
 #[test]
 fn an_average_is_of_one_group() {
     on_ranks(2, |group| {
-        let alone = group.split(group.rank() as u32, 0)?;
+        let alone = group.split(Some(group.rank() as u32), 0)?.expect("a color");
         let average = Average::weighted(&*group, 1.0 + group.rank() as f64)?;
         let end = reducer(&alone, small())?.begin([], &average).map(drop);
         assert!(matches!(end, Err(Error::InvalidUse { .. })), "{end:?}");

@@ -39,7 +39,7 @@ fn what_no_rank_uses_has_no_gradient_and_what_some_use_is_divided_by_all() {
 /// How many collectives a step takes on this rank: a group's name tells the number of the call that split it off.
 fn collectives(group: &dyn ProcessGroup, step: impl FnOnce() -> Result<()>) -> Result<usize> {
     let number = || -> Result<usize> {
-        let name = group.split(0, 0)?.name().to_owned();
+        let name = group.split(Some(0), 0)?.expect("a color").name().to_owned();
         let number = name.rsplit('/').next().and_then(|n| n.split(':').next());
         Ok(number.unwrap().parse().unwrap())
     };
