@@ -183,6 +183,52 @@ pub enum Error {
         /// What it said.
         message: String,
     },
+    /// A [store](crate::Store) was not there in time, or is lost.
+    #[error(
+        "{} cannot reach {store}: {call} failed after {:?}: {reason}",
+        somebody(*rank),
+        rounded(*waited)
+    )]
+    StoreUnreachable {
+        /// Which store: `the store at 10.0.0.1:29500`.
+        store: String,
+        /// The rank that asked, where that is known.
+        rank: Option<usize>,
+        /// What it asked, with the key: ``get of `loss` ``.
+        call: String,
+        /// How long it had waited.
+        waited: Duration,
+        /// What is known about it.
+        reason: String,
+    },
+    /// A key did not come in time. The store is as good as before.
+    #[error(
+        "{} waited {:?} for the key `{key}`, and nobody has set it in {store}",
+        somebody(*rank),
+        rounded(*waited)
+    )]
+    StoreTimeout {
+        /// Which store.
+        store: String,
+        /// The rank that waited, where that is known.
+        rank: Option<usize>,
+        /// The key.
+        key: String,
+        /// How long it waited.
+        waited: Duration,
+    },
+    /// A store does not do what it is asked: a limit is reached, or a value is no number. It is as good as before.
+    #[error("{store} refuses the {call} by {}: {reason}", somebody(*rank))]
+    StoreRefused {
+        /// Which store.
+        store: String,
+        /// The rank that asked, where that is known.
+        rank: Option<usize>,
+        /// What it asked, with the key.
+        call: String,
+        /// Why not.
+        reason: String,
+    },
     /// A rank called `abort`.
     #[error("rank {rank} aborted the group: {reason}")]
     Aborted {
@@ -204,6 +250,8 @@ impl Error {
                 | Error::UnsupportedReduction { .. }
                 | Error::InvalidArgument { .. }
                 | Error::Tensor(_)
+                | Error::StoreTimeout { .. }
+                | Error::StoreRefused { .. }
         )
     }
 
@@ -313,6 +361,19 @@ fn around(chain: &[Link]) -> String {
             let rest = following(missing, rest);
             format!("rank {} {}{rest}", first.rank, first.stands)
         }
+    }
+}
+
+/// `rank 1`, or whoever has none.
+fn somebody(rank: Option<usize>) -> String {
+    rank.map_or_else(|| "this process".into(), |rank| format!("rank {rank}"))
+}
+
+/// In whole milliseconds, unless it is less than one.
+fn rounded(time: Duration) -> Duration {
+    match time.as_millis() {
+        0 => time,
+        _ => Duration::new(time.as_secs(), time.subsec_millis() * 1_000_000),
     }
 }
 

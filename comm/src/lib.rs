@@ -80,6 +80,7 @@ mod meeting;
 pub mod membership;
 pub mod op;
 mod run;
+mod store;
 mod sync;
 mod work;
 
@@ -90,4 +91,8 @@ pub use line::report;
 pub use op::{Label, Promises, ReduceOp};
 pub use phalanx_tensor::{DType, Device, Shape, Tensor};
 pub use run::{Ranks, RunConfig, run};
+pub use store::{
+    MOST_KEY_BYTES, MOST_VALUE_BYTES, MemoryStore, PrefixStore, Reply, Request, Store, StoreLimits,
+    StoreServer, TcpConfig, TcpStore, Until,
+};
 pub use work::{Outcome, Pending, Tensors, Work};
