@@ -6,6 +6,7 @@
 //! takes itself for alone would train beside the others, and overwrite what they save. What says that
 //! there is one process may be incomplete.
 
+use crate::place::Place;
 use std::ffi::OsString;
 use std::fmt;
 
@@ -117,14 +118,18 @@ impl Start {
     /// [`Unclear`], if it says that there are several processes, but not which of them this one is,
     /// and nothing else does.
     pub fn detect() -> Result<Start, Unclear> {
-        Start::from_variables(|name| std::env::var_os(name))
+        Start::from_text(&read)
     }
 
-    /// As these variables tell. An empty one is none; one that is no Unicode is there, and is no number.
+    /// As these variables tell.
+    #[cfg(test)]
     fn from_variables(get: impl Fn(&str) -> Option<OsString>) -> Result<Start, Unclear> {
-        let text = |name: &str| get(name).map(|value| value.to_string_lossy().into_owned());
-        let get = |name: &str| text(name).filter(|value| !value.trim().is_empty());
-        let claims = Launcher::ALL.map(|launcher| claim(launcher, &get));
+        Start::from_text(&|name| text(get(name)))
+    }
+
+    /// As these variables tell. `get` gives what is set and not empty.
+    pub(crate) fn from_text(get: &impl Fn(&str) -> Option<String>) -> Result<Start, Unclear> {
+        let claims = Launcher::ALL.map(|launcher| claim(launcher, get));
         let many =
             |claim: &&Result<Option<Process>, Unclear>| matches!(claim, Ok(Some(p)) if p.size > 1);
         let elastic = get("TORCHELASTIC_RUN_ID").is_some();
@@ -132,7 +137,7 @@ impl Start {
         let by_torchrun = claims.last().filter(many).filter(|_| elastic);
         if let Some(Ok(Some(process))) = by_torchrun.or_else(|| claims.iter().find(many)) {
             return match process.launcher {
-                Launcher::Torchrun => rendezvous(*process, &get),
+                Launcher::Torchrun => rendezvous(*process, get),
                 _ => Ok(Start::Mpi(*process)),
             };
         }
@@ -152,6 +157,27 @@ impl Start {
             (None, Some(process)) => Ok(Start::Mpi(process)),
         }
     }
+}
+
+impl Place {
+    /// Where this process stands, as the environment tells.
+    ///
+    /// # Errors
+    /// [`Unclear`], if it says something that is wrong, or only a part of what is needed.
+    pub fn detect() -> Result<Place, Unclear> {
+        Place::of_process(Start::from_text(&read)?, &read)
+    }
+}
+
+/// What is set and not empty.
+fn read(name: &str) -> Option<String> {
+    text(std::env::var_os(name))
+}
+
+/// An empty variable is none; one that is no Unicode is there, and is no number.
+fn text(value: Option<OsString>) -> Option<String> {
+    let text = value?.to_string_lossy().into_owned();
+    (!text.trim().is_empty()).then_some(text)
 }
 
 /// What a launcher's variables say of this process, if anything.
@@ -175,11 +201,7 @@ fn claim(
             unclear(variable, &text, "is no number".into(), remedy)
         })
     };
-    // Several processes in torchrun's manner are of no use without MPI.
-    let complete = |missing, given| match launcher {
-        Launcher::Torchrun => format!("start the program by mpirun, or unset {given}"),
-        _ => format!("set {missing} too, or unset {given}"),
-    };
+    let complete = |missing, given| format!("set {missing} too, or unset {given}");
     let process = |rank, size| Process {
         rank,
         size,
@@ -224,7 +246,7 @@ fn rendezvous(process: Process, get: &impl Fn(&str) -> Option<String>) -> Result
         variable: "WORLD_SIZE",
         value: size.to_string(),
         problem: format!("speaks of {size} processes, but {missing} does not say where they meet"),
-        remedy: "start the program by mpirun, or unset RANK and WORLD_SIZE".into(),
+        remedy: format!("set {missing} too, or unset RANK and WORLD_SIZE"),
     })
 }
 
@@ -309,14 +331,10 @@ mod tests {
             (
                 "WORLD_SIZE=4",
                 "WORLD_SIZE",
-                "start the program by mpirun, or unset WORLD_SIZE",
+                "set RANK too, or unset WORLD_SIZE",
             ),
             ("WORLD_SIZE=0", "WORLD_SIZE", "unset WORLD_SIZE"),
-            (
-                "RANK=1",
-                "RANK",
-                "start the program by mpirun, or unset RANK",
-            ),
+            ("RANK=1", "RANK", "set WORLD_SIZE too, or unset RANK"),
             (
                 "RANK=1 WORLD_SIZE=4",
                 "WORLD_SIZE",

@@ -79,6 +79,7 @@ mod line;
 mod meeting;
 pub mod membership;
 pub mod op;
+mod place;
 mod run;
 mod store;
 mod sync;
@@ -90,6 +91,7 @@ pub use launch::{FailureKind, LaunchConfig, LaunchError, OnFailure, RankFailure,
 pub use line::report;
 pub use op::{Label, Promises, ReduceOp};
 pub use phalanx_tensor::{DType, Device, Shape, Tensor};
+pub use place::{Place, Rendezvous};
 pub use run::{Ranks, RunConfig, run};
 pub use store::{
     MOST_KEY_BYTES, MOST_VALUE_BYTES, MemoryStore, PrefixStore, Reply, Request, Store, StoreLimits,
