@@ -59,9 +59,21 @@ struct Run {
     tape: Tape,
 }
 
+/// Whether SGD with momentum trains, or AdamW, and the type of the parameters. The state of those of a half type is
+/// `f32`.
+const CASES: [(bool, DType); 4] = [
+    (true, DType::F32),
+    (false, DType::F32),
+    (true, DType::BF16),
+    (false, DType::F16),
+];
+
 impl Run {
-    fn new(device: Device, momentum: bool) -> Run {
-        let mut f = Factory::new(device, 1);
+    fn new(device: Device, (momentum, dtype): (bool, DType)) -> Run {
+        let mut f = Factory {
+            dtype,
+            ..Factory::new(device, 1)
+        };
         let model = Sequential::new()
             .with(Linear::new(12, 40, &mut f).unwrap())
             .with(BatchNorm2d::new(40, &mut f).unwrap().with_relu())
@@ -83,7 +95,7 @@ impl Run {
             copies: device.memory().unwrap().copies,
             model,
             optimizer,
-            x: Tensor::randn([16, 12], DType::F32, device, &mut rng).unwrap(),
+            x: Tensor::randn([16, 12], dtype, device, &mut rng).unwrap(),
             y: Tensor::randint(0, 5, [16], device, &mut rng).unwrap(),
             tape: Tape::new(),
         }
@@ -113,8 +125,8 @@ fn from_the_third_step_on_nothing_moves_and_nothing_grows() {
     let Some((device, _turn)) = place(401) else {
         return;
     };
-    for momentum in [true, false] {
-        let mut run = Run::new(device, momentum);
+    for case @ (momentum, _) in CASES {
+        let mut run = Run::new(device, case);
         let module = of_module(&run.model);
         run.step();
         let state = run.optimizer.addresses();
@@ -130,9 +142,9 @@ fn from_the_third_step_on_nothing_moves_and_nothing_grows() {
         let warm = run.memory();
         for step in 3..10 {
             run.step();
-            assert_eq!(run.memory(), warm, "step {step}");
-            assert_eq!(of_module(&run.model), module, "step {step}");
-            assert_eq!(run.optimizer.addresses(), state, "step {step}");
+            assert_eq!(run.memory(), warm, "{case:?}, step {step}");
+            assert_eq!(of_module(&run.model), module, "{case:?}, step {step}");
+            assert_eq!(run.optimizer.addresses(), state, "{case:?}, step {step}");
         }
         assert_eq!(run.copies(), 0);
         // What was taken is as it was, and the model is not.
@@ -152,8 +164,8 @@ fn loading_a_state_moves_nothing_and_shares_nothing() {
     let Some((device, _turn)) = place(403) else {
         return;
     };
-    for momentum in [true, false] {
-        let mut run = Run::new(device, momentum);
+    for case in CASES {
+        let mut run = Run::new(device, case);
         run.step();
         let saved = [State::of(&run.model), run.optimizer.state()].map(Result::unwrap);
         let taken: Vec<Bytes> = saved.iter().map(bytes).collect();
@@ -179,7 +191,7 @@ fn loading_a_state_moves_nothing_and_shares_nothing() {
         }
         assert_eq!(run.copies(), 0);
         // An optimizer that has no state yet takes the tensors over, and shares none of them.
-        let mut other = Run::new(device, momentum);
+        let mut other = Run::new(device, case);
         other.optimizer.load_state(saved[1].clone()).unwrap();
         let state = other.optimizer.addresses();
         other.step();
@@ -194,7 +206,7 @@ fn setting_a_value_moves_nothing() {
     let Some((device, _turn)) = place(404) else {
         return;
     };
-    let mut run = Run::new(device, true);
+    let mut run = Run::new(device, CASES[0]);
     run.step();
     let module = of_module(&run.model);
     let (params, buffers) = (run.model.parameters(), run.model.named_buffers());
@@ -229,7 +241,7 @@ fn a_write_to_what_a_tape_shares_copies_and_is_counted() {
     let Some((device, _turn)) = place(405) else {
         return;
     };
-    let mut run = Run::new(device, true);
+    let mut run = Run::new(device, CASES[0]);
     run.step();
     let before = of_module(&run.model);
     let (weight, old) = {
@@ -281,7 +293,7 @@ fn running_statistics_that_a_tape_shares_are_copied_before_they_change() {
     let Some((device, _turn)) = place(406) else {
         return;
     };
-    let mut run = Run::new(device, true);
+    let mut run = Run::new(device, CASES[0]);
     run.step();
     let evaluated = Tape::new();
     run.model.set_training(false);

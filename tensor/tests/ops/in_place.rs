@@ -270,6 +270,7 @@ fn what_is_written_over_keeps_its_address() {
             ..
         })
     ));
+    device.synchronize().unwrap();
 }
 
 /// Views share the storage, and their addresses say where in it they begin.
