@@ -95,17 +95,7 @@ impl Tensor {
                 rhs: other.dtype(),
             });
         }
-        let fits = start
-            .checked_add(other.numel())
-            .is_some_and(|end| end <= self.numel());
-        if !fits {
-            return Err(Error::ShapeMismatch {
-                op: OP,
-                lhs: self.shape().clone(),
-                rhs: other.shape().clone(),
-                reason: "the second does not fit into the first from there on",
-            });
-        }
+        self.expect_room_at(OP, start, other)?;
         other.storage().expect_written(OP)?;
         self.own(OP)?;
         self.storage().expect_written(OP)?;
@@ -114,6 +104,25 @@ impl Tensor {
             self.storage().broke_off(OP);
         }
         copied
+    }
+
+    /// The elements of `other` fit into the tensor from the one at `start` on.
+    pub(crate) fn expect_room_at(
+        &self,
+        op: &'static str,
+        start: usize,
+        other: &Tensor,
+    ) -> Result<()> {
+        let end = start.checked_add(other.numel());
+        if end.is_some_and(|end| end <= self.numel()) {
+            return Ok(());
+        }
+        Err(Error::ShapeMismatch {
+            op,
+            lhs: self.shape().clone(),
+            rhs: other.shape().clone(),
+            reason: "the second does not fit into the first from there on",
+        })
     }
 
     /// Makes the tensor contiguous and the only holder of its storage, by a copy where it is not.

@@ -31,6 +31,7 @@ pub(crate) const KERNELS: &[&crate::cuda::Source] = &[
     &binary::cuda::KERNELS,
     &binary::cuda::SUMS,
     &cast::cuda::KERNELS,
+    &cast::cuda::SCALED,
     &compare::cuda::KERNELS,
     &conv::cuda::KERNELS,
     &fill::cuda::KERNELS,

@@ -126,6 +126,11 @@ const ROWS: &[Row] = &[
     ("cast", |g| {
         DType::ALL.into_iter().map(|to| g.a.cast(to)).collect()
     }),
+    one!("write_scaled_at", |g| {
+        let mut y = g.a.copy()?;
+        y.write_scaled_at(1, &g.b.narrow(0, 1, 1)?, 2.0)?;
+        Ok(y)
+    }),
     one!("zeros", |g| Tensor::zeros([3, 2], g.dtype, g.device)),
     one!("ones", |g| Tensor::ones([3, 2], g.dtype, g.device)),
     one!("full", |g| Tensor::full([3, 2], 3.0, g.dtype, g.device)),

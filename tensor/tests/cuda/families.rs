@@ -109,6 +109,30 @@ fn casts_are_the_cpus() {
 }
 
 #[test]
+fn scaled_writes_are_the_cpus() {
+    let (device, _turn) = card!();
+    fn into(to: DType, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        let mut y = Tensor::full([a.numel() + 9], 5.0, to, a.device())?;
+        y.write_scaled_at(4, a, 0.3)?;
+        // Another number, which is on the device, and other elements in the same place.
+        let number = Tensor::full([1], -1.5, DType::BF16, a.device())?;
+        let b = b.broadcast_to(a.shape().clone())?;
+        y.write_scaled_at(2, &b, &number)?;
+        Ok(y)
+    }
+    compare(
+        device,
+        &DType::ALL,
+        &[
+            ("f32", |a, b| into(DType::F32, a, b)),
+            ("f64", |a, b| into(DType::F64, a, b)),
+            ("bf16", |a, b| into(DType::BF16, a, b)),
+            ("f16", |a, b| into(DType::F16, a, b)),
+        ],
+    );
+}
+
+#[test]
 fn what_is_filled_joined_and_looked_up_is_the_cpus() {
     let (device, _turn) = card!();
     compare(

@@ -1,7 +1,7 @@
 //! Conversions between all pairs of element types.
 
 use crate::util::*;
-use phalanx_tensor::{DType, Tensor, bf16, f16};
+use phalanx_tensor::{DType, Device, Tensor, bf16, f16};
 use proptest::prelude::*;
 
 proptest! {
@@ -136,4 +136,61 @@ fn what_is_not_0_is_true() {
     let low_bytes_of_0 = Tensor::from_slice(&[0i64, 256, 1 << 32], [3], device()).unwrap();
     let y = low_bytes_of_0.cast(DType::Bool).unwrap();
     assert_eq!(y.to_vec::<bool>().unwrap(), [false, true, true]);
+}
+
+#[test]
+fn a_scaled_write_is_a_conversion_a_product_and_a_conversion() {
+    let mut rng = TestRng::new(3);
+    for (from, to) in FLOATS.into_iter().flat_map(|a| FLOATS.map(|b| (a, b))) {
+        let x = rng.tensor(&[9, 700], from, (-40.0, 40.0));
+        let views = [
+            x.clone(),
+            x.t().unwrap(),
+            x.slice(1, 3..690, 4).unwrap(),
+            x.narrow(1, 5, 1).unwrap().broadcast_to([9, 60]).unwrap(),
+            x.narrow(0, 4, 0).unwrap(),
+        ];
+        let wide = match from == DType::F64 || to == DType::F64 {
+            true => DType::F64,
+            false => DType::F32,
+        };
+        for (x, factor) in views.iter().flat_map(|x| [0.3, -2.0, 0.0].map(|f| (x, f))) {
+            let product = x.cast(wide).unwrap().mul_scalar(factor).unwrap();
+            let expected = bytes(&product.cast(to).unwrap().contiguous().unwrap());
+            let n = x.numel();
+            let number = Tensor::scalar(factor, device()).unwrap();
+            for on_device in [false, true] {
+                let mut y = Tensor::full([n + 70], 7.0, to, device()).unwrap();
+                let place = y.address();
+                match on_device {
+                    true => y.write_scaled_at(65, x, &number).unwrap(),
+                    false => y.write_scaled_at(65, x, factor).unwrap(),
+                }
+                assert_eq!(y.address(), place);
+                let written = y.narrow(0, 65, n).unwrap().contiguous().unwrap();
+                assert_eq!(bytes(&written), expected, "{from} times {factor} to {to}");
+                let rest = [y.narrow(0, 0, 65).unwrap(), y.narrow(0, 65 + n, 5).unwrap()];
+                assert!(rest.iter().flat_map(values).all(|v| v == 7.0));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_scaled_write_leaves_what_others_hold_and_changes_nothing_where_it_fails() {
+    let x = tensor_of(&[1.0, 2.0, 3.0], &[3], DType::F32);
+    let mut y = x.clone();
+    y.write_scaled_at(1, &x.narrow(0, 0, 2).unwrap(), 10.0)
+        .unwrap();
+    assert_eq!(
+        (values(&x), values(&y)),
+        (vec![1.0, 2.0, 3.0], vec![1.0, 10.0, 20.0])
+    );
+    let ints = tensor_of(&[1.0], &[1], DType::I64);
+    let far = x.to_device(Device::cpu(1)).unwrap();
+    for (start, other) in [(1, &x), (usize::MAX, &x), (0, &ints), (0, &far)] {
+        assert!(y.write_scaled_at(start, other, 2.0).is_err());
+    }
+    assert!(y.write_scaled_at(0, &x, &x).is_err());
+    assert_eq!(values(&y), [1.0, 10.0, 20.0]);
 }

@@ -128,6 +128,7 @@ fn errors_begin_with_the_name_of_what_was_called() {
         ge: x.ge(&other);
         where_cond: Tensor::where_cond(&x, &x, &x);
         cast: wide.cast(DType::F64);
+        write_scaled_at: line.clone().write_scaled_at(3, &line, 1.0);
 
         sum: x.sum(&[2], false);
         mean: ints.mean(&[0], false);

@@ -1,8 +1,11 @@
 //! CPU kernels: the native types convert directly, half types through `f32` in blocks.
 
-use crate::cpu::elementwise::{BLOCK, for_widened, map, on_native, readable};
+use crate::cpu::elementwise::{BLOCK, for_widened, map, number, on_native, readable};
+use crate::cpu::math::Computed;
 use crate::cpu::{convert, vectorize};
-use crate::{Bool, DType, Element, Float, Result, Tensor, bf16, f16};
+use crate::ops::Scalar;
+use crate::{Bool, DType, Element, Float, Result, Tensor, bf16, dispatch_float, f16};
+use bytemuck::{cast_slice, cast_slice_mut};
 
 /// `out = x`, in `out`'s type.
 pub(crate) fn cast(op: &'static str, x: &Tensor, out: &mut Tensor) -> Result<()> {
@@ -12,6 +15,53 @@ pub(crate) fn cast(op: &'static str, x: &Tensor, out: &mut Tensor) -> Result<()>
         DType::BF16 => from_half::<bf16>(x, out),
         DType::F16 => from_half::<f16>(x, out),
     )
+}
+
+/// `y[start + i] = factor · x[i]`, in `y`'s type.
+pub(super) fn write_scaled(
+    op: &'static str,
+    y: &mut Tensor,
+    start: usize,
+    x: &Tensor,
+    factor: Scalar<'_>,
+) -> Result<()> {
+    let (x, factor) = (&readable(op, x)?, number(factor));
+    dispatch_float!(op, x.dtype(), T => dispatch_float!(op, y.dtype(), U => {
+        let y = &mut y.make_mut::<U>()?[start..][..x.numel()];
+        map([x], y, &|_, [x]: [&[T]; 1], y| scaled(x, factor, y));
+    }));
+    Ok(())
+}
+
+fn scaled<T: Computed, U: Computed>(x: &[T], factor: f64, y: &mut [U]) {
+    if [T::DTYPE, U::DTYPE].contains(&DType::F64) {
+        return vectorize(
+            #[inline(always)]
+            || {
+                let pairs = y.iter_mut().zip(x);
+                pairs.for_each(|(y, x)| *y = U::from_f64(x.to_f64() * factor));
+            },
+        );
+    }
+    let factor = factor as f32;
+    let times = |x: &[f32], y: &mut [f32]| {
+        vectorize(
+            #[inline(always)]
+            || y.iter_mut().zip(x).for_each(|(y, x)| *y = x * factor),
+        );
+    };
+    for_widened([x], |range, [x]| {
+        let (x, y) = (cast_slice::<_, f32>(x), &mut y[range]);
+        if U::DTYPE == DType::F32 {
+            return times(x, cast_slice_mut(y));
+        }
+        let mut product = [0f32; BLOCK];
+        for (x, y) in x.chunks(BLOCK).zip(y.chunks_mut(BLOCK)) {
+            let product = &mut product[..x.len()];
+            times(x, product);
+            convert::narrow(cast_slice(product), y);
+        }
+    });
 }
 
 /// A type that the processor converts itself.

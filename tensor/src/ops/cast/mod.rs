@@ -1,10 +1,13 @@
-//! Conversion between element types.
+//! Conversion between element types, alone, and scaled into a place that is there.
 
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 
-use crate::storage::{On, on, out};
+#[cfg(doc)]
+use crate::Error;
+use crate::ops::Scalar;
+use crate::storage::{On, inout, on, out};
 use crate::{DType, Result, Tensor};
 
 impl Tensor {
@@ -42,5 +45,49 @@ impl Tensor {
             On::Cuda(mut lane, (x, y)) => cuda::cast(&mut lane, x, y)?,
         }
         Ok(y)
+    }
+
+    /// Writes `factor` times the elements of `other`, in row-major order and converted to the tensor's
+    /// element type, over those of the tensor from the one at `start` on, as
+    /// [`write_at`](Tensor::write_at): one pass, where a scaled copy, its conversion and a copy are three.
+    /// Float types. The product is computed in the wider of the two types of computation, and rounded
+    /// once. The factor may be a number, or a tensor with one float on any device.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{DType, Device, Tensor};
+    /// let mut flat = Tensor::zeros([4], DType::F32, Device::cpu(0))?;
+    /// let gradient = Tensor::full([2], 3.0, DType::BF16, Device::cpu(0))?;
+    /// flat.write_scaled_at(1, &gradient, 0.5)?;
+    /// assert_eq!(flat.to_vec::<f32>()?, [0.0, 1.5, 1.5, 0.0]);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::ShapeMismatch`] where the elements do not fit behind `start`;
+    /// [`Error::UnsupportedDType`] for a type that is no float; [`Error::DeviceMismatch`];
+    /// [`Error::InvalidShape`] for a factor that has not one element; [`Error::OutOfMemory`]. The tensor is
+    /// as it was then.
+    pub fn write_scaled_at<'f>(
+        &mut self,
+        start: usize,
+        other: &Tensor,
+        factor: impl Into<Scalar<'f>>,
+    ) -> Result<()> {
+        const OP: &str = "write_scaled_at";
+        let factor = factor.into();
+        self.expect_float(OP)?;
+        other.expect_float(OP)?;
+        factor.expect_one(OP)?;
+        self.expect_room_at(OP, start, other)?;
+        self.expect_same_device(OP, other)?;
+        let copy = factor.copy_for(OP, self.device())?;
+        match on(OP, (inout(self), other, factor.or(copy.as_ref())))? {
+            On::Cpu((y, x, factor)) => cpu::write_scaled(OP, y, start, x, factor)?,
+            #[cfg(feature = "cuda")]
+            On::Cuda(mut lane, (y, x, factor)) => {
+                cuda::write_scaled(&mut lane, y, start, x, factor)?;
+            }
+        }
+        Ok(())
     }
 }
