@@ -47,9 +47,9 @@ impl Buffers {
             let device = buffer(bucket.slots[0].param).device();
             let (mut flat, _) = Flat::take_back(kept.next().flatten(), bucket, device)?;
             for (s, slot) in bucket.slots.iter().enumerate() {
-                buffer(slot.param).read(|value| flat.write(s, slot, value))?;
+                buffer(slot.param).read(|value| flat.write(s, slot, value, 1.0))?;
             }
-            let (memory, marks) = flat.leave(bucket, |_| false, 1.0)?;
+            let (memory, marks) = flat.leave(bucket, |_| false)?;
             Ok((group.broadcast(memory, root)?, marks))
         };
         Ok(Broadcast {

@@ -130,7 +130,8 @@ impl<M: Module> Ddp<M> {
     /// sweep runs. Adds what [`accumulate`](Ddp::accumulate) has kept. Every rank must call it.
     ///
     /// Gradients that travel together lie in one buffer, which the next step fills again: drop them
-    /// before it, or they keep that memory, and the step takes other memory.
+    /// before it, or they keep that memory, and the step takes other memory, which
+    /// [`stats`](GradReducer::stats) of the [`reducer`](Ddp::reducer) count.
     ///
     /// A parameter that the loss of no rank reaches has no gradient (not zero); one that only some
     /// reach gets their sum over the number of ranks. With [`DdpConfig::uneven_inputs`], the

@@ -5,9 +5,7 @@
 
 use super::bucket::{Bucket, Slot};
 use crate::Result;
-use phalanx_tensor::ops::optim::scale;
 use phalanx_tensor::{Device, Shape, Tensor};
-use std::slice;
 
 /// What became of the memory of the step before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,19 +58,29 @@ impl Flat {
         Ok((Flat::new(bucket, device)?, became))
     }
 
-    /// Writes a tensor of the bucket's element type into its slot, number `s`.
-    pub(crate) fn write(&mut self, s: usize, slot: &Slot, value: &Tensor) -> Result<()> {
+    /// Writes `factor` times a tensor into its slot, number `s`, converted to the bucket's element type. A
+    /// factor other than 1 is for floats only.
+    pub(crate) fn write(
+        &mut self,
+        s: usize,
+        slot: &Slot,
+        value: &Tensor,
+        factor: f64,
+    ) -> Result<()> {
         self.marks.dirty[s] = true;
-        Ok(self.memory.write_at(slot.offset, value)?)
+        if factor == 1.0 && value.dtype() == self.memory.dtype() {
+            return Ok(self.memory.write_at(slot.offset, value)?);
+        }
+        let value = value.to_device(self.memory.device())?;
+        Ok(self.memory.write_scaled_at(slot.offset, &value, factor)?)
     }
 
     /// Hands the memory out, to be sent. The slots of the parameters that `missing` names, into which nothing
-    /// was written in this step, are zero then, and the others are multiplied by `factor`.
+    /// was written in this step, are zero then.
     pub(crate) fn leave(
         self,
         bucket: &Bucket,
         missing: impl Fn(usize) -> bool,
-        factor: f64,
     ) -> Result<(Tensor, Marks)> {
         let Flat {
             mut memory,
@@ -92,9 +100,6 @@ impl Flat {
         holes.extend(hole);
         for (start, end) in holes.into_iter().filter(|(start, end)| start < end) {
             memory.write_at(start, &marks.zero.broadcast_to([end - start])?)?;
-        }
-        if factor != 1.0 {
-            scale(slice::from_mut(&mut memory), factor)?;
         }
         Ok((memory, marks))
     }

@@ -106,13 +106,13 @@ impl CommHook for Compress {
         group: &dyn ProcessGroup,
         bucket: GradBucket<'_>,
     ) -> Result<Box<dyn Completion>> {
-        let wide = bucket.buffer.dtype();
         let short = match self {
             Compress::Bf16 => DType::BF16,
             Compress::F16 => DType::F16,
         };
         let work = group.all_reduce(bucket.buffer.cast(short)?, ReduceOp::Sum)?;
-        Ok(Box::new(Compressed { work, wide }))
+        let buffer = bucket.buffer;
+        Ok(Box::new(Compressed { work, buffer }))
     }
 
     fn name(&self) -> String {
@@ -123,7 +123,8 @@ impl CommHook for Compress {
 /// A compressed bucket on its way.
 struct Compressed {
     work: Work<Tensor>,
-    wide: DType,
+    /// Where the average goes, so that the bucket stays where it is.
+    buffer: Tensor,
 }
 
 impl Completion for Compressed {
@@ -132,6 +133,8 @@ impl Completion for Compressed {
     }
 
     fn finish(self: Box<Self>) -> Result<Tensor> {
-        Ok(self.work.wait()?.cast(self.wide)?)
+        let Compressed { work, mut buffer } = *self;
+        buffer.write_scaled_at(0, &work.wait()?, 1.0)?;
+        Ok(buffer)
     }
 }

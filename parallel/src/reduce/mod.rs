@@ -39,7 +39,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 ///   same. The first step makes the plan, from the order in which the first rank expects its gradients.
 /// - **Averages are views of the buckets** (PyTorch: `gradient_as_bucket_view`). The next `begin` takes
 ///   that memory back: drop the averages before it. Where somebody still holds one, the bucket gets other
-///   memory, and [`stats`](GradReducer::stats) counts it.
+///   memory, and [`stats`](GradReducer::stats) counts it. (With weights, the sum is in the bucket, and the
+///   average is a tensor of its own. A gradient that travels alone is its own bucket.)
 /// - **An error in mid-step poisons the reducer**, and so does a step that is given up: this rank may be a
 ///   bucket behind the others, so every further call is [`Error::Poisoned`].
 ///

@@ -82,6 +82,22 @@ impl<'a> Reduction<'a> {
     }
 }
 
+/// `factor` times a gradient that travels alone, as the bucket that it is: where nobody else holds it, it is
+/// reduced in place.
+fn single(bucket: &Bucket, gradient: Tensor, factor: f64) -> Result<Tensor> {
+    if gradient.dtype() != bucket.dtype {
+        let mut flat = Tensor::empty([bucket.len], bucket.dtype, gradient.device())?;
+        flat.write_scaled_at(0, &gradient, factor)?;
+        return Ok(flat);
+    }
+    let mut flat = gradient.reshape(bucket.len)?;
+    drop(gradient); // its only holder now is the bucket
+    if factor != 1.0 {
+        scale(slice::from_mut(&mut flat), factor)?;
+    }
+    Ok(flat)
+}
+
 /// A bucket in flight.
 enum Flight {
     Plain(Work<Tensor>),
@@ -146,6 +162,8 @@ pub(super) struct Parts<'a> {
     used: Vec<bool>,
     /// … and any rank.
     uses: Uses,
+    /// Whether the answer to that has been seen to be there.
+    heard: bool,
     /// For each bucket: how many of the gradients that it waits for have not come.
     pending: Vec<usize>,
     /// For each bucket of several gradients: its memory, until it leaves.
@@ -185,6 +203,7 @@ impl<'a> Parts<'a> {
             pending: plan.buckets.iter().map(pending).collect(),
             used,
             uses,
+            heard: false,
             flats: reducer.take_flats(&plan)?,
             singles: plan.buckets.iter().map(|_| None).collect(),
             flights: Vec::with_capacity(plan.buckets.len()),
@@ -226,17 +245,10 @@ impl<'a> Parts<'a> {
         }
         let (b, s) = self.plan.place[i];
         let bucket = &self.plan.buckets[b];
-        let gradient = match gradient.dtype() == bucket.dtype {
-            true => gradient, // still its only holder
-            false => gradient.cast(bucket.dtype)?,
-        };
+        let factor = self.arithmetic.factor;
         match &mut self.flats[b] {
-            Some(flat) => flat.write(s, &bucket.slots[s], &gradient)?,
-            None => {
-                let flat = gradient.reshape(bucket.len)?;
-                drop(gradient); // its only holder now is the bucket: it is reduced in place
-                self.singles[b] = Some(flat);
-            }
+            Some(flat) => flat.write(s, &bucket.slots[s], &gradient, factor)?,
+            None => self.singles[b] = Some(single(bucket, gradient, factor)?),
         }
         self.pending[b] -= 1;
         self.launch()?;
@@ -245,6 +257,7 @@ impl<'a> Parts<'a> {
     }
 
     fn poll(&mut self) -> bool {
+        self.heard = self.heard || self.uses.poll(); // the oldest
         while let Some((flight, _)) = self.flights.get_mut(self.landed)
             && flight.poll()
         {
@@ -252,24 +265,24 @@ impl<'a> Parts<'a> {
             self.trace.record(|| TraceEvent::Reduced(b));
             self.landed += 1;
         }
-        self.landed == self.flights.len()
+        self.heard && self.landed == self.flights.len()
     }
 
     /// What bucket `b`, which is complete, sends; and what is known of it when that comes back.
     fn filled(&mut self, b: usize) -> Result<(Tensor, Option<Marks>)> {
-        let (bucket, factor) = (&self.plan.buckets[b], self.arithmetic.factor);
+        let bucket = &self.plan.buckets[b];
         if let Some(flat) = self.flats[b].take() {
-            let (memory, marks) = flat.leave(bucket, |p| !self.used[p], factor)?;
+            let (memory, marks) = flat.leave(bucket, |p| !self.used[p])?;
             return Ok((memory, Some(marks)));
         }
-        let Some(mut gradient) = self.singles[b].take() else {
-            // Nothing from this rank.
-            let device = self.plan.params[b][0].device();
-            return Ok((Tensor::zeros([bucket.len], bucket.dtype, device)?, None));
+        let gradient = match self.singles[b].take() {
+            Some(gradient) => gradient,
+            None => {
+                // Nothing from this rank.
+                let device = self.plan.params[b][0].device();
+                Tensor::zeros([bucket.len], bucket.dtype, device)?
+            }
         };
-        if factor != 1.0 {
-            scale(slice::from_mut(&mut gradient), factor)?;
-        }
         Ok((gradient, None))
     }
 

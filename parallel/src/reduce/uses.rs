@@ -27,6 +27,14 @@ impl Uses {
         Ok(Uses::Asked(group.all_reduce(mine, ReduceOp::BitOr)?))
     }
 
+    /// Does a small share of the asking, without blocking. Returns whether the answer is there.
+    pub(super) fn poll(&mut self) -> bool {
+        match self {
+            Uses::Known(_) => true,
+            Uses::Asked(work) => work.poll(),
+        }
+    }
+
     /// Waits for the answer: for each parameter, whether any rank uses it.
     pub(super) fn wait(self) -> Result<Vec<bool>> {
         Ok(match self {

@@ -12,6 +12,7 @@ mod alone;
 mod collectives;
 #[path = "../../../tensor/tests/cuda/counts.rs"]
 mod counts;
+mod reduce;
 mod split;
 
 use phalanx_comm::{LaunchConfig, ProcessGroup, launch};

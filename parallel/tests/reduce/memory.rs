@@ -3,8 +3,9 @@
 use crate::model::{on_ranks, values};
 use crate::support::{ALONE, SHAPES, reducer, shuffled, small, step};
 use phalanx_autograd::Gradients;
-use phalanx_parallel::{Average, GradReducer, ReduceConfig};
+use phalanx_parallel::{Average, Compress, GradReducer, ReduceConfig};
 use phalanx_tensor::Tensor;
+use std::sync::Arc;
 
 fn addresses(reducer: &GradReducer, averages: &Gradients) -> Vec<usize> {
     let params = reducer.parameters().iter().enumerate();
@@ -23,28 +24,36 @@ fn flats(reducer: &GradReducer) -> u64 {
 
 #[test]
 fn they_lie_where_they_lay_and_no_memory_is_taken() {
-    on_ranks(2, |group| {
-        let reducer = reducer(&group, small())?;
-        let first = addresses(&reducer, &step(&reducer, &shuffled(0), 0, &Average::EQUAL)?);
-        let mut neighbours: Vec<usize> = first.clone();
-        neighbours.sort();
-        assert!(
-            neighbours.windows(2).any(|w| w[1] - w[0] == 64 * 4),
-            "some share a bucket: {neighbours:?}"
-        );
-        for i in 1..5 {
-            let order = shuffled(10 * i + group.rank());
-            let averages = step(&reducer, &order, i, &Average::EQUAL)?;
-            assert_eq!(addresses(&reducer, &averages), first);
-        }
-        let stats = reducer.stats();
-        assert!(flats(&reducer) > 1);
-        assert_eq!(
-            (stats.buckets_made, stats.buckets_held),
-            (flats(&reducer), 0)
-        );
-        Ok(())
-    });
+    let compressed = ReduceConfig {
+        hook: Some(Arc::new(Compress::Bf16)),
+        ..small()
+    };
+    for config in [small(), compressed] {
+        on_ranks(2, |group| {
+            let reducer = reducer(&group, config.clone())?;
+            let averages = step(&reducer, &shuffled(0), 0, &Average::EQUAL)?;
+            let first = addresses(&reducer, &averages);
+            drop(averages);
+            let mut neighbours: Vec<usize> = first.clone();
+            neighbours.sort();
+            assert!(
+                neighbours.windows(2).any(|w| w[1] - w[0] == 64 * 4),
+                "some share a bucket: {neighbours:?}"
+            );
+            for i in 1..5 {
+                let order = shuffled(10 * i + group.rank());
+                let averages = step(&reducer, &order, i, &Average::EQUAL)?;
+                assert_eq!(addresses(&reducer, &averages), first);
+            }
+            let stats = reducer.stats();
+            assert!(flats(&reducer) > 1);
+            assert_eq!(
+                (stats.buckets_made, stats.buckets_held),
+                (flats(&reducer), 0)
+            );
+            Ok(())
+        });
+    }
 }
 
 #[test]
