@@ -233,6 +233,37 @@ pub(crate) fn run_rank<T, E: Display>(
     }
 }
 
+/// The one rank that this process is, on a thread of its own with a stack as deep as that of a rank among threads.
+/// `watch` runs meanwhile, and returns when its receiver says that the rank has ended.
+pub(crate) fn run_process<T: Send, E: Display + Debug + Send>(
+    group: Group,
+    config: &LaunchConfig,
+    program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
+    watch: impl FnOnce(&Receiver<()>),
+) -> Result<Vec<(usize, T)>, LaunchError<E>> {
+    let rank = group.rank();
+    let failures = AtomicUsize::new(0);
+    let end = thread::scope(|scope| {
+        let (sender, ends) = channel::<()>();
+        let run = || {
+            let _ends = sender; // with this thread
+            run_rank(group, config, &program, &failures)
+        };
+        let thread = spawn(scope, rank, config.stack_size, run)?;
+        watch(&ends);
+        // `run_rank` catches the program's panics: what is left is dropping its panic's payload.
+        let end = thread.join();
+        Ok(end.unwrap_or_else(|panic| Err((0, FailureKind::Panic(message(&*panic))))))
+    });
+    match end.map_err(|error| LaunchError::Spawn { rank, error })? {
+        Ok(result) => Ok(vec![(rank, result)]),
+        Err((_, kind)) => Err(LaunchError::Ranks {
+            first: RankFailure { rank, kind },
+            others: Vec::new(),
+        }),
+    }
+}
+
 /// Writes what the rank has called, where the launch asks for it. That it could not be written is said, and no more:
 /// the rank has a failure already.
 fn write_record(flight: &Flight, rank: usize, config: &LaunchConfig, why: &str) {

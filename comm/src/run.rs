@@ -1,4 +1,4 @@
-//! [`run`]: the same program, wherever it is started: as threads of this process, or under `mpirun`.
+//! [`run`]: the same program, wherever it is started: as threads of this process, under `mpirun`, or under torchrun.
 
 use crate::env::{Process, Start};
 use crate::group::ProcessGroup;
@@ -70,6 +70,11 @@ impl From<Ranks> for RunConfig {
 /// - started alone, [`launch`] runs all ranks as threads of this process;
 /// - started by `mpirun` (Open MPI's, MPICH's, `srun`), this process is one rank. The program runs on
 ///   a thread named after it, as there, and this call waits for it. Needs the feature `mpi`;
+/// - started by torchrun, or in its manner (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR`,
+///   `MASTER_PORT`), this process is one rank, too. Its group carries small talk between ranks alone: see
+///   [`backends::store`](crate::backends::store). Rank 0's process serves the store by which they talk, at the address
+///   of `MASTER_ADDR` and the port of `MASTER_PORT`; one port above, where torchrun's agent has a store of its own there
+///   (`TORCHELASTIC_USE_AGENT_STORE=True`), which speaks another protocol;
 /// - started as the only one of its processes, by whomever, this process is a world of one rank.
 ///
 /// What [`launch`] says of ranks that fail holds here too. Processes end together: one that has ended
@@ -144,10 +149,6 @@ where
             world_size: 1,
             ..config.launch
         }),
-        Start::Torchrun(process) => Err(LaunchError::Unsupported {
-            launcher: process.launcher,
-            size: process.size,
-            reason: "processes without MPI need NCCL, which is not there yet; use mpirun".into(),
-        }),
+        Start::Torchrun(process) => crate::backends::store::launch(config.launch, process, program),
     }
 }

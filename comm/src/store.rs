@@ -34,6 +34,7 @@ mod request;
 mod server;
 mod tcp;
 
+pub(crate) use self::bytes::{Reader, Writer};
 pub use self::memory::MemoryStore;
 pub use self::prefix::PrefixStore;
 pub use self::request::{MOST_KEY_BYTES, MOST_VALUE_BYTES, Reply, Request, Until};

@@ -24,7 +24,7 @@ mod slot;
 mod wait;
 mod world;
 
-use self::alone::Done;
+pub(in crate::backends) use self::alone::Done;
 use self::mail::{End, Mailboxes};
 use self::pool::{SlotPool, SlotRef, Spares};
 use self::post::Post;

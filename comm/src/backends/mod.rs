@@ -7,6 +7,7 @@ pub(crate) mod fold;
 pub mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod store;
 mod together;
 
 use self::together::Together;

@@ -78,6 +78,11 @@ impl<'a> Reader<'a> {
         (nanos < 1_000_000_000).then(|| Duration::new(seconds, nanos))
     }
 
+    /// What has not been taken.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.0
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -7,7 +7,7 @@ use crate::work::{Pending, Tensors};
 use phalanx_tensor::Tensor;
 
 /// An operation that has ended when it is issued.
-pub(super) struct Done(Tensors);
+pub(in crate::backends) struct Done(Tensors);
 
 impl Done {
     /// The result of a checked call. A tensor that nobody else holds comes back as it is; a view with gaps is
@@ -15,7 +15,7 @@ impl Done {
     ///
     /// # Errors
     /// The device has no memory for such a copy.
-    pub(super) fn of(call: Call) -> Result<Done> {
+    pub(in crate::backends) fn of(call: Call) -> Result<Done> {
         let given = call.inputs.into_iter().zip(call.outputs);
         let results = given.map(|(tensor, room)| back(tensor, room));
         Ok(Done(results.collect::<Result<_>>()?))

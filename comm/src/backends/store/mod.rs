@@ -1,0 +1,300 @@
+//! Small talk between ranks through a [`Store`]: for ranks that are processes without MPI, whose data go by an engine
+//! of their own, on cards. It carries what ranks have to agree on, `barrier`, `broadcast`, `all_gather` and `split` of
+//! CPU tensors of at most [`MOST_BYTES`], and nothing else: other calls, and larger tensors, get an error that says
+//! what to use instead.
+//!
+//! A call goes through the store in two steps. Each rank leaves its call there, the signature and its data, and raises
+//! the number of those that have come; when all have, each rank reads what the others have left, compares the
+//! signatures, and takes its result. The last one to read removes what was left, so that the store does not
+//! grow. All ranks see the same calls, so all come to the same verdict by themselves.
+//!
+//! What goes wrong is claimed in the store, by the first to see it, and read by all: see `session.rs`. Whoever waits for
+//! a call also waits for that, and for departures. A rank that computes hears of it at its next call.
+
+mod launch;
+mod session;
+mod wait;
+mod wire;
+
+pub(crate) use self::launch::launch;
+
+use self::session::{FAULT, Session, look};
+use self::wait::{Posted, StoreWork};
+use crate::backends::local::Done;
+use crate::backends::{Backend, fold};
+use crate::check::Call;
+use crate::error::{Error, Result};
+use crate::group::{Group, ProcessGroup};
+use crate::membership::Membership;
+use crate::op::{Op, Promises, Signature};
+use crate::store::{Reply, Request, Store};
+use crate::sync::Mutex;
+use crate::work::Pending;
+use phalanx_tensor::{DType, Device, Tensor};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The most bytes that a rank's tensors have together in one call.
+pub const MOST_BYTES: usize = 64 << 10;
+
+/// One rank's side of a group of ranks that talk through a store.
+struct StoreGroup {
+    endpoint: Arc<Endpoint>,
+}
+
+/// One rank's side of a group.
+struct Endpoint {
+    membership: Membership,
+    /// Of all keys of the group.
+    key: String,
+    session: Arc<Session>,
+    /// Locked by the rank's own threads only.
+    issue: Mutex<Issue>,
+}
+
+/// Where a rank stands in its sequence of calls.
+#[derive(Default)]
+struct Issue {
+    /// The number of the next one.
+    next: u64,
+    /// The numbers of those that have not ended.
+    open: BTreeSet<u64>,
+}
+
+/// This rank's handle on a world of `size` ranks that share `store`. It waits for nobody. Its results live on `device`,
+/// which is a CPU.
+///
+/// Where one store serves several worlds, each has a [`PrefixStore`](crate::PrefixStore) of its own.
+/// [`run`](crate::run()) does this where a program was started by torchrun.
+///
+/// ```
+/// use phalanx_comm::{Device, Error, MemoryStore, ProcessGroup, Tensor, backends::store};
+/// use std::{sync::Arc, thread, time::Duration};
+///
+/// let deadline = Duration::from_secs(10);
+/// let whole = MemoryStore::new(deadline);
+/// let rank = |rank: usize| {
+///     let store = Arc::new(whole.clone().for_rank(rank));
+///     let group = store::world(store, rank, 2, Device::cpu(rank), deadline)?;
+///     let mine = Tensor::from_slice(&[10 * rank as i64], [], group.device())?;
+///     Ok::<_, Error>(group.all_gather(mine)?.wait()?.to_vec::<i64>()?)
+/// };
+/// thread::scope(|scope| {
+///     let other = scope.spawn(|| rank(1));
+///     assert_eq!(rank(0).unwrap(), [0, 10]);
+///     assert_eq!(other.join().unwrap().unwrap(), [0, 10]);
+/// });
+/// ```
+///
+/// # Errors
+/// [`Error::StoreRefused`], if another process has come as this rank before; [`Error::StoreUnreachable`].
+pub fn world(
+    store: Arc<dyn Store>,
+    rank: usize,
+    size: usize,
+    device: Device,
+    deadline: Duration,
+) -> Result<Arc<dyn ProcessGroup>> {
+    let engine = join(store, rank, size, device, deadline)?;
+    Ok(Arc::new(Group::world(engine)))
+}
+
+fn join(
+    store: Arc<dyn Store>,
+    rank: usize,
+    size: usize,
+    device: Device,
+    deadline: Duration,
+) -> Result<StoreGroup> {
+    let wrong = |reason: String| Error::InvalidArgument {
+        op: "world",
+        rank,
+        reason,
+    };
+    if rank >= size {
+        let reason = format!("there is no such rank in a world of {size}");
+        return Err(wrong(reason));
+    }
+    if !device.is_cpu() {
+        return Err(wrong(format!(
+            "its results cannot live on {device}, only on a CPU"
+        )));
+    }
+    let membership = Membership {
+        rank,
+        world_ranks: (0..size).collect(),
+        name: "world".into(),
+        device,
+        deadline,
+    };
+    let session = Arc::new(Session::join(store, rank)?);
+    Ok(StoreGroup::new(membership, session))
+}
+
+impl StoreGroup {
+    fn new(membership: Membership, session: Arc<Session>) -> StoreGroup {
+        let key = key(&membership.name);
+        StoreGroup {
+            endpoint: Arc::new(Endpoint {
+                membership,
+                key,
+                session,
+                issue: Mutex::default(),
+            }),
+        }
+    }
+}
+
+/// What the keys of a group of this name begin with: as long for every name, since names grow with each split.
+/// FNV-1a; that two names meet in 64 bits is not to be expected.
+fn key(name: &str) -> String {
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+impl Endpoint {
+    /// What rank `rank` leaves of call `number`.
+    fn call_key(&self, number: u64, rank: usize) -> String {
+        format!("{}/{number}/{rank}", self.key)
+    }
+
+    /// How many have come to call `number`.
+    fn count_key(&self, number: u64) -> String {
+        format!("{}/{number}/come", self.key)
+    }
+
+    /// How many have read all of call `number`.
+    fn read_key(&self, number: u64) -> String {
+        format!("{}/{number}/read", self.key)
+    }
+
+    /// Fails the world: something else is in the store than a rank has left there.
+    fn broken(&self, signature: &Signature, message: String) -> Error {
+        self.session.fail(Error::Transport {
+            rank: self.membership.world_rank(),
+            call: signature.to_string(),
+            message,
+        })
+    }
+
+    /// What the engine does not carry is an error of this call alone.
+    fn admit(&self, call: &Call) -> Result<()> {
+        let op = &call.signature.op;
+        let refused = |what: String| Error::InvalidArgument {
+            op: op.name(),
+            rank: self.membership.world_rank(),
+            reason: format!(
+                "{what}: it is for small talk between ranks. For CPU tensors start the program by mpirun, built with \
+                 `--features mpi`"
+            ),
+        };
+        if !wire::carries(op) {
+            return Err(refused(
+                "a group over the store carries barrier, broadcast, all_gather and split alone"
+                    .into(),
+            ));
+        }
+        if let Some(tensor) = call.inputs.iter().find(|tensor| !tensor.device().is_cpu()) {
+            let device = tensor.device();
+            return Err(refused(format!(
+                "a group over the store carries no tensor of {device}"
+            )));
+        }
+        let bytes = |t: &Tensor| t.numel().saturating_mul(t.dtype().size());
+        let bytes = call.inputs.iter().map(bytes).fold(0, usize::saturating_add);
+        if bytes > MOST_BYTES {
+            return Err(refused(format!(
+                "a group over the store carries {MOST_BYTES} bytes of each rank in one call, and not {bytes}"
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Backend for StoreGroup {
+    fn name(&self) -> &'static str {
+        "store"
+    }
+
+    fn membership(&self) -> &Membership {
+        &self.endpoint.membership
+    }
+
+    fn supports(&self, op: &Op, _: DType) -> bool {
+        wire::carries(op)
+    }
+
+    fn promises(&self) -> Promises {
+        fold::PROMISES // of none
+    }
+
+    fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
+        let me = &self.endpoint;
+        me.session.refuse()?;
+        if me.membership.size() == 1 {
+            me.issue.lock().next += 1;
+            return Ok(Box::new(Done::of(call)?));
+        }
+        me.admit(&call)?;
+        let (posted, value) = Posted::new(call, &me.membership)?;
+        let mut issue = me.issue.lock();
+        let number = issue.next;
+        let set = Request::Set {
+            key: me.call_key(number, me.membership.rank),
+            value,
+        };
+        let add = Request::Add {
+            key: me.count_key(number),
+            amount: 1,
+        };
+        // Where one of them is refused, the call has had no effect: its number is not used up.
+        let replies = me.session.ask(&[look(FAULT.into()), set, add])?;
+        issue.next += 1;
+        issue.open.insert(number);
+        drop(issue);
+        if let Some(Reply::Value(_)) = replies.first() {
+            return Err(me.session.hear());
+        }
+        let size = me.membership.size() as i64;
+        let is_full = matches!(replies.last(), Some(Reply::Number(come)) if *come >= size);
+        Ok(Box::new(StoreWork::new(
+            Arc::clone(me),
+            number,
+            posted,
+            is_full,
+        )))
+    }
+
+    fn issued(&self) -> u64 {
+        self.endpoint.issue.lock().next
+    }
+
+    fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>> {
+        let session = Arc::clone(&self.endpoint.session);
+        Ok(Arc::new(StoreGroup::new(new, session)))
+    }
+
+    fn fault(&self) -> Option<Error> {
+        self.endpoint.session.failure().map(|(error, _)| error)
+    }
+
+    fn depart(&self) {
+        self.endpoint.session.depart();
+    }
+
+    fn fail(&self, error: Error) {
+        self.endpoint.session.fail(error);
+    }
+}
+
+impl fmt::Debug for StoreGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let me = &self.endpoint.membership;
+        let (rank, size) = (me.rank, me.size());
+        write!(f, "StoreGroup(rank {rank} of {size} in {})", me.name)
+    }
+}
