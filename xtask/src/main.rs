@@ -3,6 +3,7 @@
 
 mod cargo;
 mod check;
+mod drill;
 mod gpu;
 mod host_access;
 mod hosts;
@@ -50,6 +51,8 @@ enum Chore {
     Check,
     /// Time the library, and its peers beside it.
     Bench(program::Args),
+    /// Let a rank go wrong in all ways, on threads and on processes, and print what the others hold.
+    Drill(drill::Args),
     /// Start an example as processes, under mpirun.
     Launch(launch::Args),
     /// The part `mpi` of `test`, by itself.
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Chore::MutateCuda(args) => mutate::run(&args),
         Chore::Check => check::run(),
         Chore::Bench(args) => program::bench(&args),
+        Chore::Drill(args) => drill::run(&args),
         Chore::Launch(args) => launch::run(&args),
         Chore::Mpi(args) => mpi::run(&args),
         Chore::Rsh { args } => job::rsh(&args),

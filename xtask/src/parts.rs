@@ -183,6 +183,13 @@ pub const PARTS: &[Part] = &[
         ..PLAIN
     },
     Part {
+        name: "drill",
+        what: "a rank goes wrong at six times and in six ways, on processes, by mpirun",
+        obstacle: machine::obstacle,
+        command: || chore(&["drill", "--backend", "mpi"]),
+        ..PLAIN
+    },
+    Part {
         name: "hosts",
         what: "the same over 2 hosts, which are network namespaces",
         obstacle: || machine::obstacle().or_else(Hosts::obstacle),

@@ -1,7 +1,7 @@
 //! Whether a cell went as the table wants it, by what its ranks said and how their process or job ended.
 
 use crate::site::WRONG;
-use crate::table::{Backend, CULPRIT, Cell, END_AFTER, JOB_ENDS_WITHIN, Must, RANKS, START};
+use crate::table::{Backend, CULPRIT, Cell, END_AFTER, Fault, JOB_ENDS_WITHIN, Must, RANKS, START};
 use std::time::Duration;
 
 /// How a cell ended.
@@ -39,7 +39,12 @@ impl End {
                     code => Err(format!("it ends with code {code:?}")),
                 }
             }
-            Must::EndTheJob => self.ends(JOB_ENDS_WITHIN),
+            Must::EndTheJob => {
+                if cell.fault == Fault::Gone {
+                    self.says(&format!("rank {CULPRIT} was ended by signal: 9"))?;
+                }
+                self.ends(JOB_ENDS_WITHIN)
+            }
             Must::EndTheStart => {
                 self.says("for MPI to start, and ends: another process has not called MPI_Init")?;
                 self.ends(START + JOB_ENDS_WITHIN)

@@ -111,6 +111,9 @@ fn play(cell: Cell, folder: &Path) -> ExitCode {
         }
         Err(error) => println!("{WRONG}: the run ends with: {error}"),
     }
+    if !matches!(must, Must::Hold(_)) {
+        return ExitCode::FAILURE;
+    }
     let config = config.deadline(Duration::from_secs(5));
     let second = run(ranks().launch(config), |g| {
         play::again(&*g).map(|()| g.rank())

@@ -1,4 +1,4 @@
-//! Drills: a rank goes wrong, in one way or another; how the job ends, how soon, and who is named.
+//! Drills that are no cells of a table (`cells.rs`): how a job ends, how soon, and who is named.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -27,8 +27,6 @@ const AT_DEADLINE: Duration = DEADLINE.saturating_add(GRACE);
 
 /// Whom the culprit's end must be heard from: each of the two other ranks. Its own words prove nothing.
 const OTHERS: &[Option<usize>] = &[Some(0), Some(2)];
-/// The launcher, where nobody else can know.
-const LAUNCHER: &[Option<usize>] = &[None];
 
 /// A way to go wrong: what rank 1 does, who must say what of it, and when the job has ended at the latest; at the
 /// earliest too, where a rank has something to finish.
@@ -42,21 +40,10 @@ pub struct Drill {
 }
 
 pub const DRILLS: &[Drill] = &[
-    drill(
-        "panic",
-        "rank 1 panicked: the dog ate my gradients",
-        AT_ONCE,
-    ),
-    drill("error", "rank 1 failed: no such file: weights", AT_ONCE),
     drill("return", "rank 1 returned without the call", AT_ONCE),
     Drill {
         code: 7,
         ..drill("exit", "rank 1 returned without the call", AT_ONCE)
-    },
-    Drill {
-        code: 128 + 9,
-        speakers: LAUNCHER,
-        ..drill("kill", "rank 1 was ended by signal: 9", AT_ONCE)
     },
     // Rank 0 computes meanwhile, is left in peace, and saves what it has.
     Drill {
@@ -88,13 +75,6 @@ pub const DRILLS: &[Drill] = &[
             AT_DEADLINE,
         )
     },
-    drill("loop", "for rank 1: ", AT_DEADLINE),
-    drill(
-        "shapes",
-        "rank 1 called all_reduce(sum) of f32 [4]",
-        AT_ONCE,
-    ),
-    drill("order", "rank 1 called barrier", AT_ONCE),
 ];
 
 const fn drill(name: &'static str, says: &'static str, most: Duration) -> Drill {

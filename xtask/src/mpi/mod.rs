@@ -3,7 +3,10 @@
 //! the ranks compute, and drills in which a rank goes wrong.
 
 mod bare;
+pub mod cells;
 mod drills;
+
+pub use self::drills::nothing_left;
 
 use std::fmt;
 use std::iter::repeat_n;
@@ -40,6 +43,7 @@ struct Programs {
     unit: PathBuf,
     suite: PathBuf,
     drill: PathBuf,
+    cells: PathBuf,
     parallel: PathBuf,
     ddp: PathBuf,
 }
@@ -48,7 +52,7 @@ impl Programs {
     fn build() -> Result<Programs> {
         let release = ["--release", "--features", "mpi", "--package"];
         let mut comm = cargo([
-            "test", "--no-run", "--lib", "--test", "mpi", "--test", "drill",
+            "test", "--no-run", "--lib", "--test", "mpi", "--test", "drill", "--test", "cells",
         ]);
         let mut parallel = cargo(["test", "--no-run", "--test", "ddp"]);
         let mut ddp = cargo(["build", "--bin", "ddp"]);
@@ -65,6 +69,7 @@ impl Programs {
             unit: find(&comm, "phalanx_comm")?,
             suite: find(&comm, "mpi")?,
             drill: find(&comm, "drill")?,
+            cells: find(&comm, "cells")?,
             parallel: find(&parallel, "ddp")?,
             ddp: find(&ddp, "ddp")?,
         })
@@ -75,7 +80,7 @@ impl Programs {
 type Test<'a> = (String, Box<dyn Fn() -> Result<Outcome> + 'a>);
 
 /// How a test went well.
-enum Outcome {
+pub enum Outcome {
     /// With a figure or two.
     Passed(String),
     /// It did not run, for this reason.
@@ -87,7 +92,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     signals::catch();
     let hosts = args.hosts.map(Hosts::new).transpose()?;
     let (mut passed, mut failed, mut ignored) = (0, 0, 0);
-    let tests = tests(&programs, hosts.as_ref());
+    let tests = tests(&programs, hosts.as_ref())?;
     let wanted = tests.iter().filter(|(name, _)| name.contains(&args.only));
     let mut test = |name: &str, outcome: Result<Outcome>| match outcome {
         Ok(Outcome::Passed(figures)) => {
@@ -116,7 +121,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(signal) = signals::seen() {
         return Ok(ExitCode::from(u8::try_from(128 + signal)?));
     }
-    test("nothing is left", drills::nothing_left());
+    test("nothing is left", nothing_left());
     let word = if failed == 0 { "ok" } else { "FAILED" };
     println!("\ntest result: {word}. {passed} passed; {failed} failed; {ignored} ignored");
     Ok(match failed {
@@ -125,7 +130,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     })
 }
 
-fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Vec<Test<'a>> {
+fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Result<Vec<Test<'a>>> {
     let place = hosts.map_or(String::new(), |hosts| {
         format!(" over {} hosts", hosts.count)
     });
@@ -169,10 +174,16 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Vec<Test<'a>> 
         Box::new(move || drills::interrupt(&programs.ddp, hosts)),
     );
     match hosts {
-        Some(hosts) => add(
-            "drill link, a cable is cut,".to_owned(),
-            Box::new(move || drills::cable(&programs.drill, hosts.count)),
-        ),
+        Some(Hosts { count, .. }) => {
+            let test = move || drills::cable(&programs.drill, *count);
+            add("drill link, a cable is cut,".to_owned(), Box::new(test));
+            // One phase of the drill shows what is different here: how a failure gets from one host to the other.
+            let cells = cells::list(&programs.cells)?.into_iter();
+            for cell in cells.filter(|cell| cell.is_of("between")) {
+                let name = format!("drill {}", cell.name);
+                add(name, Box::new(move || cell.run(&programs.cells, hosts)));
+            }
+        }
         None => {
             let test = move || bare::start(&programs.drill, drills::DEADLINE);
             add(
@@ -189,7 +200,7 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Vec<Test<'a>> 
             add("more than 2^31 elements".to_owned(), Box::new(test));
         }
     }
-    tests
+    Ok(tests)
 }
 
 /// No test takes so long, unless it hangs.
