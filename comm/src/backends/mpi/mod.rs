@@ -26,6 +26,7 @@
 //! the launch's `OnFailure` allows is ended by its background thread, with a line on stderr; one whose
 //! program has ended well is not. Processes end together: see `process.rs`.
 
+mod detector;
 mod engine;
 mod exchange;
 mod header;
