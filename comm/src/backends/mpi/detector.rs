@@ -27,59 +27,11 @@ mod tests;
 
 pub(super) use self::watch::{Finding, Watch};
 
+use super::word::{Letter, Standing, Word};
 use crate::error::{Error, Link, Stands};
 use crate::meeting::{fault, late};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
-
-/// What processes say to each other beside their calls.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) enum Word {
-    /// The failure that counts, on all ranks.
-    Verdict(Error),
-    /// A failure that whoever gets this is to make the verdict.
-    Accusation(Error),
-    /// The sender issues nothing more in this epoch.
-    Departed,
-    /// The sender's process is about to end.
-    Farewell,
-    /// The sender's process is about to be ended by force, since its rank hangs: nobody is to wait for it.
-    Doomed,
-    /// Where do you stand? With the sender's number for the question.
-    Ask(u32),
-    /// The answer to the question of this number.
-    Answer(u32, Standing),
-}
-
-/// Where a rank stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Standing {
-    pub(super) stands: Stands,
-    /// Whether nothing can end its wait but calls of those that it waits for: all its calls come from one thread, and no
-    /// data is on its way.
-    pub(super) is_fixed: bool,
-}
-
-impl Standing {
-    pub(super) const ENDED: Standing = Standing::of(Stands::Ended);
-    pub(super) const RUNS: Standing = Standing::of(Stands::Runs);
-
-    const fn of(stands: Stands) -> Standing {
-        Standing {
-            stands,
-            is_fixed: false,
-        }
-    }
-}
-
-/// A word on its way.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Letter {
-    pub(super) to: usize,
-    pub(super) epoch: u64,
-    pub(super) word: Word,
-}
 
 /// How a rank's program ended.
 #[derive(Debug, Clone, Copy)]
@@ -232,6 +184,11 @@ impl Detector {
     /// Whether a rank issues nothing more in this epoch.
     pub(super) fn has_left(&self, rank: usize, epoch: u64) -> bool {
         self.peers[rank].ended > epoch || self.peers[rank].farewell
+    }
+
+    /// Whether some rank issues nothing more in this epoch.
+    pub(super) fn has_anybody_left(&self, epoch: u64) -> bool {
+        (0..self.peers.len()).any(|rank| self.has_left(rank, epoch))
     }
 
     /// Whether this process has said farewell.
@@ -459,7 +416,7 @@ impl Detector {
             _ if rank == self.me => own.clone(),
             Some(standing) => standing.clone(),
             None if self.has_left(rank, epoch) => Standing::ENDED,
-            None => Standing::of(Stands::Silent),
+            None => Standing::SILENT,
         }
     }
 

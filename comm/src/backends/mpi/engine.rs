@@ -2,31 +2,34 @@
 
 mod calls;
 mod failure;
+mod groups;
+mod leaving;
 mod outbox;
+mod slots;
 
+pub use self::leaving::Footprint;
+
+use self::groups::Groups;
+use self::slots::{Arrival, Mine, Slots};
+use super::detector::Detector;
 use super::exchange::Exchange;
 use super::header::{Header, Key};
 use super::wait::Listener;
 use super::wire::{Failure, Incoming, Outgoing, Wire};
+use super::word::{CALL, Standing, Word};
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::launch::LaunchConfig;
 use crate::launch::config::Patience;
-use crate::meeting::fault;
 use crate::membership::Membership;
 use crate::op::{Op, Signature};
 use crate::sync::{Guard, Mutex};
 use crate::work::Tensors;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-/// How long a rank that found two others to disagree waits for more of them, to tell who is the odd
-/// one out.
-const SUSPICION: Duration = Duration::from_millis(50);
-/// How long a rank waits for rank 0's verdict, before its own counts.
-const VERDICT: Duration = Duration::from_millis(300);
 /// Parcels that are looked at in one go.
 const PARCELS: usize = 64;
 
@@ -58,40 +61,6 @@ impl Engine {
     }
 }
 
-/// The first byte of a parcel.
-#[derive(Clone, Copy)]
-#[repr(u8)]
-enum Kind {
-    /// A [`Header`], and the call's inline data.
-    Call,
-    /// The failure that counts, on all ranks.
-    Verdict,
-    /// A failure that rank 0 may make the verdict.
-    Accusation,
-    /// The sender has ended so many programs: it issues nothing more in the current one.
-    Departed,
-    /// The sender's process is about to end.
-    Farewell,
-    /// The sender's process is about to be ended by force, since its rank hangs: nobody is to wait for
-    /// it.
-    Doomed,
-    /// Are you there?
-    Ping,
-    /// I am.
-    Pong,
-}
-
-const KINDS: [Kind; 8] = [
-    Kind::Call,
-    Kind::Verdict,
-    Kind::Accusation,
-    Kind::Departed,
-    Kind::Farewell,
-    Kind::Doomed,
-    Kind::Ping,
-    Kind::Pong,
-];
-
 /// How far an operation has come.
 pub(super) enum Stage {
     /// Somebody has not called it.
@@ -102,97 +71,48 @@ pub(super) enum Stage {
     Done,
 }
 
-/// One operation, as far as this process has heard of it.
-#[derive(Default)]
-struct Slot {
-    mine: Option<Mine>,
-    arrived: Vec<Arrival>,
-    /// Since when it is known that ranks disagree.
-    suspect: Option<Instant>,
-}
-
-/// This rank's call.
-struct Mine {
-    exchange: Exchange,
-    group: Arc<str>,
-    number: u64,
-    /// Who takes part, by numbers in the world, and which of them this rank is.
-    ranks: Arc<[usize]>,
-    me: usize,
-}
-
-/// Another rank's call.
-struct Arrival {
-    rank: usize,
-    header: Header,
-    parcel: Box<[u8]>,
-    /// Where in the parcel the inline data starts.
-    data: usize,
-}
-
-/// How a rank's program ended.
-#[derive(Clone, Copy)]
-pub(super) enum Ended {
-    /// It returned well; what the process does then is its affair.
-    Well,
-    /// By a failure of its own, then.
-    Failed(Instant),
-}
-
 /// The engine's state.
 pub(super) struct Core {
     pub(super) wire: Wire,
-    slots: HashMap<Key, Slot>,
+    /// How the world fails.
+    pub(super) detector: Detector,
+    slots: Slots,
+    groups: Groups,
     /// Operations whose data moves.
     moving: Vec<Key>,
     suspects: Vec<Key>,
-    /// Collectives that a rank has issued in a group.
-    issued: HashMap<(u64, usize), u64>,
-    /// Messages between two ranks of a group, of this rank's calls.
-    messages: HashMap<(u64, usize, usize), u64>,
-    tags: Box<[u32]>,
+    /// The next tag of bulk data to each rank, and the first one: of an operation that was given up, data may stay in MPI
+    /// for ever, and no other may get its tag.
+    tags: Box<[(u32, u32)]>,
     outbox: Vec<Outgoing>,
     inbox: VecDeque<Incoming>,
-    fault: Option<(Error, Instant)>,
-    /// What this rank has accused another of, until rank 0 has spoken.
-    accusation: Option<(Error, Instant)>,
-    /// How many programs each rank has ended.
-    pub(super) departed: Box<[u64]>,
-    /// Whose process is about to end.
-    pub(super) farewells: Box<[bool]>,
-    /// Whose process is about to be ended by force.
-    doomed: Box<[bool]>,
-    heard: Box<[Instant]>,
+    /// Whether the last look found nothing more that had come.
+    has_read_all: bool,
+    /// Whether the current epoch has failed, and its operations are given up.
+    has_failed: bool,
+    /// Whether MPI has kept data of operations that were given up.
+    keeps_data: bool,
     /// How long this rank may go on when the world has failed.
     pub(super) patience: Patience,
-    /// When this rank's program was given the world's failure.
-    pub(super) told: Option<Instant>,
-    /// How its program ended, if it has.
-    pub(super) ended: Option<Ended>,
 }
 
 impl Core {
     fn new(wire: Wire) -> Core {
         let size = wire.size;
         Core {
+            detector: Detector::new(wire.rank, size, Instant::now()),
             wire,
-            slots: HashMap::new(),
+            slots: Slots::default(),
+            groups: Groups::default(),
             moving: Vec::new(),
             suspects: Vec::new(),
-            issued: HashMap::new(),
-            messages: HashMap::new(),
-            tags: vec![0; size].into(),
+            tags: vec![(0, 0); size].into(),
             outbox: Vec::new(),
             inbox: VecDeque::new(),
-            fault: None,
-            accusation: None,
-            departed: vec![0; size].into(),
-            farewells: vec![false; size].into(),
-            doomed: vec![false; size].into(),
-            heard: vec![Instant::now(); size].into(),
+            has_read_all: true,
+            has_failed: false,
+            keeps_data: false,
             patience: LaunchConfig::new(size).patience(),
-            told: None,
-            ended: None,
         }
     }
 
@@ -200,18 +120,17 @@ impl Core {
         self.wire.rank
     }
 
-    fn others(&self) -> impl Iterator<Item = usize> + use<> {
-        let me = self.wire.rank;
-        (0..self.wire.size).filter(move |&rank| rank != me)
-    }
-
     /// Moves along whatever can be moved without waiting. Returns whether anything happened.
     pub(super) fn progress(&mut self) -> bool {
         let mut moved = false;
+        self.has_read_all = false;
         for _ in 0..PARCELS {
             match self.wire.next_parcel() {
                 Ok(Some(parcel)) => self.inbox.push_back(parcel),
-                Ok(None) => break,
+                Ok(None) => {
+                    self.has_read_all = true;
+                    break;
+                }
                 Err(failure) => {
                     self.broken(failure);
                     break;
@@ -222,22 +141,33 @@ impl Core {
         if !self.inbox.is_empty() {
             moved |= self.empty_inbox();
         }
+        // A verdict may stand behind what has been read.
+        if self.has_read_all {
+            self.detector.look(Instant::now());
+        }
+        self.send_letters();
         if !self.outbox.is_empty() {
             self.empty_outbox();
         }
-        if self.fault.is_some() {
+        if !self.has_failed && self.fault().is_some() {
+            self.give_up_operations();
+        }
+        if self.has_failed {
             return moved;
         }
         let mut i = 0;
         while i < self.moving.len() {
-            moved |= self.advance(self.moving[i]);
-            let done = matches!(self.stage(self.moving[i]), Stage::Done);
-            match done {
-                true => drop(self.moving.swap_remove(i)),
-                false => i += 1,
+            let key = self.moving[i];
+            moved |= self.advance(key);
+            match self.slots.stage(key) {
+                Stage::Done => {
+                    self.moving.swap_remove(i);
+                    self.slots.drop_if_abandoned(key);
+                }
+                _ => i += 1,
             }
         }
-        if !self.suspects.is_empty() || self.accusation.is_some() {
+        if !self.suspects.is_empty() {
             self.judge();
         }
         moved
@@ -246,13 +176,12 @@ impl Core {
     /// Whether there is anything to move along but what may come in.
     pub(super) fn is_busy(&self) -> bool {
         !(self.moving.is_empty() && self.outbox.is_empty() && self.inbox.is_empty())
-            || self.accusation.is_some()
+            || self.detector.is_waiting()
             || !self.suspects.is_empty()
     }
 
     fn advance(&mut self, key: Key) -> bool {
-        let mine = self.slots.get_mut(&key).and_then(|s| s.mine.as_mut());
-        let Some(mine) = mine else {
+        let Some(mine) = self.slots.mine_mut(key) else {
             return false;
         };
         match mine.exchange.advance(&mut self.wire, &mine.ranks) {
@@ -297,106 +226,33 @@ impl Core {
     }
 
     fn handle(&mut self, source: usize, parcel: Box<[u8]>) {
-        self.heard[source] = Instant::now();
-        let Some((&kind, mut rest)) = parcel.split_first() else {
-            return;
-        };
-        match KINDS.get(usize::from(kind)) {
-            Some(Kind::Call) => match Header::read(&mut rest) {
+        let now = Instant::now();
+        self.detector.hear(now, source);
+        if let Some((&CALL, mut rest)) = parcel.split_first() {
+            match Header::read(&mut rest) {
                 Some(header) => {
                     let data = parcel.len() - rest.len();
                     self.arrive(source, header, parcel, data);
                 }
                 None => self.garbled(source),
-            },
-            Some(Kind::Verdict) => self.convict(fault::decode(source, rest)),
-            Some(Kind::Accusation) => self.fail(fault::decode(source, rest)),
-            Some(Kind::Departed) => self.departed[source] += 1,
-            Some(Kind::Farewell) => self.farewells[source] = true,
-            Some(Kind::Doomed) => self.doomed[source] = true,
-            Some(Kind::Ping) => self.post(source, vec![Kind::Pong as u8]),
-            Some(Kind::Pong) => {}
+            }
+            return;
+        }
+        match Word::read(source, &parcel) {
+            Some((epoch, word)) => {
+                let (slots, me) = (&self.slots, self.wire.rank);
+                let standing = || slots.standing(me);
+                self.detector.receive(now, source, epoch, word, standing);
+            }
             None => self.garbled(source),
         }
     }
 
     fn garbled(&mut self, source: usize) {
-        self.fail(Error::Transport {
+        self.accuse(&Error::Transport {
             rank: self.me(),
             call: "MPI_Imrecv".into(),
             message: format!("rank {source} sent what is no message; does it run another version?"),
         });
-    }
-
-    fn arrive(&mut self, rank: usize, header: Header, parcel: Box<[u8]>, data: usize) {
-        let key = header.key();
-        if let Key::Collective { group, number } = key {
-            self.issued.insert((group, rank), number + 1);
-        }
-        let slot = self.slots.entry(key).or_default();
-        slot.arrived.push(Arrival {
-            rank,
-            header,
-            parcel,
-            data,
-        });
-        self.meet(key);
-    }
-
-    /// Compares what has come, and starts the operation when all have.
-    fn meet(&mut self, key: Key) {
-        let Some(slot) = self.slots.get_mut(&key) else {
-            return;
-        };
-        let Some(mine) = &mut slot.mine else {
-            return;
-        };
-        let own = (
-            rank_of(&mine.exchange.signature.op, mine),
-            &mine.exchange.signature,
-        );
-        let differs = |a: &Arrival| {
-            let theirs = (a.header.from, &a.header.signature);
-            Signature::difference(own, theirs).is_some()
-        };
-        if slot.arrived.iter().any(differs) {
-            if slot.suspect.is_none() {
-                slot.suspect = Some(Instant::now());
-                self.suspects.push(key);
-            }
-            self.judge();
-            return;
-        }
-        if slot.arrived.len() + 1 < mine.ranks.len() {
-            return;
-        }
-        for arrival in std::mem::take(&mut slot.arrived) {
-            let Some(peer) = mine.ranks.iter().position(|&r| r == arrival.rank) else {
-                continue;
-            };
-            let sent = arrival.parcel.len() - arrival.data;
-            if sent != mine.exchange.expects(peer) {
-                let rank = arrival.rank;
-                return self.garbled(rank);
-            }
-            mine.exchange.tags_in[peer] = arrival.header.tag;
-            if sent > 0 {
-                mine.exchange.keep(peer, arrival.parcel, arrival.data);
-            }
-        }
-        mine.exchange.begin();
-        self.advance(key);
-        if matches!(self.stage(key), Stage::Moving) {
-            self.moving.push(key);
-        }
-    }
-}
-
-/// The rank within the group of whoever made this call.
-fn rank_of(op: &Op, mine: &Mine) -> usize {
-    match *op {
-        // Ends of a message are not compared by rank.
-        Op::Send { .. } | Op::Recv { .. } => 0,
-        _ => mine.me,
     }
 }

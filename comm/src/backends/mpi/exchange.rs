@@ -31,6 +31,8 @@ pub(super) struct Exchange {
     /// The parcels that have come with inline data, by peer.
     parcels: Parcels,
     begun: bool,
+    /// How often something of it has moved.
+    steps: u64,
 }
 
 type Parcels = Box<[Option<Box<[u8]>>]>;
@@ -136,6 +138,7 @@ impl Exchange {
             tags_in: vec![0; n].into(),
             parcels: (0..n).map(|_| None).collect(),
             begun: false,
+            steps: 0,
         })
     }
 
@@ -175,6 +178,7 @@ impl Exchange {
     /// All ranks have come, and agree: data may move.
     pub(super) fn begin(&mut self) {
         self.begun = true;
+        self.steps += 1;
         for m in &mut self.moves {
             m.begin(&self.parcels);
         }
@@ -188,6 +192,17 @@ impl Exchange {
     /// Whether all is done.
     pub(super) fn is_done(&self) -> bool {
         self.begun && self.moves.iter().all(|m| m.done)
+    }
+
+    /// How often something of it has moved: what a wait for it looks at.
+    pub(super) fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Whether MPI has data of it.
+    pub(super) fn is_in_flight(&self) -> bool {
+        let mut lanes = self.moves.iter().flat_map(|m| &m.lanes);
+        lanes.any(|lane| !lane.requests.is_empty())
     }
 
     /// What the rank gets.
@@ -229,6 +244,7 @@ impl Exchange {
             };
             moved |= m.advance(wire, &around)?;
         }
+        self.steps += u64::from(moved);
         Ok(moved)
     }
 }

@@ -8,6 +8,8 @@ use std::sync::Arc;
 /// One rank's call, as the other ranks of the group hear of it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Header {
+    /// The epoch of the world: see [`Detector`](super::detector::Detector).
+    pub(super) epoch: u64,
     /// The group: see [`group_id`].
     pub(super) group: u64,
     /// The sender's rank in the group.
@@ -54,6 +56,7 @@ impl Header {
     /// Appends the header to `out`. What follows it is the call's inline data.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         for number in [
+            self.epoch,
             self.group,
             self.from as u64,
             self.number,
@@ -103,7 +106,7 @@ impl Header {
 
     /// The header at the start of `bytes`, which keep what follows it. `None` if that is none.
     pub(super) fn read(bytes: &mut &[u8]) -> Option<Header> {
-        let [group, from, number, tag] = numbers(bytes)?;
+        let [epoch, group, from, number, tag] = numbers(bytes)?;
         let [code, reduction] = *bytes.split_off(..2)?.first_chunk()?;
         let [a, b, count] = numbers(bytes)?;
         let (root, peer) = (usize::try_from(a).ok()?, usize::try_from(a).ok()?);
@@ -147,6 +150,7 @@ impl Header {
             _ => return None,
         };
         Some(Header {
+            epoch,
             group,
             from: usize::try_from(from).ok()?,
             number,
@@ -156,10 +160,11 @@ impl Header {
     }
 }
 
-/// The same number on all ranks for a group of this name: FNV-1a. Names are unique, since they tell
+/// The same number on all ranks for a group of this name in an epoch: FNV-1a. Names are unique, since they tell
 /// which collective split the group off; that two of them meet in 64 bits is not to be expected.
-pub(super) fn group_id(name: &str) -> u64 {
-    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+pub(super) fn group_id(epoch: u64, name: &str) -> u64 {
+    let bytes = epoch.to_le_bytes().into_iter().chain(name.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     })
 }
@@ -240,7 +245,8 @@ mod tests {
         for (op, label) in ops.iter().flat_map(|op| labels.map(|label| (op, label))) {
             for tensors in one.iter().chain(&many) {
                 let header = Header {
-                    group: group_id("world/3:1"),
+                    epoch: 3,
+                    group: group_id(3, "world/3:1"),
                     from: 7,
                     number: u64::MAX,
                     tag: 12,
@@ -267,7 +273,8 @@ mod tests {
 
     #[test]
     fn groups_differ() {
-        assert_ne!(group_id("world"), group_id("world/0:0"));
-        assert_ne!(group_id("world/0:0"), group_id("world/0:1"));
+        assert_ne!(group_id(0, "world"), group_id(0, "world/0:0"));
+        assert_ne!(group_id(0, "world/0:0"), group_id(0, "world/0:1"));
+        assert_ne!(group_id(0, "world"), group_id(1, "world"));
     }
 }

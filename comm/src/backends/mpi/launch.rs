@@ -1,6 +1,7 @@
 //! [`launch`]: a program as the one rank that this process is.
 
 use crate::env::Process;
+use crate::error::Error;
 use crate::group::{Group, ProcessGroup};
 use crate::launch::{LaunchConfig, LaunchError, check_threads, run_process};
 use std::fmt::{Debug, Display};
@@ -19,8 +20,10 @@ where
 {
     check_threads(config.threads_per_rank)?;
     config.check_device(process.size)?;
-    let group = Group::world(super::join(&config).map_err(LaunchError::World)?);
-    let seen = group.size();
+    let engine = super::join(&config).map_err(LaunchError::World)?;
+    let handle = Arc::clone(&engine.handle);
+    let group = Group::world(engine);
+    let (rank, seen) = (group.rank(), group.size());
     if seen != process.size {
         return Err(LaunchError::OtherMpi {
             launcher: process.launcher,
@@ -29,5 +32,12 @@ where
         });
     }
     // MPI is called by one thread at a time, of whichever: so the rank may have one of its own.
-    run_process(group, &config, program, |_| ())
+    let results = run_process(group, &config, program, |_| ())?;
+    match handle.engine.lock().fault() {
+        // What it has left undone is its own failure, though its program knows nothing of it.
+        Some((error @ Error::Abandoned { rank: who, .. }, _)) if *who == rank => {
+            Err(LaunchError::World(error.clone()))
+        }
+        _ => Ok(results),
+    }
 }

@@ -21,8 +21,8 @@
 //! by the end of a `wait` for another operation, looks without a pause while data moves, every 100 µs
 //! while operations of this rank are under way, and every 5 ms otherwise.
 //!
-//! Failure: what a rank finds wrong it tells rank 0, which tells all; if that one does not answer, the
-//! rank tells all itself. So all get the same error. A rank that takes no notice of it for as long as
+//! Failure: the `Detector` makes of what ranks find wrong one error for all, which belongs to an epoch of the world: the
+//! program that all ranks run now. A rank that takes no notice of it for as long as
 //! the launch's `OnFailure` allows is ended by its background thread, with a line on stderr; one whose
 //! program has ended well is not. Processes end together: see `process.rs`.
 
@@ -35,10 +35,14 @@ mod plan;
 mod process;
 mod wait;
 mod wire;
+mod word;
 
 pub(crate) use self::launch::launch;
 
-use self::engine::{Ended, Engine};
+pub use self::engine::Footprint;
+
+use self::detector::Ended;
+use self::engine::Engine;
 use self::wait::MpiWork;
 use crate::backends::{Backend, fold};
 use crate::check::Call;
@@ -54,10 +58,42 @@ use std::time::{Duration, Instant};
 /// One rank's handle on a group of processes.
 pub struct MpiGroup {
     membership: Membership,
-    id: u64,
+    handle: Arc<Handle>,
+}
+
+/// What the handles on a group, and the works that they have issued, have in common. The engine counts the calls of a
+/// group as long as there is one.
+struct Handle {
     engine: Arc<Engine>,
-    /// How many programs this process had ended when the world was made.
-    run: u64,
+    /// The number of the world's epoch: how many programs this process had ended when the world was made.
+    epoch: u64,
+    group: u64,
+}
+
+impl Handle {
+    fn new(engine: Arc<Engine>, epoch: u64, me: &Membership) -> Arc<Handle> {
+        let group = header::group_id(epoch, &me.name);
+        engine.lock().enter(group, epoch, me.size());
+        Arc::new(Handle {
+            engine,
+            epoch,
+            group,
+        })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.engine.lock().leave(self.group);
+    }
+}
+
+impl MpiGroup {
+    /// How much this process remembers of what it has done with others. It does not grow with the number of calls, nor
+    /// with that of groups that were made and dropped.
+    pub fn footprint(&self) -> Footprint {
+        self.handle.engine.lock().footprint()
+    }
 }
 
 /// This process's handle on the world of all processes that `mpirun` has started; starts MPI at the
@@ -79,25 +115,20 @@ fn join(config: &LaunchConfig) -> Result<MpiGroup> {
         call: failure.call.into(),
         message: failure.message,
     })?;
-    let deadline = config.deadline;
     let mut core = engine.lock();
-    core.ended = None;
-    core.patience = config.patience();
+    let epoch = core.begin(config);
     let (rank, size) = (core.wire.rank, core.wire.size);
-    let run = core.departed[rank];
     drop(core);
-    let name = "world";
+    let membership = Membership {
+        rank,
+        world_ranks: (0..size).collect(),
+        name: "world".into(),
+        device: config.device_of(rank),
+        deadline: config.deadline,
+    };
     Ok(MpiGroup {
-        membership: Membership {
-            rank,
-            world_ranks: (0..size).collect(),
-            name: name.into(),
-            device: config.device_of(rank),
-            deadline,
-        },
-        id: header::group_id(&format!("{run}:{name}")),
-        engine,
-        run,
+        handle: Handle::new(engine, epoch, &membership),
+        membership,
     })
 }
 
@@ -111,17 +142,22 @@ impl Backend for MpiGroup {
     }
 
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
-        let mut core = self.engine.lock();
-        let (key, is_bulk) = core.issue(call, self.id, &self.membership)?;
+        let Handle {
+            engine,
+            epoch,
+            group,
+        } = &*self.handle;
+        let mut core = engine.lock();
+        let (key, is_bulk) = core.issue(call, (*epoch, *group), &self.membership)?;
         drop(core);
         if is_bulk {
-            self.engine.listener.rouse();
+            engine.listener.rouse();
         }
         Ok(Box::new(MpiWork {
-            engine: Arc::clone(&self.engine),
+            handle: Arc::clone(&self.handle),
             key,
             deadline: self.membership.deadline,
-            run: self.run,
+            is_taken: false,
         }))
     }
 
@@ -130,31 +166,35 @@ impl Backend for MpiGroup {
     }
 
     fn issued(&self) -> u64 {
-        self.engine.lock().issued(self.id)
+        let Handle { engine, group, .. } = &*self.handle;
+        engine.lock().issued(*group, self.membership.rank)
     }
 
     fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>> {
+        let Handle { engine, epoch, .. } = &*self.handle;
         Ok(Arc::new(MpiGroup {
-            id: header::group_id(&format!("{}:{}", self.run, new.name)),
+            handle: Handle::new(Arc::clone(engine), *epoch, &new),
             membership: new,
-            engine: Arc::clone(&self.engine),
-            run: self.run,
         }))
     }
 
     fn fault(&self) -> Option<Error> {
-        let core = self.engine.lock();
+        let core = self.handle.engine.lock();
         core.fault().map(|(error, _)| error.clone())
     }
 
+    /// Before that, what was issued and dropped is finished.
     fn depart(&self) {
-        self.engine.lock().depart();
+        let Handle { engine, epoch, .. } = &*self.handle;
+        engine.lock().end(Ended::Well);
+        wait::finish(engine, *epoch, self.membership.deadline);
     }
 
     fn fail(&self, error: Error) {
-        let mut core = self.engine.lock();
-        core.ended = Some(Ended::Failed(Instant::now()));
-        core.fail(error);
+        let Handle { engine, epoch, .. } = &*self.handle;
+        let mut core = engine.lock();
+        core.end(Ended::Failed(Instant::now()));
+        core.fail(*epoch, &error);
     }
 }
 

@@ -134,25 +134,23 @@ extern "C" fn end() {
         return;
     };
     let mut core = engine.lock();
-    if !core.farewells[core.wire.rank] {
-        core.bid_farewell();
-    }
+    core.bid_farewell();
     let start = Instant::now();
     let mut roll = Roll::new(start);
     let together = loop {
         core.progress();
-        let all = core.farewells.iter().all(|&farewell| farewell);
+        let all = core.detector.all_say_farewell();
         if all && core.has_sent_all() {
             break true;
         }
         let limit = core.patience.untold.max(core.patience.told);
         let limit = limit.saturating_add(PRECEDENCE);
         let overdue = |since: &Instant| since.max(&start).elapsed() > limit;
-        let is_without_some = !all && core.all_others_end() && core.has_sent_all();
+        let is_without_some = !all && core.detector.all_others_end() && core.has_sent_all();
         if is_without_some || core.fault().is_some_and(|(_, since)| overdue(since)) {
             break false;
         }
-        match roll.call(Instant::now(), |then| core.silent_since(then)) {
+        match roll.call(Instant::now(), |then| core.detector.silent_since(then)) {
             Answer::Patience => {}
             // Who computes for long answers all the same, by its background thread.
             Answer::Ask => core.call_the_roll(),
@@ -173,7 +171,7 @@ extern "C" fn end() {
         // There is nobody left to tell of an error.
         drop(core.wire.finalize());
     }
-    if core.told.is_some() {
+    if core.told().is_some() {
         // Whoever failed goes first: the job ends with the code of the first to fail.
         thread::sleep(PRECEDENCE);
     }

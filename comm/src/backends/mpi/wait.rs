@@ -1,10 +1,12 @@
 //! [`MpiWork`]: how a rank waits; and the background thread, which moves things along while the rank
 //! computes.
 
+use super::Handle;
 use super::engine::{Engine, Stage};
 use super::header::Key;
 use super::wire;
 use crate::error::Result;
+use crate::meeting::late::Clock;
 use crate::work::{Pending, Tensors};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,11 +17,11 @@ use std::time::{Duration, Instant};
 
 /// A rank's side of an operation that it has issued.
 pub(super) struct MpiWork {
-    pub(super) engine: Arc<Engine>,
+    pub(super) handle: Arc<Handle>,
     pub(super) key: Key,
     pub(super) deadline: Duration,
-    /// How many programs this process had ended when it was issued.
-    pub(super) run: u64,
+    /// Whether its result was given.
+    pub(super) is_taken: bool,
 }
 
 /// How long a waiting thread only yields between looks, before it sleeps. (It never spins: where nobody else wants the
@@ -60,53 +62,93 @@ impl Drop for Waiting<'_> {
 
 impl Pending for MpiWork {
     fn poll(&mut self) -> Result<bool> {
-        let mut core = self.engine.lock();
+        let mut core = self.handle.engine.lock();
         core.progress();
         if let Stage::Done = core.stage(self.key) {
             return Ok(true);
         }
-        core.refuse()?;
+        core.refuse(self.handle.epoch)?;
         Ok(false)
     }
 
     /// The thread that waits makes progress itself: no hand-over to another thread stands between
     /// a message and its receiver.
-    fn wait(self: Box<Self>) -> Result<Tensors> {
-        let mut waiting = Waiting::new(&self.engine);
-        let (mut idle_since, mut asked) = (None, None);
+    fn wait(mut self: Box<Self>) -> Result<Tensors> {
+        let Handle { engine, epoch, .. } = &*self.handle;
+        let mut waiting = Waiting::new(engine);
+        let (mut idle_since, mut watch) = (None, None);
         loop {
-            let mut core = self.engine.lock();
+            let mut core = engine.lock();
             let anything_moved = core.progress();
-            let stage = core.stage(self.key);
-            if let Stage::Done = stage {
+            if let Stage::Done = core.stage(self.key) {
+                core.end_watch(self.key, &mut watch);
                 let outputs = core.take(self.key);
                 waiting.leaves_bulk = core.has_bulk();
+                self.is_taken = true;
                 return Ok(outputs);
             }
-            core.refuse()?;
-            // What others do to this rank's other operations is no progress of this one, which may be late all the same …
-            if anything_moved && matches!(stage, Stage::Moving) {
-                (idle_since, asked) = (None, None);
-                continue;
+            if let Err(error) = core.refuse(*epoch) {
+                core.end_watch(self.key, &mut watch);
+                return Err(error);
+            }
+            core.watch(self.key, *epoch, self.deadline, &mut watch);
+            if anything_moved {
+                idle_since = None;
             }
             let idle = idle_since.get_or_insert_with(Instant::now).elapsed();
-            if let Stage::Filling = stage {
-                core.check_departures(self.key, self.run);
-            }
-            if idle > self.deadline && !core.accuses() {
-                core.late(self.key, self.deadline, asked);
-            } else if asked.is_none() && idle > self.deadline / 2 {
-                asked = Some(Instant::now());
-                core.ping(self.key);
-            }
-            // … but nobody else moves them along while this thread waits.
-            let nap = idle > YIELDS && !anything_moved && !core.is_busy();
+            let nap = idle > YIELDS && !core.is_busy();
             drop(core);
-            match nap {
-                true => sleep((idle / 50).min(NAP)),
-                false => yield_now(),
-            }
+            rest(nap.then_some(idle));
         }
+    }
+}
+
+impl Drop for MpiWork {
+    /// The engine finishes it, and frees it then.
+    fn drop(&mut self) {
+        if !self.is_taken {
+            self.handle.engine.lock().abandon(self.key);
+        }
+    }
+}
+
+/// Between two looks: leaves the core to others, or sleeps, where nothing has come for so long.
+fn rest(idle: Option<Duration>) {
+    match idle {
+        Some(idle) => sleep((idle / 50).min(NAP)),
+        None => yield_now(),
+    }
+}
+
+/// Waits until the operations of this epoch are done that this rank has issued and that nobody waits for. Where that
+/// cannot be, or not in time, the epoch fails: see [`Error::Abandoned`](crate::Error::Abandoned). Ends when the epoch has
+/// failed.
+pub(super) fn finish(engine: &Engine, epoch: u64, deadline: Duration) {
+    if engine.lock().abandoned(epoch).is_none() {
+        return;
+    }
+    let _waiting = Waiting::new(engine);
+    let start = Instant::now();
+    let (mut clock, mut last) = (Clock::start(start, deadline), None);
+    loop {
+        let mut core = engine.lock();
+        core.progress();
+        let abandoned = core.abandoned(epoch);
+        let Some((key, is_hopeless)) = abandoned.filter(|_| core.detector.fault(epoch).is_none())
+        else {
+            return;
+        };
+        let (now, state) = (Instant::now(), Some((key, core.steps(key))));
+        if state != last {
+            last = state;
+            clock.restart(now);
+        }
+        clock.look(now);
+        if is_hopeless || clock.is_over() {
+            core.fail_abandoned(key, epoch);
+        }
+        drop(core);
+        rest(Some(start.elapsed()));
     }
 }
 
@@ -244,7 +286,7 @@ fn make_room(engine: &Engine, told: Duration) {
     while start.elapsed() <= told {
         let mut core = engine.lock();
         core.progress();
-        let is_alone = core.all_others_end();
+        let is_alone = core.detector.all_others_end();
         drop(core);
         if is_alone && alone_since.get_or_insert_with(Instant::now).elapsed() > PRECEDENCE {
             return;

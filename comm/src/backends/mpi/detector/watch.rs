@@ -1,7 +1,8 @@
 //! [`Watch`]: one wait, and when it is over. It asks where the others stand at half of the deadline; so it knows at the
 //! deadline who is late, and before that, whether ranks wait for each other.
 
-use super::{Detector, Standing};
+use super::super::word::Standing;
+use super::Detector;
 use crate::error::Link;
 use crate::meeting::late::Clock;
 use std::time::{Duration, Instant};

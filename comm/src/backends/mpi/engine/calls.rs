@@ -1,25 +1,45 @@
-//! The calls of this rank: how they start, and how far they have come.
+//! The calls of this rank: how they start, how they meet those of the others, and how they end.
 
+use super::groups::Counted;
 use super::*;
 
 impl Core {
-    /// Tells the others of a call, and starts it if they have all come. Says whether it has data that no header carries.
+    /// Tells the others of a call in a group of this epoch, and starts it if they have all come. Says whether it has data
+    /// that no header carries.
     pub(in crate::backends::mpi) fn issue(
         &mut self,
         call: Call,
-        group: u64,
+        (epoch, group): (u64, u64),
         me: &Membership,
     ) -> Result<(Key, bool)> {
-        self.refuse()?;
+        self.refuse(epoch)?;
+        if epoch < self.detector.epoch() {
+            return Err(Error::InvalidArgument {
+                op: call.signature.op.name(),
+                rank: self.me(),
+                reason: "the program to which this group belongs has ended".into(),
+            });
+        }
+        self.slots.note_caller();
         let mut exchange = Exchange::new(call, me)?;
         let op = exchange.signature.op.clone();
-        let (ranks, index) = match op {
-            Op::Send { destination, .. } => (self.ends(me, me.rank, destination), 0),
-            Op::Recv { source, .. } => (self.ends(me, source, me.rank), 1),
-            _ => (Arc::clone(&me.world_ranks), me.rank),
+        let (ranks, index, counted) = match op {
+            Op::Send { destination, .. } => {
+                let ends = self.ends(me, me.rank, destination);
+                (ends, 0, Counted::To(destination))
+            }
+            Op::Recv { source, .. } => {
+                let ends = self.ends(me, source, me.rank);
+                (ends, 1, Counted::From(source))
+            }
+            _ => {
+                let counted = Counted::Collective(me.rank);
+                (Arc::clone(&me.world_ranks), me.rank, counted)
+            }
         };
-        let number = self.count(group, me.rank, &op);
+        let number = self.groups.next(group, &counted);
         let mut header = Header {
+            epoch,
             group,
             from: me.rank,
             number,
@@ -35,98 +55,178 @@ impl Core {
                 count => self.next_tags(rank, count),
             };
             exchange.tags_out[peer] = header.tag;
-            let mut bytes = vec![Kind::Call as u8];
+            let mut bytes = vec![CALL];
             header.write(&mut bytes);
             exchange.write_inline(peer, &mut bytes);
             self.post(rank, bytes);
         }
         let (key, is_bulk) = (header.key(), exchange.is_bulk());
-        let slot = self.slots.entry(key).or_default();
-        slot.mine = Some(Mine {
+        self.slots.entry(key, epoch).mine = Some(Mine {
             exchange,
             group: Arc::clone(&me.name),
             number,
             ranks,
             me: index,
+            is_abandoned: false,
         });
         self.meet(key);
-        self.refuse()?;
+        self.refuse(epoch)?;
         Ok((key, is_bulk))
     }
 
-    /// The failure of the world, which this rank is told with it.
-    pub(in crate::backends::mpi) fn refuse(&mut self) -> Result<()> {
-        match &self.fault {
-            None => Ok(()),
-            Some((error, _)) => {
-                self.told.get_or_insert_with(Instant::now);
-                Err(error.clone())
-            }
+    /// The failure of an epoch, of which this rank is told with it.
+    pub(in crate::backends::mpi) fn refuse(&mut self, epoch: u64) -> Result<()> {
+        if self.detector.fault(epoch).is_none() {
+            return Ok(());
         }
+        self.detector
+            .tell(Instant::now(), epoch)
+            .map_or(Ok(()), Err)
     }
 
     fn ends(&self, me: &Membership, from: usize, to: usize) -> Arc<[usize]> {
         [me.world_ranks[from], me.world_ranks[to]].into()
     }
 
-    /// The call's number: among the collectives of the group, or among the messages between two of its ranks.
-    fn count(&mut self, group: u64, me: usize, op: &Op) -> u64 {
-        let (from, to) = match *op {
-            Op::Send { destination, .. } => (me, destination),
-            Op::Recv { source, .. } => (source, me),
-            _ => return next(self.issued.entry((group, self.wire.rank)).or_default()),
-        };
-        next(self.messages.entry((group, from, to)).or_default())
-    }
-
-    /// How many collectives this rank has issued in a group.
-    pub(in crate::backends::mpi) fn issued(&self, group: u64) -> u64 {
-        let issued = self.issued.get(&(group, self.wire.rank));
-        issued.copied().unwrap_or_default()
+    /// How many collectives this rank has issued in a group, of which it is rank `me`.
+    pub(in crate::backends::mpi) fn issued(&self, group: u64, me: usize) -> u64 {
+        self.groups.issued(group, me)
     }
 
     /// The first of `count` tags that no operation in flight between this rank and that one has.
     fn next_tags(&mut self, rank: usize, count: u32) -> u32 {
-        let first = match self.tags[rank] + count <= self.wire.tags {
-            true => self.tags[rank],
-            false => 0,
+        let (next, least) = self.tags[rank];
+        let first = match next + count <= self.wire.tags {
+            true => next,
+            false => least,
         };
-        self.tags[rank] = first + count;
+        self.tags[rank].0 = first + count;
         first
+    }
+
+    /// Another rank has made a call. What belongs to an epoch that this rank has behind it concerns nobody; what belongs
+    /// to a later one waits for it.
+    pub(super) fn arrive(&mut self, rank: usize, header: Header, parcel: Box<[u8]>, data: usize) {
+        let (key, epoch) = (header.key(), header.epoch);
+        let current = self.detector.epoch();
+        if epoch < current || epoch == current && self.has_failed {
+            return;
+        }
+        if let Key::Collective { group, number } = key {
+            self.groups.note(group, header.from, number);
+        }
+        let slot = self.slots.entry(key, epoch);
+        slot.arrived.push(Arrival {
+            rank,
+            header,
+            parcel,
+            data,
+        });
+        self.meet(key);
+    }
+
+    /// Compares what has come, and starts the operation when all have.
+    fn meet(&mut self, key: Key) {
+        let Some(slot) = self.slots.get_mut(key) else {
+            return;
+        };
+        let Some(mine) = &mut slot.mine else {
+            return;
+        };
+        let own = (mine.index(), &mine.exchange.signature);
+        let differs = |a: &Arrival| {
+            let theirs = (a.header.from, &a.header.signature);
+            Signature::difference(own, theirs).is_some()
+        };
+        if slot.arrived.iter().any(differs) {
+            if slot.suspect.is_none() {
+                slot.suspect = Some(Instant::now());
+                self.suspects.push(key);
+            }
+            self.judge();
+            return;
+        }
+        if slot.arrived.len() + 1 < mine.ranks.len() {
+            return;
+        }
+        for arrival in std::mem::take(&mut slot.arrived) {
+            let Some(peer) = mine.ranks.iter().position(|&r| r == arrival.rank) else {
+                continue;
+            };
+            let sent = arrival.parcel.len() - arrival.data;
+            if sent != mine.exchange.expects(peer) {
+                let rank = arrival.rank;
+                return self.garbled(rank);
+            }
+            mine.exchange.tags_in[peer] = arrival.header.tag;
+            if sent > 0 {
+                mine.exchange.keep(peer, arrival.parcel, arrival.data);
+            }
+        }
+        mine.exchange.begin();
+        self.advance(key);
+        match self.slots.stage(key) {
+            Stage::Done => self.slots.drop_if_abandoned(key),
+            _ => self.moving.push(key),
+        }
     }
 
     /// How far an operation of this rank has come.
     pub(in crate::backends::mpi) fn stage(&self, key: Key) -> Stage {
-        match self.slots.get(&key).and_then(|slot| slot.mine.as_ref()) {
-            Some(mine) if mine.exchange.is_done() => Stage::Done,
-            Some(mine) if mine.exchange.has_begun() => Stage::Moving,
-            _ => Stage::Filling,
-        }
+        self.slots.stage(key)
     }
 
     /// What this rank gets from an operation that is done.
     pub(in crate::backends::mpi) fn take(&mut self, key: Key) -> Tensors {
-        let mine = self.slots.remove(&key).and_then(|slot| slot.mine);
+        let mine = self.slots.remove(key).and_then(|slot| slot.mine);
         mine.map_or_else(Tensors::new, |mut mine| mine.exchange.take())
     }
 
-    /// Whether operations of this rank are under way; not those that only others have called so far, or of which
-    /// nothing is left to do but to take the result.
+    /// Nobody will wait for this operation any more. What is under way is finished for the sake of the others.
+    pub(in crate::backends::mpi) fn abandon(&mut self, key: Key) {
+        let current = self.detector.epoch();
+        let Some(slot) = self.slots.get_mut(key) else {
+            return;
+        };
+        let is_over = slot.epoch < current || slot.epoch == current && self.has_failed;
+        match &mut slot.mine {
+            Some(mine) if !is_over && !mine.exchange.is_done() => mine.is_abandoned = true,
+            Some(_) => self.give_up_operation(key),
+            None => {}
+        }
+    }
+
+    fn give_up_operation(&mut self, key: Key) {
+        let slot = self.slots.remove(key).and_then(|slot| slot.mine);
+        self.keeps_data |= slot.is_some_and(|mine| mine.exchange.is_in_flight());
+        self.moving.retain(|moving| *moving != key);
+    }
+
+    /// The current epoch has failed: what is not done never will be.
+    pub(super) fn give_up_operations(&mut self) {
+        self.has_failed = true;
+        let is_in_flight = |mine: &Mine| mine.exchange.is_in_flight();
+        self.keeps_data |= self.slots.under_way().any(is_in_flight);
+        // Here or at the other end, MPI has kept data of them: no other operation may ever get their tags.
+        for (next, least) in &mut self.tags {
+            *least = (*next).max(*least);
+        }
+        let current = self.detector.epoch();
+        self.slots.retain(|slot| {
+            let is_done = |mine: &Mine| mine.exchange.is_done() && !mine.is_abandoned;
+            slot.epoch > current || slot.mine.as_ref().is_some_and(is_done)
+        });
+        self.moving.clear();
+        self.suspects.clear();
+    }
+
+    /// Whether operations of this rank are under way.
     pub(in crate::backends::mpi) fn has_calls(&self) -> bool {
-        let mut calls = self.slots.values().filter_map(|slot| slot.mine.as_ref());
-        calls.any(|mine| !mine.exchange.is_done())
+        self.slots.under_way().next().is_some()
     }
 
     /// Whether some of them have data that no header carries.
     pub(in crate::backends::mpi) fn has_bulk(&self) -> bool {
-        let mut calls = self.slots.values().filter_map(|slot| slot.mine.as_ref());
-        calls.any(|mine| !mine.exchange.is_done() && mine.exchange.is_bulk())
+        self.slots.under_way().any(|mine| mine.exchange.is_bulk())
     }
-}
-
-/// Counts up, and returns what was there.
-fn next(count: &mut u64) -> u64 {
-    let number = *count;
-    *count += 1;
-    number
 }
