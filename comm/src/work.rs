@@ -72,10 +72,9 @@ impl Outcome for Vec<Tensor> {
 /// An operation that was issued and not yet waited for.
 ///
 /// Tensors go in by value and come back from [`wait`](Work::wait), so nothing can be touched while
-/// it is in flight. Dropping a work waits too (but not while the thread unwinds), and forgets the
-/// result; an error shows in the group's next call. The wait ends when the group fails, at the
-/// latest with the deadline: nobody can tell that the program is on its way to return an error of
-/// its own.
+/// it is in flight. Dropping a work never waits: the group finishes the operation and forgets the result, and an error
+/// shows in its next call. A rank that ends while such an operation is under way, and cannot finish it in time, fails
+/// the world with [`Error::Abandoned`](crate::Error::Abandoned).
 ///
 /// Works may be waited for in any order, and on another thread than the one that issued them.
 #[must_use = "an operation is finished by `wait`"]
@@ -118,17 +117,6 @@ impl<T: Outcome> Work<T> {
     /// The group's failure, which [`wait`](Work::wait) would give.
     pub fn poll(&mut self) -> Result<bool> {
         self.pending.as_mut().map_or(Ok(true), |p| p.poll())
-    }
-}
-
-impl<T: Outcome> Drop for Work<T> {
-    fn drop(&mut self) {
-        if let Some(pending) = self.pending.take()
-            && !std::thread::panicking()
-        {
-            // Whoever wanted the error would have waited; the group keeps it for the next call.
-            drop(pending.wait());
-        }
     }
 }
 

@@ -133,8 +133,8 @@ fn moments(g: &dyn ProcessGroup, mine: [i64; 2]) -> Result<Vec<[i64; 2]>> {
 /// How long a rank is late, so that who does not wait for it is seen to be early.
 const LATE: Duration = Duration::from_millis(3);
 
-/// A work that is dropped was done all the same: the others have what they need of it, and the drop
-/// has waited for them. One that is polled long enough is done.
+/// A work that is dropped is done all the same: the others have what they need of it. One that is polled long enough is
+/// done.
 pub fn dropping_and_polling(g: &dyn ProcessGroup) -> Result<()> {
     let (n, me) = (g.size(), g.rank());
     let of = |value: f64, len: usize| tensor([len], DType::F32, g.device(), |_| value);
@@ -144,7 +144,6 @@ pub fn dropping_and_polling(g: &dyn ProcessGroup) -> Result<()> {
             if me == late {
                 sleep(LATE);
             }
-            let before = now();
             let sum = g.all_reduce(of(me as f64 + 1.0, len), ReduceOp::Sum)?;
             if me == dropper {
                 drop(sum);
@@ -153,11 +152,6 @@ pub fn dropping_and_polling(g: &dyn ProcessGroup) -> Result<()> {
                 let sum = values(&sum.wait()?);
                 assert!(sum.iter().all(|v| *v == want), "rank {dropper} drops it");
             }
-            let all = moments(g, [before, now()])?;
-            assert!(
-                all[dropper][1] >= all[late][0],
-                "the drop of rank {dropper} does not wait for rank {late}: {all:?}"
-            );
         }
         if n > 1 && me < 2 {
             // Rank 0 drops the send, rank 1 gets the message.
