@@ -40,7 +40,7 @@ pub trait ProcessGroup: Send + Sync {
     /// The number of ranks in the group.
     fn size(&self) -> usize;
 
-    /// The backend's name: `"local"`, `"mpi"`, `"nccl"`.
+    /// The backend's name: `"local"`, `"mpi"`, `"nccl"`, `"store"`.
     fn backend(&self) -> &'static str;
 
     /// The group's name in error messages: `world`, or for a group that was split off

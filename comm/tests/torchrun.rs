@@ -100,6 +100,16 @@ fn rank_of_a_drill() {
         _ => config,
     };
     let config = RunConfig::new(Ranks::OrAlone(1)).launch(config);
+    if drill == "twice" {
+        // Rank 0 takes its time over the end of the first.
+        let first = run(config.clone(), |group| {
+            if group.rank() == 2 {
+                std::thread::sleep(Duration::from_millis(300));
+            }
+            Ok::<_, Error>(())
+        });
+        first.unwrap();
+    }
     let end = run(config, |group| {
         let (rank, size, device) = (group.rank(), group.size(), group.device());
         let sizes = || -> Result<Vec<i64>, Error> {
@@ -198,6 +208,14 @@ fn the_agents_own_store_is_left_alone() {
     drop(agent);
 }
 
+/// One program after the other: each has a world of its own, at the same address.
+#[test]
+fn a_process_may_run_several_programs() {
+    for (rank, end) in play("twice", 3).iter().enumerate() {
+        says(end, Some(0), &format!("rank {rank} of 3 gathered"));
+    }
+}
+
 /// The store is served as long as somebody may need it.
 #[test]
 fn rank_0_may_return_first() {
@@ -234,8 +252,9 @@ fn a_rank_that_never_comes_is_named() {
     }
     // Nor rank 0, which serves the store.
     let all = ends(vec![rank("alone", 1, 2, port).spawn().unwrap()]);
-    let line =
-        format!("error: rank 1 cannot reach the store at 127.0.0.1:{port}: connect failed after");
+    let line = format!(
+        "error: rank 1 cannot reach the store at 127.0.0.1:{port}, which rank 0's process serves: connect failed after"
+    );
     says(&all[0], Some(1), &line);
 }
 
@@ -302,12 +321,12 @@ fn data_are_sent_to_mpirun() {
 #[test]
 fn a_rank_of_another_epoch_is_refused() {
     let port = free_port();
-    let server = StoreServer::bind(&format!("127.0.0.1:{port}"), "drill/1").unwrap();
+    let server = StoreServer::bind(&format!("127.0.0.1:{port}"), "drill/1/0").unwrap();
     let all = ends(vec![rank("alone", 1, 2, port).spawn().unwrap()]);
     says(
         &all[0],
         Some(1),
-        "it serves the job `drill/1`, and not `drill/0`",
+        "it serves the job `drill/1/0`, and not `drill/0/0`",
     );
     drop(server);
 }

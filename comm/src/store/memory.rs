@@ -4,7 +4,7 @@
 use super::request::{Answer, Refusal, Reply, Request, Until};
 use super::{Store, StoreLimits};
 use crate::error::{Error, Result};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Shared};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::{self, Thread};
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 /// ```
 #[derive(Debug, Clone)]
 pub struct MemoryStore {
-    pub(super) memory: Arc<Memory>,
+    pub(super) memory: Shared<Memory>,
     pub(super) name: Arc<str>,
     rank: Option<usize>,
     deadline: Duration,
@@ -36,11 +36,11 @@ pub struct MemoryStore {
 impl MemoryStore {
     /// An empty store, whose calls wait for so long.
     pub fn new(deadline: Duration) -> MemoryStore {
-        let memory = Arc::new(Memory::new(StoreLimits::default()));
+        let memory = Shared::new(Memory::new(StoreLimits::default()));
         MemoryStore::over(memory, "the store in memory", deadline)
     }
 
-    pub(super) fn over(memory: Arc<Memory>, name: &str, deadline: Duration) -> MemoryStore {
+    pub(super) fn over(memory: Shared<Memory>, name: &str, deadline: Duration) -> MemoryStore {
         MemoryStore {
             memory,
             name: name.into(),
@@ -351,7 +351,7 @@ mod tests {
             bytes: 20,
             ..StoreLimits::default()
         };
-        let memory = Arc::new(Memory::new(limits));
+        let memory = Shared::new(Memory::new(limits));
         let store = MemoryStore::over(memory, "the small store", Duration::ZERO);
         store.set("a", &[0; 9]).unwrap();
         store.set("b", &[0; 9]).unwrap();

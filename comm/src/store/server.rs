@@ -4,10 +4,10 @@ use super::frame::{Channel, Lost, WHOLE, frame};
 use super::memory::{Memory, MemoryStore};
 use super::request::{Answer, Refusal, Reply, Request, read_answer, write_answer};
 use crate::error::{Error, Result};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, Shared};
+use std::collections::BTreeMap;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -60,16 +60,17 @@ const WAKE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct StoreServer {
     address: SocketAddr,
-    shared: Arc<Shared>,
+    served: Shared<Served>,
     listening: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    memory: Arc<Memory>,
+struct Served {
+    memory: Shared<Memory>,
     job: String,
     limits: StoreLimits,
     ended: AtomicBool,
+    start: Instant,
     seats: Mutex<Vec<Seat>>,
 }
 
@@ -78,8 +79,16 @@ struct Shared {
 struct Seat {
     stream: TcpStream,
     thread: JoinHandle<()>,
-    /// The client's rank; `usize::MAX` where it is not known.
-    rank: Arc<AtomicUsize>,
+    client: Shared<Client>,
+}
+
+/// What is known of a connection's client.
+#[derive(Debug)]
+struct Client {
+    /// Its rank; `usize::MAX` where that is not known.
+    rank: AtomicUsize,
+    /// When it was last heard, in milliseconds from the server's start.
+    heard: AtomicU64,
 }
 
 impl StoreServer {
@@ -121,22 +130,23 @@ impl StoreServer {
         };
         let local = listener.local_addr();
         let local = local.map_err(|error| unreachable(error.to_string()))?;
-        let shared = Arc::new(Shared {
-            memory: Arc::new(Memory::new(limits)),
+        let served = Shared::new(Served {
+            memory: Shared::new(Memory::new(limits)),
             job: job.to_owned(),
             limits,
             ended: AtomicBool::new(false),
+            start: Instant::now(),
             seats: Mutex::default(),
         });
-        let mine = Arc::clone(&shared);
+        let mine = served.clone();
         let listening = thread::Builder::new()
             .name("store".into())
             .stack_size(STACK)
-            .spawn(move || mine.listen(&listener))
+            .spawn(move || listen(&mine, &listener))
             .map_err(|error| unreachable(format!("no thread for it: {error}")))?;
         Ok(StoreServer {
             address: local,
-            shared,
+            served,
             listening: Some(listening),
         })
     }
@@ -149,27 +159,38 @@ impl StoreServer {
     /// The store itself, for this process; its calls wait for so long.
     pub fn store(&self, deadline: Duration) -> MemoryStore {
         let name = format!("the store at {}", self.address);
-        MemoryStore::over(Arc::clone(&self.shared.memory), &name, deadline)
+        MemoryStore::over(self.served.memory.clone(), &name, deadline)
     }
 
     /// The ranks that are connected now, in order.
     pub fn connected(&self) -> Vec<usize> {
-        let seats = self.shared.seats.lock();
-        let live = seats.iter().filter(|seat| !seat.thread.is_finished());
-        let mut ranks: Vec<usize> = live.map(|seat| seat.rank.load(SeqCst)).collect();
-        drop(seats);
-        ranks.retain(|&rank| rank != usize::MAX);
-        ranks.sort_unstable();
-        ranks.dedup();
+        self.heard().into_keys().collect()
+    }
+
+    /// The ranks that are connected now, each with the time since it was last heard.
+    pub(crate) fn heard(&self) -> BTreeMap<usize, Duration> {
+        let now = self.served.start.elapsed();
+        let mut ranks = BTreeMap::new();
+        let seats = self.served.seats.lock();
+        for seat in seats.iter().filter(|seat| !seat.thread.is_finished()) {
+            let rank = seat.client.rank.load(SeqCst);
+            let heard = Duration::from_millis(seat.client.heard.load(SeqCst));
+            let silence = now.saturating_sub(heard);
+            if rank != usize::MAX {
+                // It has several connections, and speaks on one of them.
+                let shortest = ranks.entry(rank).or_insert(silence);
+                *shortest = silence.min(*shortest);
+            }
+        }
         ranks
     }
 }
 
 impl Drop for StoreServer {
     fn drop(&mut self) {
-        self.shared.ended.store(true, SeqCst);
-        self.shared.memory.close("its server has ended");
-        let seats = std::mem::take(&mut *self.shared.seats.lock());
+        self.served.ended.store(true, SeqCst);
+        self.served.memory.close("its server has ended");
+        let seats = std::mem::take(&mut *self.served.seats.lock());
         // Ends what its thread reads or writes.
         let end = |seat: &Seat| drop(seat.stream.shutdown(Shutdown::Both));
         seats.iter().for_each(end);
@@ -179,7 +200,7 @@ impl Drop for StoreServer {
         if let Some(listening) = self.listening.take().filter(|_| woken) {
             let _ = listening.join();
         }
-        let late = std::mem::take(&mut *self.shared.seats.lock());
+        let late = std::mem::take(&mut *self.served.seats.lock());
         late.iter().for_each(end);
         for seat in seats.into_iter().chain(late) {
             // It has caught nothing that could panic; and a drop is no place to say so.
@@ -188,75 +209,79 @@ impl Drop for StoreServer {
     }
 }
 
-impl Shared {
-    fn listen(self: &Arc<Shared>, listener: &TcpListener) {
-        loop {
-            let accepted = listener.accept();
-            if self.ended.load(SeqCst) {
-                return;
-            }
-            match accepted {
-                Ok((stream, _)) => self.seat(stream),
-                // One that has gone again; or no descriptor is left for it: others may go.
-                Err(_) => thread::sleep(Duration::from_millis(10)),
-            }
+fn listen(served: &Shared<Served>, listener: &TcpListener) {
+    loop {
+        let accepted = listener.accept();
+        if served.ended.load(SeqCst) {
+            return;
+        }
+        match accepted {
+            Ok((stream, _)) => seat(served, stream),
+            // One that has gone again; or no descriptor is left for it: others may go.
+            Err(_) => thread::sleep(Duration::from_millis(10)),
         }
     }
+}
 
-    /// Gives a connection a thread of its own. Where there is none, the connection is dropped, and so ended.
-    fn seat(self: &Arc<Shared>, stream: TcpStream) {
-        let Ok(mine) = stream.try_clone() else {
+/// Gives a connection a thread of its own. Where there is none, the connection is dropped, and so ended.
+fn seat(served: &Shared<Served>, stream: TcpStream) {
+    let Ok(mine) = stream.try_clone() else {
+        return;
+    };
+    let mut seats = served.seats.lock();
+    seats.retain(|seat| !seat.thread.is_finished());
+    if seats.len() >= served.limits.connections {
+        drop(seats);
+        return turn_away(mine, served.limits.connections);
+    }
+    let client = Shared::new(Client {
+        rank: AtomicUsize::new(usize::MAX),
+        heard: AtomicU64::new(0),
+    });
+    let (served, seen) = (served.clone(), client.clone());
+    let thread = thread::Builder::new()
+        .name("store-client".into())
+        .stack_size(STACK);
+    let spawned = thread.spawn(move || {
+        let Ok(mut channel) = Channel::new(mine) else {
             return;
         };
-        let mut seats = self.seats.lock();
-        seats.retain(|seat| !seat.thread.is_finished());
-        let full = seats.len() >= self.limits.connections;
-        let rank = Arc::new(AtomicUsize::new(usize::MAX));
-        let (shared, seen) = (Arc::clone(self), Arc::clone(&rank));
-        let thread = thread::Builder::new()
-            .name("store-client".into())
-            .stack_size(STACK);
-        if full {
-            drop(seats);
-            // At once, on the thread that listens, and waiting for nothing.
-            if let Ok(mut channel) = Channel::new(mine) {
-                let limit = self.limits.connections;
-                let why = format!("it has {limit} connections, which is its limit");
-                let _ = channel
-                    .greet_back()
-                    .and_then(|()| say(&mut channel, &Err(Refusal::Closed(why))));
-                channel.end();
-            }
-            return;
+        let mut claim = None;
+        // Why a connection has ended matters to its client, which is told where that is possible.
+        let _ = served.serve(&mut channel, &seen, &mut claim);
+        channel.end();
+        if let Some((key, value)) = claim.take() {
+            let claim = Request::Claim { key, value };
+            let _ = served.memory.answer(&claim, Duration::ZERO);
         }
-        let spawned = thread.spawn(move || {
-            let Ok(mut channel) = Channel::new(mine) else {
-                return;
-            };
-            let mut claim = None;
-            // Why a connection has ended matters to its client, which is told where that is possible.
-            let _ = shared.serve(&mut channel, &seen, &mut claim);
-            channel.end();
-            if let Some((key, value)) = claim.take() {
-                let _ = shared
-                    .memory
-                    .answer(&Request::Claim { key, value }, Duration::ZERO);
-            }
+    });
+    if let Ok(thread) = spawned {
+        seats.push(Seat {
+            stream,
+            thread,
+            client,
         });
-        if let Ok(thread) = spawned {
-            seats.push(Seat {
-                stream,
-                thread,
-                rank,
-            });
-        }
     }
+}
 
+/// One connection too many hears so. At once, on the thread that listens, and waiting for nothing.
+fn turn_away(stream: TcpStream, limit: usize) {
+    let Ok(mut channel) = Channel::new(stream) else {
+        return;
+    };
+    let why = format!("it has {limit} connections, which is its limit");
+    if channel.greet_back().is_ok() {
+        let _ = say(&mut channel, &Err(Refusal::Closed(why)));
+    }
+    channel.end();
+}
+
+impl Served {
     /// One connection, from its greeting to its end.
     fn serve(
         &self,
         channel: &mut Channel,
-        rank: &AtomicUsize,
+        client: &Client,
         claim: &mut Option<(String, Vec<u8>)>,
     ) -> Result<(), Lost> {
         channel.greet_back()?;
@@ -266,7 +291,8 @@ impl Shared {
             let why = format!("it serves the job `{ours}`, and not `{theirs}`");
             return say(channel, &Err(Refusal::Closed(why)));
         }
-        rank.store(hello.rank.unwrap_or(usize::MAX), SeqCst);
+        self.hear(client);
+        client.rank.store(hello.rank.unwrap_or(usize::MAX), SeqCst);
         say(channel, &Ok(Reply::Done))?;
         loop {
             let bytes = match channel.receive(None) {
@@ -281,12 +307,20 @@ impl Shared {
                 return say(channel, &Err(Refusal::Closed(why)));
             };
             drop(bytes);
+            self.hear(client);
             let answer = self.answer(channel, &request)?;
             if let (Request::OnDisconnect { claim: new }, Ok(_)) = (&request, &answer) {
                 claim.clone_from(new);
             }
             say(channel, &answer)?;
         }
+    }
+
+    fn hear(&self, client: &Client) {
+        let now = self.start.elapsed().as_millis();
+        client
+            .heard
+            .store(u64::try_from(now).unwrap_or(u64::MAX), SeqCst);
     }
 
     /// Waits in short pieces, so that a client that has gone meanwhile is known to have.

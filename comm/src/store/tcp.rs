@@ -19,6 +19,8 @@ pub struct TcpConfig {
     pub job: String,
     /// This process's rank, which errors name.
     pub rank: Option<usize>,
+    /// The rank whose process serves the store, for errors, where that is known.
+    pub served_by: Option<usize>,
     /// How long a call may last; 5 minutes by default.
     pub deadline: Duration,
     /// How long [`connect`](TcpStore::connect) tries; 2 minutes by default.
@@ -31,6 +33,7 @@ impl TcpConfig {
         TcpConfig {
             job: job.to_owned(),
             rank: None,
+            served_by: None,
             deadline: Duration::from_secs(300),
             start_deadline: Duration::from_secs(120),
         }
@@ -40,6 +43,14 @@ impl TcpConfig {
     pub fn rank(self, rank: usize) -> TcpConfig {
         TcpConfig {
             rank: Some(rank),
+            ..self
+        }
+    }
+
+    /// With this rank's process as the one that serves the store.
+    pub fn served_by(self, rank: usize) -> TcpConfig {
+        TcpConfig {
+            served_by: Some(rank),
             ..self
         }
     }
@@ -85,8 +96,12 @@ impl TcpStore {
     /// # Errors
     /// [`Error::StoreUnreachable`], if it is not there in time, or serves another job.
     pub fn connect(address: &str, config: TcpConfig) -> Result<TcpStore> {
+        let by = config.served_by;
+        let by = by.map_or_else(String::new, |rank| {
+            format!(", which rank {rank}'s process serves")
+        });
         let store = TcpStore {
-            name: format!("the store at {address}"),
+            name: format!("the store at {address}{by}"),
             address: address.to_owned(),
             config,
             idle: Mutex::default(),

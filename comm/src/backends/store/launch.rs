@@ -12,6 +12,7 @@ use crate::store::{Store, StoreServer, TcpConfig, TcpStore};
 use std::fmt::{Debug, Display};
 use std::process;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -22,8 +23,16 @@ const LOOK: Duration = Duration::from_secs(1);
 const ENDS: Duration = Duration::from_millis(5);
 /// How long the store is served for those that have not ended in a world that has failed, after the time that they have.
 const PRECEDENCE: Duration = Duration::from_millis(500);
+/// A process that has said nothing for so long is not waited for: while its program runs, each looks at the store every
+/// [`LOOK`].
+const SILENCE: Duration = Duration::from_secs(30);
 /// How long between two tries to have the store's address.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How many programs this process has run. The processes of a job count alike, so that none takes the store of one
+/// program for that of the next, which stands at the same address. What a process has done before is its own, and
+/// nobody could pass it on.
+static RUNS: AtomicU64 = AtomicU64::new(0);
 
 /// Runs `program` as the rank that this process is by torchrun's variables: see [`run`](crate::run()).
 pub(crate) fn launch<T, E, F>(
@@ -46,7 +55,8 @@ where
             reason: format!("it is {place}"),
         });
     };
-    let job = format!("{job}/{}", place.epoch);
+    let run = RUNS.fetch_add(1, Relaxed);
+    let job = format!("{job}/{}/{run}", place.epoch);
     let (rank, size) = (place.rank, place.size);
     let server = match rank {
         0 => Some(serve(address, &job, &place, config.start_deadline).map_err(LaunchError::World)?),
@@ -146,7 +156,7 @@ fn connect(
     if let Some(server) = server {
         return Ok(Arc::new(server.store(config.deadline).for_rank(rank)));
     }
-    let client = TcpConfig::new(job).rank(rank);
+    let client = TcpConfig::new(job).rank(rank).served_by(0);
     let client = client
         .deadline(config.deadline)
         .start_deadline(config.start_deadline);
@@ -184,7 +194,8 @@ fn watch(ends: &Receiver<()>, session: &Session, config: &LaunchConfig) {
 }
 
 /// The others may still need the store when rank 0's program has ended: it is served until they have ended, too, as the
-/// ends of their connections tell. Where the world has failed, no longer than they may go on.
+/// ends of their connections tell. Where the world has failed, no longer than they may go on; and not for a host that
+/// gives no sign.
 fn serve_to_the_end(server: &StoreServer, session: &Session, config: &LaunchConfig) {
     let start = Instant::now();
     let patience = config.patience();
@@ -194,12 +205,14 @@ fn serve_to_the_end(server: &StoreServer, session: &Session, config: &LaunchConf
         .saturating_add(PRECEDENCE);
     let mut said = false;
     loop {
-        let others = server.connected();
-        if others.is_empty() {
+        let heard = server.heard();
+        if heard.is_empty() {
             return;
         }
+        let others: Vec<usize> = heard.keys().copied().collect();
         let waited = start.elapsed();
-        if waited > limit && session.failure().is_some() {
+        let are_silent = heard.values().all(|silence| *silence > SILENCE);
+        if are_silent || waited > limit && session.failure().is_some() {
             report(format_args!(
                 "rank 0's process ends without the ranks {others:?}"
             ));
