@@ -14,6 +14,7 @@ mod index;
 mod layer_norm;
 #[path = "../level/mod.rs"]
 mod level;
+mod limit;
 mod linear;
 mod matmul;
 mod names;
