@@ -120,7 +120,11 @@ where
         }
     }
     let Some(first) = (0..failed.len()).min_by_key(|&i| failed[i].0) else {
-        return Ok(results);
+        // Where all have dropped what they disagreed on, or what others never came to, nobody has heard of it.
+        return match world.fault() {
+            Some((fault, false)) => Err(LaunchError::World(fault)),
+            _ => Ok(results),
+        };
     };
     let first = failed.remove(first).1;
     let has_failed = |rank: usize| rank == first.rank || failed.iter().any(|f| f.1.rank == rank);
@@ -177,7 +181,7 @@ fn watch(ends: &Receiver<usize>, world: &Watcher, config: &LaunchConfig, flights
             (Err(RecvTimeoutError::Timeout), None) => {}
             (Err(RecvTimeoutError::Timeout), Some((failure, _))) => break failure,
         }
-        fault = fault.or_else(|| Some((world.fault()?, Instant::now())));
+        fault = fault.or_else(|| Some((world.fault()?.0, Instant::now())));
     };
     let rank = runs.iter().position(|&runs| runs).unwrap_or_default();
     let still = format!("rank {rank} has not ended {limit:?} after the world has failed");

@@ -15,8 +15,11 @@ pub(crate) type Tickets = SmallVec<[Ticket; 1]>;
 
 /// A backend's side of a [`Work`].
 ///
-/// Dropping it without [`wait`](Pending::wait) must be sound at any time and must not block: it
-/// happens on a rank that unwinds while others still copy from its buffers.
+/// Dropping it without [`wait`](Pending::wait) abandons it: this rank wants nothing of the operation any more, which the
+/// group finishes all the same. It must be sound at any time, while others still copy from its buffers and on a thread
+/// that unwinds, and it must not block. What the rank would have got is freed when the operation is done, at the
+/// latest at the rank's next call after that. If the rank ends its program well before others have come to the
+/// operation, the world fails with [`Error::Abandoned`](crate::Error::Abandoned).
 pub trait Pending: Send {
     /// Does a bounded share of what is left to do, without blocking. Returns whether
     /// [`wait`](Pending::wait) would return at once.
@@ -72,14 +75,17 @@ impl Outcome for Vec<Tensor> {
 /// An operation that was issued and not yet waited for.
 ///
 /// Tensors go in by value and come back from [`wait`](Work::wait), so nothing can be touched while
-/// it is in flight. Dropping a work never waits: the group finishes the operation and forgets the result, and an error
-/// shows in its next call. A rank that ends while such an operation is under way, and cannot finish it in time, fails
-/// the world with [`Error::Abandoned`](crate::Error::Abandoned).
+/// it is in flight.
+///
+/// Dropping a work waits for nobody, so that a program may leave by `?` at any time. The group finishes the operation,
+/// and the other ranks get from it what they would have got; an error shows in this rank's next call. A program that
+/// returns well must not leave works behind: where it has dropped one to which others are still to come, the world
+/// fails with [`Error::Abandoned`](crate::Error::Abandoned). (What all have come to is done by those who are there.)
 ///
 /// Works may be waited for in any order, and on another thread than the one that issued them.
 #[must_use = "an operation is finished by `wait`"]
 pub struct Work<T: Outcome> {
-    pending: Option<Box<dyn Pending>>,
+    pending: Box<dyn Pending>,
     tickets: Tickets,
     gives: PhantomData<fn() -> T>,
 }
@@ -88,7 +94,7 @@ impl<T: Outcome> Work<T> {
     /// Wraps a backend's operation. The backend gives a tensor on every rank where `T` is one, and no more than `T` holds.
     pub(crate) fn new(pending: Box<dyn Pending>, tickets: Tickets) -> Work<T> {
         Work {
-            pending: Some(pending),
+            pending,
             tickets,
             gives: PhantomData,
         }
@@ -100,9 +106,7 @@ impl<T: Outcome> Work<T> {
     /// The group's failure: a divergence, a rank that returned or panicked, or the deadline, which
     /// starts to run when `wait` is called.
     pub fn wait(mut self) -> Result<T> {
-        let pending = self.pending.take();
-        let pending = pending.expect("only `wait` and `drop` take it, and both consume the work");
-        let outputs = pending.wait()?;
+        let outputs = self.pending.wait()?;
         self.tickets.drain(..).for_each(Ticket::done);
         Ok(T::from_backend(outputs))
     }
@@ -116,7 +120,7 @@ impl<T: Outcome> Work<T> {
     /// # Errors
     /// The group's failure, which [`wait`](Work::wait) would give.
     pub fn poll(&mut self) -> Result<bool> {
-        self.pending.as_mut().map_or(Ok(true), |p| p.poll())
+        self.pending.poll()
     }
 }
 

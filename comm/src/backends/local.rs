@@ -6,7 +6,8 @@
 //!
 //! Between ranks, collectives take no lock: their `Slot`s form a list that grows as
 //! the fastest rank issues, and its docs say why sharing is sound. A waiting rank spins for a
-//! moment, where each rank can have a core, then yields, then sleeps.
+//! moment, where each rank can have a core, then yields, then sleeps; and where it sleeps, it says for what, so that
+//! others can tell who waits for whom.
 //!
 //! A group of one rank meets nobody: `alone` gives its tensors back, wherever they live. In larger groups they
 //! live in the host's memory.
@@ -16,11 +17,16 @@
 
 mod alone;
 mod mail;
+mod mark;
 mod park;
+mod part;
+mod patience;
 mod plan;
 mod pool;
 mod post;
 mod slot;
+mod stand;
+mod suspects;
 mod wait;
 mod world;
 
@@ -52,6 +58,8 @@ pub struct LocalGroup {
 
 /// What all ranks of a group share.
 struct Group {
+    /// The members' numbers in the world: one list for all of them.
+    world_ranks: Arc<[usize]>,
     slots: SlotPool,
     /// Those in which the two ends of a message meet.
     pairs: SlotPool,
@@ -109,7 +117,7 @@ impl Drop for Seat {
 ///
 /// [`launch`](crate::launch::launch) does this, and starts the threads too.
 pub fn world(devices: &[Device], threads_per_rank: usize, deadline: Duration) -> Vec<LocalGroup> {
-    let world = Shared::new(World::new(devices.len(), threads_per_rank));
+    let world = Shared::new(World::new(devices.len(), threads_per_rank, deadline));
     let world_ranks: Arc<[usize]> = (0..devices.len()).collect();
     let group = Shared::new(Group::new(&world_ranks));
     let name: Arc<str> = "world".into();
@@ -131,11 +139,12 @@ pub fn world(devices: &[Device], threads_per_rank: usize, deadline: Duration) ->
 }
 
 impl Group {
-    fn new(world_ranks: &[usize]) -> Group {
+    fn new(world_ranks: &Arc<[usize]>) -> Group {
         let size = world_ranks.len();
         let slots = SlotPool::new(size, size);
         let first = slots.take(0, &mut Spares::default(), 0, world_ranks);
         Group {
+            world_ranks: Arc::clone(world_ranks),
             slots,
             pairs: SlotPool::new(size, 2),
             first,
@@ -150,8 +159,8 @@ impl Group {
 pub(crate) struct Watcher(Shared<World>);
 
 impl Watcher {
-    /// The failure of the world, if it has failed.
-    pub(crate) fn fault(&self) -> Option<Error> {
+    /// The failure of the world, if it has failed; and whether a rank has heard of it.
+    pub(crate) fn fault(&self) -> Option<(Error, bool)> {
         self.0.fault()
     }
 }
@@ -221,14 +230,6 @@ impl Endpoint {
         (std::mem::replace(next, after), me.rank)
     }
 
-    /// Takes a slot back that nobody uses any more.
-    fn give_back(&self, slot: SlotRef, is_message: bool) {
-        match is_message {
-            true => self.group.pairs.give_back(slot),
-            false => self.group.slots.give_back(slot),
-        }
-    }
-
     /// What is known about a rank of the world that did not come to meet `mine` of this slot.
     fn note(&self, slot: &Slot, mine: usize, rank: usize) -> String {
         let me = &self.membership;
@@ -258,10 +259,7 @@ impl Backend for LocalGroup {
 
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
         let me = &self.endpoint;
-        let world = me.world();
-        if let Some(fault) = world.fault() {
-            return Err(fault);
-        }
+        me.world().enter(me.membership.world_rank())?;
         if me.membership.size() == 1 {
             me.count_alone();
             return Ok(Box::new(Done::of(call)?));
@@ -279,7 +277,7 @@ impl Backend for LocalGroup {
         me.group.issued[me.membership.rank].0.load(Relaxed)
     }
 
-    fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>> {
+    fn split_off(&self, mut new: Membership) -> Result<Arc<dyn Backend>> {
         let me = &self.endpoint;
         let group = {
             let mut offspring = me.group.offspring.lock();
@@ -295,11 +293,12 @@ impl Backend for LocalGroup {
             }
             group
         };
+        new.world_ranks = Arc::clone(&group.world_ranks);
         Ok(Arc::new(LocalGroup::new(new, group, Arc::clone(&me.seat))))
     }
 
     fn fault(&self) -> Option<Error> {
-        self.endpoint.world().fault()
+        self.endpoint.world().fault().map(|(fault, _)| fault)
     }
 
     fn depart(&self) {

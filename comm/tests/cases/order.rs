@@ -133,20 +133,23 @@ fn moments(g: &dyn ProcessGroup, mine: [i64; 2]) -> Result<Vec<[i64; 2]>> {
 /// How long a rank is late, so that who does not wait for it is seen to be early.
 const LATE: Duration = Duration::from_millis(3);
 
-/// A work that is dropped is done all the same: the others have what they need of it. One that is polled long enough is
-/// done.
+/// A work that is dropped is done all the same: the others have what they need of it. The drop waits for nobody: the
+/// last one to come waits for a word from the dropper. One that is polled long enough is done.
 pub fn dropping_and_polling(g: &dyn ProcessGroup) -> Result<()> {
     let (n, me) = (g.size(), g.rank());
     let of = |value: f64, len: usize| tensor([len], DType::F32, g.device(), |_| value);
     for len in [2, 100_000] {
         for late in 0..n {
             let dropper = (late + 1) % n;
-            if me == late {
-                sleep(LATE);
+            if me == late && n > 1 {
+                g.recv([1].into(), DType::F64, dropper, 3)?.wait()?;
             }
             let sum = g.all_reduce(of(me as f64 + 1.0, len), ReduceOp::Sum)?;
             if me == dropper {
                 drop(sum);
+                if n > 1 {
+                    g.send(number(g, 1), late, 3)?.wait()?;
+                }
             } else {
                 let want = (ranks_sum(g) + n) as f64;
                 let sum = values(&sum.wait()?);

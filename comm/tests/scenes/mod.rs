@@ -1,15 +1,15 @@
-//! Scenes in which one rank of a group commits a crime, made from a seed: for the tests that play them on threads
-//! (`divergence.rs`) and on processes. Here is what the ranks do, and which error is right.
+//! Random programs of several ranks, of which one, the culprit, does something wrong at one place.
 
 use phalanx_comm::op::Difference;
-use phalanx_comm::{DType, Error, Label, ProcessGroup, ReduceOp, Result, Tensor};
+use phalanx_comm::{DType, Error, Label, Link, ProcessGroup, ReduceOp, Result, Tensor};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// SplitMix64: enough for choices, and the seed of a failure reproduces it.
-pub struct Choice(u64);
+struct Choice(u64);
 
 impl Choice {
-    pub fn below(&mut self, n: usize) -> usize {
+    fn below(&mut self, n: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -21,19 +21,29 @@ impl Choice {
 /// One step of the program that all ranks run but for the culprit at one place.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    pub kind: usize,
-    pub dtype: DType,
-    pub len: usize,
-    pub op: ReduceOp,
-    pub root: usize,
+    kind: usize,
+    dtype: DType,
+    len: usize,
+    op: ReduceOp,
+    root: usize,
     /// Whether it is waited for at once, or at the end.
-    pub at_once: bool,
+    at_once: bool,
+    /// Whether each half of the world does it for itself.
+    half: bool,
 }
 
-pub const KINDS: usize = 9;
+/// Collectives of which each rank gives a tensor, …
+const WITH_DATA: usize = 10;
+const BARRIER: usize = 10;
+/// … and messages: each rank sends to the next one, round the group.
+const MESSAGES: usize = 11;
+const KINDS: usize = 12;
+const COLLECTIVES: usize = 11;
+
+type Wait = Box<dyn FnOnce() -> Result<()>>;
 
 impl Step {
-    pub fn random(c: &mut Choice, n: usize) -> Step {
+    fn random(c: &mut Choice, n: usize) -> Step {
         Step {
             kind: c.below(KINDS),
             dtype: DType::ALL[c.below(6)],
@@ -41,27 +51,50 @@ impl Step {
             op: [ReduceOp::Sum, ReduceOp::Max, ReduceOp::Min][c.below(3)],
             root: c.below(n),
             at_once: c.below(2) == 0,
+            half: c.below(4) == 0,
         }
     }
 
     /// Issues the operation; gives a closure that waits for it.
-    pub fn issue(&self, g: &dyn ProcessGroup) -> Result<Box<dyn FnOnce() -> Result<()>>> {
+    fn issue(&self, g: &dyn ProcessGroup) -> Result<Wait> {
         let t = |dims: &[usize]| Tensor::zeros(dims, self.dtype, g.device());
-        let n = g.size();
+        let (n, me, len) = (g.size(), g.rank(), self.len);
+        let root = self.root % n;
         macro_rules! later {
             ($work:expr) => {{
                 let work = $work?;
                 Box::new(move || work.wait().map(drop))
             }};
         }
+        // How many rows one rank gives another.
+        let rows = |from: usize, to: usize| (from + 2 * to) % 3;
         Ok(match self.kind {
-            0 | 1 => later!(g.all_reduce(t(&[self.len])?, self.op)),
-            2 => later!(g.broadcast(t(&[self.len])?, self.root)),
-            3 => later!(g.reduce(t(&[self.len])?, self.op, self.root)),
-            4 => later!(g.all_gather(t(&[self.len])?)),
-            5 => later!(g.gather(t(&[self.len])?, self.root)),
-            6 => later!(g.reduce_scatter(t(&[n, self.len])?, self.op)),
-            7 => later!(g.all_to_all(t(&[n, self.len])?)),
+            0 | 1 => later!(g.all_reduce(t(&[len])?, self.op)),
+            2 => later!(g.broadcast(t(&[len])?, root)),
+            3 => later!(g.reduce(t(&[len])?, self.op, root)),
+            4 => later!(g.all_gather(t(&[len])?)),
+            5 => later!(g.gather(t(&[len])?, root)),
+            6 => later!(g.reduce_scatter(t(&[n, len])?, self.op)),
+            7 => later!(g.all_to_all(t(&[n, len])?)),
+            8 => {
+                let parts = if me == root {
+                    Some(t(&[n, len])?)
+                } else {
+                    None
+                };
+                later!(g.scatter(parts, [len].into(), self.dtype, root))
+            }
+            9 => {
+                let send: Vec<usize> = (0..n).map(|to| rows(me, to)).collect();
+                let recv: Vec<usize> = (0..n).map(|from| rows(from, me)).collect();
+                let mine = t(&[send.iter().sum(), len])?;
+                later!(g.all_to_all_v(mine, &send, &recv))
+            }
+            MESSAGES if n > 1 => {
+                let got = g.recv([len].into(), self.dtype, (me + n - 1) % n, 4)?;
+                let sent = g.send(t(&[len])?, (me + 1) % n, 4)?;
+                Box::new(move || got.wait().map(drop).and(sent.wait()))
+            }
             _ => later!(g.barrier()),
         })
     }
@@ -96,7 +129,7 @@ pub enum Crime {
 }
 
 /// All but those that wait for the deadline.
-pub const CRIMES: [Crime; 13] = [
+const CRIMES: [Crime; 13] = [
     Crime::Other,
     Crime::Shape,
     Crime::DType,
@@ -115,10 +148,16 @@ pub const CRIMES: [Crime; 13] = [
 /// Of the worlds in which somebody waits in vain.
 /// Long enough for a rank to be late by accident; ThreadSanitizer makes it slower.
 pub const DEADLINE: Duration = Duration::from_millis(if cfg!(phalanx_tsan) { 1000 } else { 200 });
+/// Of those in which ranks may wait for each other in a circle: it is found after some tenths of it.
+const CIRCLES: Duration = Duration::from_secs(2);
+/// Of all others: nothing there may depend on a deadline, however slow the machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
+#[derive(Debug)]
 pub struct Scene {
-    pub steps: Vec<Step>,
-    pub at: usize,
+    pub n: usize,
+    steps: Vec<Step>,
+    at: usize,
     pub culprit: usize,
     pub crime: Crime,
 }
@@ -128,17 +167,20 @@ impl Scene {
         let c = &mut Choice(seed);
         let mut steps: Vec<Step> = (0..3 + c.below(6)).map(|_| Step::random(c, n)).collect();
         let at = c.below(steps.len());
+        let culprit = c.below(n);
         let crime = match seed % 50 {
             0 => Crime::Late,
             1 => Crime::Recv,
             k => CRIMES[k as usize % CRIMES.len()],
         };
-        // The crime needs a step in which it shows.
+        // The crime needs a step in which it shows, and somebody to whom.
         let step = &mut steps[at];
+        step.half &= half(culprit, n) > 1;
         match crime {
             Crime::Root => step.kind = 2,
             Crime::Reduction => step.kind = 0,
-            Crime::Shape | Crime::DType => step.kind = c.below(KINDS - 1),
+            Crime::Shape | Crime::DType if step.kind == BARRIER => step.kind = c.below(WITH_DATA),
+            Crime::Other | Crime::Missing => step.kind = c.below(COLLECTIVES),
             Crime::Order => {
                 step.kind = 4;
                 let other = Step { kind: 2, ..*step };
@@ -147,19 +189,38 @@ impl Scene {
             _ => {}
         }
         Scene {
+            n,
             steps,
             at,
-            culprit: c.below(n),
+            culprit,
             crime,
         }
     }
 
+    pub fn deadline(&self) -> Duration {
+        match self.crime {
+            Crime::Late => DEADLINE,
+            Crime::Recv | Crime::Missing => CIRCLES,
+            _ => PATIENCE,
+        }
+    }
+
+    /// How many ranks meet where the culprit errs.
+    pub fn meeting(&self) -> usize {
+        let step = self.steps[self.at];
+        match step.kind == MESSAGES || self.crime == Crime::Message {
+            true => 2,
+            false if step.half => half(self.culprit, self.n),
+            false => self.n,
+        }
+    }
+
     /// What the culprit calls.
-    pub fn wrong_step(&self, n: usize) -> Step {
+    fn wrong_step(&self) -> Step {
         let right = self.steps[self.at];
         match self.crime {
             Crime::Other => Step {
-                kind: (right.kind.max(1) + 1) % KINDS,
+                kind: (right.kind.max(1) + 1) % COLLECTIVES,
                 ..right
             },
             Crime::Shape => Step {
@@ -175,7 +236,7 @@ impl Scene {
                 ..right
             },
             Crime::Root => Step {
-                root: (right.root + 1) % n,
+                root: right.root + 1,
                 ..right
             },
             Crime::Reduction => Step {
@@ -188,8 +249,10 @@ impl Scene {
     }
 
     /// The program of one rank.
-    pub fn play(&self, g: &dyn ProcessGroup) -> Result<()> {
+    pub fn play(&self, g: &Arc<dyn ProcessGroup>) -> Result<()> {
         let (n, me) = (g.size(), g.rank());
+        let part = g.split(Some(me as u32 % 2), 0)?;
+        let part = part.expect("every rank has a color");
         let mut later = Vec::new();
         for (k, step) in self.steps.iter().enumerate() {
             let mut step = *step;
@@ -208,13 +271,13 @@ impl Scene {
                     Crime::Return => return Ok(()),
                     Crime::Error => return Err(own_error(me)),
                     Crime::Panic => panic!("on purpose"),
-                    Crime::Late => std::thread::sleep(DEADLINE * 2),
+                    Crime::Late => std::thread::sleep(DEADLINE * 3),
                     Crime::Abort => g.abort("on purpose"),
                     Crime::Recv => g
                         .recv([2].into(), DType::U8, (me + 1) % n, 1)?
                         .wait()
                         .map(drop)?,
-                    _ => step = self.wrong_step(n),
+                    _ => step = self.wrong_step(),
                 }
             }
             if me == self.culprit && self.crime == Crime::Order && k == self.at + 1 {
@@ -226,7 +289,8 @@ impl Scene {
                 step: k as u64 - u64::from(behind && k > 0),
                 part: u64::from(behind),
             };
-            let wait = step.issue(&*g.labelled(label))?;
+            let group = if step.half { &part } else { g };
+            let wait = step.issue(&*group.labelled(label))?;
             if step.at_once {
                 wait()?;
             } else {
@@ -238,6 +302,11 @@ impl Scene {
     }
 }
 
+/// The size of the half of the world in which a rank is.
+fn half(rank: usize, n: usize) -> usize {
+    (0..n).filter(|r| r % 2 == rank % 2).count()
+}
+
 pub fn own_error(rank: usize) -> Error {
     Error::InvalidArgument {
         op: "test",
@@ -247,34 +316,41 @@ pub fn own_error(rank: usize) -> Error {
 }
 
 /// Whether the error names the culprit and what it did.
-pub fn is_right(e: &Error, scene: &Scene, n: usize) -> bool {
+pub fn is_right(e: &Error, scene: &Scene) -> bool {
     let culprit = scene.culprit;
-    let divergence = |e: &Error| match e {
-        Error::Divergence { rank, other, .. } => {
-            // With two ranks nobody can know which is right. With more, the odd one out is named,
-            // unless the others had not come yet.
-            [*rank, *other].contains(&culprit)
-        }
+    let passes = |chain: &[Link]| chain.iter().any(|link| link.rank == culprit);
+    let divergence = |e: &Error, is_strict: bool| match e {
+        // Of two ranks nobody can know which is right. Of more, the odd one out is named.
+        Error::Divergence { rank, .. } if is_strict => *rank == culprit,
+        Error::Divergence { rank, other, .. } => [*rank, *other].contains(&culprit),
         _ => false,
     };
+    let is_strict = scene.meeting() > 2;
     match scene.crime {
         Crime::Other
         | Crime::Shape
         | Crime::DType
         | Crime::Root
         | Crime::Reduction
-        | Crime::Order => divergence(e),
+        | Crime::Order
+        | Crime::Message => divergence(e, is_strict),
         Crime::Label => {
             let of_label = |d: &Difference| *d == Difference::Label;
-            divergence(e)
+            divergence(e, is_strict)
                 && matches!(e, Error::Divergence { difference, .. } if of_label(difference))
         }
         // The next call takes the place of the missing one; or, where all later ones are equal, the
-        // culprit is done too early.
+        // culprit is done too early. Where the next call is one of another group, or a message, it waits there for
+        // those who wait for it here. And its neighbour in that call may be one of two.
         Crime::Missing => {
-            divergence(e) || matches!(e, Error::RankReturned { rank, .. } if *rank == culprit)
+            divergence(e, false)
+                || matches!(e, Error::RankReturned { rank, .. } if *rank == culprit)
+                || matches!(e, Error::Deadlock { chain } if passes(chain))
         }
-        Crime::Return => matches!(e, Error::RankReturned { rank, .. } if *rank == culprit),
+        // It may have dropped what others had not come to yet.
+        Crime::Return => {
+            matches!(e, Error::RankReturned { rank, .. } | Error::Abandoned { rank, .. } if *rank == culprit)
+        }
         Crime::Error => {
             matches!(e, Error::RankFailed { rank, message } if *rank == culprit && message.contains("on purpose"))
         }
@@ -284,17 +360,11 @@ pub fn is_right(e: &Error, scene: &Scene, n: usize) -> bool {
         Crime::Abort => {
             matches!(e, Error::Aborted { rank, reason } if *rank == culprit && reason == "on purpose")
         }
-        // Whose deadline ends first: one who waits for the culprit.
+        // Whose deadline ends first: one who waits for the culprit, or for one who waits for it.
         Crime::Late => {
-            matches!(e, Error::DeadlineExceeded { missing, .. } if *missing == [culprit])
+            matches!(e, Error::DeadlineExceeded { missing, chain, .. } if missing.contains(&culprit) || passes(chain))
         }
-        // The culprit waits for its neighbour, the others for the culprit: one of them is first.
-        Crime::Recv => match e {
-            Error::DeadlineExceeded { rank, missing, .. } => {
-                (*rank == culprit && *missing == [(culprit + 1) % n]) || *missing == [culprit]
-            }
-            _ => false,
-        },
-        Crime::Message => divergence(e),
+        // The culprit waits for its neighbour, and that one for the culprit.
+        Crime::Recv => matches!(e, Error::Deadlock { chain } if passes(chain)),
     }
 }

@@ -2,11 +2,11 @@
 //!
 //! A slot made by one thread and freed by another would meet the other thread in the system's
 //! allocator, which cost more than the collective (5 µs against 2 µs for 1 KiB, 2026-11). So slots
-//! are kept, and go back to the rank that asked for them.
+//! are kept, and go back to the rank that asked for them; in large groups to all.
 #![allow(unsafe_code)]
 
 use super::slot::Slot;
-use crate::sync::Mutex;
+use crate::sync::{Guard, Mutex};
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{
@@ -17,16 +17,23 @@ use std::sync::atomic::{
 /// The slots of a group for its collectives, or for its messages, and those of them that are free.
 ///
 /// 1. *A slot lives as long as its pool*, and the pool as long as the group.
-/// 2. *A free slot has one holder:* the stack that it lies on, or the [`Spares`] of one rank, or
-///    who has just taken it.
-/// 3. *Stacks don't suffer from ABA:* any rank pushes, but only the owner takes, and takes all.
+/// 2. *A free slot has one holder:* the stack that it lies on, or the [`Spares`] of one rank or of
+///    all, or who has just taken it.
+/// 3. *Stacks don't suffer from ABA:* any rank pushes, but who takes takes all.
 pub(super) struct SlotPool {
     all: Mutex<Vec<SlotRef>>,
     /// How many ranks meet in one.
     cells: usize,
-    /// For each rank, the slots that have come back.
+    /// The slots that have come back: for each rank, or for all.
     returned: Box<[Stack]>,
+    /// The free slots of all ranks, where they share them.
+    common: Option<Mutex<Spares>>,
 }
+
+/// Ranks share their slots where more than so many meet in one: a slot has a cell for each rank, so that each rank's
+/// own slots would take memory by the square of their number (256 ranks: 30 MB). The lock that sharing takes, once in
+/// each collective, costs nothing beside what so many ranks cost.
+const MOST_CELLS: usize = 16;
 
 /// Linked by [`Slot::link`].
 #[derive(Default)]
@@ -71,15 +78,23 @@ pub(super) struct Spares(Vec<SlotRef>);
 impl SlotPool {
     /// Slots of so many cells, for so many ranks.
     pub(super) fn new(ranks: usize, cells: usize) -> SlotPool {
+        let is_common = cells > MOST_CELLS;
+        let stacks = if is_common { 1 } else { ranks };
         SlotPool {
             all: Mutex::default(),
             cells,
-            returned: (0..ranks).map(|_| Stack::default()).collect(),
+            returned: (0..stacks).map(|_| Stack::default()).collect(),
+            common: is_common.then(Mutex::default),
         }
     }
 
+    /// The free slots of all ranks, where they share them: for one rank at a time, which uses them in place of its own.
+    pub(super) fn common(&self) -> Option<Guard<'_, Spares>> {
+        self.common.as_ref().map(Mutex::lock)
+    }
+
     /// A free slot for the operation of this number between these ranks of the world. `spares` are
-    /// this rank's.
+    /// this rank's, or the [`common`](SlotPool::common) ones.
     pub(super) fn take(
         &self,
         rank: usize,
@@ -87,15 +102,16 @@ impl SlotPool {
         number: u64,
         ranks: &[usize],
     ) -> SlotRef {
+        let home = if self.common.is_some() { 0 } else { rank };
         if spares.0.is_empty() {
-            let mut top = self.returned[rank].0.swap(ptr::null_mut(), AcqRel);
+            let mut top = self.returned[home].0.swap(ptr::null_mut(), AcqRel);
             // SAFETY: slots on a stack are slots of this pool.
             while let Some(slot) = unsafe { SlotRef::from_ptr(top) } {
                 spares.0.push(slot);
                 top = slot.link().swap(ptr::null_mut(), Relaxed);
             }
         }
-        let slot = spares.0.pop().unwrap_or_else(|| self.grow(rank));
+        let slot = spares.0.pop().unwrap_or_else(|| self.grow(home));
         // SAFETY: the slot is free, and this call its one holder (guarantee 2).
         unsafe { slot.dedicate(number, ranks) };
         slot
@@ -120,8 +136,8 @@ impl SlotPool {
     }
 
     #[cold]
-    fn grow(&self, rank: usize) -> SlotRef {
-        let slot = Box::new(Slot::new(rank, self.cells));
+    fn grow(&self, home: usize) -> SlotRef {
+        let slot = Box::new(Slot::new(home, self.cells));
         let slot = SlotRef(NonNull::from(Box::leak(slot)));
         self.all.lock().push(slot);
         slot

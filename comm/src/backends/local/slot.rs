@@ -4,16 +4,19 @@
 use super::plan::Plan;
 use super::pool::{SlotPool, SlotRef, Spares};
 use super::post::Post;
-use crate::op::{Difference, Op, Signature};
+use crate::launch::message;
+use crate::op::Op;
 use crate::work::Tensors;
 use smallvec::SmallVec;
 use std::cell::UnsafeCell;
-use std::cmp::Ordering;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 use std::sync::atomic::{
-    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
     Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
 };
+
+mod look;
 
 /// Operations of at most so many bytes are carried out by the rank that issues them last: less
 /// than what it would cost to share them.
@@ -26,7 +29,8 @@ const AT_ONCE: usize = 4 << 10;
 /// whoever waits claims chunks and carries them out. Who has carried out the last one ends it. When
 /// all have taken their results, the slot is cleared and used again.
 ///
-/// Why this is sound. Between two clearings `state` goes from `FILLING` to `READY` to `DONE`.
+/// Why this is sound. Between two clearings `state` goes from `FILLING` to `READY` to `DONE`; or from `FILLING` to
+/// `SUSPECT`, where it stays, since the world fails.
 ///
 /// 1. *A cell has one writer.* `Cell::post` is written by its rank alone, once, before that rank
 ///    sets `posted` (`Release`).
@@ -48,15 +52,24 @@ const AT_ONCE: usize = 4 << 10;
 ///    read-modify-writes, so who counts the last one comes after all chunks; it sets `DONE`
 ///    (`Release`). A rank takes its tensor only after it has seen `DONE` (`Acquire`).
 /// 7. *Buffers outlive the plan.* The slot owns the tensors until `DONE`, and lives as long as its
-///    group, which whoever runs a chunk holds. A rank that fails leaves its tensors in the slot, so
-///    it may unwind at any time. The tensors give access to their memory as long as they live: an
+///    group, which whoever runs a chunk holds. A rank that drops its work leaves its tensors in the slot, so
+///    it may do so, or unwind, at any time. The tensors give access to their memory as long as they live: an
 ///    output was unique when it was posted, and nobody can clone it while it is in the cell; an input
 ///    may be shared, and is only read, as everywhere.
 /// 8. *A slot is given back when nobody knows it any more*, and cleared when it is taken again. A rank
 ///    finds it as `link` of the slot before or in a mailbox, both before it posts; and forgets it
 ///    after it has counted up `left` (`AcqRel`), when it has taken its result and is done running
-///    chunks. So who counts the last one comes after all of them, and gives it back. If a rank
+///    chunks. So who counts the last one comes after all of them, and gives it back. If the world
 ///    fails, it never is.
+/// 9. *The cells of a suspect slot stay.* Who finds that two calls differ sets `SUSPECT` before it counts its own
+///    arrival; so the last to arrive sees it (2), and sets neither `READY` nor `DONE`. Then no rank takes anything out
+///    of its cell, and the slot is never given back: whoever has seen `SUSPECT` (`Acquire`) may read every cell whose
+///    `posted` it has seen (`Acquire`), for as long as the group lives.
+/// 10. *Where a rank is known to stand, its slot is in use.* A rank that sleeps in a wait says so in its `Standings`,
+///    under their lock, after it has posted; and takes that back, under the same lock, before it takes its
+///    result. So whoever holds the lock and finds the slot there may read its `posted`s, `ranks` and `sequence`, and
+///    that rank's own cell: the slot is not given back before that rank has counted up `left` (8), and its group lives,
+///    since the rank's own work holds it.
 ///
 /// `Release` and `Acquire` are `SeqCst` where a sleeper must not be missed: see
 /// [`Parker`](super::park::Parker).
@@ -120,6 +133,8 @@ const RAN: u64 = 1 << UPPER;
 struct Cell {
     /// The last use of the slot that the rank has posted for.
     posted: AtomicU64,
+    /// Whether the rank carries out chunks at this moment: told to those who wait for the last of them.
+    runs: AtomicBool,
     post: UnsafeCell<Option<Post>>,
 }
 
@@ -128,14 +143,29 @@ struct Cell {
 pub(super) enum State {
     /// Some rank has not come.
     Filling,
+    /// Ranks have called what does not go together: the world fails.
+    Suspect,
     /// All have come; chunks are being run.
     Ready,
     /// The results are there.
     Done,
 }
 
+/// What came of a rank's call.
+#[derive(Debug)]
+pub(super) enum Posted {
+    /// Others are still to come.
+    Waits,
+    /// The operation has begun: sleepers are to be woken.
+    Begun,
+    /// The slot is suspect, and this rank has found out; or it is the last to come.
+    Suspect,
+    /// The operation panicked, with this message.
+    Broken(String),
+}
+
 /// What came of a rank's help.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Helped {
     /// There is no plan yet, or no longer.
     NotNow,
@@ -145,20 +175,14 @@ pub(super) enum Helped {
     NothingLeft,
     /// The operation was ended by this: sleepers are to be woken.
     Ended,
+    /// A chunk panicked, with this message: the operation will never end.
+    Broken(String),
 }
 
 const FILLING: u32 = 0;
 const READY: u32 = 1;
 const DONE: u32 = 2;
-
-/// Two ranks that disagree, by their numbers in the world.
-pub(super) struct Disagreement {
-    pub(super) difference: Difference,
-    pub(super) rank: usize,
-    pub(super) call: String,
-    pub(super) other: usize,
-    pub(super) other_call: String,
-}
+const SUSPECT: u32 = 3;
 
 // SAFETY: the tensors are `Send` and `Sync`; the pointers of `Post` and `Plan` point into them, and
 // are used as guarantees 1 to 7 say.
@@ -171,6 +195,7 @@ impl Slot {
     pub(super) fn new(home: usize, cells: usize) -> Slot {
         let cell = |_| Cell {
             posted: AtomicU64::new(0),
+            runs: AtomicBool::new(false),
             post: UnsafeCell::new(None),
         };
         Slot {
@@ -242,6 +267,15 @@ impl Slot {
         if let Some(next) = known(link.load(Acquire)) {
             return next;
         }
+        // Where ranks share their slots, one of them takes one, and the others find it.
+        let mut common = pool.common();
+        let spares = match &mut common {
+            Some(common) => match known(link.load(Acquire)) {
+                Some(next) => return next,
+                None => &mut **common,
+            },
+            None => spares,
+        };
         let new = pool.take(me, spares, self.sequence() + 1, ranks);
         match link.compare_exchange(ptr::null_mut(), new.as_ptr(), AcqRel, Acquire) {
             Ok(_) => new,
@@ -253,19 +287,11 @@ impl Slot {
     }
 
     /// Puts a rank's post into its cell. The last rank to come gets the operation going, for so many
-    /// `workers`, and returns `Ok(true)`: sleepers are to be woken.
-    ///
-    /// # Errors
-    /// Who disagrees with whom; the slot is dead then.
+    /// `workers`, unless the calls differ.
     ///
     /// # Safety
     /// Called once for each cell.
-    pub(super) unsafe fn post(
-        &self,
-        cell: usize,
-        post: Post,
-        workers: usize,
-    ) -> Result<bool, Disagreement> {
+    pub(super) unsafe fn post(&self, cell: usize, post: Post, workers: usize) -> Posted {
         // SAFETY: guarantee 1, once by the caller.
         unsafe { *self.cells[cell].post.get() = Some(post) };
         self.cells[cell]
@@ -273,34 +299,51 @@ impl Slot {
             .store(self.uses.load(Relaxed), Release);
         let arrivals = &self.entrance.arrivals;
         let first = (cell as u64 + 1) << UPPER | 1;
-        let arrived = match arrivals.compare_exchange(0, first, AcqRel, Acquire) {
-            Ok(_) => 1,
+        let (arrived, differs) = match arrivals.compare_exchange(0, first, AcqRel, Acquire) {
+            Ok(_) => (1, false),
             Err(so_far) => {
-                self.compare(cell, (so_far >> UPPER) as usize - 1)?;
-                (arrivals.fetch_add(1, AcqRel) & LOWER) as usize + 1
+                let differs = self.differ(cell, (so_far >> UPPER) as usize - 1);
+                if differs {
+                    self.suspect();
+                }
+                let before = (arrivals.fetch_add(1, AcqRel) & LOWER) as usize;
+                (before + 1, differs)
             }
         };
         if arrived < self.cells().len() {
-            return Ok(false);
+            return match differs {
+                true => Posted::Suspect,
+                false => Posted::Waits,
+            };
         }
-        self.begin(workers)?;
-        Ok(true)
+        if self.state() == State::Suspect {
+            return Posted::Suspect; // guarantee 9
+        }
+        // A panic leaves the state as it is: nothing is handed out, and the caller fails the world.
+        match catch_unwind(AssertUnwindSafe(|| self.begin(workers))) {
+            Ok(true) => Posted::Begun,
+            Ok(false) => Posted::Suspect,
+            Err(panic) => Posted::Broken(message(&*panic)),
+        }
     }
 
-    /// Makes the plan. The last rank to arrive calls this.
-    fn begin(&self, workers: usize) -> Result<(), Disagreement> {
+    /// Two calls differ (guarantee 9).
+    fn suspect(&self) {
+        self.stage.state.store(SUSPECT, SeqCst);
+    }
+
+    /// Makes the plan; false where ranks differ. The last rank to arrive calls this.
+    fn begin(&self, workers: usize) -> bool {
         let n = self.cells().len();
         // SAFETY: guarantees 2 and 3: all cells are posted, and only this thread looks at them.
         let posts: SmallVec<[&Post; 4]> = (0..n)
             .filter_map(|c| unsafe { (*self.cells[c].post.get()).as_ref() })
             .collect();
         let first = &posts[0].signature;
-        if !first.agrees_transitively() {
-            for a in 0..n {
-                for b in a + 1..n {
-                    self.compare(b, a)?;
-                }
-            }
+        let pairs = || (0..n).flat_map(|a| (a + 1..n).map(move |b| (a, b)));
+        if !first.agrees_transitively() && pairs().any(|(a, b)| self.differ(a, b)) {
+            self.suspect();
+            return false;
         }
         let ends = |r: usize, i: usize| posts[r].ends[i];
         let plan = Plan::new(first, n, ends, workers, |r| match &posts[r].signature.op {
@@ -317,79 +360,7 @@ impl Slot {
             unsafe { *self.stage.plan.get() = Some(plan) };
             self.stage.state.store(READY, SeqCst); // `Release` for 4
         }
-        Ok(())
-    }
-
-    /// The call in a cell that is known to be posted.
-    ///
-    /// # Safety
-    /// The cell is this thread's own and not yet emptied; or `posted` has been seen, and this
-    /// thread's own arrival is still to come, or it is the last and has not yet set `READY`
-    /// (guarantees 2 and 3).
-    unsafe fn signature(&self, cell: usize) -> Option<&Signature> {
-        // SAFETY: by the caller.
-        unsafe { (*self.cells[cell].post.get()).as_ref() }.map(|p| &p.signature)
-    }
-
-    /// Compares two cells that are known to be posted, before this thread's arrival.
-    fn compare(&self, a: usize, b: usize) -> Result<(), Disagreement> {
-        // SAFETY: as the caller says.
-        let difference = |a: usize, b: usize| unsafe {
-            let (x, y) = (self.signature(a)?, self.signature(b)?);
-            Signature::difference((a, x), (b, y))
-        };
-        let Some(what) = difference(a, b) else {
-            return Ok(());
-        };
-        // Whoever has come so far votes on which of the two is the odd one out.
-        let here = (0..self.cells().len()).filter(|&c| self.has_posted(c));
-        let (mut with_a, mut with_b) = (0, 0);
-        for c in here {
-            with_a += usize::from(difference(a, c).is_none());
-            with_b += usize::from(difference(b, c).is_none());
-        }
-        let (odd, other) = match with_a.cmp(&with_b) {
-            Ordering::Less => (a, b),
-            Ordering::Greater => (b, a),
-            Ordering::Equal => (a.max(b), a.min(b)),
-        };
-        // SAFETY: as above.
-        let call = |c| unsafe { self.signature(c) }.map_or_else(String::new, Signature::to_string);
-        Err(Disagreement {
-            difference: what,
-            rank: self.ranks[odd].load(Relaxed),
-            call: call(odd),
-            other: self.ranks[other].load(Relaxed),
-            other_call: call(other),
-        })
-    }
-
-    /// The operation of a rank. The rank itself asks, before it takes its result.
-    pub(super) fn op(&self, cell: usize) -> Option<&Op> {
-        // SAFETY: a cell is written and emptied by its own rank, which is here.
-        unsafe { self.signature(cell) }.map(|s| &s.op)
-    }
-
-    /// The call of a rank, in words. The rank itself asks, before it takes its result.
-    pub(super) fn describe(&self, cell: usize) -> String {
-        // SAFETY: a cell is written and emptied by its own rank, which is here.
-        unsafe { self.signature(cell) }.map_or_else(String::new, Signature::to_string)
-    }
-
-    fn has_posted(&self, cell: usize) -> bool {
-        self.cells[cell].posted.load(Acquire) == self.uses.load(Relaxed)
-    }
-
-    /// The ranks of the world that have not come.
-    pub(super) fn missing(&self) -> impl Iterator<Item = usize> {
-        let ranks = self.ranks().enumerate();
-        ranks.filter_map(|(cell, rank)| (!self.has_posted(cell)).then_some(rank))
-    }
-
-    /// All ranks that take part, by their numbers in the world.
-    pub(super) fn ranks(&self) -> impl Iterator<Item = usize> {
-        let ranks = &self.ranks[..self.parties.load(Relaxed)];
-        ranks.iter().map(|rank| rank.load(Relaxed))
+        true
     }
 
     /// What the rank of this cell gets out of an operation that is done; and whether the slot is now
@@ -406,43 +377,52 @@ impl Slot {
     }
 
     pub(super) fn state(&self) -> State {
-        // `Acquire` for 4 and 6; `SeqCst` for sleepers.
+        // `Acquire` for 4, 6 and 9; `SeqCst` for sleepers.
         match self.stage.state.load(SeqCst) {
             FILLING => State::Filling,
+            SUSPECT => State::Suspect,
             READY => State::Ready,
             _ => State::Done,
         }
     }
 
-    /// Runs a chunk that nobody has claimed, or, if `all`, chunks until none is left.
-    pub(super) fn help(&self, all: bool) -> Helped {
+    /// Runs a chunk that nobody has claimed, or, if `all`, chunks until none is left. `cell` is the helper's.
+    pub(super) fn help(&self, cell: usize, all: bool) -> Helped {
         let plan = match self.state() {
             // SAFETY: guarantee 4: nobody writes to the plan after `READY`.
             State::Ready => unsafe { (*self.stage.plan.get()).as_ref() },
-            State::Filling | State::Done => None,
+            State::Filling | State::Suspect | State::Done => None,
         };
         let Some(plan) = plan else {
             return Helped::NotNow;
         };
+        let runs = &self.cells[cell].runs;
+        runs.store(true, Relaxed);
         let chunks = plan.chunks();
         let progress = &self.progress.0;
         let mut before = progress.fetch_add(CLAIM, Relaxed);
-        loop {
+        let helped = loop {
             let chunk = (before & LOWER) as usize;
             if chunk >= chunks {
-                return Helped::NothingLeft;
+                break Helped::NothingLeft;
             }
+            // A chunk that panics is never counted, so that the operation never ends: the caller fails the world.
             // SAFETY: claimed by this thread alone (5); the buffers are valid and nobody else's
             // (6, 7); all outputs were unique when they were posted, so they overlap with nothing.
-            unsafe { plan.run(chunk) };
+            let run = catch_unwind(AssertUnwindSafe(|| unsafe { plan.run(chunk) }));
+            if let Err(panic) = run {
+                break Helped::Broken(message(&*panic));
+            }
             before = progress.fetch_add(if all { RAN + CLAIM } else { RAN }, AcqRel);
             if (before >> UPPER) as usize + 1 == chunks {
                 self.stage.state.store(DONE, SeqCst); // `Release` for 6
-                return Helped::Ended;
+                break Helped::Ended;
             }
             if !all {
-                return Helped::Some;
+                break Helped::Some;
             }
-        }
+        };
+        runs.store(false, Relaxed);
+        helped
     }
 }
