@@ -36,10 +36,23 @@ const MOST_THREADS: usize = 4096;
 ///
 /// A rank that returns an error or panics fails the world: the others get
 /// [`Error::RankFailed`] or [`Error::RankPanicked`] from what they wait for, at once. A rank that
-/// returns well while others still need it fails it with [`Error::RankReturned`]. The threads have
+/// returns well while others still need it fails it with [`Error::RankReturned`]; one that returns well and has dropped
+/// a [`Work`](crate::Work) to which others are still to come, with [`Error::Abandoned`]. The threads have
 /// ended when `launch` returns; so a rank that computes forever, without a word to the others, keeps
 /// it from returning, though the others learn of it at the deadline. What happens then is a policy:
 /// see [`OnFailure`].
+///
+/// Where the ranks of a group call what does not go together, the error is given when all of them have come, so that it
+/// names the one that differs from most; or after a tenth of the deadline, a second at most, by those who have come.
+/// A rank that waits for longer than the deadline gets [`Error::DeadlineExceeded`], which says whom it waits for, and
+/// what that one waits for, across groups. Only time counts in which the rank can look: a process that was stopped, or
+/// a rank that had no core, is not late for it.
+///
+/// Ranks that wait for each other in a circle get [`Error::Deadlock`] without waiting for the deadline: after two or
+/// three tenths of it, three seconds at most. That is so for ranks that make all their calls, `wait` and `poll`
+/// included, from one thread. A rank that has called from several threads may be helped by another one of them, so it
+/// is in no circle, and the deadline counts. (A thread that has not made a call yet cannot be known: a rank that sleeps in a
+/// circle of waits until such a thread makes the first call of its life is taken to wait in vain.)
 ///
 /// ```
 /// use phalanx_comm::{DType, Error, ReduceOp, Tensor, launch};
@@ -54,7 +67,8 @@ const MOST_THREADS: usize = 4096;
 /// ```
 ///
 /// # Errors
-/// [`LaunchError`], if any rank failed.
+/// [`LaunchError`], if any rank failed; or if all returned well, but the world has failed by what they had dropped, and none
+/// of them has heard of it.
 pub fn launch<T, E, F>(
     config: impl Into<LaunchConfig>,
     program: F,

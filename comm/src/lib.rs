@@ -38,7 +38,8 @@
 //!
 //! A call *issues* an operation and returns a [`Work`] at once; [`Work::wait`] gives the result.
 //! Tensors go in by value and come back from `wait`, so nothing can be touched in between. Any
-//! number of operations may be in flight. A tensor that nobody else holds is changed in place: keep
+//! number of operations may be in flight. Dropping a work waits for nobody, and the group finishes the operation: a
+//! program may leave by `?` at any time, but must not return well before others have come to what it has dropped. A tensor that nobody else holds is changed in place: keep
 //! no clone of what you all-reduce, and no memory moves but what has to.
 //!
 //! Reductions run in rank order, so that a run repeats bit for bit.
@@ -50,6 +51,10 @@
 //! the same [`enum@Error`], which names the rank, the operation, its number and what differs. A rank
 //! that computes meanwhile hears of it at its next call; one that never makes a call is the matter of
 //! a policy, [`OnFailure`].
+//!
+//! The error is for the one that is wrong, not for the one that is early: ranks that disagree are judged when all have
+//! come. An error of the deadline says what the late rank waits for itself, and so on, across groups; and ranks that wait
+//! for each other in a circle hear so long before the deadline ([`launch`] tells the limits of this).
 //!
 //! ```
 //! use phalanx_comm::{DType, Error, LaunchError, ReduceOp, Tensor, launch};

@@ -7,7 +7,7 @@ use phalanx_comm::{
     DType, Error, LaunchConfig, LaunchError, OnFailure, ProcessGroup, Ranks, ReduceOp, Tensor,
     launch, run,
 };
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A program that nobody is to run.
 fn never(_: std::sync::Arc<dyn ProcessGroup>) -> Result<(), Error> {
@@ -168,6 +168,54 @@ fn talk() {
     let peak = peak_megabytes();
     // ThreadSanitizer has memory of its own.
     let is_little = |peak| peak < 150 || cfg!(phalanx_tsan);
+    assert!(peak.is_none_or(is_little), "{peak:?} MB");
+}
+
+/// 256 ranks meet forty times. Prints what that takes: memory must not grow by the square of the ranks.
+#[test]
+fn two_hundred_and_fifty_six_ranks_meet() {
+    let Some(mut child) = again("two_hundred_and_fifty_six_ranks_meet") else {
+        return meet();
+    };
+    let output = child.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    stdout
+        .lines()
+        .filter(|line| line.contains("ranks"))
+        .for_each(|line| println!("{line}"));
+}
+
+fn meet() {
+    const RANKS: usize = if cfg!(phalanx_tsan) { 50 } else { 256 };
+    const ROUNDS: usize = 20;
+    let before = peak_megabytes();
+    let start = Instant::now();
+    let end = launch(RANKS, |g| {
+        let begun = start.elapsed();
+        let started = Instant::now();
+        for _ in 0..ROUNDS {
+            g.barrier()?.wait()?;
+        }
+        let barriers = started.elapsed();
+        let started = Instant::now();
+        for _ in 0..ROUNDS {
+            let mine = Tensor::ones([256], DType::F32, g.device())?;
+            let sum = g.all_reduce(mine, ReduceOp::Sum)?.wait()?;
+            assert_eq!(sum.to_vec::<f32>()?, [RANKS as f32; 256]);
+        }
+        Ok::<_, Error>((begun, barriers, started.elapsed()))
+    });
+    let end = end.unwrap_or_else(|e| panic!("{e}"));
+    let took = start.elapsed();
+    let (begun, barriers, sums) = end[0];
+    let peak = peak_megabytes();
+    println!(
+        "{RANKS} ranks: rank 0 began after {begun:?}, {ROUNDS} barriers took {barriers:?}, {ROUNDS} all_reduce of 1 KiB \
+         {sums:?}, all {took:?}; peak {peak:?} MB, {before:?} before"
+    );
+    let is_little = |peak| peak < 25 || cfg!(phalanx_tsan);
     assert!(peak.is_none_or(is_little), "{peak:?} MB");
 }
 

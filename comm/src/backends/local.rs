@@ -27,6 +27,8 @@ mod post;
 mod slot;
 mod stand;
 mod suspects;
+#[cfg(test)]
+mod tests;
 mod wait;
 mod world;
 

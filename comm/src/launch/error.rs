@@ -98,7 +98,7 @@ pub enum LaunchError<E: Display + Debug> {
         /// What is missing.
         reason: String,
     },
-    /// The world did not come about.
+    /// The world did not come about; or it has failed, and all ranks had returned well before they could hear of it.
     #[error(transparent)]
     World(Error),
     /// Ranks failed.

@@ -135,6 +135,12 @@ impl SlotPool {
         }
     }
 
+    /// How many slots there are, in use or not.
+    #[cfg(test)]
+    pub(super) fn made(&self) -> usize {
+        self.all.lock().len()
+    }
+
     #[cold]
     fn grow(&self, home: usize) -> SlotRef {
         let slot = Box::new(Slot::new(home, self.cells));

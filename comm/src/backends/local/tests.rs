@@ -1,0 +1,178 @@
+//! What no program can bring about through checked calls, or only by chance.
+
+use super::{LocalGroup, world};
+use crate::backends::Backend;
+use crate::check;
+use crate::error::{Error, Result};
+use crate::group::ProcessGroup;
+use crate::op::{Op, ReduceOp};
+use crate::work::{Pending, Tensors, Work};
+use phalanx_tensor::{DType, Device, Tensor};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn ranks(n: usize, deadline: Duration) -> Vec<LocalGroup> {
+    let devices: Vec<Device> = (0..n).map(|rank| Device::cpu(500 + rank)).collect();
+    world(&devices, 1, deadline)
+}
+
+fn zeros(g: &LocalGroup, len: usize) -> Tensor {
+    Tensor::zeros([len], DType::F32, ProcessGroup::device(g)).unwrap()
+}
+
+fn sum(g: &LocalGroup, len: usize) -> Result<Work<Tensor>> {
+    ProcessGroup::all_reduce(g, zeros(g, len), ReduceOp::Sum)
+}
+
+/// A reduction that panics when it is carried out.
+fn broken(g: &LocalGroup, len: usize) -> Result<Box<dyn Pending>> {
+    let mut call = check::all_reduce(g.membership(), zeros(g, len), ReduceOp::Sum)?;
+    call.signature.op = Op::AllReduce(ReduceOp::BitAnd); // of floats, which `check` refuses
+    g.issue(call)
+}
+
+/// In a chunk that a waiting rank runs, or in all of a small operation, which the last one to come runs.
+#[test]
+fn a_panic_while_data_moves_is_an_error_of_every_rank() {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {})); // asserted below
+    for len in [8, 100_000] {
+        let start = Instant::now();
+        let run = move |g: LocalGroup| -> Result<Tensors> { broken(&g, len)?.wait() };
+        let threads: Vec<_> = ranks(3, PATIENCE)
+            .into_iter()
+            .map(|g| thread::spawn(move || run(g)))
+            .collect();
+        let ends: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+        let first = ends[0].as_ref().unwrap_err();
+        let Error::RankPanicked { message, .. } = first else {
+            panic!("{first}");
+        };
+        assert!(message.contains("does not support"), "{message}");
+        assert!(ends.iter().all(|end| end.as_ref().unwrap_err() == first));
+        assert!(start.elapsed() < PATIENCE / 2, "{len}");
+    }
+    std::panic::set_hook(hook);
+}
+
+/// Rank 0 differs from two others, and comes first; nobody waits. The last one to come says who differs, and the
+/// others hear of it at their next call.
+#[test]
+fn the_first_to_come_may_be_wrong() {
+    let g = ranks(3, PATIENCE);
+    let mut wrong = sum(&g[0], 4).unwrap();
+    let right = sum(&g[1], 3).unwrap();
+    assert_eq!(wrong.poll(), Ok(false)); // rank 2 may still come
+    let error = sum(&g[2], 3).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Divergence {
+                rank: 0,
+                other: 1,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(ProcessGroup::barrier(&g[1]).unwrap_err(), error);
+    assert_eq!(wrong.poll().unwrap_err(), error);
+    assert_eq!(wrong.wait().unwrap_err(), error);
+    assert_eq!(right.wait().unwrap_err(), error);
+}
+
+/// Rank 2 never comes: after the grace whoever looks says who differs; of two the later one.
+#[test]
+fn ranks_that_differ_do_not_wait_for_the_last_one_for_ever() {
+    let deadline = Duration::from_secs(2);
+    for look in 0..3 {
+        let g = ranks(3, deadline);
+        let watcher = g[0].watcher();
+        let mut works = [sum(&g[0], 4).unwrap(), sum(&g[1], 3).unwrap()];
+        assert!(watcher.fault().is_none());
+        let start = Instant::now();
+        let found = loop {
+            assert!(start.elapsed() < PATIENCE / 2);
+            thread::sleep(Duration::from_millis(10));
+            let found = match look {
+                0 => watcher.fault().map(|(error, _)| error),
+                1 => works[0].poll().err(),
+                _ => ProcessGroup::send(&g[2], zeros(&g[2], 1), 0, 0).err(),
+            };
+            match found {
+                Some(error) => break error,
+                None => continue,
+            }
+        };
+        assert!(
+            matches!(found, Error::Divergence { rank: 1, .. }),
+            "{found}"
+        );
+        assert!(start.elapsed() >= Duration::from_millis(150), "look {look}");
+    }
+    // Or at once when rank 2 has left.
+    let mut g = ranks(3, PATIENCE);
+    let works = [sum(&g[0], 4).unwrap(), sum(&g[1], 3).unwrap()];
+    drop(g.pop());
+    for work in works {
+        let error = work.wait().unwrap_err();
+        assert!(
+            matches!(error, Error::Divergence { rank: 1, .. }),
+            "{error}"
+        );
+    }
+}
+
+/// A rank that waits in a slot in which ranks disagree gives the verdict itself, long before the deadline.
+#[test]
+fn who_waits_among_those_who_differ_gives_the_verdict() {
+    let g = ranks(3, Duration::from_secs(3));
+    let work = sum(&g[0], 4).unwrap();
+    let _other = sum(&g[1], 3).unwrap();
+    let start = Instant::now();
+    let error = work.wait().unwrap_err();
+    assert!(
+        matches!(error, Error::Divergence { rank: 1, .. }),
+        "{error}"
+    );
+    assert!(
+        start.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+/// Slots of dropped works come back: a thousand collectives take no more of them than one.
+#[test]
+fn slots_of_dropped_works_are_used_again() {
+    let g = ranks(2, PATIENCE);
+    for _ in 0..1000 {
+        for g in &g {
+            drop(sum(g, 3).unwrap());
+        }
+        // The other one is at its next call, too.
+        drop(sum(&g[1], 3).unwrap());
+        drop(sum(&g[0], 3).unwrap());
+    }
+    let made = g[0].endpoint.group.slots.made();
+    assert!(made < 10, "{made} slots");
+}
+
+/// In large groups all ranks use the same slots, whoever comes first.
+#[test]
+fn large_groups_share_their_slots() {
+    const RANKS: usize = 40;
+    let g = ranks(RANKS, PATIENCE);
+    for round in 0..3 * RANKS {
+        // Each rank is first now and then.
+        let order = (0..RANKS).map(|k| (k + round) % RANKS);
+        let works: Vec<_> = order
+            .map(|rank| ProcessGroup::barrier(&g[rank]).unwrap())
+            .collect();
+        works.into_iter().for_each(|work| work.wait().unwrap());
+    }
+    let made = g[0].endpoint.group.slots.made();
+    assert!(made < 6, "{made} slots");
+}
