@@ -38,9 +38,11 @@
 //!
 //! A call *issues* an operation and returns a [`Work`] at once; [`Work::wait`] gives the result.
 //! Tensors go in by value and come back from `wait`, so nothing can be touched in between. Any
-//! number of operations may be in flight. Dropping a work waits for nobody, and the group finishes the operation: a
-//! program may leave by `?` at any time, but must not return well before others have come to what it has dropped. A tensor that nobody else holds is changed in place: keep
+//! number of operations may be in flight. A tensor that nobody else holds is changed in place: keep
 //! no clone of what you all-reduce, and no memory moves but what has to.
+//!
+//! Dropping a work waits for nobody, and the group finishes the operation: a program may leave by `?` at any time, but
+//! must not return well before others have come to what it has dropped.
 //!
 //! Reductions run in rank order, so that a run repeats bit for bit.
 //!

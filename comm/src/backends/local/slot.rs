@@ -66,10 +66,10 @@ const AT_ONCE: usize = 4 << 10;
 ///    of its cell, and the slot is never given back: whoever has seen `SUSPECT` (`Acquire`) may read every cell whose
 ///    `posted` it has seen (`Acquire`), for as long as the group lives.
 /// 10. *Where a rank is known to stand, its slot is in use.* A rank that sleeps in a wait says so in its `Standings`,
-///    under their lock, after it has posted; and takes that back, under the same lock, before it takes its
-///    result. So whoever holds the lock and finds the slot there may read its `posted`s, `ranks` and `sequence`, and
-///    that rank's own cell: the slot is not given back before that rank has counted up `left` (8), and its group lives,
-///    since the rank's own work holds it.
+///     under their lock, after it has posted; and takes that back, under the same lock, before it takes its
+///     result. So whoever holds the lock and finds the slot there may read its `posted`s, `ranks` and `sequence`, and
+///     that rank's own cell: the slot is not given back before that rank has counted up `left` (8), and its group lives,
+///     since the rank's own work holds it.
 ///
 /// `Release` and `Acquire` are `SeqCst` where a sleeper must not be missed: see
 /// [`Parker`](super::park::Parker).
