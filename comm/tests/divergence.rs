@@ -93,10 +93,7 @@ fn one(seed: u64, n: usize) -> Duration {
         panic!("{}: {end:?}", say());
     };
     // Who returned well, failed by itself or panicked has not heard of anything.
-    let silent = match scene.crime {
-        Crime::Return | Crime::Error | Crime::Panic | Crime::Missing => 1,
-        _ => 0,
-    };
+    let silent = scene.silent();
     let heard = heard.into_inner().unwrap();
     let errors: Vec<&Error> = heard.iter().flatten().map(|(e, _)| e).collect();
     assert!(errors.len() >= n - silent, "{}: {heard:?}", say());

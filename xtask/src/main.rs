@@ -53,6 +53,8 @@ enum Chore {
     Bench(program::Args),
     /// Let a rank go wrong in all ways, on threads and on processes, and print what the others hold.
     Drill(drill::Args),
+    /// Play scenes in which a rank of several processes goes wrong, made from seeds.
+    Fuzz(mpi::fuzz::Args),
     /// Start an example as processes, under mpirun.
     Launch(launch::Args),
     /// The part `mpi` of `test`, by itself.
@@ -81,6 +83,7 @@ fn main() -> ExitCode {
         Chore::Check => check::run(),
         Chore::Bench(args) => program::bench(&args),
         Chore::Drill(args) => drill::run(&args),
+        Chore::Fuzz(args) => mpi::fuzz::run(&args),
         Chore::Launch(args) => launch::run(&args),
         Chore::Mpi(args) => mpi::run(&args),
         Chore::Rsh { args } => job::rsh(&args),

@@ -190,6 +190,21 @@ pub const PARTS: &[Part] = &[
         ..PLAIN
     },
     Part {
+        name: "fuzz",
+        what: "60 scenes in which a rank goes wrong, made from seeds, on processes, by mpirun",
+        obstacle: machine::obstacle,
+        command: || chore(&["fuzz", "--scenes", "60"]),
+        ..PLAIN
+    },
+    Part {
+        name: "fuzz-long",
+        what: "300 more of them",
+        long: true,
+        obstacle: machine::obstacle,
+        command: || chore(&["fuzz", "--first", "60", "--scenes", "300"]),
+        ..PLAIN
+    },
+    Part {
         name: "hosts",
         what: "the same over 2 hosts, which are network namespaces",
         obstacle: || machine::obstacle().or_else(Hosts::obstacle),

@@ -1,15 +1,15 @@
 //! The cells of the drill (`comm/tests/cells`) on processes: a job for each. The program itself says which cells there
 //! are, plays them, and judges what came of a job; here jobs are started, watched and ended.
 
-use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::Outcome;
+use super::folder::Folder;
 use crate::hosts::Hosts;
 use crate::job::Job;
 
@@ -56,7 +56,7 @@ impl Cell {
             return Ok(Outcome::Skipped(why.clone()));
         }
         let folder = Folder::new(&self.name)?;
-        let args = ["--play", &self.name, &folder.0.display().to_string()].map(str::to_owned);
+        let args = ["--play", &self.name, &folder.path().display().to_string()].map(str::to_owned);
         let job = Job {
             program,
             args: &args,
@@ -88,29 +88,5 @@ impl Cell {
             None => Ok(Outcome::Passed(first.to_owned())),
             Some(why) => bail!("{first}; but then, {why}"),
         }
-    }
-}
-
-/// Where the ranks of a job leave each other signs; it goes when it is dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new(cell: &str) -> Result<Folder> {
-        let name = format!(
-            "phalanx-job-{}-{}",
-            std::process::id(),
-            cell.replace('/', "-")
-        );
-        let path = std::env::temp_dir().join(name);
-        // One of an earlier run of the same cell would hold its signs.
-        let _ = fs::remove_dir_all(&path);
-        fs::create_dir_all(&path)?;
-        Ok(Folder(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }

@@ -5,6 +5,8 @@
 mod bare;
 pub mod cells;
 mod drills;
+mod folder;
+pub mod fuzz;
 
 pub use self::drills::nothing_left;
 

@@ -4,10 +4,11 @@ use super::{LocalGroup, world};
 use crate::backends::Backend;
 use crate::check;
 use crate::error::{Error, Result};
-use crate::group::ProcessGroup;
+use crate::group::{Group, ProcessGroup};
 use crate::op::{Op, ReduceOp};
 use crate::work::{Pending, Tensors, Work};
 use phalanx_tensor::{DType, Device, Tensor};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,12 +19,19 @@ fn ranks(n: usize, deadline: Duration) -> Vec<LocalGroup> {
     world(&devices, 1, deadline)
 }
 
+/// The same rank's handle.
+fn group(g: &LocalGroup) -> Group {
+    Group::world(LocalGroup {
+        endpoint: Arc::clone(&g.endpoint),
+    })
+}
+
 fn zeros(g: &LocalGroup, len: usize) -> Tensor {
-    Tensor::zeros([len], DType::F32, ProcessGroup::device(g)).unwrap()
+    Tensor::zeros([len], DType::F32, g.membership().device).unwrap()
 }
 
 fn sum(g: &LocalGroup, len: usize) -> Result<Work<Tensor>> {
-    ProcessGroup::all_reduce(g, zeros(g, len), ReduceOp::Sum)
+    group(g).all_reduce(zeros(g, len), ReduceOp::Sum)
 }
 
 /// A reduction that panics when it is carried out.
@@ -77,7 +85,7 @@ fn the_first_to_come_may_be_wrong() {
         ),
         "{error}"
     );
-    assert_eq!(ProcessGroup::barrier(&g[1]).unwrap_err(), error);
+    assert_eq!(group(&g[1]).barrier().unwrap_err(), error);
     assert_eq!(wrong.poll().unwrap_err(), error);
     assert_eq!(wrong.wait().unwrap_err(), error);
     assert_eq!(right.wait().unwrap_err(), error);
@@ -99,7 +107,7 @@ fn ranks_that_differ_do_not_wait_for_the_last_one_for_ever() {
             let found = match look {
                 0 => watcher.fault().map(|(error, _)| error),
                 1 => works[0].poll().err(),
-                _ => ProcessGroup::send(&g[2], zeros(&g[2], 1), 0, 0).err(),
+                _ => group(&g[2]).send(zeros(&g[2], 1), 0, 0).err(),
             };
             match found {
                 Some(error) => break error,
@@ -169,7 +177,7 @@ fn large_groups_share_their_slots() {
         // Each rank is first now and then.
         let order = (0..RANKS).map(|k| (k + round) % RANKS);
         let works: Vec<_> = order
-            .map(|rank| ProcessGroup::barrier(&g[rank]).unwrap())
+            .map(|rank| group(&g[rank]).barrier().unwrap())
             .collect();
         works.into_iter().for_each(|work| work.wait().unwrap());
     }
