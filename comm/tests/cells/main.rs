@@ -31,7 +31,8 @@ fn main() -> ExitCode {
         ["--judge", backend, cell, code, by_force, at] => {
             judge(backend, cell, [code, by_force, at])
         }
-        // The options of libtest, which cargo passes on, mean nothing here.
+        _ if words.contains(&"--list") => Ok(list()),
+        // The other options of libtest, which cargo passes on, mean nothing here.
         _ => {
             let words = args.into_iter().filter(|word| !word.starts_with('-'));
             Ok(children::run(&words.collect::<Vec<_>>()))
@@ -41,6 +42,12 @@ fn main() -> ExitCode {
         report(format_args!("error: {error}"));
         ExitCode::FAILURE
     })
+}
+
+/// Lists the cells of threads, as libtest does.
+fn list() -> ExitCode {
+    Cell::all().for_each(|cell| println!("{cell}: test"));
+    ExitCode::SUCCESS
 }
 
 /// Lists the cells of a backend; behind a colon, why one does not apply.
