@@ -6,9 +6,7 @@
 
 mod scenes;
 
-use phalanx_comm::{
-    Error, LaunchConfig, LaunchError, ProcessGroup, Ranks, RunConfig, env::Start, report, run,
-};
+use phalanx_comm::{Error, LaunchConfig, ProcessGroup, Ranks, RunConfig, env::Start, report, run};
 use scenes::{Crime, Scene, is_right};
 use std::path::Path;
 use std::process::ExitCode;
@@ -111,10 +109,8 @@ fn play(folder: &Path, seed: u64) -> Result<(), String> {
         left.unwrap_or_else(|e| report(format_args!("{}: {e}", file.display())));
         end
     });
-    match end {
-        Ok(_) | Err(LaunchError::Ranks { .. }) => Ok(()),
-        Err(error) => Err(error.to_string()),
-    }
+    // As a program ends that fails: with the error, and a code of its own.
+    end.map(drop).map_err(|error| error.to_string())
 }
 
 /// Whether the error is a right one, and refuses all further work; and its sentence.

@@ -1,9 +1,7 @@
 //! Whether a cell went as the table wants it, by what its ranks said and how their process or job ended.
 
 use crate::site::WRONG;
-use crate::table::{
-    Backend, CULPRIT, Cell, END_AFTER, Fault, JOB_ENDS_WITHIN, Must, Phase, RANKS, START,
-};
+use crate::table::{Backend, CULPRIT, Cell, END_AFTER, Fault, JOB_ENDS_WITHIN, Must, RANKS, START};
 use std::time::Duration;
 
 /// How a cell ended.
@@ -37,9 +35,7 @@ impl End {
             Must::Hold(_) => {
                 let text = self.errors(cell, backend, cell.holders())?;
                 match self.code {
-                    Some(0) => Ok(text),
-                    // What the failure has left in MPI's hands forbids to end it in order, which mpirun calls a failure.
-                    Some(1) if backend == Backend::Mpi && cell.phase == Phase::Teardown => Ok(text),
+                    Some(code) if code == i32::from(cell.code(backend)) => Ok(text),
                     code => Err(format!("it ends with code {code:?}")),
                 }
             }

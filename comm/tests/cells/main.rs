@@ -132,7 +132,7 @@ fn play(cell: Cell, folder: &Path) -> ExitCode {
         }
         Err(error) => println!("{SECOND} {error}"),
     }
-    ExitCode::SUCCESS
+    ExitCode::from(cell.code(backend))
 }
 
 /// A process goes wrong before it starts MPI.

@@ -193,6 +193,13 @@ impl Cell {
         (0..RANKS).filter(move |&rank| goes_on || rank != CULPRIT)
     }
 
+    /// The code with which its processes end that hold the error, and then run a second world. What the end of a
+    /// program with works in flight leaves in MPI's hands forbids to end MPI in order, and to mpirun that is a failure:
+    /// such a process is to say so itself.
+    pub fn code(self, backend: Backend) -> u8 {
+        u8::from(backend == Backend::Mpi && self.phase == Phase::Teardown)
+    }
+
     /// How long ranks wait. Short where somebody waits in vain; everywhere else the error comes long before it, however
     /// slow the machine. ThreadSanitizer makes ranks slower, and mpirun shares the cores with them.
     pub fn deadline(self, backend: Backend) -> Duration {
