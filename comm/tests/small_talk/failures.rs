@@ -96,6 +96,28 @@ fn who_differs_is_named_to_all() {
     }
 }
 
+/// A call that nobody waits for is compared all the same, and the world hears of it in a later one.
+#[test]
+fn who_differs_in_a_call_that_all_drop_is_named() {
+    let error = same(in_memory(3, PATIENCE, |group| {
+        match group.rank() {
+            1 => drop(group.barrier()?),
+            _ => drop(group.all_gather(number(group, 1)?)?),
+        }
+        // When this one has met, all have issued the one before.
+        let end = met(group).and_then(|()| met(group));
+        heard(group, end)
+    }));
+    let Error::Divergence {
+        sequence: 0,
+        rank: 1,
+        ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+}
+
 /// In a group that was split off, ranks are named by their number in the world, and the world hears of it.
 #[test]
 fn a_failure_within_a_group_is_the_worlds() {

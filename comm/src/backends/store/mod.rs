@@ -12,12 +12,14 @@
 //! a call also waits for that, and for departures. A rank that computes hears of it at its next call.
 
 mod launch;
+mod meet;
 mod session;
 mod wait;
 mod wire;
 
 pub(crate) use self::launch::launch;
 
+use self::meet::Issued;
 use self::session::{FAULT, Session, look};
 use self::wait::{Posted, StoreWork};
 use crate::backends::local::Done;
@@ -61,6 +63,8 @@ struct Issue {
     next: u64,
     /// The numbers of those that have not ended.
     open: BTreeSet<u64>,
+    /// Those that nobody here waits for any more.
+    dropped: Vec<Issued>,
 }
 
 /// This rank's handle on a world of `size` ranks that share `store`. It waits for nobody. Its results live on `device`,
@@ -157,21 +161,6 @@ fn key(name: &str) -> String {
 }
 
 impl Endpoint {
-    /// What rank `rank` leaves of call `number`.
-    fn call_key(&self, number: u64, rank: usize) -> String {
-        format!("{}/{number}/{rank}", self.key)
-    }
-
-    /// How many have come to call `number`.
-    fn count_key(&self, number: u64) -> String {
-        format!("{}/{number}/come", self.key)
-    }
-
-    /// How many have read all of call `number`.
-    fn read_key(&self, number: u64) -> String {
-        format!("{}/{number}/read", self.key)
-    }
-
     /// Fails the world: something else is in the store than a rank has left there.
     fn broken(&self, signature: &Signature, message: String) -> Error {
         self.session.fail(Error::Transport {
@@ -240,6 +229,8 @@ impl Backend for StoreGroup {
             return Ok(Box::new(Done::of(call)?));
         }
         me.admit(&call)?;
+        me.settle()?;
+        let signature = call.signature.clone();
         let (posted, value) = Posted::new(call, &me.membership)?;
         let mut issue = me.issue.lock();
         let number = issue.next;
@@ -261,9 +252,10 @@ impl Backend for StoreGroup {
         }
         let size = me.membership.size() as i64;
         let is_full = matches!(replies.last(), Some(Reply::Number(come)) if *come >= size);
+        let call = Issued { number, signature };
         Ok(Box::new(StoreWork::new(
             Arc::clone(me),
-            number,
+            call,
             posted,
             is_full,
         )))
@@ -283,6 +275,7 @@ impl Backend for StoreGroup {
     }
 
     fn depart(&self) {
+        self.endpoint.leave();
         self.endpoint.session.depart();
     }
 

@@ -1,11 +1,11 @@
 //! [`StoreWork`]: one rank's side of a call that it has left at the store, and how it waits for the others.
 
-use super::session::{DEPARTED, FAULT, is_there, look};
+use super::meet::Issued;
+use super::session::{DEPARTED, FAULT};
 use super::{Endpoint, wire};
 use crate::check::{Call, Room};
 use crate::error::{Error, Result};
 use crate::meeting::late::{Clock, grace};
-use crate::meeting::verdict::{Heard, verdict};
 use crate::membership::Membership;
 use crate::op::{Op, Signature};
 use crate::store::{Reply, Request, Until};
@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 
 /// What a rank keeps of its own call.
 pub(super) struct Posted {
-    signature: Signature,
     /// Contiguous; none where the input is the room for the result.
     inputs: Tensors,
     /// Room for the results.
@@ -26,7 +25,7 @@ pub(super) struct Posted {
 impl Posted {
     /// Makes room for the results of a checked call, and gives the bytes that the others are to read.
     pub(super) fn new(call: Call, me: &Membership) -> Result<(Posted, Vec<u8>)> {
-        let signature = call.signature;
+        let signature = &call.signature;
         let root = signature.op.root();
         let mut inputs = Tensors::new();
         for tensor in call.inputs {
@@ -40,9 +39,9 @@ impl Posted {
         let value = match gives {
             true => {
                 let data = inputs.iter().map(Tensor::as_bytes);
-                wire::call(&signature, &data.collect::<Result<Vec<_>, _>>()?)
+                wire::call(signature, &data.collect::<Result<Vec<_>, _>>()?)
             }
-            false => wire::call(&signature, &[]),
+            false => wire::call(signature, &[]),
         };
         let outputs = match signature.op {
             // The tensor is its own result, or the room for it unless somebody else holds it.
@@ -70,23 +69,23 @@ impl Posted {
                 rooms.collect::<Result<Tensors, _>>()?
             }
         };
-        let posted = Posted {
-            signature,
-            inputs,
-            outputs,
-        };
-        Ok((posted, value))
+        Ok((Posted { inputs, outputs }, value))
     }
 
     /// The results, out of all ranks' data; of this rank's own there is none. `None` where a rank's data are too short.
-    fn take(mut self, me: &Membership, data: &[&[u8]]) -> Result<Option<Tensors>> {
-        let root = self.signature.op.root();
+    fn take(
+        mut self,
+        signature: &Signature,
+        me: &Membership,
+        data: &[&[u8]],
+    ) -> Result<Option<Tensors>> {
+        let root = signature.op.root();
         if root == Some(me.rank) {
             return Ok(Some(self.outputs));
         }
         let mut at = 0;
         for (i, output) in self.outputs.iter_mut().enumerate() {
-            let (dtype, shape) = &self.signature.tensors[i];
+            let (dtype, shape) = &signature.tensors[i];
             let bytes = shape.numel() * dtype.size();
             let into = output.bytes_mut()?;
             let from = |rank: usize| data[rank].get(at..)?.get(..bytes);
@@ -117,136 +116,46 @@ impl Posted {
 /// A rank's side of a call that it has left.
 pub(super) struct StoreWork {
     me: Arc<Endpoint>,
-    number: u64,
-    posted: Posted,
+    call: Issued,
+    /// Until it has the result.
+    posted: Option<Posted>,
     /// All have come.
     is_full: bool,
     /// How many departures this rank has looked at.
     departures: i64,
 }
 
-/// What ranks of the group have left of a call, by rank.
-type Left = Vec<Option<Vec<u8>>>;
-
 impl StoreWork {
-    pub(super) fn new(me: Arc<Endpoint>, number: u64, posted: Posted, is_full: bool) -> StoreWork {
+    pub(super) fn new(me: Arc<Endpoint>, call: Issued, posted: Posted, is_full: bool) -> StoreWork {
         StoreWork {
             me,
-            number,
-            posted,
+            call,
+            posted: Some(posted),
             is_full,
             departures: 0,
         }
     }
 
-    /// All have come.
-    fn full(&self) -> Until {
-        let than = self.me.membership.size() as i64 - 1;
-        Until::Above(self.me.count_key(self.number), than)
-    }
-
-    /// What the others have left so far, and raises the number of those that have read it, where all have.
-    fn read(&self, all: bool) -> Result<(Left, bool)> {
-        let me = &self.me.membership;
-        let others = (0..me.size()).filter(|&rank| rank != me.rank);
-        let mut requests: Vec<Request> = others
-            .map(|rank| look(self.me.call_key(self.number, rank)))
-            .collect();
-        if all {
-            requests.push(Request::Add {
-                key: self.me.read_key(self.number),
-                amount: 1,
-            });
-        }
-        let mut replies = self.me.session.ask(&requests)?;
-        let is_last = match all.then(|| replies.pop()).flatten() {
-            Some(Reply::Number(read)) => read >= me.size() as i64,
-            _ => false,
-        };
-        let mut left: Left = replies
-            .into_iter()
-            .map(|reply| match reply {
-                Reply::Value(value) => Some(value),
-                _ => None,
-            })
-            .collect();
-        left.insert(me.rank, None);
-        Ok((left, is_last))
-    }
-
-    /// The calls of those that have come, in the order of their ranks; fails if they differ.
-    fn judge<'a>(&self, left: &'a [Option<Vec<u8>>]) -> Result<Vec<(usize, &'a [u8])>> {
-        let me = &self.me.membership;
-        let mut calls: Vec<(usize, Signature)> = Vec::new();
-        let mut data = Vec::new();
-        for (rank, value) in left.iter().enumerate() {
-            if rank == me.rank {
-                calls.push((rank, self.posted.signature.clone()));
-            } else if let Some(value) = value {
-                let Some((signature, rest)) = wire::read_call(value) else {
-                    let rank = me.world_ranks[rank];
-                    let what = format!("what rank {rank} has left at the store is no call");
-                    return Err(self.me.broken(&self.posted.signature, what));
-                };
-                calls.push((rank, signature));
-                data.push((rank, rest));
-            }
-        }
-        let heard: Vec<Heard<'_>> = calls
-            .iter()
-            .map(|(rank, signature)| Heard {
-                rank: me.world_ranks[*rank],
-                index: *rank,
-                signature,
-            })
-            .collect();
-        let Some(found) = verdict(&heard) else {
-            return Ok(data);
-        };
-        let (odd, other) = (heard[found.odd], heard[found.other]);
-        Err(self.me.session.fail(Error::Divergence {
-            group: Arc::clone(&me.name),
-            sequence: self.number,
-            rank: odd.rank,
-            call: odd.signature.to_string(),
-            other: other.rank,
-            other_call: other.signature.to_string(),
-            difference: found.difference,
-        }))
-    }
-
     /// All have come: reads what they have left.
-    fn finish(self) -> Result<Tensors> {
-        let (left, is_last) = self.read(true)?;
-        let data = self.judge(&left)?;
-        let (me, number) = (Arc::clone(&self.me), self.number);
-        let broken = |signature: &Signature| {
+    fn finish(mut self) -> Result<Tensors> {
+        let (me, call) = (Arc::clone(&self.me), &self.call);
+        let (left, is_last) = me.read(call, true)?;
+        let data = me.judge(call, &left)?;
+        let broken = || {
             let what = "what a rank has left at the store is not there, or too short";
-            me.broken(signature, what.into())
+            me.broken(&call.signature, what.into())
         };
         if data.len() + 1 < me.membership.size() {
-            return Err(broken(&self.posted.signature));
+            return Err(broken());
         }
         let mut by_rank: Vec<&[u8]> = vec![&[]; me.membership.size()];
         for (rank, bytes) in data {
             by_rank[rank] = bytes;
         }
-        let signature = self.posted.signature.clone();
-        let results = self.posted.take(&me.membership, &by_rank);
-        me.issue.lock().open.remove(&number);
-        if is_last {
-            let ranks = 0..me.membership.size();
-            let mut keys: Vec<String> = ranks.map(|rank| me.call_key(number, rank)).collect();
-            keys.extend([me.count_key(number), me.read_key(number)]);
-            let deletes: Vec<Request> = keys
-                .chunks(KEYS)
-                .map(|keys| Request::Delete {
-                    keys: keys.to_vec(),
-                })
-                .collect();
-            me.session.ask(&deletes)?;
-        }
-        results?.ok_or_else(|| broken(&signature))
+        let posted = self.posted.take();
+        let results = posted.map(|posted| posted.take(&call.signature, &me.membership, &by_rank));
+        me.ended(call.number, is_last)?;
+        results.transpose()?.flatten().ok_or_else(broken)
     }
 
     /// Fails if somebody who is still to come has left.
@@ -255,16 +164,16 @@ impl StoreWork {
         // What a rank has left before it departed is there for whoever has seen that it departed. So ask first who
         // has, then who has not come.
         let (count, gone) = self.me.session.departures(&me.world_ranks)?;
-        let (left, _) = self.read(false)?;
-        self.judge(&left)?;
-        let missing = missing(me, &left);
+        let (left, _) = self.me.read(&self.call, false)?;
+        self.me.judge(&self.call, &left)?;
+        let missing = self.me.missing(&left);
         if let Some(&rank) = missing.iter().find(|rank| gone.contains(rank)) {
             return Err(self.me.session.fail(Error::RankReturned {
                 group: Arc::clone(&me.name),
-                sequence: self.number,
+                sequence: self.call.number,
                 rank,
                 waiting: me.world_rank(),
-                call: self.posted.signature.to_string(),
+                call: self.call.signature.to_string(),
             }));
         }
         self.departures = count;
@@ -274,50 +183,33 @@ impl StoreWork {
     /// The deadline has passed: fails, unless all have come between the wait and this look.
     fn late(&self) -> Result<()> {
         let me = &self.me.membership;
-        let (left, _) = self.read(false)?;
-        self.judge(&left)?;
-        let missing = missing(me, &left);
+        let (left, _) = self.me.read(&self.call, false)?;
+        self.me.judge(&self.call, &left)?;
+        let missing = self.me.missing(&left);
         let Some(&first) = missing.first() else {
             return Ok(());
         };
-        let issued = self.issued_by(first)?;
+        let issued = self.me.issued_by(first, &self.call)?;
         Err(self.me.session.fail(Error::DeadlineExceeded {
             group: Arc::clone(&me.name),
-            sequence: self.number,
+            sequence: self.call.number,
             rank: me.world_rank(),
-            call: self.posted.signature.to_string(),
+            call: self.call.signature.to_string(),
             missing,
             deadline: me.deadline,
             chain: Vec::new(),
             note: format!("rank {first} has issued {issued} collectives of this group"),
         }))
     }
-
-    /// How many calls of the group a rank of the world has issued: the first that it has not is among those that have
-    /// not ended here.
-    fn issued_by(&self, world_rank: usize) -> Result<u64> {
-        let me = &self.me.membership;
-        let Some(rank) = me.world_ranks.iter().position(|&rank| rank == world_rank) else {
-            return Ok(0);
-        };
-        let open: Vec<u64> = self.me.issue.lock().open.iter().copied().collect();
-        let all: Vec<Request> = open
-            .iter()
-            .map(|&number| is_there(self.me.call_key(number, rank)))
-            .collect();
-        let replies = self.me.session.ask(&all)?;
-        let first = replies.iter().position(|reply| *reply != Reply::Done);
-        Ok(first.map_or(self.number, |at| open[at]))
-    }
 }
 
-/// How many keys are removed by one request.
-const KEYS: usize = 1024;
-
-/// The ranks of the world that have left nothing.
-fn missing(me: &Membership, left: &[Option<Vec<u8>>]) -> Vec<usize> {
-    let others = (0..me.size()).filter(|&rank| rank != me.rank && left[rank].is_none());
-    others.map(|rank| me.world_ranks[rank]).collect()
+/// It never waits: what is left of the call is done by the next one, or when the rank leaves the group.
+impl Drop for StoreWork {
+    fn drop(&mut self) {
+        if self.posted.is_some() {
+            self.me.issue.lock().dropped.push(self.call.clone());
+        }
+    }
 }
 
 impl Pending for StoreWork {
@@ -325,7 +217,7 @@ impl Pending for StoreWork {
         if self.is_full {
             return Ok(true);
         }
-        let until = vec![self.full(), Until::Set(FAULT.into())];
+        let until = vec![self.me.full(self.call.number), Until::Set(FAULT.into())];
         let request = Request::WaitAny {
             until,
             patience: Duration::ZERO,
@@ -348,7 +240,7 @@ impl Pending for StoreWork {
         while !self.is_full {
             self.me.session.refuse()?;
             let until = vec![
-                self.full(),
+                self.me.full(self.call.number),
                 Until::Set(FAULT.into()),
                 Until::Above(DEPARTED.into(), self.departures),
             ];
@@ -366,8 +258,8 @@ impl Pending for StoreWork {
                 }
                 _ if waited >= suspicion => {
                     suspicion = suspicion.saturating_mul(2);
-                    let (left, _) = self.read(false)?;
-                    self.judge(&left)?;
+                    let (left, _) = self.me.read(&self.call, false)?;
+                    self.me.judge(&self.call, &left)?;
                 }
                 _ => {}
             }
