@@ -9,22 +9,6 @@
 //! - [`PrefixStore`]: a part of any other.
 //!
 //! Each implements one method, [`Store::ask`]; all else stands here, once.
-//!
-//! # A server in detail
-//!
-//! *It listens on the one address that it was told*, never on all of a host's by itself. Who can reach that
-//! address can read and write the store: it knows no passwords, and belongs into a network whose members trust each
-//! other, as with every launcher of this kind.
-//!
-//! *Nobody can harm the others.* Each connection has a thread of its own, so one that is slow or silent holds up
-//! nobody. What is no request of this protocol ends its connection; so does a request that does not arrive whole in
-//! [some seconds](frame::WHOLE). Keys, values, connections and the memory of all of them have
-//! [limits](StoreLimits), and who reaches one gets a sentence.
-//!
-//! *Nothing waits for ever.* Every call has a deadline. When the server ends, or its host's system says that the
-//! connection is gone, every client hears of it at once, also where it waits, as
-//! [`Error::StoreUnreachable`]; from then on all its calls say so. A host that loses its power
-//! says nothing: then the deadline ends the wait.
 
 mod bytes;
 mod frame;
@@ -46,6 +30,10 @@ use std::fmt;
 use std::time::Duration;
 
 /// Keys and values that several ranks share. Any number of threads may use one handle.
+///
+/// There are three makers: [`MemoryStore`] for the threads of one process; [`StoreServer`] and [`TcpStore`], where one
+/// process serves and others connect; and [`PrefixStore`], a part of any other. A store is small and slow, and reaches
+/// everybody: data go elsewhere.
 ///
 /// A key is text of at most [`MOST_KEY_BYTES`], a value any bytes, of at most [`MOST_VALUE_BYTES`]. Each call is done
 /// as a whole, or not at all, and calls of all ranks on one store are in one order.

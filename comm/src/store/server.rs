@@ -46,6 +46,19 @@ const WAKE: Duration = Duration::from_secs(1);
 /// Serves a store at one address, as long as it lives. Its drop ends all connections and all its threads, and does
 /// not wait for any client.
 ///
+/// *It listens on the one address that it was told*, and never on all of a host's by itself. Who can reach that address
+/// can read and write the store: it knows no passwords, and belongs into a network whose members trust each other, as
+/// with every launcher of this kind.
+///
+/// *No client can harm the others.* Each connection has a thread of its own, so one that is slow or silent holds up
+/// nobody. What is no request of this protocol ends its connection; so does a request that does not arrive whole in
+/// 10 seconds, and a client that has not said who it is in 5. Keys, values, connections and the memory of all of
+/// them have [limits](StoreLimits), and who reaches one gets a sentence.
+///
+/// *Nothing waits for ever.* Every call has a deadline. When the server ends, or its host's system says that the
+/// connection is gone, every client hears of it at once, also where it waits, as [`Error::StoreUnreachable`]; from then
+/// on all its calls say so. A host that loses its power says nothing: then the deadline ends the wait.
+///
 /// ```
 /// use phalanx_comm::{Store, StoreServer, TcpConfig, TcpStore};
 ///
@@ -354,3 +367,39 @@ pub(super) fn hear(channel: &mut Channel, until: Option<Instant>) -> Result<Answ
 
 /// The longest time between the end of a request's patience and its answer.
 pub(super) const GRACE: Duration = WHOLE;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Store, TcpConfig, TcpStore};
+
+    #[test]
+    fn who_says_nothing_is_silent_for_longer_and_longer() {
+        let server = StoreServer::bind("127.0.0.1:0", "job").unwrap();
+        let address = server.address().to_string();
+        let client = |rank| TcpStore::connect(&address, TcpConfig::new("job").rank(rank)).unwrap();
+        let (speaks, silent) = (client(3), client(5));
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(300) {
+            speaks.add("n", 1).unwrap();
+        }
+        let heard = server.heard();
+        assert_eq!(heard.keys().copied().collect::<Vec<_>>(), [3, 5]);
+        assert!(heard[&5] >= Duration::from_millis(290), "{heard:?}");
+        assert!(heard[&3] < heard[&5], "{heard:?}");
+        // A second connection of a rank, which waits, does not hide that it speaks on the first.
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| speaks.get("end"));
+            thread::sleep(Duration::from_millis(100));
+            speaks.add("n", 1).unwrap();
+            let heard = server.heard();
+            assert!(heard[&3] < heard[&5], "{heard:?}");
+            silent.set("end", b"").unwrap();
+            waits.join().unwrap().unwrap();
+        });
+        drop(silent);
+        while server.connected() != [3] {
+            thread::yield_now();
+        }
+    }
+}
