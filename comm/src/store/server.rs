@@ -242,7 +242,13 @@ fn seat(served: &Shared<Served>, stream: TcpStream) {
         return;
     };
     let mut seats = served.seats.lock();
-    seats.retain(|seat| !seat.thread.is_finished());
+    let (ended, live): (Vec<Seat>, Vec<Seat>) = std::mem::take(&mut *seats)
+        .into_iter()
+        .partition(|seat| seat.thread.is_finished());
+    *seats = live;
+    for seat in ended {
+        let _ = seat.thread.join(); // at once
+    }
     if seats.len() >= served.limits.connections {
         drop(seats);
         return turn_away(mine, served.limits.connections);
