@@ -12,6 +12,14 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// How long a rank computes that makes no call while another one fails.
 const BACKWARD: Duration = Duration::from_secs(3);
 
+/// How long a rank is stopped: more than half of the deadline, and more than all of it.
+const PAUSE: Duration = Duration::from_millis(2000);
+const STOP: Duration = Duration::from_millis(5000);
+/// How long after the deadline the others are told of it at the latest.
+const TOLD: Duration = Duration::from_millis(1500);
+/// Elements of a reduction that takes some time.
+const AGAIN: usize = 1 << 22;
+
 fn main() -> ExitCode {
     let what = std::env::args().nth(1).unwrap_or_default();
     if !std::env::vars().any(|(name, _)| name == "OMPI_COMM_WORLD_SIZE" || name == "PMI_SIZE") {
@@ -30,7 +38,12 @@ fn main() -> ExitCode {
         _ => config.deadline(DEADLINE),
     };
     let config = RunConfig::new(Ranks::OrAlone(1)).launch(config);
-    match run(config, |group| drill(&*group, &what)) {
+    let end = run(config.clone(), |group| drill(&*group, &what));
+    match end {
+        Err(e) if what == "again" => {
+            report(format_args!("error: {e}"));
+            again(config)
+        }
         Ok(_) => ExitCode::SUCCESS,
         Err(e) => {
             report(format_args!("error: {e}"));
@@ -75,6 +88,37 @@ fn drill(group: &dyn ProcessGroup, what: &str) -> Result<(), String> {
                 }
             };
         }
+        // It is stopped, as a debugger or an overloaded machine does it: for a while, or for too long.
+        "pause" if is_culprit => stop(PAUSE).map_err(|e| e.to_string())?,
+        "stop" if is_culprit => stop(STOP).map_err(|e| e.to_string())?,
+        "pause" => {
+            sum(1000).map_err(text)?;
+            println!("it went on");
+            return Ok(());
+        }
+        "stop" => {
+            let start = Instant::now();
+            let end = sum(1000).map(|_| "it reduced".to_owned());
+            let end = end.unwrap_or_else(text);
+            let is_in_time = (DEADLINE..DEADLINE + TOLD).contains(&start.elapsed());
+            let when = if is_in_time {
+                "in time"
+            } else {
+                "at the wrong time"
+            };
+            return Err(format!("{when}: {end}"));
+        }
+        // The world fails while data moves, which is left to MPI; the next one is not mixed up with it.
+        "again" => {
+            let mine = Tensor::full([AGAIN], 7.0, DType::F32, group.device());
+            let mine = mine.map_err(|e| e.to_string())?;
+            let sum = group.all_reduce(mine, ReduceOp::Sum).map_err(text)?;
+            if is_culprit {
+                group.abort("in the midst of it");
+            }
+            sum.wait().map_err(text)?;
+            group.barrier().and_then(|w| w.wait()).map_err(text)?;
+        }
         "stuck" if is_culprit => std::process::exit(7),
         "stuck" if group.rank() == 0 => compute(Duration::from_secs(60)),
         // Endless large reductions: somebody will cut the cable.
@@ -93,6 +137,31 @@ fn drill(group: &dyn ProcessGroup, what: &str) -> Result<(), String> {
     }
     sum(1000).map_err(text)?;
     Ok(())
+}
+
+/// A second world in the same processes. MPI keeps what the first has left, so these do not end in order.
+fn again(config: RunConfig) -> ExitCode {
+    let end = run(config, |group| {
+        for _ in 0..8 {
+            let mine = Tensor::ones([AGAIN], DType::F32, group.device())?;
+            let sum = group.all_reduce(mine, ReduceOp::Sum)?.wait()?;
+            let want = group.size() as f32;
+            assert!(sum.as_slice::<f32>()?.iter().all(|x| *x == want));
+        }
+        Ok::<_, Error>(())
+    });
+    report(format_args!("again: {:?}", end.map(|_| "reduced")));
+    ExitCode::FAILURE
+}
+
+/// Stops this process for so long: another one wakes it.
+fn stop(time: Duration) -> std::io::Result<()> {
+    let (pid, time) = (std::process::id(), time.as_secs_f64());
+    let script = format!("kill -STOP {pid}; sleep {time}; kill -CONT {pid}");
+    let mut shell = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .spawn()?;
+    shell.wait().map(drop)
 }
 
 /// What no cancellation reaches: plain computing.

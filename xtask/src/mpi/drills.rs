@@ -16,6 +16,9 @@ use crate::signals;
 pub const DEADLINE: Duration = Duration::from_secs(3);
 /// How long a rank computes in it beside one that fails.
 const BACKWARD: Duration = Duration::from_secs(3);
+/// How long a rank is stopped in it: for more than half of the deadline, or for more than all of it.
+const PAUSE: Duration = Duration::from_millis(2000);
+const STOP: Duration = Duration::from_millis(5000);
 /// After the deadline, everything ends within this.
 const GRACE: Duration = Duration::from_secs(3);
 
@@ -75,6 +78,23 @@ pub const DRILLS: &[Drill] = &[
             AT_DEADLINE,
         )
     },
+    // It is stopped for more than half of the deadline: nobody is late, and all goes on.
+    Drill {
+        code: 0,
+        least: PAUSE,
+        ..drill("pause", "it went on", PAUSE.saturating_add(AT_ONCE))
+    },
+    // For more than all of it: the others are told in time, and wait in their `exit` until it goes on and hears of it.
+    Drill {
+        least: STOP,
+        ..drill(
+            "stop",
+            "for rank 1, which gives no sign: rank 1 has issued 1 collectives",
+            STOP.saturating_add(GRACE),
+        )
+    },
+    // The world fails while data moves, and the next one in the same processes is a good one.
+    drill("again", "again: Ok(\"reduced\")", AT_DEADLINE),
 ];
 
 const fn drill(name: &'static str, says: &'static str, most: Duration) -> Drill {
@@ -123,7 +143,7 @@ pub fn cable(program: &Path, hosts: usize) -> Result<Outcome> {
     let cut = cut.with_context(|| format!("no reduction has ended\n{said}"))?;
     // What rank 1 says is lost with the link. That the launcher ends the job by force is in order here, and nowhere else:
     // mpirun waits for word from its part on the host that nobody reaches.
-    said_by(&said, &[Some(0)], "for rank 1: ")?;
+    said_by(&said, &[Some(0)], "for rank 1, which gives no sign: ")?;
     judge(&end, &said, 1, cut.elapsed(), DEADLINE + GRACE)
 }
 

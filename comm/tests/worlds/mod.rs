@@ -1,0 +1,267 @@
+//! Worlds of processes that fail, one after the other in the same job: each rank is told the same, and the next world
+//! begins as if nothing had been. Beside them, worlds that show what dropped works and groups leave behind.
+
+use phalanx_comm::backends::mpi;
+use phalanx_comm::{
+    DType, Error, FailureKind, LaunchConfig, LaunchError, ProcessGroup, Ranks, ReduceOp, Result,
+    RunConfig, Tensor, run,
+};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// Of worlds that are to fail by it.
+const DEADLINE: Duration = Duration::from_millis(1500);
+/// Of all others.
+const LONG: Duration = Duration::from_secs(60);
+
+/// A test on all ranks, and how many it needs.
+pub struct World {
+    pub name: &'static str,
+    pub ranks: usize,
+    pub test: fn(),
+}
+
+pub const ALL: &[World] = &[
+    world(
+        "a_circle_across_groups_is_told",
+        4,
+        a_circle_across_groups_is_told,
+    ),
+    world(
+        "a_chain_of_messages_is_followed",
+        3,
+        a_chain_of_messages_is_followed,
+    ),
+    world(
+        "a_circle_of_messages_is_told",
+        2,
+        a_circle_of_messages_is_told,
+    ),
+    world("a_drop_does_not_wait", 2, a_drop_does_not_wait),
+    world(
+        "what_is_left_undone_is_told",
+        2,
+        what_is_left_undone_is_told,
+    ),
+    world(
+        "work_in_flight_keeps_nobody",
+        2,
+        work_in_flight_keeps_nobody,
+    ),
+    world(
+        "groups_leave_nothing_behind",
+        1,
+        groups_leave_nothing_behind,
+    ),
+];
+
+const fn world(name: &'static str, ranks: usize, test: fn()) -> World {
+    World { name, ranks, test }
+}
+
+type End<T> = Result<Vec<(usize, T)>, LaunchError<Error>>;
+
+/// A world with this deadline.
+fn launch<T: Send>(
+    deadline: Duration,
+    program: impl Fn(&dyn ProcessGroup) -> Result<T> + Sync,
+) -> End<T> {
+    let config = LaunchConfig::new(1).deadline(deadline);
+    let config = RunConfig::new(Ranks::OrAlone(1)).launch(config);
+    run(config, |group| program(&*group))
+}
+
+/// What this rank's program ended with, in a world that has failed. All ranks end with the same.
+fn failure<T: Send>(end: End<T>) -> Error {
+    let error = match end {
+        Ok(_) => panic!("it ended well"),
+        Err(LaunchError::Ranks { first, .. }) => match first.kind {
+            FailureKind::Error(error) => error,
+            kind => panic!("{kind:?}"),
+        },
+        Err(error) => panic!("{error}"),
+    };
+    let text = error.to_string();
+    let all = launch(LONG, |g| {
+        let bytes = text.bytes().map(i64::from);
+        let sum = bytes.fold(0, |sum: i64, byte| sum.wrapping_mul(31).wrapping_add(byte));
+        let mine = Tensor::from_slice(&[sum], [1], g.device())?;
+        Ok(g.all_gather(mine)?.wait()?.to_vec::<i64>()?)
+    });
+    let all = all.unwrap_or_else(|e| panic!("the world after `{text}`: {e}"));
+    assert!(all[0].1.iter().all(|sum| *sum == all[0].1[0]), "{text}");
+    error
+}
+
+fn ones(g: &dyn ProcessGroup, len: usize) -> Result<Tensor> {
+    Ok(Tensor::ones([len], DType::F32, g.device())?)
+}
+
+/// Rank 0 leaves out a reduction of its half of the world, and goes on to a barrier of all.
+fn a_circle_across_groups_is_told() {
+    let start = Instant::now();
+    let end = launch(DEADLINE, |g| {
+        let part = g.split(Some((g.rank() / 2) as u32), 0)?;
+        let part = part.expect("all have a color");
+        if g.rank() > 0 {
+            let sum = part.all_reduce(ones(g, 3)?, ReduceOp::Sum)?;
+            // A part of one rank, where their number is odd, has nobody to wait for.
+            sum.wait()?;
+        }
+        g.barrier()?.wait()
+    });
+    let took = start.elapsed();
+    let error = failure(end);
+    assert!(matches!(error, Error::Deadlock { .. }), "{error}");
+    let want = "ranks 0, 1 wait for each other: rank 0 waits in barrier (number 1 of group world) for rank 1, which \
+                waits in all_reduce(sum) of f32 [3] (number 0 of group world/0:0) for rank 0";
+    assert_eq!(error.to_string(), want);
+    assert!(took < DEADLINE, "{took:?}");
+}
+
+/// Each rank waits for a message of the one before it, and the first one computes.
+fn a_chain_of_messages_is_followed() {
+    let end = launch(DEADLINE, |g| {
+        match g.rank() {
+            0 => sleep(DEADLINE.mul_f64(1.5)),
+            me => drop(g.recv([4].into(), DType::F32, me - 1, 0)?.wait()?),
+        }
+        g.barrier()?.wait()
+    });
+    let error = failure(end);
+    let text = error.to_string();
+    let Error::DeadlineExceeded { rank, chain, .. } = error else {
+        panic!("{text}");
+    };
+    assert_eq!(chain.len(), rank, "{text}");
+    let last = "for rank 0, which waits in no call: rank ";
+    assert!(text.contains(last), "{text}");
+    let link = "which waits in recv(from 0, tag 0) of f32 [4] (number 0 of group world) for rank 0";
+    assert!(rank < 2 || text.contains(link), "{text}");
+}
+
+fn a_circle_of_messages_is_told() {
+    let start = Instant::now();
+    let end = launch(DEADLINE, |g| {
+        let next = (g.rank() + 1) % g.size();
+        g.recv([4].into(), DType::F32, next, 0)?.wait()
+    });
+    let took = start.elapsed();
+    let error = failure(end);
+    match &error {
+        Error::Deadlock { chain } => assert!(chain.len() >= 2, "{error}"),
+        _ => panic!("{error}"),
+    }
+    assert!(took < DEADLINE, "{took:?}");
+}
+
+/// Of what fits into a header, and of what does not: the work is done all the same.
+fn a_drop_does_not_wait() {
+    const LATE: Duration = Duration::from_millis(300);
+    for len in [4, 1 << 20] {
+        let end = launch(LONG, |g| {
+            match g.rank() {
+                0 => {
+                    let start = Instant::now();
+                    drop(g.recv([len].into(), DType::F32, 1, 0)?);
+                    drop(g.send(ones(g, len)?, 1, 0)?);
+                    assert!(start.elapsed() < LATE, "{:?}", start.elapsed());
+                }
+                1 => {
+                    sleep(LATE);
+                    g.send(ones(g, len)?, 0, 0)?.wait()?;
+                    let got = g.recv([len].into(), DType::F32, 0, 0)?.wait()?;
+                    assert!(got.to_vec::<f32>()?.iter().all(|x| *x == 1.0));
+                }
+                _ => {}
+            }
+            Ok(())
+        });
+        end.unwrap_or_else(|e| panic!("{e}"));
+    }
+}
+
+/// Rank 0 sends something that nobody wants, and does not look whether somebody gets it.
+fn what_is_left_undone_is_told() {
+    let start = Instant::now();
+    let end = launch(LONG, |g| {
+        g.barrier()?.wait()?;
+        if g.rank() == 0 {
+            drop(g.send(ones(g, 4)?, 1, 5)?);
+        }
+        Ok(())
+    });
+    assert!(start.elapsed() < LONG / 4, "{:?}", start.elapsed());
+    match end {
+        Ok(ranks) => assert_ne!(ranks[0].0, 0, "rank 0 ended well"),
+        Err(LaunchError::World(error)) => {
+            let want = "rank 0 ended without having waited for send(to 1, tag 5) of f32 [4] (number 0 of \
+                        group world), which was under way";
+            assert_eq!(error.to_string(), want);
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// A rank that returns an error of its own, with work in flight, does so at once.
+fn work_in_flight_keeps_nobody() {
+    let start = Instant::now();
+    let end = launch(LONG, |g| {
+        if g.rank() == 0 {
+            let _in_flight = g.recv([1 << 20].into(), DType::F32, 1, 0)?;
+            return Err(Error::InvalidArgument {
+                op: "test",
+                rank: 0,
+                reason: "on purpose".into(),
+            });
+        }
+        g.barrier()?.wait()
+    });
+    let took = start.elapsed();
+    assert!(took < LONG / 4, "{took:?}");
+    match end {
+        Err(LaunchError::Ranks { first, .. }) => {
+            let text = first.to_string();
+            assert!(text.contains("test on rank 0: on purpose"), "{text}");
+        }
+        end => panic!("{:?}", end.map(|_| ())),
+    }
+}
+
+/// A thousand groups and ten thousand messages: nothing is left of them.
+fn groups_leave_nothing_behind() {
+    const GROUPS: usize = 1000;
+    const MESSAGES: usize = 10_000;
+    let g = mpi::world(LONG).unwrap_or_else(|e| panic!("{e}"));
+    let work = || -> Result<()> {
+        for at in 0..GROUPS {
+            let color = (g.rank() + at) % 2;
+            let part = g.split(Some(color as u32), 0)?.expect("all have a color");
+            part.barrier()?.wait()?;
+            if part.size() > 1 {
+                let (me, n) = (part.rank(), part.size());
+                let sent = part.send(ones(&g, 2)?, (me + 1) % n, 0)?;
+                part.recv([2].into(), DType::F32, (me + n - 1) % n, 0)?
+                    .wait()?;
+                sent.wait()?;
+            }
+        }
+        for _ in 0..MESSAGES {
+            if g.size() > 1 {
+                let (me, n) = (g.rank(), g.size());
+                let sent = g.send(ones(&g, 2)?, (me + 1) % n, 0)?;
+                drop(g.recv([2].into(), DType::F32, (me + n - 1) % n, 0)?);
+                sent.wait()?;
+            }
+        }
+        g.barrier()?.wait()
+    };
+    let before = g.footprint();
+    work().unwrap_or_else(|e| panic!("{e}"));
+    let after = g.footprint();
+    assert_eq!(after.groups, before.groups, "{before:?}, {after:?}");
+    // Others may have begun what this rank has ended: the last calls of each.
+    assert!(after.operations <= 2 * g.size(), "{before:?}, {after:?}");
+    assert!(after.parcels <= 4 * g.size(), "{before:?}, {after:?}");
+    assert!(after.epochs <= 3, "{before:?}, {after:?}");
+}
