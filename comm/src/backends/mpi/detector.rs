@@ -23,6 +23,8 @@
 mod watch;
 
 #[cfg(test)]
+mod simulator;
+#[cfg(test)]
 mod tests;
 
 pub(super) use self::watch::{Finding, Watch};

@@ -30,9 +30,10 @@ pub(super) struct Exchange {
     pub(super) tags_in: Box<[u32]>,
     /// The parcels that have come with inline data, by peer.
     parcels: Parcels,
-    begun: bool,
-    /// How often something of it has moved.
-    steps: u64,
+    /// Whether all data may move.
+    pub(super) has_begun: bool,
+    /// How often something of it has moved: what a wait for it looks at.
+    pub(super) steps: u64,
 }
 
 type Parcels = Box<[Option<Box<[u8]>>]>;
@@ -137,7 +138,7 @@ impl Exchange {
             tags_out: vec![0; n].into(),
             tags_in: vec![0; n].into(),
             parcels: (0..n).map(|_| None).collect(),
-            begun: false,
+            has_begun: false,
             steps: 0,
         })
     }
@@ -177,26 +178,16 @@ impl Exchange {
 
     /// All ranks have come, and agree: data may move.
     pub(super) fn begin(&mut self) {
-        self.begun = true;
+        self.has_begun = true;
         self.steps += 1;
         for m in &mut self.moves {
             m.begin(&self.parcels);
         }
     }
 
-    /// Whether all data may move.
-    pub(super) fn has_begun(&self) -> bool {
-        self.begun
-    }
-
     /// Whether all is done.
     pub(super) fn is_done(&self) -> bool {
-        self.begun && self.moves.iter().all(|m| m.done)
-    }
-
-    /// How often something of it has moved: what a wait for it looks at.
-    pub(super) fn steps(&self) -> u64 {
-        self.steps
+        self.has_begun && self.moves.iter().all(|m| m.done)
     }
 
     /// Whether MPI has data of it.

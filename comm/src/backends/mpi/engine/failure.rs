@@ -91,8 +91,8 @@ impl Core {
         let Some(mine) = self.slots.mine(key) else {
             return;
         };
-        let (now, steps) = (Instant::now(), mine.exchange.steps());
-        if !mine.exchange.has_begun() {
+        let (now, steps) = (Instant::now(), mine.exchange.steps);
+        if !mine.exchange.has_begun {
             self.check_departures(key, epoch);
         }
         let watch = watch.get_or_insert_with(|| {
@@ -152,7 +152,7 @@ impl Core {
         let note =
             missing
                 .first()
-                .map_or_else(String::new, |&rank| match mine.exchange.has_begun() {
+                .map_or_else(String::new, |&rank| match mine.exchange.has_begun {
                     true => format!("data to or from rank {rank} has stopped on its way"),
                     false => self.note(key, mine, rank),
                 });

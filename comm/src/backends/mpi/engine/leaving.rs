@@ -83,7 +83,7 @@ impl Core {
 
     /// How often data of an operation has moved.
     pub(in crate::backends::mpi) fn steps(&self, key: Key) -> u64 {
-        self.slots.mine(key).map_or(0, |mine| mine.exchange.steps())
+        self.slots.mine(key).map_or(0, |mine| mine.exchange.steps)
     }
 
     /// This rank has ended, and an operation that it never waited for is not done.

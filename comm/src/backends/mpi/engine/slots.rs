@@ -126,7 +126,7 @@ impl Slots {
     pub(super) fn stage(&self, key: Key) -> Stage {
         match self.mine(key) {
             Some(mine) if mine.exchange.is_done() => Stage::Done,
-            Some(mine) if mine.exchange.has_begun() => Stage::Moving,
+            Some(mine) if mine.exchange.has_begun => Stage::Moving,
             _ => Stage::Filling,
         }
     }
@@ -161,7 +161,7 @@ impl Slots {
         let Some(mine) = &slot.mine else {
             return Vec::new();
         };
-        if mine.exchange.has_begun() {
+        if mine.exchange.has_begun {
             let lagging = mine.exchange.lagging();
             return lagging.into_iter().map(|peer| mine.ranks[peer]).collect();
         }
@@ -199,7 +199,7 @@ impl Slots {
                 sequence: mine.number,
                 missing: self.missing(key),
             },
-            is_fixed: is_alone && !mine.exchange.has_begun(),
+            is_fixed: is_alone && !mine.exchange.has_begun,
         }
     }
 }
