@@ -48,6 +48,8 @@ enum Trouble {
     Fails(u64),
     /// Its process dies at this time; of what it is about to say then, so many letters leave.
     Dies(u64, usize),
+    /// Its process dies while it tells a verdict, so many letters of which leave.
+    DiesTelling(usize),
 }
 
 /// What is carried: a word of the detector, or the call of an operation.
@@ -104,19 +106,29 @@ impl World {
         let start = Instant::now();
         let size = 2 + random.below(5) as usize;
         let has_stops = random.one_in(2);
+        let is_tight = random.one_in(2);
         let ranks = (0..size).map(|me| {
             let mut detector = Detector::new(me, size, start);
             detector.begin(DEADLINE, |_| true);
             let trouble = match random.below(9) {
+                _ if is_tight && random.one_in(2) => Trouble::Fails(100 + random.below(300)),
                 0 => Trouble::Computes(random.below(OPERATIONS)),
                 1 => Trouble::Returns(random.below(OPERATIONS)),
                 2 => Trouble::Fails(100 + random.below(60)),
                 3 => Trouble::Fails(random.below(600)),
+                4 if !has_stops && random.one_in(2) => {
+                    Trouble::DiesTelling(random.below(6) as usize)
+                }
                 4 if has_stops => Trouble::Dies(random.below(2500), usize::MAX),
                 4 => Trouble::Dies(random.below(2500), random.below(8) as usize),
                 _ => Trouble::None,
             };
             let stopped = match has_stops && random.one_in(3) {
+                // While others decide about an early failure; or at any time.
+                true if is_tight => {
+                    let from = 60 + random.below(200);
+                    (from, from + random.below(500))
+                }
                 true => {
                     let from = random.below(3000);
                     (from, from + random.below(4000))
@@ -210,9 +222,13 @@ impl World {
         rank.detector.look(at);
         let calls = rank.program(now, at, me);
         let mut letters = rank.detector.letters();
-        if let Trouble::Dies(then, leave) = rank.trouble
-            && now >= then
-        {
+        let tells = |letter: &Letter| matches!(letter.word, Word::Verdict(_));
+        let leave = match rank.trouble {
+            Trouble::Dies(then, leave) if now >= then => Some(leave),
+            Trouble::DiesTelling(leave) if letters.iter().any(tells) => Some(leave),
+            _ => None,
+        };
+        if let Some(leave) = leave {
             rank.is_dead = true;
             letters.truncate(leave);
         }

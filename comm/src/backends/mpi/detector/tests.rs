@@ -139,6 +139,34 @@ fn epochs_fail_by_themselves() {
     assert_eq!(zero.tell(now, 2), Some(failed(1)));
 }
 
+/// Rank 0 has died while it told its verdict. Who knows it tells those who ask, and they tell all.
+#[test]
+fn a_verdict_of_the_dead_is_handed_on() {
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let mut two = detector(2, 4, start);
+    two.accuse(start, 0, &failed(2));
+    for ms in (0..90).step_by(10) {
+        two.look(at(ms));
+    }
+    let asked = two.letters();
+    let is_question = |to| move |l: &Letter| l.to == to && matches!(l.word, Word::Ask(_));
+    assert!(
+        (0..4).all(|to| to == 2 || asked.iter().any(is_question(to))),
+        "{asked:?}"
+    );
+    let verdict = Word::Verdict(failed(0));
+    two.receive(at(90), 3, 0, verdict.clone(), || Standing::RUNS);
+    assert_eq!(two.tell(at(90), 0), Some(failed(0)));
+    let told: Vec<usize> = two
+        .letters()
+        .iter()
+        .filter(|l| l.word == verdict)
+        .map(|l| l.to)
+        .collect();
+    assert_eq!(told, [0, 1]);
+}
+
 /// A thousand programs leave no trace.
 #[test]
 fn epochs_are_forgotten() {
