@@ -80,7 +80,7 @@ fn all_live_ranks_end_alike_whatever_happens() {
     let seeds = std::env::var("PHALANX_DETECTOR_SEEDS")
         .ok()
         .and_then(|n| n.parse().ok());
-    for seed in 0..seeds.unwrap_or(2000) {
+    for seed in 0..seeds.unwrap_or(5000) {
         play(seed, &mut shown);
     }
     let Shown {
@@ -165,6 +165,33 @@ fn a_verdict_of_the_dead_is_handed_on() {
         .map(|l| l.to)
         .collect();
     assert_eq!(told, [0, 1]);
+}
+
+/// Two that were stopped together, and that wait for a verdict of the dead, do not both give theirs when they go on: each
+/// asks again first.
+#[test]
+fn who_was_stopped_asks_again() {
+    let start = Instant::now();
+    let at = |ms: u64| start + Duration::from_millis(ms);
+    let mut two = detector(2, 3, start);
+    two.accuse(start, 0, &failed(2));
+    for ms in (0..100).step_by(10) {
+        two.look(at(ms));
+    }
+    two.letters();
+    for ms in (1000..1070).step_by(10) {
+        two.look(at(ms));
+        assert!(two.fault(0).is_none());
+    }
+    let questions = two.letters();
+    assert!(
+        questions.iter().all(|l| matches!(l.word, Word::Ask(_))) && questions.len() >= 2,
+        "{questions:?}"
+    );
+    for ms in (1070..1100).step_by(10) {
+        two.look(at(ms));
+    }
+    assert_eq!(two.tell(at(1100), 0), Some(failed(2)));
 }
 
 /// A thousand programs leave no trace.
