@@ -4,8 +4,6 @@ pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 
-#[cfg(doc)]
-use crate::Error;
 use crate::ops::Scalar;
 use crate::storage::{On, inout, on, out};
 use crate::{DType, Result, Tensor};
@@ -63,9 +61,9 @@ impl Tensor {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ShapeMismatch`] where the elements do not fit behind `start`;
-    /// [`Error::UnsupportedDType`] for a type that is no float; [`Error::DeviceMismatch`];
-    /// [`Error::InvalidShape`] for a factor that has not one element; [`Error::OutOfMemory`]. The tensor is
+    /// As [`write_at`](Tensor::write_at), but for the types: [`UnsupportedDType`](crate::Error::UnsupportedDType)
+    /// for one that is no float; [`DeviceMismatch`](crate::Error::DeviceMismatch) where `other` lies on another
+    /// device; [`InvalidShape`](crate::Error::InvalidShape) for a factor that has not one element. The tensor is
     /// as it was then.
     pub fn write_scaled_at<'f>(
         &mut self,
