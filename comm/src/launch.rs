@@ -92,7 +92,7 @@ where
     check_threads(config.threads_per_rank)?;
     config.check_device(size)?;
     let devices: Vec<Device> = (0..size).map(|rank| config.device_of(rank)).collect();
-    let groups = local::world(&devices, config.threads_per_rank, config.deadline);
+    let groups = local::engines(&devices, config.threads_per_rank, config.deadline);
     let world = groups[0].watcher();
     let groups: Vec<Group> = groups.into_iter().map(Group::world).collect();
     let flights: Vec<_> = groups.iter().map(|g| Arc::clone(g.flight())).collect();

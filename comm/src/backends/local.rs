@@ -42,6 +42,7 @@ use self::world::World;
 use crate::backends::{Backend, fold};
 use crate::check::Call;
 use crate::error::{Error, Result};
+use crate::group::ProcessGroup;
 use crate::membership::Membership;
 use crate::op::{Op, Promises};
 use crate::sync::{Mutex, Shared};
@@ -54,7 +55,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// One rank's side of a group of threads.
-pub struct LocalGroup {
+pub(crate) struct LocalGroup {
     endpoint: Arc<Endpoint>,
 }
 
@@ -118,7 +119,22 @@ impl Drop for Seat {
 /// rank computes with so many threads: that decides how it waits.
 ///
 /// [`launch`](crate::launch::launch) does this, and starts the threads too.
-pub fn world(devices: &[Device], threads_per_rank: usize, deadline: Duration) -> Vec<LocalGroup> {
+pub fn world(
+    devices: &[Device],
+    threads_per_rank: usize,
+    deadline: Duration,
+) -> Vec<Arc<dyn ProcessGroup>> {
+    let handle = |engine| -> Arc<dyn ProcessGroup> { Arc::new(crate::group::Group::world(engine)) };
+    let engines = engines(devices, threads_per_rank, deadline);
+    engines.into_iter().map(handle).collect()
+}
+
+/// The ranks' sides of a new world.
+pub(crate) fn engines(
+    devices: &[Device],
+    threads_per_rank: usize,
+    deadline: Duration,
+) -> Vec<LocalGroup> {
     let world = Shared::new(World::new(devices.len(), threads_per_rank, deadline));
     let world_ranks: Arc<[usize]> = (0..devices.len()).collect();
     let group = Shared::new(Group::new(&world_ranks));

@@ -240,7 +240,7 @@ fn groups_leave_nothing_behind() {
             part.barrier()?.wait()?;
             if part.size() > 1 {
                 let (me, n) = (part.rank(), part.size());
-                let sent = part.send(ones(&g, 2)?, (me + 1) % n, 0)?;
+                let sent = part.send(ones(&*g, 2)?, (me + 1) % n, 0)?;
                 part.recv([2].into(), DType::F32, (me + n - 1) % n, 0)?
                     .wait()?;
                 sent.wait()?;
@@ -249,16 +249,17 @@ fn groups_leave_nothing_behind() {
         for _ in 0..MESSAGES {
             if g.size() > 1 {
                 let (me, n) = (g.rank(), g.size());
-                let sent = g.send(ones(&g, 2)?, (me + 1) % n, 0)?;
+                let sent = g.send(ones(&*g, 2)?, (me + 1) % n, 0)?;
                 drop(g.recv([2].into(), DType::F32, (me + n - 1) % n, 0)?);
                 sent.wait()?;
             }
         }
         g.barrier()?.wait()
     };
-    let before = g.footprint();
+    let footprint = || mpi::footprint().expect("MPI has been started");
+    let before = footprint();
     work().unwrap_or_else(|e| panic!("{e}"));
-    let after = g.footprint();
+    let after = footprint();
     assert_eq!(after.groups, before.groups, "{before:?}, {after:?}");
     // Others may have begun what this rank has ended: the last calls of each.
     assert!(after.operations <= 2 * g.size(), "{before:?}, {after:?}");

@@ -1,6 +1,6 @@
 //! What no program can bring about through checked calls, or only by chance.
 
-use super::{LocalGroup, world};
+use super::{LocalGroup, engines};
 use crate::backends::Backend;
 use crate::check;
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn ranks(n: usize, deadline: Duration) -> Vec<LocalGroup> {
     let devices: Vec<Device> = (0..n).map(|rank| Device::cpu(500 + rank)).collect();
-    world(&devices, 1, deadline)
+    engines(&devices, 1, deadline)
 }
 
 /// The same rank's handle.

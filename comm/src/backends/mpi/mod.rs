@@ -47,6 +47,7 @@ use self::wait::MpiWork;
 use crate::backends::{Backend, fold};
 use crate::check::Call;
 use crate::error::{Error, Result};
+use crate::group::{Group, ProcessGroup};
 use crate::launch::LaunchConfig;
 use crate::membership::Membership;
 use crate::op::Promises;
@@ -56,7 +57,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// One rank's handle on a group of processes.
-pub struct MpiGroup {
+struct MpiGroup {
     membership: Membership,
     handle: Arc<Handle>,
 }
@@ -88,12 +89,10 @@ impl Drop for Handle {
     }
 }
 
-impl MpiGroup {
-    /// How much this process remembers of what it has done with others. It does not grow with the number of calls, nor
-    /// with that of groups that were made and dropped.
-    pub fn footprint(&self) -> Footprint {
-        self.handle.engine.lock().footprint()
-    }
+/// How much this process remembers of what it has done with others, if MPI has been started. It does not grow with the
+/// number of calls, nor with that of groups that were made and dropped.
+pub fn footprint() -> Option<Footprint> {
+    Some(process::started()?.lock().footprint())
 }
 
 /// This process's handle on the world of all processes that `mpirun` has started; starts MPI at the
@@ -104,8 +103,9 @@ impl MpiGroup {
 /// # Errors
 /// [`Error::Transport`], if MPI does not start. Where it does not start in time, this process ends:
 /// see [`LaunchConfig::start_deadline`].
-pub fn world(deadline: Duration) -> Result<MpiGroup> {
-    join(&LaunchConfig::new(1).deadline(deadline))
+pub fn world(deadline: Duration) -> Result<Arc<dyn ProcessGroup>> {
+    let engine = join(&LaunchConfig::new(1).deadline(deadline))?;
+    Ok(Arc::new(Group::world(engine)))
 }
 
 /// As [`world`], with all that a launch says of waiting.

@@ -32,6 +32,11 @@ pub(super) fn engine(deadline: Duration) -> Result<Arc<Engine>, Failure> {
     ENGINE.get_or_init(|| start(deadline)).clone()
 }
 
+/// The engine of this process, if MPI has been started.
+pub(super) fn started() -> Option<&'static Engine> {
+    ENGINE.get()?.as_deref().ok()
+}
+
 fn start(deadline: Duration) -> Result<Arc<Engine>, Failure> {
     let refused = |message: &str| Failure {
         call: "MPI_Init_thread",
