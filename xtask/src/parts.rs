@@ -32,6 +32,9 @@ const PLAIN: Part = Part {
     command: || cargo(["test"]),
 };
 
+/// Which mistakes are made in each run.
+const MISTAKES: &[&str] = &["--seed", "2", "--count", "20"];
+
 pub const PARTS: &[Part] = &[
     Part {
         name: "workspace",
@@ -158,7 +161,7 @@ pub const PARTS: &[Part] = &[
         name: "mutants",
         what: "20 small mistakes in the kernels for CUDA devices, each of which the tests must notice",
         obstacle: gpu::obstacle,
-        command: || chore(&["mutate-cuda", "--file", ".cu", "--seed", "1", "--count", "20"]),
+        command: || chore(&[&["mutate-cuda", "--file", ".cu"], MISTAKES].concat()),
         ..PLAIN
     },
     Part {

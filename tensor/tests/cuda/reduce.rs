@@ -49,12 +49,15 @@ fn reductions_of_many_elements_are_the_cpus_and_repeat_bit_for_bit() {
     }
 }
 
+/// A reduction along one dimension.
+type Along = fn(&Tensor, isize) -> Result<Tensor>;
+
 /// More results than the blocks of a small card, so that each block takes several in turn; results, and elements
 /// of each, whose numbers are no multiples of what a warp or a block takes.
 #[test]
 fn reductions_in_several_turns_are_the_cpus() {
     let (device, _turn) = card!();
-    let reduce: [(&str, fn(&Tensor, isize) -> Result<Tensor>); 5] = [
+    let reduce: [(&str, Along); 5] = [
         ("sum", |t, axis| t.sum(&[axis], false)),
         ("max", |t, axis| t.max(&[axis], false)),
         ("min", |t, axis| t.min(&[axis], false)),

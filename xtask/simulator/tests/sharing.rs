@@ -70,7 +70,7 @@ extern "C" __global__ void k(const float* x, float* y, int n) {
         ("__reduce_add_sync(~0u, threadIdx.x)", false),
     ] {
         let text = source.replace("MEETS", meets);
-        let Some(mut bench) = Bench::new("exchange.cu", &text) else {
+        let Some(bench) = Bench::new("exchange.cu", &text) else {
             return;
         };
         let args = [

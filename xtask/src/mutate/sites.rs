@@ -249,11 +249,18 @@ fn closing(text: &str, open: char, close: char) -> Option<usize> {
     })
 }
 
-/// Each index in brackets, by itself.
+/// Each index in brackets, by itself; `(&v)[4]` is a parameter.
 fn indices(line: &str) -> Changes {
     let mut changes = Vec::new();
     for (open, _) in line.match_indices('[') {
-        let is_index = line[..open].ends_with(|mark| is_name(mark) || mark == ']' || mark == ')');
+        let before = &line[..open];
+        let is_index = before.ends_with(|mark| is_name(mark) || mark == ']' || mark == ')');
+        let is_parameter = before.ends_with(')')
+            && before
+                .rsplit('(')
+                .next()
+                .is_some_and(|last| last.starts_with('&'));
+        let is_index = is_index && !is_parameter;
         let close = closing(&line[open..], '[', ']');
         if let (true, Some(close)) = (is_index, close.map(|close| open + close)) {
             let after = format!("{} + 1{}", &line[..close], &line[close..]);
@@ -354,6 +361,7 @@ mod tests {
         for line in [
             "__shared__ R tile[16][17];",
             "R left[4], right[4];",
+            "void read(i64 first, R (&v)[N], R pad) const {",
             "// if (a < b) x[0] = 1;",
             "#define LESS(a, b) a < b ? 1 : 0",
             "Compute<T> x = widen<T>(y);",
