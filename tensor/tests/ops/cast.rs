@@ -168,7 +168,8 @@ fn a_scaled_write_is_a_conversion_a_product_and_a_conversion() {
             }
             assert_eq!(y.address(), place);
             let written = y.narrow(0, 65, n).unwrap().contiguous().unwrap();
-            assert_eq!(bytes(&written), expected, "{from} times {factor} to {to}");
+            let same = bytes(&written) == expected;
+            assert!(same, "{from} times {factor} to {to}");
             let rest = [y.narrow(0, 0, 65).unwrap(), y.narrow(0, 65 + n, 5).unwrap()];
             assert!(rest.iter().flat_map(values).all(|v| v == 7.0));
         }
