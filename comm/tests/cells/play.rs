@@ -2,7 +2,7 @@
 
 use crate::site::{Site, WRONG};
 use crate::table::{Backend, CULPRIT, Fault, ON_PURPOSE, Phase};
-use phalanx_comm::{DType, Error, ProcessGroup, ReduceOp, Result, Tensor, Work};
+use phalanx_comm::{DType, Error, ProcessGroup, ReduceOp, Result, Tensor, Work, report};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::Duration;
@@ -27,7 +27,10 @@ pub fn play(group: &dyn ProcessGroup, site: &Site, backend: Backend) -> Result<(
         // All further work is refused with the same error.
         let again = group.barrier().map(drop);
         if again.as_ref() != Err(error) {
-            println!("{WRONG}: rank {} then gets {again:?}", group.rank());
+            report(format_args!(
+                "{WRONG}: rank {} then gets {again:?}",
+                group.rank()
+            ));
         }
     }
     end
@@ -169,14 +172,14 @@ fn other(g: &dyn ProcessGroup, site: &Site, phase: Phase) -> Result<()> {
         }
     }
     sum(g, 1000)?;
-    println!("{WRONG}: rank {} holds no error", g.rank());
+    report(format_args!("{WRONG}: rank {} holds no error", g.rank()));
     Ok(())
 }
 
 /// Says so where the fault has reached what it has nothing to do with.
 fn innocent<T>(what: &str, end: &Result<T>) {
     if let Err(error) = end {
-        println!("{WRONG}: {what} ends with: {error}");
+        report(format_args!("{WRONG}: {what} ends with: {error}"));
     }
 }
 
@@ -184,7 +187,7 @@ fn innocent<T>(what: &str, end: &Result<T>) {
 pub fn again(g: &dyn ProcessGroup) -> Result<()> {
     let total = sum(g, 100)?.to_vec::<f32>()?[0];
     if total != g.size() as f32 {
-        println!("{WRONG}: the second run sums up to {total}");
+        report(format_args!("{WRONG}: the second run sums up to {total}"));
     }
     let half = g.split(Some(g.rank() as u32 % 2), 0)?;
     sum(&*half.expect("it has a color"), 100)?;
