@@ -46,7 +46,12 @@ impl End {
                 self.ends(JOB_ENDS_WITHIN)
             }
             Must::EndTheStart => {
-                self.says("for MPI to start, and ends: another process has not called MPI_Init")?;
+                // A process that has ended before MPI, and well, is noticed by mpirun where others have started it by then.
+                let noticed = cell.fault == Fault::Gone && self.said.contains("exiting improperly");
+                if !noticed {
+                    let why = "another process has not called MPI_Init";
+                    self.says(&format!("for MPI to start, and ends: {why}"))?;
+                }
                 self.ends(START + JOB_ENDS_WITHIN)
             }
             Must::EndByPolicy => {

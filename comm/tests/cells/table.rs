@@ -78,7 +78,7 @@ pub enum Must {
     Hold(Held),
     /// The whole job ends, with a code that is not 0.
     EndTheJob,
-    /// The same; and a process that waits for the start of MPI says so.
+    /// The same; and a process that waits for the start of MPI says so, unless mpirun ends it before.
     EndTheStart,
     /// The same; and a line says which rank was ended by the policy, and why.
     EndByPolicy,
