@@ -50,7 +50,7 @@ fn play(speaks: bool) -> (usize, usize) {
         if size < world.ranks {
             let (name, needs) = (world.name, world.ranks);
             println!(
-                "test {name} ... ignored, it needs mpirun and {needs} ranks, and there are {size}"
+                "test {name} ... ignored, it needs mpirun, and {needs} or more ranks of it, not {size}"
             );
             ignored += 1;
             continue;
