@@ -22,7 +22,7 @@ struct Waits {
 }
 
 struct Wait {
-    /// Of all waits of the rank, the how manieth.
+    /// Its number among all waits of the rank.
     number: u64,
     slot: SlotRef,
     cell: usize,

@@ -75,28 +75,32 @@ impl LocalWork {
         }))
     }
 
-    /// Fails, unless just now somebody comes, or ends a chunk: whoever is asked for is named.
-    fn check_late(&self) -> Result<()> {
+    /// Fails, and names who is waited for. Not where that is nobody, since just now the last one has come, or has
+    /// ended its chunk; unless it is so `again`, a whole deadline later.
+    fn check_late(&self, again: bool) -> Result<()> {
         let slot = self.part.slot;
+        let rank = self.me.membership.world_rank();
         let is_ready = slot.state() == State::Ready;
-        let missing: Vec<usize> = match is_ready {
+        let mut missing: Vec<usize> = match is_ready {
             true => slot.running().collect(),
             false => slot.missing().collect(),
         };
-        let Some(&first) = missing.first() else {
-            return Ok(());
-        };
-        let note = match is_ready {
-            true => format!(
-                "all have come, and rank {first} has not ended its share of the data movement"
-            ),
-            false => self.me.note(&slot, self.part.cell, first),
+        let note = match missing.first() {
+            None if !again => return Ok(()),
+            None => {
+                missing = slot.ranks().filter(|r| *r != rank).collect();
+                "all have come, but the operation does not go on".into()
+            }
+            Some(r) if is_ready => {
+                format!("all have come, and rank {r} has not ended its share of the data movement")
+            }
+            Some(r) => self.me.note(&slot, self.part.cell, *r),
         };
         let world = self.me.world();
         Err(world.fail(Error::DeadlineExceeded {
             group: Arc::clone(&self.me.membership.name),
             sequence: slot.sequence(),
-            rank: self.me.membership.world_rank(),
+            rank,
             call: slot.describe(self.part.cell),
             note,
             chain: world.chain(&missing),
@@ -169,6 +173,8 @@ struct Sleep<'a> {
     clock: Clock,
     /// When it looks for circles of waits.
     next_look: Instant,
+    /// Whether the deadline has passed before, and nobody was to blame.
+    is_late: bool,
     _standing: Standing<'a>,
 }
 
@@ -183,6 +189,7 @@ impl<'a> Sleep<'a> {
         Sleep {
             clock: Clock::start(now, me.membership.deadline),
             next_look: now + world.grace,
+            is_late: false,
             _standing: standings.stand(part.slot, part.cell, &me.membership.name),
         }
     }
@@ -195,7 +202,9 @@ impl<'a> Sleep<'a> {
             work.check_departures()?;
         }
         if self.clock.is_over() && seen != State::Suspect {
-            work.check_late()?;
+            work.check_late(self.is_late)?;
+            self.is_late = true;
+            self.clock.restart(now);
         }
         let world = work.me.world();
         if now >= self.next_look {
