@@ -112,7 +112,9 @@ fn lesson(group: Arc<dyn ProcessGroup>) -> Result<()> {
     }
 
     lesson.title("split(rank mod 2), then all_reduce(sum): even and odd ranks on their own")?;
-    let half = group.split(Some(rank as u32 % 2), 0)?.expect("every rank has a color");
+    let half = group
+        .split(Some(rank as u32 % 2), 0)?
+        .expect("every rank has a color");
     let out = half.all_reduce(mine()?, ReduceOp::Sum)?.wait()?;
     lesson.say(&text(&out)?)?;
 
