@@ -31,7 +31,7 @@ impl Uses {
     pub(super) fn poll(&mut self) -> bool {
         match self {
             Uses::Known(_) => true,
-            Uses::Asked(work) => work.poll(),
+            Uses::Asked(work) => work.poll().unwrap_or(true),
         }
     }
 

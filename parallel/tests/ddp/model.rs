@@ -80,7 +80,7 @@ pub fn on_ranks<T: Send>(
             return f(world).map(Some);
         }
         let group = world.split((world.rank() < n).then_some(0), 0)?;
-        let result = group.map(|group| f(group)).transpose()?;
+        let result = group.map(&f).transpose()?;
         world.barrier()?.wait()?;
         Ok(result)
     };

@@ -1,7 +1,7 @@
 //! Ranks as processes, on one machine or many, over the MPI that the system has.
 //!
 //! MPI moves bytes between pairs of processes, and that is all it is asked for. What is sent when is
-//! this backend's own, since MPI's collectives give what a [`ProcessGroup`](crate::ProcessGroup)
+//! this backend's own, since MPI's collectives give what a [`ProcessGroup`]
 //! promises only in part:
 //!
 //! - *Ranks that disagree are told.* MPI would hang, or mix up memory. Here a call first sends a

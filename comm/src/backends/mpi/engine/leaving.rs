@@ -25,7 +25,7 @@ fn overdue(
 }
 
 /// How much this process remembers of what it has done with others: see
-/// [`MpiGroup::footprint`](crate::backends::mpi::MpiGroup::footprint).
+/// [`footprint`](crate::backends::mpi::footprint).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
     /// Groups of which a handle is left.
