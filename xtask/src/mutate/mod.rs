@@ -2,12 +2,17 @@
 //! looks whether the tests of cards notice, on simulated ones. What they do not notice is a failure, unless
 //! `survivors.txt` says why.
 
+mod closest;
+mod host;
 mod kernel;
+mod mistakes;
 mod sites;
+mod switch;
 mod tree;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -15,7 +20,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use self::closest::{Words, closest};
 use self::sites::{Mutant, mutants, pick};
+use self::switch::Switch;
 use self::tree::{Outcome, Tree, run as run_tests};
 use crate::cargo::root;
 use crate::gpu::simulator::{Simulator, nvrtc};
@@ -23,6 +30,13 @@ use crate::lines::report;
 
 /// What the tests need not notice, and why.
 const SURVIVORS: &str = include_str!("survivors.txt");
+
+/// Files that are no card's alone, and order what cards do.
+const ORDER: &[&str] = &[
+    "tensor/src/storage/across.rs",
+    "tensor/src/storage/on.rs",
+    "tensor/src/storage/operand.rs",
+];
 
 /// The most time of the first run, which compiles all kernels.
 const FIRST: Duration = Duration::from_secs(1800);
@@ -39,7 +53,7 @@ pub struct Args {
     /// Only in files whose path has this in it.
     #[arg(long, value_name = "PART", default_value = "")]
     file: String,
-    /// Only of these kinds: barrier, wait, use, bound, index, offset (may be repeated).
+    /// Only of these kinds: barrier, wait, record, use, flag, free, lock, check, bound, index, offset (may be repeated).
     #[arg(long, value_name = "KIND")]
     kind: Vec<String>,
     /// Leave out the tests whose names have this in them (may be repeated).
@@ -60,8 +74,8 @@ impl Args {
     }
 }
 
-/// Words in the names of tests.
-type Words = &'static [&'static str];
+/// A variable of the environment and its value, which tell a program what mistake to make.
+type Told = (&'static str, OsString);
 
 /// What became of a mistake.
 enum Fate {
@@ -107,6 +121,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         args,
         limits: RefCell::default(),
     };
+    let switch = Switch::build(&workshop.tree, &order[..args.count.min(order.len())])?;
     report(format_args!(
         "seed {} of {} mistakes, each of which the tests must notice",
         args.seed,
@@ -118,7 +133,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             break;
         }
         let start = Instant::now();
-        let fate = workshop.fate(mutant)?;
+        let fate = workshop.fate(mutant, &switch)?;
         let seconds = start.elapsed().as_secs();
         let (word, why) = match fate {
             Fate::Stillborn => {
@@ -157,6 +172,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 fn files() -> Result<Vec<String>> {
     let list = Command::new("git")
         .args(["ls-files", "tensor/src/ops", "tensor/src/cuda"])
+        .args(ORDER)
         .current_dir(root())
         .output();
     let list = list.context("cannot start git")?;
@@ -167,6 +183,7 @@ fn files() -> Result<Vec<String>> {
         name.ends_with(".cu")
             || name.ends_with("/cuda.rs")
             || name.ends_with(".rs") && path.components().any(|part| part.as_os_str() == "cuda")
+            || ORDER.contains(name)
     };
     Ok(list.lines().filter(ours).map(str::to_owned).collect())
 }
@@ -185,13 +202,18 @@ struct Workshop<'a> {
 
 impl Workshop<'_> {
     /// Makes a mistake, looks what comes of it, and takes it back.
-    fn fate(&self, mutant: &Mutant) -> Result<Fate> {
+    fn fate(&self, mutant: &Mutant, switch: &Switch) -> Result<Fate> {
         let file = &*mutant.file;
         let text = self.tree.read(file)?;
         let changed = mutant.apply(&text);
         if mutant.is_in_kernel() {
             let change = kernel::change(&text, &changed)?;
-            return self.test(&self.plain, file, Some(&change));
+            let told = (kernel::VARIABLE, change.into_os_string());
+            return self.test(&self.plain, file, Some(&told));
+        }
+        if let Some((program, number)) = switch.find(mutant) {
+            let told = (switch::VARIABLE, number.to_string().into());
+            return self.test(program, file, Some(&told));
         }
         self.tree.write(file, &changed)?;
         let fate = match self.tree.build() {
@@ -202,10 +224,10 @@ impl Workshop<'_> {
         fate
     }
 
-    /// Runs the tests of `program`, first those that look closest at the file that was changed, then all. `change` is
-    /// the folder that tells the program of a change in a kernel.
-    fn test(&self, program: &Path, file: &str, change: Option<&Path>) -> Result<Fate> {
-        let closest = kernel::closest(file);
+    /// Runs the tests of `program`, first those that look closest at the file that was changed, then all. `told` is
+    /// what the environment tells the program of the mistake.
+    fn test(&self, program: &Path, file: &str, told: Option<&Told>) -> Result<Fate> {
+        let closest = closest(file);
         let all: &[Words] = match (closest.is_empty(), self.args.closest) {
             (true, _) => &[&[]],
             (_, true) => &[closest],
@@ -213,7 +235,7 @@ impl Workshop<'_> {
         };
         for words in all {
             let limit = self.limit(words)?;
-            match self.test_some(program, words, change, limit)? {
+            match self.test_some(program, words, told, limit)? {
                 Fate::Survived => {}
                 noticed => return Ok(noticed),
             }
@@ -243,7 +265,7 @@ impl Workshop<'_> {
         &self,
         program: &Path,
         words: Words,
-        change: Option<&Path>,
+        told: Option<&Told>,
         limit: Duration,
     ) -> Result<Fate> {
         let mut command = Command::new(program);
@@ -253,8 +275,8 @@ impl Workshop<'_> {
         command.env("PHALANX_REQUIRE_CARD", "1");
         // A thread that waits for what does not come is soon given up.
         command.env("PHALANX_SIMULATOR_PATIENCE", "20");
-        if let Some(change) = change {
-            command.env(kernel::VARIABLE, change);
+        if let Some((variable, value)) = told {
+            command.env(variable, value);
         }
         command.current_dir(root().join("tensor"));
         for skip in &self.args.skip {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::host;
 use crate::rust_code::code;
 
 /// What is made wrong.
@@ -9,11 +10,21 @@ use crate::rust_code::code;
 pub enum Kind {
     /// A barrier of a block or a warp is left out.
     Barrier,
-    /// A wait for an event, or the record of one, is left out.
+    /// A wait is left out.
     Wait,
+    /// The record of an event or of a use, or a number of an operation, is left out.
+    Record,
     /// What writes is taken for what reads, which orders less.
     Use,
-    /// A comparison lets one more in.
+    /// A flag is neither looked at nor cleared.
+    Flag,
+    /// Memory or a lock is not given back.
+    Free,
+    /// A lock is given back at once.
+    Lock,
+    /// A condition is its contrary, or a part of it is left out.
+    Check,
+    /// A comparison lets one more or one fewer in, or a limit is left out.
     Bound,
     /// An index is one too large.
     Index,
@@ -21,10 +32,15 @@ pub enum Kind {
     Offset,
 }
 
-pub const KINDS: [Kind; 6] = [
+pub const KINDS: [Kind; 11] = [
     Kind::Barrier,
     Kind::Wait,
+    Kind::Record,
     Kind::Use,
+    Kind::Flag,
+    Kind::Free,
+    Kind::Lock,
+    Kind::Check,
     Kind::Bound,
     Kind::Index,
     Kind::Offset,
@@ -35,7 +51,12 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Kind::Barrier => "barrier",
             Kind::Wait => "wait",
+            Kind::Record => "record",
             Kind::Use => "use",
+            Kind::Flag => "flag",
+            Kind::Free => "free",
+            Kind::Lock => "lock",
+            Kind::Check => "check",
             Kind::Bound => "bound",
             Kind::Index => "index",
             Kind::Offset => "offset",
@@ -43,14 +64,16 @@ impl fmt::Display for Kind {
     }
 }
 
-/// A change of one line.
+/// A change of a line, or of a statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mutant {
     pub file: String,
     /// Counted from 1.
     pub line: usize,
+    /// How many lines it takes the place of.
+    pub lines: usize,
     pub kind: Kind,
-    /// The whole line, before and after, without spaces at its ends.
+    /// The whole lines, before and after, without spaces at their ends, as one.
     pub before: String,
     pub after: String,
 }
@@ -62,11 +85,9 @@ impl Mutant {
 
     /// The text of its file, changed.
     pub fn apply(&self, text: &str) -> String {
-        let change = |(at, line): (usize, &str)| match at + 1 == self.line {
-            true => self.after.clone(),
-            false => line.to_owned(),
-        };
-        let lines: Vec<String> = text.lines().enumerate().map(change).collect();
+        let mut lines: Vec<&str> = text.lines().collect();
+        let first = self.line - 1;
+        lines.splice(first..first + self.lines, [&*self.after]);
         lines.join("\n") + "\n"
     }
 }
@@ -79,23 +100,20 @@ impl fmt::Display for Mutant {
             kind,
             before,
             after,
+            ..
         } = self;
         write!(f, "{file}:{line}: {kind}: {before} -> {after}")
     }
 }
-
-/// What is called for writes, and for reads in its place. The other way round only more would wait.
-const USES: &[[&str; 2]] = &[
-    ["before_write(", "before_read("],
-    [".written(self.stamp)", ".read(self.stamp)"],
-];
 
 /// Words in the names of offsets.
 const OFFSETS: &[&str] = &["offset", "start", "base", "first", "begin", "lead"];
 
 /// All changes of the file `name`, which holds `text`.
 pub fn mutants(name: &str, text: &str) -> Vec<Mutant> {
-    let is_kernel = name.ends_with(".cu");
+    if !name.ends_with(".cu") {
+        return host::mutants(name, text);
+    }
     let code = code(name, text).text;
     let mut all = Vec::new();
     for (at, (whole, code)) in text.lines().zip(code.lines()).enumerate() {
@@ -103,18 +121,15 @@ pub fn mutants(name: &str, text: &str) -> Vec<Mutant> {
         if whole.trim() != code.trim() || code.trim_start().starts_with('#') {
             continue;
         }
-        let changes = match is_kernel {
-            true => in_kernel(code),
-            false => on_host(code),
-        };
         let make = |(kind, after): (Kind, String)| Mutant {
             file: name.to_owned(),
             line: at + 1,
+            lines: 1,
             kind,
             before: whole.trim().to_owned(),
             after: after.trim().to_owned(),
         };
-        all.extend(changes.into_iter().map(make));
+        all.extend(in_kernel(code).into_iter().map(make));
     }
     all
 }
@@ -137,44 +152,6 @@ fn in_kernel(line: &str) -> Changes {
     }
     changes.extend(offsets(line));
     changes
-}
-
-fn on_host(line: &str) -> Changes {
-    let mut changes = Vec::new();
-    if let Some(after) = without_wait(line) {
-        changes.push((Kind::Wait, after));
-    }
-    for [write, read] in USES {
-        if line.contains(write) && !line.contains("fn ") {
-            changes.push((Kind::Use, line.replacen(write, read, 1)));
-        }
-    }
-    if ["if ", "while "].iter().any(|word| line.contains(word)) {
-        changes.extend(bounds(line));
-    }
-    changes.extend(offsets(line));
-    changes
-}
-
-/// A statement, or the last expression of a function, that waits or records.
-fn without_wait(line: &str) -> Option<String> {
-    let text = line.trim();
-    let calls = [".wait(", "wait_event(", "event::record(", ".wait_for_all("];
-    let is_statement = text.ends_with("?;") || text.ends_with(");");
-    let is_last = text.ends_with(')');
-    let is_other = ["let ", "fn ", "return ", "if ", "."]
-        .iter()
-        .any(|word| text.starts_with(word) || text.contains("fn "))
-        || text.contains("=>") && !is_last
-        || text.matches('(').count() != text.matches(')').count();
-    if is_other || !calls.iter().any(|call| text.contains(call)) {
-        return None;
-    }
-    match (is_statement, is_last) {
-        (true, _) => Some(String::new()),
-        (_, true) if !text.contains('|') && !text.contains("=>") => Some("Ok(())".to_owned()),
-        _ => None,
-    }
 }
 
 /// Sizes of arrays of registers, beside numbers.
@@ -391,35 +368,6 @@ mod tests {
                 "{line}"
             );
         }
-    }
-
-    #[test]
-    fn host_code_is_changed() {
-        let rs = |line| after("lanes.rs", line);
-        assert_eq!(
-            rs("        lanes.wait(lane, self.write)?;"),
-            [(Kind::Wait, String::new())]
-        );
-        assert_eq!(
-            rs("        lanes.wait(lane, self.write)"),
-            [(Kind::Wait, "Ok(())".into())]
-        );
-        assert_eq!(
-            rs("Use::Write => uses.before_write(lanes, lane),"),
-            [(
-                Kind::Use,
-                "Use::Write => uses.before_read(lanes, lane),".into()
-            )]
-        );
-        assert_eq!(
-            rs("if at + first < end {"),
-            [
-                (Kind::Bound, "if at + first <= end {".into()),
-                (Kind::Offset, "if at < end {".into())
-            ]
-        );
-        assert_eq!(rs("fn wait(&self) -> Vec<u8> {"), []);
-        assert_eq!(rs("let seen = gpu.wait(op, stamp)?;"), []);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
 
 use super::kernel;
 use crate::cargo::{cargo, executables, root};
@@ -96,6 +97,48 @@ impl Tree {
     /// It cannot be written.
     pub fn write(&self, name: &str, text: &str) -> Result<()> {
         fs::write(self.folder.join(name), text).with_context(|| name.to_owned())
+    }
+
+    /// The files and lines in which the crate does not compile.
+    ///
+    /// # Errors
+    /// Cargo does not start.
+    pub fn faults(&self) -> Result<Vec<(String, usize)>> {
+        let mut check = cargo(["check", "--package", "phalanx-tensor", "--lib", "--quiet"]);
+        check.args([
+            "--features",
+            "cuda",
+            "--message-format=json",
+            "--target-dir",
+        ]);
+        check.arg(root().join("target/mutants/target"));
+        for config in CONFIG {
+            check.args(["--config", config]);
+        }
+        check.env("RUSTFLAGS", "-Awarnings");
+        let output = check.current_dir(&self.folder).output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let messages = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut faults = Vec::new();
+        for message in messages {
+            let message = &message["message"];
+            let spans = message["spans"].as_array().into_iter().flatten();
+            for span in spans.filter(|span| span["is_primary"] == true) {
+                if let (Some(file), Some(line)) =
+                    (span["file_name"].as_str(), span["line_start"].as_u64())
+                {
+                    faults.push((file.to_owned(), line as usize));
+                }
+            }
+        }
+        ensure!(
+            output.status.success() || !faults.is_empty(),
+            "cargo check says nothing of what is wrong: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(faults)
     }
 
     /// Builds the tests of cards; `None` if they do not compile.
