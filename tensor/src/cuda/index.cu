@@ -1,7 +1,7 @@
 // The flags for an index out of range: what kernels of this card have noted, what came along with data
-// of other cards, and two places where such flags of another card arrive.
+// of other cards; two places where such flags of another card arrive, and two from which they leave.
 extern "C" {
-__device__ IndexFault index_faults[4];
+__device__ IndexFault index_faults[6];
 }
 
 // Takes over the first of the flags that another card has sent, unless there is one.

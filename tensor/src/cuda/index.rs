@@ -54,11 +54,9 @@ pub(super) struct IndexFlag(Mutex<Option<Flags>>);
 #[derive(Debug)]
 struct Flags {
     address: CUdeviceptr,
-    /// The uses of the first note, which is that of this card's kernels.
+    /// The uses of the first note, which is that of this card's kernels. The others only the copy lane writes and
+    /// reads, one operation after another, so that no kernel of this card waits for data of another one.
     own: Uses,
-    /// The uses of the others. Only the copy lane writes them, so that no kernel of this card waits for
-    /// data of another one.
-    others: Uses,
 }
 
 impl Flags {
@@ -67,12 +65,16 @@ impl Flags {
         self.address + size_of::<Notes>() as u64
     }
 
-    /// Lets a lane wait until both notes are written that the host and other cards look at.
+    /// Whence notes go to another card.
+    fn departures(&self) -> CUdeviceptr {
+        self.arrivals() + size_of::<Notes>() as u64
+    }
+
+    /// Lets the copy lane wait until the notes are written that the host and other cards look at.
     fn read(&mut self, issuing: &mut Issuing, stamp: Stamp) -> Result<(), DriverError> {
-        for uses in [&mut self.own, &mut self.others] {
-            uses.before_read(issuing.lanes(), stamp.lane)?;
-            uses.read(stamp);
-        }
+        debug_assert_eq!(stamp.lane, Lane::Copy);
+        self.own.before_read(issuing.lanes(), stamp.lane)?;
+        self.own.read(stamp);
         Ok(())
     }
 }
@@ -153,10 +155,8 @@ impl IndexFlag {
             return Ok(());
         };
         let stamp = lanes.next(Lane::Copy);
-        for uses in [&mut flags.own, &mut flags.others] {
-            uses.before_write(lanes, stamp.lane)?;
-            uses.written(stamp);
-        }
+        flags.own.before_write(lanes, stamp.lane)?;
+        flags.own.written(stamp);
         let stream = lanes.stream(stamp.lane);
         // SAFETY: the flags' memory has the size of the notes and lives as long as the process.
         let cleared =
@@ -179,7 +179,6 @@ fn there<'a>(
         *flags = Some(Flags {
             address,
             own: Uses::new(stamp),
-            others: Uses::new(stamp),
         });
     }
     match flags {
@@ -209,18 +208,18 @@ impl Crossing {
         };
         here.enter(op)?;
         flags.read(source.issuing(), stamp).map_err(failed)?;
+        let (from, stream) = (flags.departures(), source.stream());
+        // SAFETY: both places have the size of the notes, and live as long as the process.
+        unsafe { result::memcpy_dtod_async(from, flags.address, size_of::<Notes>(), stream) }
+            .map_err(failed)?;
+        // A kernel that may set the flag waits for this, and not for the tensor's elements.
+        source.cut().map_err(failed)?;
         target.prepare(&SOURCE, &[], "index_faults_arrive")?; // enters the other card's context
         let stamp = target.stamp();
         let mut others = there_gpu.index.flags();
         let others = there(op, target.issuing(), stamp, &mut others)?;
-        let lanes = target.issuing().lanes();
-        others
-            .others
-            .before_write(lanes, stamp.lane)
-            .map_err(failed)?;
-        others.others.written(stamp);
         Ok(Some(Crossing {
-            from: flags.address,
+            from,
             to: others.arrivals(),
             flags: others.address,
         }))

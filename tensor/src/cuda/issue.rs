@@ -160,6 +160,14 @@ impl Issue {
         self.issuing.lanes().stream(lane)
     }
 
+    /// Ends what was issued until now as an operation of its own: who waits for it does not wait for the rest.
+    pub(super) fn cut(&mut self) -> Result<(), DriverError> {
+        let ended = self.stamp;
+        self.issuing.lanes().issued(ended)?;
+        self.stamp = self.issuing.lanes().next(ended.lane);
+        Ok(())
+    }
+
     pub(super) fn issuing(&mut self) -> &mut Issuing {
         &mut self.issuing
     }
