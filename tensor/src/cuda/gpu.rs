@@ -67,6 +67,8 @@ pub(crate) struct Gpu {
     dead: Mutex<Vec<Dead>>,
     pub(super) modules: Modules,
     pub(super) staging: Staging,
+    /// Those of tables, which the compute lane reads: a transfer that took its turn among them would wait for kernels.
+    pub(super) table_staging: Staging,
     pub(super) tables: Tables,
     pub(super) index: IndexFlag,
     pub(super) blas: Blas,
@@ -148,6 +150,7 @@ impl Gpu {
             dead: Mutex::default(),
             modules: Modules::default(),
             staging: Staging::default(),
+            table_staging: Staging::default(),
             tables: Tables::default(),
             index: IndexFlag::default(),
             blas: Blas::default(),
@@ -224,12 +227,10 @@ impl Gpu {
     pub(super) fn lock(&'static self) -> Issuing {
         // A panic while the lock was held leaves the lanes usable: each step of theirs is one call.
         let lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut issuing = Issuing {
+        Issuing {
             gpu: self,
             lanes: Some(lanes),
-        };
-        self.bury_in(issuing.lanes());
-        issuing
+        }
     }
 
     /// Frees the memory of a storage that died, now or when the issue lock is free.
@@ -262,7 +263,7 @@ impl Gpu {
     /// Frees what has died.
     fn bury_in(&self, lanes: &mut Lanes) {
         let dead = std::mem::take(&mut *self.dead());
-        if !dead.is_empty() && self.enter("drop").is_ok() {
+        if self.enter("drop").is_ok() {
             dead.into_iter().for_each(|dead| dead.free(lanes));
         }
     }
@@ -315,10 +316,8 @@ impl Issuing {
 
 impl Drop for Issuing {
     fn drop(&mut self) {
-        let gpu = self.gpu;
-        gpu.bury_in(self.lanes());
         self.lanes = None;
-        // What another thread has put on the list while the lock was held.
+        // What has died while the lock was held, in this thread or in another one.
         self.gpu.bury_all();
     }
 }

@@ -95,10 +95,11 @@ impl Lanes {
         Stamp { lane, number }
     }
 
-    /// The operation `stamp` has been issued.
+    /// The operation `stamp` has been issued. Whoever makes one holds the issue lock until then, so that those of a
+    /// lane end in the order in which they begin.
     pub(super) fn issued(&mut self, stamp: Stamp) -> Result<(), DriverError> {
         let stream = &mut self.streams[stamp.lane as usize];
-        stream.issued = stream.issued.max(stamp.number);
+        stream.issued = stamp.number;
         match stamp.lane {
             Lane::Compute => Ok(()),
             Lane::Copy | Lane::Comm => self.record(stamp.lane).map(drop),

@@ -70,8 +70,7 @@ impl Uses {
     }
 
     pub(super) fn read(&mut self, stamp: Stamp) {
-        let last = &mut self.reads[stamp.lane as usize];
-        *last = stamp.number.max(*last);
+        self.reads[stamp.lane as usize] = stamp.number;
         self.last = stamp.lane;
     }
 
@@ -134,7 +133,6 @@ impl CudaStorage {
             uses: Mutex::new(Uses::new(write)),
         };
         let issued = issuing.lanes().issued(write);
-        drop(issuing); // what has failed is freed under the lock
         issued.map_err(|e| gpu.failed(op, "allocating memory", e))?;
         Ok(storage)
     }
@@ -286,9 +284,11 @@ impl Gpu {
     pub(crate) fn empty_cache(&'static self, op: &'static str) -> Result<()> {
         let failed = |e| self.failed(op, "giving memory back", e);
         // Whatever uses these buffers was issued before, so that it is over after the wait.
-        let idle = self.staging.drain();
+        let idle = [&self.staging, &self.table_staging].map(Staging::drain);
         self.wait_for_all(op)?;
-        Staging::free(idle).map_err(failed)?;
+        idle.into_iter()
+            .try_for_each(Staging::free)
+            .map_err(failed)?;
         let _issuing = self.lock();
         trim(self).map_err(failed)?;
         self.account().reserves(reserved(self).map_err(failed)?);

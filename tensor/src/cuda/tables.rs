@@ -103,14 +103,16 @@ impl Issue {
     /// Copies `bytes` to an address of the card, through a pinned buffer and in stream order.
     fn put(&mut self, address: CUdeviceptr, bytes: &[u8]) -> Result<()> {
         let (op, gpu, stamp) = (self.op(), self.gpu(), self.stamp());
-        let mut pinned = gpu.staging.take_issuing(op, self.issuing(), bytes.len())?;
+        let mut pinned = gpu
+            .table_staging
+            .take_issuing(op, self.issuing(), bytes.len())?;
         pinned.bytes()[..bytes.len()].copy_from_slice(bytes);
         let stream = self.stream();
         // SAFETY: there is room for as many bytes at the address, and only this lane uses it; the
         // pinned buffer is not handed out again before this operation is done.
         let copied =
             unsafe { result::memcpy_htod_async(address, &pinned.bytes()[..bytes.len()], stream) };
-        gpu.staging.put(pinned, Some(stamp));
+        gpu.table_staging.put(pinned, Some(stamp));
         copied.map_err(|e| self.failed("copying a table to the card", e))
     }
 }

@@ -27,9 +27,7 @@ pub(crate) fn upload(op: &'static str, from: &[u8], to: &mut Tensor, start: usiz
         // its memory; the pinned buffer is not handed out again before this copy is done.
         unsafe { result::memcpy_htod_async(at, &pinned.bytes()[..piece.len()], stream) }
             .map_err(|e| issue.failed("copying to the card", e))?;
-        let stamp = issue.stamp();
-        drop(issue);
-        gpu.staging.put(pinned, Some(stamp));
+        gpu.staging.put(pinned, Some(issue.stamp()));
         at += piece.len() as u64;
     }
     Ok(())
