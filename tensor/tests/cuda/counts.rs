@@ -37,6 +37,8 @@ pub enum Count {
     LazyLoads = 9,
     StreamWaits = 10,
     Loads = 11,
+    Unpinned = 12,
+    Trims = 13,
 }
 
 /// How often the program has done this on the simulated device; `None` on a real one.

@@ -19,6 +19,7 @@ mod loading;
 mod matmul;
 mod norm;
 mod optim;
+mod order;
 mod peers;
 mod pool;
 mod random;

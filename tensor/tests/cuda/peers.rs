@@ -8,6 +8,7 @@ use phalanx_tensor::{DType, Device, Error, Tensor, WriteFault};
 use std::process::Command;
 
 /// The second card, or a loud line.
+#[macro_export]
 macro_rules! other {
     () => {{
         let other = Device::cuda(1);

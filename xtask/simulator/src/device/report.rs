@@ -35,9 +35,13 @@ pub enum Count {
     StreamWaits = 10,
     /// Functions that were loaded because the program asked for it.
     Loads = 11,
+    /// Pinned memory that was freed.
+    Unpinned = 12,
+    /// Pools that were asked to give back what they do not use.
+    Trims = 13,
 }
 
-const COUNTS: usize = 12;
+const COUNTS: usize = 14;
 
 /// How many findings are kept and written; of more only the number is known.
 const MOST: usize = 1000;

@@ -60,6 +60,7 @@ fn end(base: u64, registered: bool) -> Result<()> {
         }
     }
     machine.space.unpin(base, registered)?;
+    machine.report.count(Count::Unpinned);
     state.histories.remove(&block.id);
     match wrong {
         Some(_) => Err(Code::ILLEGAL_ADDRESS),

@@ -9,6 +9,7 @@ use super::pointers::{Array, Out};
 use crate::device::code::Code;
 use crate::device::machine::Machine;
 use crate::device::pool::Pool;
+use crate::device::report::Count;
 
 /// The highest number of pools: a bit for each says who may use its memory.
 const MOST: usize = 64;
@@ -66,6 +67,7 @@ api! {
         let mut state = machine.lock();
         let pool = handles::pool(&state, pool)?;
         state.pools[pool].trim(keep as u64);
+        machine.report.count(Count::Trims);
         Ok(())
     }
 
