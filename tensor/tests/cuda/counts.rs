@@ -63,6 +63,28 @@ pub fn launches(kernel: &str) -> Option<u64> {
     }
 }
 
+/// The bytes that a program has of the memory pool of `cuda:ordinal`, by the calls until now; `None` on a real card, where
+/// they also tell what has not been freed yet.
+pub fn pool_use(ordinal: i32) -> Option<u64> {
+    type Find = extern "C" fn(*mut usize, i32) -> u32;
+    type Get = extern "C" fn(usize, u32, *mut u64) -> u32;
+    counted(Count::Waits)?;
+    let find = of_driver(c"cuDeviceGetDefaultMemPool")?;
+    let get = of_driver(c"cuMemPoolGetAttribute")?;
+    // SAFETY: the driver's functions have these types.
+    let (find, get) = unsafe {
+        (
+            std::mem::transmute::<*mut libc::c_void, Find>(find),
+            std::mem::transmute::<*mut libc::c_void, Get>(get),
+        )
+    };
+    const USED: u32 = 7;
+    let (mut pool, mut used) = (0, 0);
+    assert_eq!(find(&raw mut pool, ordinal), 0);
+    assert_eq!(get(pool, USED, &raw mut used), 0);
+    Some(used)
+}
+
 /// A function of the driver, if it has one of this name.
 pub fn of_driver(name: &CStr) -> Option<*mut libc::c_void> {
     let names = [c"libcuda.so", c"libcuda.so.1"];

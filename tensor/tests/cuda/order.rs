@@ -1,7 +1,7 @@
 //! What has to come before what on a card: nothing waits for the host here, so that a wait which is missing is a race,
 //! and the simulated device reports it.
 
-use crate::counts::{Count, counted};
+use crate::counts::{Count, counted, pool_use};
 use crate::other;
 use crate::support::*;
 use phalanx_tensor::ops::optim::{AdamConfig, AdamState, adam_step, scale};
@@ -241,12 +241,75 @@ fn transfers_in_flight_are_bounded() {
         assert_eq!(read(t), read(&expected));
     }
     // Reading takes the same buffer each time.
+    device.empty_cache().unwrap();
+    read(&x);
     let made = count!(Pinned);
     for _ in 0..5 {
         read(&x);
         device.synchronize().unwrap();
     }
     assert_eq!(count!(Pinned), made);
+}
+
+/// A transfer that is done gives its buffer back, though one that came later waits for kernels.
+#[test]
+fn a_transfer_is_done_before_the_next_one() {
+    let (device, _turn) = card!();
+    let elsewhere = other!();
+    let on = |device, seed| values(&[8], DType::F32, seed).to_device(device).unwrap();
+    let (y, mut x) = (on(device, 9), on(device, 1));
+    let (from, mut to) = (on(elsewhere, 2), on(elsewhere, 3));
+    device.synchronize().unwrap();
+    device.empty_cache().unwrap();
+    let first = on(device, 4);
+    // Only the other card is waited for. Meanwhile this one does what it can.
+    (0..500).for_each(|_| to.copy_from(&from).unwrap());
+    read(&to);
+    (0..900).for_each(|_| x.copy_from(&y).unwrap());
+    let made = count!(Pinned);
+    x.write_at(0, &values(&[8], DType::F32, 5)).unwrap();
+    assert_eq!(count!(Pinned), made, "the first buffer is free");
+    let third = on(device, 6);
+    assert_eq!(count!(Pinned), made + 1, "that of the second upload is not");
+    // The first transfer is known to be done whatever came after it.
+    device.synchronize().unwrap();
+    for (t, seed) in [(&first, 4), (&x, 5), (&third, 6)] {
+        assert_eq!(read(t), read(&values(&[8], DType::F32, seed)));
+    }
+}
+
+/// What an operation borrows it gives back when it has been issued, and a table that is there is not sent again.
+#[test]
+fn an_operation_leaves_nothing_behind() {
+    let (device, _turn) = card!();
+    let Device::Cuda(ordinal) = device else {
+        unreachable!("{device} is no card");
+    };
+    count!(Waits);
+    let x = values(&[20, 30], DType::F32, 1).to_device(device).unwrap();
+    let mut t = values(&[30, 4], DType::F32, 2).to_device(device).unwrap();
+    let rows = x.slice(0, 0..20, 2).unwrap().slice(1, 0..30, 2).unwrap();
+    let column = t.narrow(0, 0, 15).unwrap();
+    let used = || {
+        let live = device.memory().unwrap().live;
+        (pool_use(ordinal as i32), live)
+    };
+    let before = used();
+    let product = rows.matmul(&column).unwrap();
+    assert!(used() > before);
+    drop(product);
+    assert_eq!(used(), before, "scratch memory is still there");
+    drop((rows, column));
+    scale([&mut t], 2.0).unwrap();
+    let (copies, before) = (count!(Copies), used());
+    scale([&mut t], 0.5).unwrap();
+    assert_eq!(count!(Copies), copies, "the table was there");
+    assert_eq!(used(), before);
+    assert_eq!(read(&t), read(&values(&[30, 4], DType::F32, 2)));
+    // Memory that no kernel has written before the host does.
+    let mut fresh = Tensor::empty([600], DType::F32, device).unwrap();
+    fresh.write_at(0, &x).unwrap();
+    assert_eq!(read(&fresh), read(&x));
 }
 
 /// One operation may need more tables than there are buffers in flight: of its own buffers none gets free.
