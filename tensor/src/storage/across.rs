@@ -67,13 +67,9 @@ pub(crate) fn across(op: &'static str, from: Source<'_>, to: Target<'_>) -> Resu
                 }
                 #[cfg(feature = "cuda")]
                 (Memory::Cuda(_), Memory::Cpu(_)) => {
-                    let copied = crate::cuda::download(op, from, host_bytes(op, to, start, bytes)?);
+                    crate::cuda::download(op, from, host_bytes(op, to, start, bytes)?)?;
                     // It may have been lost while this waited for it.
-                    let copied = copied.and_then(|()| from.storage().expect_written(op));
-                    if copied.is_err() {
-                        to.storage().broke_off(op);
-                    }
-                    copied?;
+                    from.storage().expect_written(op)?;
                 }
                 #[cfg(feature = "cuda")]
                 (Memory::Cuda(_), Memory::Cuda(_)) => crate::cuda::copy(op, from, to, start)?,

@@ -3,7 +3,9 @@
 #![allow(unsafe_code)] // functions of the driver are looked up by name
 
 use crate::counts::{Count, counted, of_driver};
+use crate::other;
 use crate::support::*;
+use phalanx_tensor::ops::optim::scale;
 use phalanx_tensor::{DType, Device, Tensor};
 
 /// The number of waits of a lane for another one while `work` runs; `None` on a real card.
@@ -36,6 +38,46 @@ fn an_upload_waits_for_no_kernel() {
         freeing, 0,
         "the copy lane has waited for what it has copied"
     );
+}
+
+/// Where a lane has to wait so that memory can be freed, it is not the one of the kernels.
+#[test]
+fn kernels_do_not_wait_for_the_end_of_memory() {
+    let (device, _turn) = card!();
+    let other = other!();
+    let host = values(&[50], DType::F32, 1);
+    let (mut w, x) = (
+        host.to_device(device).unwrap(),
+        host.to_device(device).unwrap(),
+    );
+    let sum = w.add(&x).unwrap();
+    scale([&mut w], 1.0).unwrap(); // its table is there
+    let Some((_, there)) = waits(|| [&w, &x].map(|t| t.to_device(other).unwrap())) else {
+        eprintln!(
+            "SKIPPED: kernels_do_not_wait_for_the_end_of_memory: a real card counts no waits"
+        );
+        return;
+    };
+    let y = x.neg().unwrap();
+    let (freeing, ()) = waits(|| drop(x)).unwrap();
+    assert_eq!(freeing, 1, "one lane waits for the other");
+    let (writing, ()) = waits(|| scale([&mut w], 2.0).unwrap()).unwrap();
+    assert_eq!(
+        writing, 1,
+        "the kernels have waited for what the transfers read"
+    );
+    // One lane alone has used it.
+    let alone = host.to_device(device).unwrap();
+    assert_eq!(waits(|| drop(alone)).unwrap().0, 0);
+    for (t, factor) in [
+        (&w, 2.0),
+        (&y, -1.0),
+        (&sum, 2.0),
+        (&there[0], 1.0),
+        (&there[1], 1.0),
+    ] {
+        assert_eq!(read(t), read(&host.mul_scalar(factor).unwrap()));
+    }
 }
 
 #[test]

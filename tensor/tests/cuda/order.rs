@@ -132,6 +132,11 @@ fn the_index_flag_is_used_in_order() {
     let unrelated = fresh();
     drop(wrong_index(device, &ids));
     assert!(unrelated.to_vec::<f32>().is_err());
+    // A copy over a tensor of the host breaks off, and what is there then nobody reads.
+    let mut here = Tensor::zeros([500], DType::F32, Device::cpu(0)).unwrap();
+    assert!(here.copy_from(&unrelated).is_err());
+    let e = here.to_vec::<f32>().unwrap_err();
+    assert!(matches!(&e, Error::LostWrite { .. }), "{e}");
     device.clear_index_error().unwrap();
     // It leaves for another card before it is set again, and after.
     for is_set in [false, true] {
@@ -296,9 +301,10 @@ fn an_operation_leaves_nothing_behind() {
     };
     let before = used();
     let product = rows.matmul(&column).unwrap();
-    assert!(used() > before);
+    let rounded = pool_use(ordinal as i32).map(|bytes| bytes - 512);
+    assert_eq!(rounded, before.0, "scratch memory is still there");
     drop(product);
-    assert_eq!(used(), before, "scratch memory is still there");
+    assert_eq!(used(), before);
     drop((rows, column));
     scale([&mut t], 2.0).unwrap();
     let (copies, before) = (count!(Copies), used());

@@ -11,10 +11,10 @@ use std::process::Command;
 #[macro_export]
 macro_rules! other {
     () => {{
-        let other = Device::cuda(1);
+        let other = phalanx_tensor::Device::cuda(1);
         match other.memory() {
             Ok(_) => {}
-            Err(e @ Error::DeviceUnavailable { .. }) => {
+            Err(e @ phalanx_tensor::Error::DeviceUnavailable { .. }) => {
                 eprintln!("SKIPPED: {}: {e}", module_path!());
                 return;
             }

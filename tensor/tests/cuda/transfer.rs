@@ -1,7 +1,7 @@
 //! Transfers: what goes to a card comes back, under any layout, of any size.
 
 use crate::support::*;
-use phalanx_tensor::{DType, Device, Tensor};
+use phalanx_tensor::{DType, Device, Error, Tensor};
 
 #[test]
 fn what_goes_to_a_card_comes_back() {
@@ -49,6 +49,22 @@ fn views_are_copied_in_row_major_order() {
             read(&row),
             read(&here.select(0, 1).unwrap().broadcast_to([4, 3, 3]).unwrap())
         );
+    }
+}
+
+/// A kernel walks over eight axes that do not merge, and no more.
+#[test]
+fn a_view_may_have_eight_axes() {
+    let (device, _turn) = card!();
+    for rank in [8, 9] {
+        let t = values(&vec![2; rank], DType::F32, 4);
+        let there = t.to_device(device).unwrap();
+        let axes: Vec<isize> = (0..rank as isize).rev().collect();
+        let turned = there.permute(&axes).unwrap().contiguous();
+        match rank {
+            8 => assert_eq!(read(&turned.unwrap()), read(&t.permute(&axes).unwrap())),
+            _ => assert!(matches!(turned, Err(Error::InvalidShape { .. }))),
+        }
     }
 }
 
