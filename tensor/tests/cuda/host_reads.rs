@@ -9,7 +9,10 @@ use phalanx_tensor::{DType, Device, Error, Tensor};
 #[test]
 fn lost_writes_are_never_read() {
     let (device, _turn) = card!();
-    walk::lost_writes_are_never_read(device);
+    // The door through which operations go is one, for the host's devices, too.
+    for device in [device, Device::cpu(0)] {
+        walk::lost_writes_are_never_read(device);
+    }
 }
 
 /// An index out of range is seen by whatever is copied to the host next, and by everything after it,
