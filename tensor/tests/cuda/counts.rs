@@ -63,8 +63,8 @@ pub fn launches(kernel: &str) -> Option<u64> {
     }
 }
 
-/// The bytes that a program has of the memory pool of `cuda:ordinal`, by the calls until now; `None` on a real card, where
-/// they also tell what has not been freed yet.
+/// The bytes that a program has of the memory pool of `cuda:ordinal`, by the calls until now; `None` on a real card,
+/// where they also tell what has not been freed yet.
 pub fn pool_use(ordinal: i32) -> Option<u64> {
     type Find = extern "C" fn(*mut usize, i32) -> u32;
     type Get = extern "C" fn(usize, u32, *mut u64) -> u32;

@@ -41,10 +41,7 @@ fn a_card_that_is_not_there_is_named() {
     let (_device, _turn) = card!();
     let missing = (0..)
         .map(Device::cuda)
-        .find_map(|device| match device.memory() {
-            Ok(_) => None,
-            Err(e) => Some(e),
-        });
+        .find_map(|device| device.memory().err());
     let Some(Error::DeviceUnavailable { reason, .. }) = missing else {
         panic!("{missing:?}");
     };
@@ -325,7 +322,7 @@ fn an_operation_may_have_many_tables() {
     let n = 16 * 33;
     let on = |device: Device| {
         let t = |seed| values(&[2], DType::F32, seed).to_device(device).unwrap();
-        let mut params: Vec<Tensor> = (0..n).map(|i| t(i)).collect();
+        let mut params: Vec<Tensor> = (0..n).map(t).collect();
         let grads: Vec<Tensor> = (0..n).map(|i| t(i + 7)).collect();
         // Each has a number of steps of its own, and a launch takes sixteen different ones.
         let state = |i: u64| AdamState {

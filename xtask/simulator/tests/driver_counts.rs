@@ -6,8 +6,11 @@ mod driver;
 
 use driver::*;
 use simulator::device::report::Count;
+use simulator::driver::init::*;
 use simulator::driver::module::*;
+use simulator::driver::pinned::*;
 use simulator::driver::pointers::Out;
+use simulator::driver::pool::*;
 use simulator::driver::set::*;
 use simulator::driver::stream::*;
 
@@ -35,6 +38,13 @@ fn counting() {
     assert_eq!((count(Count::Allocations), count(Count::Copies)), (2, 2));
     assert_eq!(gpu.fill(a, x, 3, N as i32), 0);
     assert_eq!([c"fill", c"add"].map(launched), [2, 0]);
+    let (mut host, mut pool) = (0, 0);
+    good!(cuMemHostAlloc(Out::to(&mut host), 64, 0));
+    good!(cuMemFreeHost(host));
+    good!(cuDeviceGetDefaultMemPool(Out::to(&mut pool), 0));
+    good!(cuMemPoolTrimTo(pool, 0));
+    let kinds = [Count::Pinned, Count::Unpinned, Count::Trims];
+    assert_eq!(kinds.map(count), [1, 1, 1]);
     free(x, a);
 }
 

@@ -1,5 +1,5 @@
-//! All mistakes in the host's code in one program, of which a variable of the environment picks one: a program takes longer
-//! to build than to fail.
+//! All mistakes in the host's code in one program, of which a variable of the environment picks one: a program takes
+//! longer to build than to fail.
 
 use std::collections::HashMap;
 use std::fs;
