@@ -159,9 +159,9 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "mutants",
-        what: "20 small mistakes in the kernels for CUDA devices, each of which the tests must notice",
+        what: "20 small mistakes in the kernels and in the host's code for CUDA devices, each of which the tests must notice",
         obstacle: gpu::obstacle,
-        command: || chore(&[&["mutate-cuda", "--file", ".cu"], MISTAKES].concat()),
+        command: || chore(&[&["mutate-cuda"], MISTAKES].concat()),
         ..PLAIN
     },
     Part {

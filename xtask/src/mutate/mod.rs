@@ -13,7 +13,6 @@ mod tree;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ use anyhow::{Context, Result, bail, ensure};
 use self::closest::{Words, closest};
 use self::sites::{Mutant, mutants, pick};
 use self::switch::Switch;
-use self::tree::{Outcome, Tree, run as run_tests};
+use self::tree::{Built, Outcome, Tree, run as run_tests};
 use crate::cargo::root;
 use crate::gpu::simulator::{Simulator, nvrtc};
 use crate::lines::report;
@@ -109,19 +108,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     };
     let survivors = survivors(SURVIVORS)?;
-    let program = tree.build().context("the tests do not build")?;
-    // A build with a mistake takes its place.
-    let plain = root().join("target/mutants/plain");
-    fs::copy(program, &plain)?;
+    let switch = Switch::build(&tree, &order[..args.count.min(order.len())])?;
     let workshop = Workshop {
         tree,
-        plain,
+        switch,
         simulator: Simulator::build(2)?.checking(),
         nvrtc: nvrtc.folder,
         args,
         limits: RefCell::default(),
     };
-    let switch = Switch::build(&workshop.tree, &order[..args.count.min(order.len())])?;
     report(format_args!(
         "seed {} of {} mistakes, each of which the tests must notice",
         args.seed,
@@ -133,7 +128,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             break;
         }
         let start = Instant::now();
-        let fate = workshop.fate(mutant, &switch)?;
+        let fate = workshop.fate(mutant)?;
         let seconds = start.elapsed().as_secs();
         let (word, why) = match fate {
             Fate::Stillborn => {
@@ -191,8 +186,7 @@ fn files() -> Result<Vec<String>> {
 /// Where mistakes are made.
 struct Workshop<'a> {
     tree: Tree,
-    /// The program of the tests without a mistake.
-    plain: PathBuf,
+    switch: Switch,
     simulator: Simulator,
     nvrtc: Option<PathBuf>,
     args: &'a Args,
@@ -202,23 +196,23 @@ struct Workshop<'a> {
 
 impl Workshop<'_> {
     /// Makes a mistake, looks what comes of it, and takes it back.
-    fn fate(&self, mutant: &Mutant, switch: &Switch) -> Result<Fate> {
+    fn fate(&self, mutant: &Mutant) -> Result<Fate> {
         let file = &*mutant.file;
         let text = self.tree.read(file)?;
         let changed = mutant.apply(&text);
         if mutant.is_in_kernel() {
             let change = kernel::change(&text, &changed)?;
             let told = (kernel::VARIABLE, change.into_os_string());
-            return self.test(&self.plain, file, Some(&told));
+            return self.test(&self.switch.program, file, Some(&told));
         }
-        if let Some((program, number)) = switch.find(mutant) {
+        if let Some(number) = self.switch.number(mutant) {
             let told = (switch::VARIABLE, number.to_string().into());
-            return self.test(program, file, Some(&told));
+            return self.test(&self.switch.program, file, Some(&told));
         }
         self.tree.write(file, &changed)?;
-        let fate = match self.tree.build() {
-            Some(program) => self.test(&program, file, None),
-            None => Ok(Fate::Stillborn),
+        let fate = match self.tree.build()? {
+            Built::Program(program) => self.test(&program, file, None),
+            Built::Faults(_) => Ok(Fate::Stillborn),
         };
         self.tree.write(file, &text)?;
         fate
@@ -228,10 +222,9 @@ impl Workshop<'_> {
     /// what the environment tells the program of the mistake.
     fn test(&self, program: &Path, file: &str, told: Option<&Told>) -> Result<Fate> {
         let closest = closest(file);
-        let all: &[Words] = match (closest.is_empty(), self.args.closest) {
-            (true, _) => &[&[]],
-            (_, true) => &[closest],
-            (_, false) => &[closest, &[]],
+        let all: &[Words] = match self.args.closest {
+            true => &[closest],
+            false => &[closest, &[]],
         };
         for words in all {
             let limit = self.limit(words)?;
@@ -249,7 +242,7 @@ impl Workshop<'_> {
             return Ok(*limit);
         }
         let start = Instant::now();
-        match self.test_some(&self.plain, words, None, FIRST)? {
+        match self.test_some(&self.switch.program, words, None, FIRST)? {
             Fate::Survived => {}
             Fate::Killed(why) => bail!("the tests do not pass without a mistake: {why}"),
             Fate::Stillborn => bail!("a kernel does not compile without a mistake"),

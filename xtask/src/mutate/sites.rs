@@ -268,8 +268,19 @@ fn offsets(line: &str) -> Changes {
     changes
 }
 
-/// So many of `all`, by a seed: in turn of each kind, of each kind in an order of its own.
+/// So many of `all`, by a seed: in turn of kernels and of the host's code.
 pub fn pick(all: &[Mutant], count: usize, seed: u64) -> Vec<Mutant> {
+    let parts = [true, false].map(|is_in_kernel| {
+        let part = all
+            .iter()
+            .filter(|mutant| mutant.is_in_kernel() == is_in_kernel);
+        by_kind(part.collect(), seed)
+    });
+    in_turn(&parts).into_iter().take(count).cloned().collect()
+}
+
+/// All of them, in turn of each kind, of each kind in an order of its own.
+fn by_kind(all: Vec<&Mutant>, seed: u64) -> Vec<&Mutant> {
     let mut state = seed;
     let mut random = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -277,21 +288,23 @@ pub fn pick(all: &[Mutant], count: usize, seed: u64) -> Vec<Mutant> {
         let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ mixed >> 31
     };
-    let mut kinds: Vec<Vec<&Mutant>> = Vec::new();
-    for kind in KINDS {
-        let mut own: Vec<_> = all.iter().filter(|mutant| mutant.kind == kind).collect();
+    let kinds = KINDS.map(|kind| {
+        let own = all.iter().copied().filter(|mutant| mutant.kind == kind);
+        let mut own: Vec<&Mutant> = own.collect();
         for at in (1..own.len()).rev() {
             let other = (random() % (at as u64 + 1)) as usize;
             own.swap(at, other);
         }
-        kinds.push(own);
-    }
-    let longest = kinds.iter().map(Vec::len).max().unwrap_or(0);
-    let in_turn = (0..longest).flat_map(|at| kinds.iter().filter_map(move |own| own.get(at)));
-    in_turn
-        .take(count)
-        .map(|mutant| (*mutant).clone())
-        .collect()
+        own
+    });
+    in_turn(&kinds)
+}
+
+/// The first of each list, then the second of each that has one, and so on.
+fn in_turn<'a>(lists: &[Vec<&'a Mutant>]) -> Vec<&'a Mutant> {
+    let longest = lists.iter().map(Vec::len).max().unwrap_or(0);
+    let turns = (0..longest).flat_map(|at| lists.iter().filter_map(move |own| own.get(at)));
+    turns.copied().collect()
 }
 
 #[cfg(test)]
@@ -386,5 +399,15 @@ mod tests {
         assert_eq!(kinds, [Kind::Barrier, Kind::Bound, Kind::Index]);
         assert_eq!(pick(&all, 3, 7), some);
         assert_eq!(pick(&all, 99, 7).len(), all.len());
+    }
+
+    #[test]
+    fn kernels_and_the_host_have_their_turns() {
+        let kernel = mutants("kernel.cu", "__syncthreads();\nif (i < n) a[i] = 1;\n");
+        let host = mutants("lanes.rs", "lanes.wait(lane, stamp)?;\n");
+        let some = pick(&[&kernel[..], &host].concat(), 3, 7);
+        let files: Vec<&str> = some.iter().map(|mutant| &*mutant.file).collect();
+        assert_eq!(files, ["kernel.cu", "lanes.rs", "kernel.cu"]);
+        assert_eq!(some[2], pick(&kernel, 2, 7)[1]);
     }
 }

@@ -3,20 +3,21 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::host::{Edit, edits};
 use super::sites::Mutant;
-use super::tree::Tree;
+use super::tree::{Built, Tree};
 use crate::cargo::root;
 
 /// The variable with the number of the mistake that is made.
 pub const VARIABLE: &str = "PHALANX_MISTAKE";
 
-/// What is added to the crate.
-const PICK: &str = "
+/// The file of the copy to which [`PICK`] is added, behind all else so that no line moves.
+pub const LIBRARY: &str = "tensor/src/lib.rs";
+pub const PICK: &str = "
 /// The number of the mistake that is made.
 pub(crate) fn mistake() -> usize {
     static NUMBER: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
@@ -30,10 +31,10 @@ pub(crate) fn mistake() -> usize {
 /// How often the mistakes that do not compile together are taken out.
 const MOST_TRIES: usize = 12;
 
-/// A program that makes any of some mistakes.
+/// A program that makes any of some mistakes, or none.
 pub struct Switch {
-    program: PathBuf,
-    /// The mistakes, by number.
+    pub program: PathBuf,
+    /// The mistakes in the host's code, by number.
     mutants: Vec<(usize, Mutant)>,
 }
 
@@ -41,11 +42,11 @@ impl Switch {
     /// Builds the program with those of the mistakes that are in the host's code and compile beside the others.
     ///
     /// # Errors
-    /// What is left does not compile.
+    /// What is left does not compile, or the tests do not.
     pub fn build(tree: &Tree, mutants: &[Mutant]) -> Result<Switch> {
         let mut texts = HashMap::new();
         let mut numbered = Vec::new();
-        for mutant in mutants.iter().filter(|mutant| mutant.file.ends_with(".rs")) {
+        for mutant in mutants.iter().filter(|mutant| !mutant.is_in_kernel()) {
             if !texts.contains_key(&mutant.file) {
                 texts.insert(mutant.file.clone(), tree.read(&mutant.file)?);
             }
@@ -53,14 +54,10 @@ impl Switch {
             let edit = all.into_iter().find(|edit| edit.mutant == *mutant);
             numbered.extend(edit.map(|edit| (numbered.len() + 1, edit)));
         }
-        let library = "tensor/src/lib.rs";
-        let text = tree.read(library)?;
-        tree.write(library, &(text.clone() + PICK))?;
         let built = together(tree, &texts, &mut numbered);
         for (file, text) in &texts {
             tree.write(file, text)?;
         }
-        tree.write(library, &text)?;
         let mutants = numbered
             .into_iter()
             .map(|(number, edit)| (number, edit.mutant));
@@ -70,10 +67,10 @@ impl Switch {
         })
     }
 
-    /// The program, and the number by which it makes a mistake.
-    pub fn find(&self, mutant: &Mutant) -> Option<(&Path, usize)> {
+    /// The number by which the program makes a mistake.
+    pub fn number(&self, mutant: &Mutant) -> Option<usize> {
         let found = self.mutants.iter().find(|(_, other)| other == mutant);
-        found.map(|(number, _)| (&*self.program, *number))
+        found.map(|(number, _)| *number)
     }
 }
 
@@ -93,15 +90,15 @@ fn together(
             tree.write(file, &text)?;
             combined.insert(&**file, text);
         }
-        let faults = tree.faults()?;
-        if faults.is_empty() {
-            let built = tree
-                .build()
-                .context("the mistakes do not compile together")?;
-            let program = root().join("target/mutants/switch");
-            fs::copy(built, &program)?;
-            return Ok(program);
-        }
+        let faults = match tree.build()? {
+            Built::Faults(faults) => faults,
+            Built::Program(built) => {
+                // A build with a mistake takes its place.
+                let program = root().join("target/mutants/program");
+                fs::copy(built, &program)?;
+                return Ok(program);
+            }
+        };
         for (file, line) in faults {
             let Some(text) = combined.get(&*file) else {
                 bail!("{file}:{line} does not compile");

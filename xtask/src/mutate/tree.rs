@@ -1,5 +1,6 @@
 //! A copy of the workspace in which mistakes are made, and the tests of cards that are built and run there. The copy
-//! has a target folder of its own and no optimisation, so that a change costs seconds.
+//! has a target folder of its own and no optimisation, so that a change costs seconds. What is added to it asks the
+//! environment which mistake to make.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::kernel;
-use crate::cargo::{cargo, executables, root};
+use super::{kernel, switch};
+use crate::cargo::{cargo, root};
 
 /// What its builds are like.
 const CONFIG: &[&str] = &[
@@ -26,6 +27,13 @@ const CONFIG: &[&str] = &[
 /// The copy.
 pub struct Tree {
     folder: PathBuf,
+}
+
+/// What came of a build.
+pub enum Built {
+    Program(PathBuf),
+    /// The files and lines that do not compile.
+    Faults(Vec<(String, usize)>),
 }
 
 /// How a run of the tests ended.
@@ -44,7 +52,7 @@ pub enum Outcome {
 }
 
 impl Tree {
-    /// Makes the copy alike to the workspace, as it lies on disk.
+    /// Makes the copy alike to the workspace, as it lies on disk, but for the two files that ask which mistake to make.
     ///
     /// # Errors
     /// Git does not list the files, or one cannot be copied.
@@ -70,6 +78,8 @@ impl Tree {
             };
             if *name == kernel::TEXTS {
                 bytes = kernel::with_changed_text(&bytes)?;
+            } else if *name == switch::LIBRARY {
+                bytes.extend(switch::PICK.bytes());
             }
             let to = folder.join(name);
             // What is alike keeps its time, so that cargo does not build it again.
@@ -99,61 +109,52 @@ impl Tree {
         fs::write(self.folder.join(name), text).with_context(|| name.to_owned())
     }
 
-    /// The files and lines in which the crate does not compile.
+    /// Builds the tests of cards.
     ///
     /// # Errors
-    /// Cargo does not start.
-    pub fn faults(&self) -> Result<Vec<(String, usize)>> {
-        let mut check = cargo(["check", "--package", "phalanx-tensor", "--lib", "--quiet"]);
-        check.args([
-            "--features",
-            "cuda",
-            "--message-format=json",
-            "--target-dir",
-        ]);
-        check.arg(root().join("target/mutants/target"));
-        for config in CONFIG {
-            check.args(["--config", config]);
-        }
-        check.env("RUSTFLAGS", "-Awarnings");
-        let output = check.current_dir(&self.folder).output()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let messages = text
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let mut faults = Vec::new();
-        for message in messages {
-            let message = &message["message"];
-            let spans = message["spans"].as_array().into_iter().flatten();
-            for span in spans.filter(|span| span["is_primary"] == true) {
-                if let (Some(file), Some(line)) =
-                    (span["file_name"].as_str(), span["line_start"].as_u64())
-                {
-                    faults.push((file.to_owned(), line as usize));
-                }
-            }
-        }
-        ensure!(
-            output.status.success() || !faults.is_empty(),
-            "cargo check says nothing of what is wrong: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(faults)
-    }
-
-    /// Builds the tests of cards; `None` if they do not compile.
-    pub fn build(&self) -> Option<PathBuf> {
+    /// Cargo does not start, or fails and names no line.
+    pub fn build(&self) -> Result<Built> {
         let mut build = cargo(["test", "--no-run", "--quiet", "--package", "phalanx-tensor"]);
         build.args(["--features", "cuda", "--test=cuda", "--target-dir"]);
         build.arg(root().join("target/mutants/target"));
+        build.arg("--message-format=json");
         for config in CONFIG {
             build.args(["--config", config]);
         }
         // A change leaves something without a use, and that is no news.
         build.env("RUSTFLAGS", "-Awarnings");
-        let built = executables(build.current_dir(&self.folder)).ok()?;
-        let program = built.into_iter().find(|(name, _)| name == "cuda");
-        program.map(|(_, path)| path)
+        let output = build.current_dir(&self.folder).output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let messages = text
+            .lines()
+            .filter_map(|line| serde_json::from_str(line).ok());
+        let messages: Vec<Value> = messages.collect();
+        let program = messages
+            .iter()
+            .filter(|message| message["target"]["name"] == "cuda")
+            .find_map(|message| message["executable"].as_str());
+        if let (true, Some(program)) = (output.status.success(), program) {
+            return Ok(Built::Program(program.into()));
+        }
+        let errors = messages.iter().map(|message| &message["message"]);
+        let errors = errors.filter(|message| message["level"] == "error");
+        let spans = errors
+            .filter_map(|message| message["spans"].as_array())
+            .flatten();
+        let place = |span: &Value| {
+            let line = span["line_start"].as_u64()?;
+            Some((span["file_name"].as_str()?.to_owned(), line as usize))
+        };
+        let faults: Vec<_> = spans
+            .filter(|span| span["is_primary"] == true)
+            .filter_map(place)
+            .collect();
+        ensure!(
+            !faults.is_empty(),
+            "the tests do not build, for no line of theirs: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(Built::Faults(faults))
     }
 }
 
