@@ -13,6 +13,7 @@ mod tree;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -85,11 +86,11 @@ enum Fate {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let tree = Tree::copy()?;
+    let read = |file: &str| fs::read_to_string(root().join(file)).with_context(|| file.to_owned());
     let all: Vec<Mutant> = files()?
         .into_iter()
         .filter(|file| file.contains(&args.file))
-        .map(|file| Ok(mutants(&file, &tree.read(&file)?)))
+        .map(|file| Ok(mutants(&file, &read(&file)?)))
         .collect::<Result<Vec<_>>>()?
         .concat();
     let all: Vec<Mutant> = all.into_iter().filter(|mutant| args.has(mutant)).collect();
@@ -108,6 +109,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     };
     let survivors = survivors(SURVIVORS)?;
+    let tree = Tree::copy()?;
     let switch = Switch::build(&tree, &order[..args.count.min(order.len())])?;
     let workshop = Workshop {
         tree,
