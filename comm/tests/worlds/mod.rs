@@ -232,6 +232,7 @@ fn work_in_flight_keeps_nobody() {
 fn groups_leave_nothing_behind() {
     const GROUPS: usize = 1000;
     const MESSAGES: usize = 10_000;
+    const BATCH: usize = 100;
     let g = mpi::world(LONG).unwrap_or_else(|e| panic!("{e}"));
     let work = || -> Result<()> {
         for at in 0..GROUPS {
@@ -246,13 +247,16 @@ fn groups_leave_nothing_behind() {
                 sent.wait()?;
             }
         }
-        for _ in 0..MESSAGES {
+        for _ in 0..MESSAGES / BATCH {
+            let mut sent = Vec::new();
             if g.size() > 1 {
                 let (me, n) = (g.rank(), g.size());
-                let sent = g.send(ones(&*g, 2)?, (me + 1) % n, 0)?;
-                drop(g.recv([2].into(), DType::F32, (me + n - 1) % n, 0)?);
-                sent.wait()?;
+                for _ in 0..BATCH {
+                    sent.push(g.send(ones(&*g, 2)?, (me + 1) % n, 0)?);
+                    drop(g.recv([2].into(), DType::F32, (me + n - 1) % n, 0)?);
+                }
             }
+            sent.into_iter().try_for_each(|work| work.wait())?;
         }
         g.barrier()?.wait()
     };
