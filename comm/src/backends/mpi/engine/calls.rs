@@ -46,8 +46,11 @@ impl Core {
             tag: 0,
             signature: exchange.signature.clone(),
         };
+        // The world of a rank that has accused another has failed, as the verdict will say. Its calls would only be taken
+        // for those of a rank that differs, by those who have not heard of the accusation.
+        let tells = !self.detector.accuses(epoch);
         for (peer, &rank) in ranks.iter().enumerate() {
-            if peer == index {
+            if peer == index || !tells {
                 continue;
             }
             header.tag = match exchange.needs_tags(peer) {
