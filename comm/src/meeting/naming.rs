@@ -35,6 +35,15 @@ pub(crate) fn split_off(
     })
 }
 
+/// The same number on all ranks for a group of this name in an epoch: FNV-1a. Names are unique, since they tell
+/// which collective split the group off; that two of them meet in 64 bits is not to be expected.
+pub(crate) fn group_id(epoch: u64, name: &str) -> u64 {
+    let bytes = epoch.to_le_bytes().into_iter().chain(name.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +72,12 @@ mod tests {
         assert_eq!((&*new.name, new.rank), ("world/3:1/7:9", 0));
         assert_eq!(*new.world_ranks, [8, 4]);
         assert!(split_off(&old, 7, 9, &[0, 1]).is_none());
+    }
+
+    #[test]
+    fn groups_differ() {
+        assert_ne!(group_id(0, "world"), group_id(0, "world/0:0"));
+        assert_ne!(group_id(0, "world/0:0"), group_id(0, "world/0:1"));
+        assert_ne!(group_id(0, "world"), group_id(1, "world"));
     }
 }

@@ -160,15 +160,6 @@ impl Header {
     }
 }
 
-/// The same number on all ranks for a group of this name in an epoch: FNV-1a. Names are unique, since they tell
-/// which collective split the group off; that two of them meet in 64 bits is not to be expected.
-pub(super) fn group_id(epoch: u64, name: &str) -> u64 {
-    let bytes = epoch.to_le_bytes().into_iter().chain(name.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
-}
-
 const NONE: u8 = u8::MAX;
 
 fn place<T: PartialEq>(all: &[T], one: &T) -> Option<u8> {
@@ -246,7 +237,7 @@ mod tests {
             for tensors in one.iter().chain(&many) {
                 let header = Header {
                     epoch: 3,
-                    group: group_id(3, "world/3:1"),
+                    group: 3,
                     from: 7,
                     number: u64::MAX,
                     tag: 12,
@@ -269,12 +260,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn groups_differ() {
-        assert_ne!(group_id(0, "world"), group_id(0, "world/0:0"));
-        assert_ne!(group_id(0, "world/0:0"), group_id(0, "world/0:1"));
-        assert_ne!(group_id(0, "world"), group_id(1, "world"));
     }
 }

@@ -49,6 +49,7 @@ use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::group::{Group, ProcessGroup};
 use crate::launch::LaunchConfig;
+use crate::meeting::naming;
 use crate::membership::Membership;
 use crate::op::Promises;
 use crate::work::Pending;
@@ -73,7 +74,7 @@ struct Handle {
 
 impl Handle {
     fn new(engine: Arc<Engine>, epoch: u64, me: &Membership) -> Arc<Handle> {
-        let group = header::group_id(epoch, &me.name);
+        let group = naming::group_id(epoch, &me.name);
         engine.lock().enter(group, epoch, me.size());
         Arc::new(Handle {
             engine,

@@ -27,6 +27,7 @@ use crate::backends::{Backend, fold};
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::group::{Group, ProcessGroup};
+use crate::meeting::naming;
 use crate::membership::Membership;
 use crate::op::{Op, Promises, Signature};
 use crate::store::{Reply, Request, Store};
@@ -139,7 +140,8 @@ fn join(
 
 impl StoreGroup {
     fn new(membership: Membership, session: Arc<Session>) -> StoreGroup {
-        let key = key(&membership.name);
+        // As long for every name, since names grow with each split.
+        let key = format!("{:016x}", naming::group_id(0, &membership.name));
         StoreGroup {
             endpoint: Arc::new(Endpoint {
                 membership,
@@ -149,15 +151,6 @@ impl StoreGroup {
             }),
         }
     }
-}
-
-/// What the keys of a group of this name begin with: as long for every name, since names grow with each split.
-/// FNV-1a; that two names meet in 64 bits is not to be expected.
-fn key(name: &str) -> String {
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("{hash:016x}")
 }
 
 impl Endpoint {
