@@ -117,6 +117,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         simulator: Simulator::build(2)?.checking(),
         nvrtc: nvrtc.folder,
         args,
+        survivors,
         limits: RefCell::default(),
     };
     report(format_args!(
@@ -138,7 +139,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
                 continue;
             }
             Fate::Killed(why) => ("ok", format!("killed: {why}")),
-            Fate::Survived => match survivors.iter().find(|entry| entry.names(mutant)) {
+            Fate::Survived => match workshop.known(mutant) {
                 Some(entry) => ("known", format!("survived: {}", entry.reason)),
                 None => ("FAILED", "survived".to_owned()),
             },
@@ -192,6 +193,8 @@ struct Workshop<'a> {
     simulator: Simulator,
     nvrtc: Option<PathBuf>,
     args: &'a Args,
+    /// What the tests need not notice.
+    survivors: Vec<Survivor<'a>>,
     /// How long the tests may take that have these words in their names.
     limits: RefCell<HashMap<Words, Duration>>,
 }
@@ -199,32 +202,36 @@ struct Workshop<'a> {
 impl Workshop<'_> {
     /// Makes a mistake, looks what comes of it, and takes it back.
     fn fate(&self, mutant: &Mutant) -> Result<Fate> {
-        let file = &*mutant.file;
-        let text = self.tree.read(file)?;
+        let text = self.tree.read(&mutant.file)?;
         let changed = mutant.apply(&text);
         if mutant.is_in_kernel() {
             let change = kernel::change(&text, &changed)?;
             let told = (kernel::VARIABLE, change.into_os_string());
-            return self.test(&self.switch.program, file, Some(&told));
+            return self.test(&self.switch.program, mutant, Some(&told));
         }
         if let Some(number) = self.switch.number(mutant) {
             let told = (switch::VARIABLE, number.to_string().into());
-            return self.test(&self.switch.program, file, Some(&told));
+            return self.test(&self.switch.program, mutant, Some(&told));
         }
-        self.tree.write(file, &changed)?;
+        self.tree.write(&mutant.file, &changed)?;
         let fate = match self.tree.build()? {
-            Built::Program(program) => self.test(&program, file, None),
+            Built::Program(program) => self.test(&program, mutant, None),
             Built::Faults(_) => Ok(Fate::Stillborn),
         };
-        self.tree.write(file, &text)?;
+        self.tree.write(&mutant.file, &text)?;
         fate
     }
 
-    /// Runs the tests of `program`, first those that look closest at the file that was changed, then all. `told` is
-    /// what the environment tells the program of the mistake.
-    fn test(&self, program: &Path, file: &str, told: Option<&Told>) -> Result<Fate> {
-        let closest = closest(file);
-        let all: &[Words] = match self.args.closest {
+    /// The entry of the list of survivors that names a mistake.
+    fn known(&self, mutant: &Mutant) -> Option<&Survivor<'_>> {
+        self.survivors.iter().find(|entry| entry.names(mutant))
+    }
+
+    /// Runs the tests of `program`, first those that look closest at the file that was changed, then all, but for a
+    /// mistake that is known to survive them. `told` is what the environment tells the program of the mistake.
+    fn test(&self, program: &Path, mutant: &Mutant, told: Option<&Told>) -> Result<Fate> {
+        let closest = closest(&mutant.file);
+        let all: &[Words] = match self.args.closest || self.known(mutant).is_some() {
             true => &[closest],
             false => &[closest, &[]],
         };
