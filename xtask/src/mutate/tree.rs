@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use serde_json::Value;
 
 use super::{kernel, switch};
 use crate::cargo::{cargo, root};
+use crate::job::{MARK, kill};
 
 /// What its builds are like.
 const CONFIG: &[&str] = &[
@@ -194,8 +196,15 @@ fn forward(stream: Option<impl Read + Send + 'static>, to: Sender<String>) {
 /// # Errors
 /// It does not start.
 pub fn run(command: &mut Command, limit: Duration) -> Result<Outcome> {
+    static RUNS: AtomicUsize = AtomicUsize::new(0);
+    let mark = format!(
+        "mutants-{}-{}",
+        std::process::id(),
+        RUNS.fetch_add(1, Relaxed)
+    );
     let mut child = command
         .arg("--nocapture")
+        .env(MARK, &mark)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -220,15 +229,17 @@ pub fn run(command: &mut Command, limit: Duration) -> Result<Outcome> {
                 });
             }
         };
-        stop(child);
+        stop(child, &mark);
         return Ok(outcome);
     }
 }
 
-fn stop(mut child: Child) {
+/// Ends a program and those that its tests have started: what one of them found would be taken for the next one's.
+fn stop(mut child: Child, mark: &str) {
     // Where it has ended by itself there is nothing to stop.
     let _ = child.kill();
     let _ = child.wait();
+    kill(|other| other == mark);
 }
 
 /// What a line of a test program says of its end.
@@ -262,5 +273,17 @@ mod tests {
         assert_eq!(shell(refused, 5000), Outcome::Refused);
         assert_eq!(shell("exec sleep 60", 100), Outcome::Late);
         assert_eq!(shell("exit 3", 5000), Outcome::Died);
+    }
+
+    #[test]
+    fn nothing_of_a_run_goes_on() {
+        let file = std::env::temp_dir().join(format!("phalanx-left-{}", std::process::id()));
+        let script = format!(
+            "(sleep 1; touch {}) & echo test a ... FAILED; wait",
+            file.display()
+        );
+        assert_eq!(shell(&script, 5000), Outcome::Failed("a".into()));
+        thread::sleep(Duration::from_millis(1500));
+        assert!(!file.exists(), "what the program had started went on");
     }
 }
