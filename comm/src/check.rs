@@ -36,6 +36,28 @@ pub enum Room {
     Given(Tensor),
 }
 
+impl Call {
+    /// The call, with memory for all that it needs: its inputs without gaps, and its results, of which new ones are on
+    /// `device`, in memory that is there. So nothing but the world's failure keeps an engine from issuing it.
+    ///
+    /// # Errors
+    /// The device has no memory for it.
+    pub(crate) fn with_memory(mut self, device: Device) -> Result<Call> {
+        for input in &mut self.inputs {
+            if !input.is_contiguous() {
+                *input = input.contiguous()?;
+            }
+        }
+        let device = self.inputs.first().map_or(device, Tensor::device);
+        for (room, (dtype, _)) in self.outputs.iter_mut().zip(&self.signature.tensors) {
+            if let Room::New(shape) = room {
+                *room = Room::Given(Tensor::empty(shape.clone(), *dtype, device)?);
+            }
+        }
+        Ok(self)
+    }
+}
+
 impl Room {
     /// The shape of the result.
     pub fn shape(&self) -> &Shape {

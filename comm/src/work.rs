@@ -1,5 +1,6 @@
 //! [`Work`]: an operation on its way. It owns its tensors until it is waited for.
 
+use crate::backends::Together;
 use crate::error::Result;
 use crate::group::Ticket;
 use phalanx_tensor::Tensor;
@@ -98,6 +99,17 @@ impl<T: Outcome> Work<T> {
             tickets,
             gives: PhantomData,
         }
+    }
+
+    /// Several works as one, which gives the results of all, in order: no more than `T` holds.
+    pub(crate) fn all(works: impl IntoIterator<Item = Work<T>>) -> Work<T> {
+        let mut tickets = Tickets::new();
+        let mut pending = Vec::new();
+        for work in works {
+            tickets.extend(work.tickets);
+            pending.push(work.pending);
+        }
+        Work::new(Box::new(Together(pending)), tickets)
     }
 
     /// Blocks until the operation is done.

@@ -10,7 +10,7 @@ pub mod mpi;
 pub mod store;
 mod together;
 
-use self::together::Together;
+pub(crate) use self::together::Together;
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::membership::Membership;

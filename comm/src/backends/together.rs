@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::work::{Pending, Tensors};
 
 /// What is done when all of its calls are.
-pub(super) struct Together(pub(super) Vec<Box<dyn Pending>>);
+pub(crate) struct Together(pub(crate) Vec<Box<dyn Pending>>);
 
 impl Pending for Together {
     fn poll(&mut self) -> Result<bool> {

@@ -93,7 +93,7 @@ pub(super) fn read_head(me: &Membership, head: &Tensor) -> Result<(Shape, DType)
 }
 
 /// The host's memory of a rank.
-fn host(me: &Membership) -> Device {
+pub(super) fn host(me: &Membership) -> Device {
     match me.device.is_cpu() {
         true => me.device,
         false => Device::cpu(0),

@@ -3,14 +3,15 @@
 
 use super::ProcessGroup;
 use super::batch::{self, Message};
-use super::record::{Flight, GroupRecord, Record};
+use super::record::{Flight, GroupRecord, Record, Ticket};
 use crate::backends::Backend;
-use crate::check::{self, Call};
+use crate::check::{self, Call, Room};
 use crate::error::{Error, Result};
 use crate::meeting::naming;
 use crate::membership::Membership;
 use crate::op::{Label, Op, Promises, ReduceOp};
-use crate::work::{Outcome, Work};
+use crate::sync::Mutex;
+use crate::work::{Outcome, Tickets, Work};
 use phalanx_tensor::{DType, Device, Shape, Tensor};
 use smallvec::smallvec;
 use std::fmt;
@@ -26,6 +27,8 @@ pub(crate) struct Group {
 
 struct Inner {
     engines: Engines,
+    /// Held while a split takes its number and is issued: two of one rank never have the same.
+    splits: Mutex<()>,
     record: Arc<GroupRecord>,
     flight: Arc<Flight>,
 }
@@ -75,6 +78,7 @@ impl Group {
         Group {
             inner: Arc::new(Inner {
                 engines,
+                splits: Mutex::default(),
                 record,
                 flight,
             }),
@@ -119,11 +123,12 @@ impl Group {
             rank: self.membership().world_rank(),
             reason,
         };
-        // What only comes lives where this rank's results do; what has no tensor is small talk.
-        let device = match (call.inputs.first(), call.outputs.is_empty()) {
+        // What only comes lives where this rank's results do; what has no tensor is small talk, too.
+        let device = match (call.inputs.first(), call.outputs.first()) {
             (Some(tensor), _) => tensor.device(),
-            (None, false) => self.device(),
-            (None, true) => return Ok(&*engines.host),
+            (None, Some(Room::Given(tensor))) => tensor.device(),
+            (None, Some(Room::New(_))) => self.device(),
+            (None, None) => return Ok(&*engines.host),
         };
         if let Some(other) = call.inputs.iter().find(|t| t.device() != device) {
             let other = other.device();
@@ -143,11 +148,16 @@ impl Group {
         call.signature.label = self.label.clone();
         let engine = self.engine(&call)?;
         let ticket = self.inner.record.issue(&call.signature);
-        Ok(Work::new(engine.issue(call)?, smallvec![ticket]))
+        let pending = engine.issue(call).inspect_err(|_| ticket.refused())?;
+        Ok(Work::new(pending, smallvec![ticket]))
     }
 
-    /// Hands checked calls that run together to their engine: messages, all of one device.
-    fn issue_together<T: Outcome>(&self, mut calls: Vec<Call>) -> Result<Work<T>> {
+    /// Hands checked calls that run together to their engine: messages, all of one device. All of them have their memory
+    /// before the first one is issued, so none is left out because there was no memory for the next.
+    fn issue_together<T: Outcome>(&self, calls: Vec<Call>) -> Result<Work<T>> {
+        let device = self.device();
+        let calls = calls.into_iter().map(|call| call.with_memory(device));
+        let mut calls = calls.collect::<Result<Vec<_>>>()?;
         let mut engine = &*self.inner.engines.host;
         for (at, call) in calls.iter_mut().enumerate() {
             call.signature.label = self.label.clone();
@@ -165,8 +175,10 @@ impl Group {
         let tickets = calls
             .iter()
             .map(|call| self.inner.record.issue(&call.signature));
-        let tickets = tickets.collect();
-        Ok(Work::new(engine.issue_together(calls)?, tickets))
+        let tickets: Tickets = tickets.collect();
+        let refused = |_: &Error| tickets.iter().for_each(Ticket::refused);
+        let pending = engine.issue_together(calls).inspect_err(refused)?;
+        Ok(Work::new(pending, tickets))
     }
 }
 
@@ -308,13 +320,16 @@ impl ProcessGroup for Group {
         let me = self.membership();
         let head = batch::head(me, &tensor)?;
         let head = check::send(me, head, destination, tag)?;
-        let tensor = check::send(me, tensor, destination, tag)?;
-        self.issue_together(vec![head, tensor])
+        // It has its memory before the head is issued: the one never goes without the other.
+        let tensor = check::send(me, tensor, destination, tag)?.with_memory(me.device)?;
+        let works: [Work<()>; 2] = [self.issue(head)?, self.issue(tensor)?];
+        Ok(Work::all(works))
     }
 
     fn recv_any(&self, source: usize, tag: u32) -> Result<Work<Tensor>> {
         let me = self.membership();
         let head = check::recv(me, batch::HEAD.into(), DType::I64, source, tag)?;
+        let head = head.with_memory(batch::host(me))?;
         let head = self.issue::<Tensor>(head)?.wait()?;
         let (shape, dtype) = batch::read_head(me, &head)?;
         self.recv(shape, dtype, source, tag)
@@ -323,8 +338,11 @@ impl ProcessGroup for Group {
     fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Arc<dyn ProcessGroup>>> {
         let old = self.membership();
         let call = check::split(old, color, key)?;
-        let number = self.issued();
-        let all = self.issue::<Tensor>(call)?.wait()?;
+        let (number, work) = {
+            let _turn = self.inner.splits.lock();
+            (self.issued(), self.issue::<Tensor>(call)?)
+        };
+        let all = work.wait()?;
         let all = all.to_vec::<i64>()?;
         let (choices, _) = all.as_chunks::<2>();
         let members = naming::members(choices, old.rank);

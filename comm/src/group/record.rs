@@ -36,6 +36,8 @@ pub enum Progress {
     UnderWay,
     /// Its result was taken so long after it was issued.
     Done(Duration),
+    /// It was refused: the others have heard nothing of it.
+    Refused,
 }
 
 impl fmt::Display for Record {
@@ -50,6 +52,7 @@ impl fmt::Display for Record {
         match progress {
             Progress::UnderWay => f.write_str("under way"),
             Progress::Done(after) => write!(f, "done after {after:?}"),
+            Progress::Refused => f.write_str("refused"),
         }
     }
 }
@@ -88,9 +91,31 @@ struct Calls {
 
 #[derive(Debug)]
 struct Entry {
-    signature: Signature,
+    call: Called,
     issued: Instant,
-    done: Option<Instant>,
+    end: Option<End>,
+}
+
+/// What was called. Of a call with many tensors, its words take less memory.
+#[derive(Debug)]
+enum Called {
+    Signature(Signature),
+    Words(String),
+}
+
+impl Called {
+    fn of(signature: &Signature) -> Called {
+        match signature.tensors.len() {
+            0..=4 => Called::Signature(signature.clone()),
+            _ => Called::Words(signature.to_string()),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Done(Instant),
+    Refused,
 }
 
 /// Ends the record of a call.
@@ -103,11 +128,20 @@ pub struct Ticket {
 impl Ticket {
     /// The result was taken.
     pub(crate) fn done(self) {
+        self.end(End::Done(Instant::now()));
+    }
+
+    /// The engine has not issued the call: because of the call, or since the world has failed.
+    pub(super) fn refused(&self) {
+        self.end(End::Refused);
+    }
+
+    fn end(&self, end: End) {
         let mut calls = self.record.calls.lock();
         let at = self.number.checked_sub(calls.before);
         let at = at.and_then(|at| usize::try_from(at).ok());
         if let Some(entry) = at.and_then(|at| calls.kept.get_mut(at)) {
-            entry.done = Some(Instant::now());
+            entry.end = Some(end);
         }
     }
 }
@@ -121,13 +155,13 @@ impl Flight {
             calls: Mutex::default(),
         });
         let mut groups = self.groups.lock();
-        if groups.len() >= KEPT
-            && let Some(gone) = groups
-                .iter()
-                .position(|group| Arc::strong_count(group) == 1)
-        {
-            groups.remove(gone);
-        }
+        // The oldest of those that are gone, until the rest are few.
+        let mut surplus = (groups.len() + 1).saturating_sub(KEPT);
+        groups.retain(|group| {
+            let goes = surplus > 0 && Arc::strong_count(group) == 1;
+            surplus -= usize::from(goes);
+            !goes
+        });
         groups.push_back(Arc::clone(&record));
         record
     }
@@ -170,9 +204,9 @@ impl GroupRecord {
     /// A call is issued.
     pub(super) fn issue(self: &Arc<GroupRecord>, signature: &Signature) -> Ticket {
         let entry = Entry {
-            signature: signature.clone(),
+            call: Called::of(signature),
             issued: Instant::now(),
-            done: None,
+            end: None,
         };
         let mut calls = self.calls.lock();
         if calls.kept.len() == KEPT {
@@ -193,11 +227,17 @@ impl GroupRecord {
         let calls = self.calls.lock();
         let record = |(at, entry): (u64, &Entry)| Record {
             number: calls.before + at,
-            call: entry.signature.to_string(),
+            call: match &entry.call {
+                Called::Signature(signature) => signature.to_string(),
+                Called::Words(words) => words.clone(),
+            },
             issued: entry.issued.saturating_duration_since(self.start),
-            progress: match entry.done {
+            progress: match entry.end {
                 None => Progress::UnderWay,
-                Some(done) => Progress::Done(done.saturating_duration_since(entry.issued)),
+                Some(End::Done(done)) => {
+                    Progress::Done(done.saturating_duration_since(entry.issued))
+                }
+                Some(End::Refused) => Progress::Refused,
             },
         };
         (0..).zip(&calls.kept).map(record).collect()
@@ -232,13 +272,16 @@ mod tests {
             group.issue(&barrier());
         }
         first.done(); // it is no longer kept
+        group.issue(&barrier()).refused();
+        assert_eq!(group.recent().pop().unwrap().progress, Progress::Refused);
         let recent = group.recent();
-        assert_eq!((recent.len(), recent[0].number), (KEPT, 2));
-        assert!(recent.iter().all(|r| r.progress == Progress::UnderWay));
+        assert_eq!((recent.len(), recent[0].number), (KEPT, 3));
+        let kept = &recent[..KEPT - 1];
+        assert!(kept.iter().all(|r| r.progress == Progress::UnderWay));
         assert!(
             recent[0]
                 .to_string()
-                .ends_with("number 2, barrier: under way")
+                .ends_with("number 3, barrier: under way")
         );
     }
 

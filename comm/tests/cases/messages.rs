@@ -120,3 +120,25 @@ pub fn of_unknown_shape(g: &dyn ProcessGroup) -> Result<()> {
     assert!(refused.is_err_and(|e| !e.is_fatal()));
     Ok(())
 }
+
+/// A view with gaps, and a batch of which a part is wrong: nothing of it is sent.
+pub fn whole_or_not_at_all(g: &dyn ProcessGroup) -> Result<()> {
+    let (n, me) = (g.size(), g.rank());
+    if n < 2 {
+        return Ok(());
+    }
+    let (to, from) = ((me + 1) % n, (me + n - 1) % n);
+    let send = |destination| Message::Send {
+        tensor: of_rank(me, [3, 4], DType::F32, g.device()),
+        destination,
+        tag: 0,
+    };
+    let refused = g.batch(vec![send(to), send(n)]);
+    assert!(refused.is_err_and(|e| !e.is_fatal()));
+    let view = |rank| of_rank(rank, [3, 4], DType::F32, g.device()).t();
+    let sent = g.send_any(view(me)?, to, 1)?;
+    let got = g.recv_any(from, 1)?.wait()?;
+    sent.wait()?;
+    expect(&got, &[4, 3], DType::F32, g.device(), &values(&view(from)?));
+    Ok(())
+}

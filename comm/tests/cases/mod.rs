@@ -42,6 +42,10 @@ pub const ALL: &[(&str, Case)] = &[
     ("several_tensors_at_once", many::at_once),
     ("gathered_into_a_buffer", many::into_a_buffer),
     ("messages_in_a_batch", messages::in_a_batch),
+    (
+        "messages_whole_or_not_at_all",
+        messages::whole_or_not_at_all,
+    ),
     ("messages_of_unknown_shape", messages::of_unknown_shape),
     (
         "what_a_group_says_of_itself",

@@ -147,7 +147,7 @@ impl Arithmetic {
     }
 }
 
-/// What a step is made of. Dropping it waits for what is in flight.
+/// What a step is made of. Dropping it waits for nothing: the group finishes what is in flight.
 pub(super) struct Parts<'a> {
     reducer: &'a GradReducer,
     /// The number of the step, which labels what is sent.
