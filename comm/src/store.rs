@@ -11,6 +11,7 @@
 //! Each implements one method, [`Store::ask`]; all else stands here, once.
 
 mod bytes;
+mod clients;
 mod frame;
 mod memory;
 mod prefix;

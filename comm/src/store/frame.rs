@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// With what either side begins, so that no other program is taken for one of us: `PHXS`, and the version.
 const MAGIC: [u8; 4] = *b"PHXS";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// How long a frame may take that has begun: both to send it, and to receive it.
 pub(crate) const WHOLE: Duration = Duration::from_secs(10);
@@ -25,6 +25,8 @@ const LONG: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(super) struct Hello {
     /// Its rank, where it has one.
     pub(super) rank: Option<usize>,
+    /// The number that the server has given it, where this is not its first connection.
+    pub(super) client: Option<u64>,
     /// The job that it belongs to, which is the server's.
     pub(super) job: String,
 }
@@ -97,6 +99,7 @@ impl Channel {
         let mut out = Writer::default();
         out.raw(&MAGIC).byte(VERSION);
         out.number(hello.rank.map_or(u64::MAX, |rank| rank as u64));
+        out.number(hello.client.unwrap_or(0));
         out.text(&hello.job);
         Ok(self.stream.write_all(&out.into_bytes())?)
     }
@@ -121,9 +124,9 @@ impl Channel {
     /// The client's greeting.
     pub(super) fn hear_hello(&mut self, until: Option<Instant>) -> Result<Hello, Lost> {
         self.magic(until)?;
-        let head = self.take(16, until)?;
+        let head = self.take(24, until)?;
         let mut head = Reader::new(&head);
-        let (rank, len) = (head.number(), head.size());
+        let (rank, client, len) = (head.number(), head.number(), head.size());
         let len = len.filter(|&len| len <= MOST_JOB_BYTES);
         let len = len.ok_or_else(|| Lost::Garbage("the name of its job is too long".into()))?;
         let job = String::from_utf8(self.take(len, until)?);
@@ -131,6 +134,7 @@ impl Channel {
             rank: rank
                 .and_then(|rank| usize::try_from(rank).ok())
                 .filter(|&rank| rank != usize::MAX),
+            client: client.filter(|&client| client != 0),
             job: job.map_err(|_| Lost::Garbage("the name of its job is no text".into()))?,
         })
     }

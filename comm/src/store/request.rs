@@ -66,12 +66,14 @@ pub enum Request {
         /// The keys.
         keys: Vec<String>,
     },
-    /// Tells a store that serves other processes what to do when this client's connection ends: to claim this
-    /// key. It takes the place of what the client has said before; `None` takes it back. [`Reply::Done`]. A
-    /// store in memory has no connections, and does nothing.
+    /// Tells a store that serves other processes what to do when this client is gone, that is, when the last of its
+    /// connections has ended: to claim this key. It takes the place of what the client has said of this key before.
+    /// [`Reply::Done`]. A store in memory has no connections, and does nothing.
     OnDisconnect {
-        /// The key and its value.
-        claim: Option<(String, Vec<u8>)>,
+        /// The key.
+        key: String,
+        /// The value to claim it with; `None` takes back what was said.
+        value: Option<Vec<u8>>,
     },
 }
 
@@ -122,12 +124,12 @@ impl Request {
             Request::Set { key, .. }
             | Request::Claim { key, .. }
             | Request::Get { key, .. }
-            | Request::Add { key, .. } => vec![key],
+            | Request::Add { key, .. }
+            | Request::OnDisconnect { key, .. } => vec![key],
             Request::WaitAll { until, .. } | Request::WaitAny { until, .. } => {
                 until.iter().map(Until::key).collect()
             }
             Request::Delete { keys } => keys.iter().map(String::as_str).collect(),
-            Request::OnDisconnect { claim } => claim.iter().map(|(key, _)| &**key).collect(),
         }
     }
 
@@ -145,14 +147,12 @@ impl Request {
             Request::Set { key, .. }
             | Request::Claim { key, .. }
             | Request::Get { key, .. }
-            | Request::Add { key, .. } => *key = f(key),
+            | Request::Add { key, .. }
+            | Request::OnDisconnect { key, .. } => *key = f(key),
             Request::WaitAll { until: list, .. } | Request::WaitAny { until: list, .. } => {
                 *list = until(list);
             }
             Request::Delete { keys } => keys.iter_mut().for_each(|key| *key = f(key)),
-            Request::OnDisconnect { claim } => {
-                *claim = claim.take().map(|(key, value)| (f(&key), value));
-            }
         }
         request
     }
@@ -168,7 +168,7 @@ impl Request {
         let key = keys.find_map(|key| too_long("key", key.len(), MOST_KEY_BYTES));
         let value = match self {
             Request::Set { value, .. } | Request::Claim { value, .. } => value.len(),
-            Request::OnDisconnect { claim } => claim.as_ref().map_or(0, |(_, value)| value.len()),
+            Request::OnDisconnect { value, .. } => value.as_ref().map_or(0, Vec::len),
             _ => 0,
         };
         let value = too_long("value", value, MOST_VALUE_BYTES);
@@ -209,11 +209,12 @@ impl Request {
                     out.text(key);
                 }
             }
-            Request::OnDisconnect { claim: None } => {
-                out.byte(8);
+            Request::OnDisconnect { key, value: None } => {
+                out.byte(8).text(key);
             }
             Request::OnDisconnect {
-                claim: Some((key, value)),
+                key,
+                value: Some(value),
             } => {
                 out.byte(9).text(key).bytes(value);
             }
@@ -266,9 +267,13 @@ impl Request {
                     .collect::<Option<Vec<String>>>()?;
                 Request::Delete { keys }
             }
-            8 => Request::OnDisconnect { claim: None },
+            8 => Request::OnDisconnect {
+                key: from.text()?,
+                value: None,
+            },
             9 => Request::OnDisconnect {
-                claim: Some((from.text()?, from.bytes()?.to_vec())),
+                key: from.text()?,
+                value: Some(from.bytes()?.to_vec()),
             },
             _ => return None,
         };
@@ -389,9 +394,13 @@ mod tests {
             Request::Delete {
                 keys: vec!["a".into(), "b".into()],
             },
-            Request::OnDisconnect { claim: None },
             Request::OnDisconnect {
-                claim: Some(("fault".into(), vec![7])),
+                key: "fault".into(),
+                value: None,
+            },
+            Request::OnDisconnect {
+                key: "fault".into(),
+                value: Some(vec![7]),
             },
         ]
     }
@@ -461,7 +470,7 @@ mod tests {
         let text = |i: usize| requests()[i].to_string();
         assert_eq!(text(0), "set of `k`");
         assert_eq!(text(4), "wait of `a` and 1 more");
-        assert_eq!(text(7), "on_disconnect");
+        assert_eq!(text(7), "on_disconnect of `fault`");
         let long = Request::Get {
             key: "k".repeat(100),
             patience: Duration::ZERO,

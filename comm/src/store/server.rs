@@ -1,5 +1,6 @@
 //! [`StoreServer`]: serves a store to other processes over TCP.
 
+use super::clients::Clients;
 use super::frame::{Channel, Lost, WHOLE, frame};
 use super::memory::{Memory, MemoryStore};
 use super::request::{Answer, Refusal, Reply, Request, read_answer, write_answer};
@@ -85,6 +86,7 @@ struct Served {
     ended: AtomicBool,
     start: Instant,
     seats: Mutex<Vec<Seat>>,
+    clients: Clients,
 }
 
 /// A connection.
@@ -95,7 +97,7 @@ struct Seat {
     client: Shared<Client>,
 }
 
-/// What is known of a connection's client.
+/// What is known of a connection.
 #[derive(Debug)]
 struct Client {
     /// Its rank; `usize::MAX` where that is not known.
@@ -150,6 +152,7 @@ impl StoreServer {
             ended: AtomicBool::new(false),
             start: Instant::now(),
             seats: Mutex::default(),
+            clients: Clients::default(),
         });
         let mine = served.clone();
         let listening = thread::Builder::new()
@@ -265,11 +268,12 @@ fn seat(served: &Shared<Served>, stream: TcpStream) {
         let Ok(mut channel) = Channel::new(mine) else {
             return;
         };
-        let mut claim = None;
+        let mut number = None;
         // Why a connection has ended matters to its client, which is told where that is possible.
-        let _ = served.serve(&mut channel, &seen, &mut claim);
+        let _ = served.serve(&mut channel, &seen, &mut number);
         channel.end();
-        if let Some((key, value)) = claim.take() {
+        let left = number.map(|number| served.clients.leave(number));
+        for (key, value) in left.into_iter().flatten() {
             let claim = Request::Claim { key, value };
             let _ = served.memory.answer(&claim, Duration::ZERO);
         }
@@ -296,12 +300,12 @@ fn turn_away(stream: TcpStream, limit: usize) {
 }
 
 impl Served {
-    /// One connection, from its greeting to its end.
+    /// One connection, from its greeting to its end. Its client's number is left in `number`.
     fn serve(
         &self,
         channel: &mut Channel,
         client: &Client,
-        claim: &mut Option<(String, Vec<u8>)>,
+        number: &mut Option<u64>,
     ) -> Result<(), Lost> {
         channel.greet_back()?;
         let hello = channel.hear_hello(Instant::now().checked_add(HELLO))?;
@@ -310,9 +314,14 @@ impl Served {
             let why = format!("it serves the job `{ours}`, and not `{theirs}`");
             return say(channel, &Err(Refusal::Closed(why)));
         }
+        let me = match self.clients.enter(hello.client) {
+            Ok(me) => me,
+            Err(refusal) => return say(channel, &Err(refusal)),
+        };
+        *number = Some(me);
         self.hear(client);
         client.rank.store(hello.rank.unwrap_or(usize::MAX), SeqCst);
-        say(channel, &Ok(Reply::Done))?;
+        say(channel, &Ok(Reply::Number(me as i64)))?;
         loop {
             let bytes = match channel.receive(None) {
                 Err(Lost::Garbage(what)) => {
@@ -327,9 +336,10 @@ impl Served {
             };
             drop(bytes);
             self.hear(client);
-            let answer = self.answer(channel, &request)?;
-            if let (Request::OnDisconnect { claim: new }, Ok(_)) = (&request, &answer) {
-                claim.clone_from(new);
+            let mut answer = self.answer(channel, &request)?;
+            if let (Request::OnDisconnect { key, value }, Ok(_)) = (&request, &answer) {
+                let left = self.clients.leave_to_end(me, key, value.as_deref());
+                answer = left.map(|()| Reply::Done);
             }
             say(channel, &answer)?;
         }

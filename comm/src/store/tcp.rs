@@ -8,6 +8,7 @@ use super::server::{GRACE, hear};
 use crate::error::{Error, Result};
 use crate::sync::Mutex;
 use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// How to reach a [`StoreServer`](super::StoreServer).
@@ -88,6 +89,8 @@ pub struct TcpStore {
     /// Connections that nobody uses at the moment.
     idle: Mutex<Vec<Channel>>,
     lost: Mutex<Option<String>>,
+    /// The number that the server has given to this client, all of whose connections say it.
+    client: OnceLock<u64>,
 }
 
 impl TcpStore {
@@ -106,6 +109,7 @@ impl TcpStore {
             config,
             idle: Mutex::default(),
             lost: Mutex::default(),
+            client: OnceLock::new(),
         };
         let start = Instant::now();
         let limit = store.config.start_deadline;
@@ -162,12 +166,17 @@ impl TcpStore {
         let soon = Instant::now().checked_add(left().min(GRACE));
         let hello = Hello {
             rank: self.config.rank,
+            client: self.client.get().copied(),
             job: self.config.job.clone(),
         };
         channel.greet(&hello).map_err(lost)?;
         channel.hear_server(soon).map_err(lost)?;
         match hear(&mut channel, soon).map_err(lost)? {
-            Ok(_) => Ok(channel),
+            Ok(Reply::Number(number)) => {
+                self.client.get_or_init(|| number as u64);
+                Ok(channel)
+            }
+            Ok(other) => Err(now(&format!("it greets with {other:?}"))),
             Err(Refusal::Request(why) | Refusal::Closed(why)) => Err(Refused::Now(why)),
         }
     }

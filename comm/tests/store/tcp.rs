@@ -3,11 +3,13 @@
 use super::child::again;
 use super::{PATIENCE, client};
 use phalanx_comm::{
-    Error, MOST_VALUE_BYTES, Request, Store, StoreLimits, StoreServer, TcpConfig, TcpStore,
+    Error, MOST_VALUE_BYTES, PrefixStore, Reply, Request, Store, StoreLimits, StoreServer,
+    TcpConfig, TcpStore,
 };
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -94,14 +96,21 @@ fn garbage_ends_its_own_connection_alone() {
     let before = client(&server, 1, PATIENCE);
     let hello = |rank: u64, job: &str| {
         let len = (job.len() as u64).to_le_bytes();
-        [b"PHXS\x01", &rank.to_le_bytes()[..], &len, job.as_bytes()].concat()
+        [
+            b"PHXS\x02",
+            &rank.to_le_bytes()[..],
+            &[0; 8],
+            &len,
+            job.as_bytes(),
+        ]
+        .concat()
     };
     let frame = |body: &[u8]| [&(body.len() as u32).to_le_bytes()[..], body].concat();
     let all: Vec<Vec<u8>> = vec![
         b"GET / HTTP/1.1\r\n\r\n".to_vec(),
         vec![0xff; 4096],
-        b"PHXS\x02".to_vec(),
-        [b"PHXS\x01", &[0xff; 16][..]].concat(),
+        b"PHXS\x01".to_vec(),
+        [b"PHXS\x02", &[0xff; 24][..]].concat(),
         [hello(0, "job"), frame(b"")].concat(),
         [hello(0, "job"), frame(&[77; 10])].concat(),
         [
@@ -137,11 +146,11 @@ fn slow_and_silent_clients_hold_up_nobody() {
     let connect = || TcpStream::connect(server.address()).unwrap();
     let silent: Vec<TcpStream> = (0..10).map(|_| connect()).collect();
     let mut half = connect();
-    half.write_all(b"PHXS\x01").unwrap();
+    half.write_all(b"PHXS\x02").unwrap();
     // It asks for a hundred times a MiB, and takes none.
     store.set("large", &vec![1; MOST_VALUE_BYTES]).unwrap();
     let mut deaf = connect();
-    let hello = [b"PHXS\x01", &[0; 8][..], &3u64.to_le_bytes(), b"job"].concat();
+    let hello = [b"PHXS\x02", &[0; 16][..], &3u64.to_le_bytes(), b"job"].concat();
     deaf.write_all(&hello).unwrap();
     let get = [&[3][..], &5u64.to_le_bytes(), b"large", &[0; 16]].concat();
     for _ in 0..100 {
@@ -258,13 +267,72 @@ fn a_server_that_is_killed_is_told_to_all() {
     child.wait().unwrap();
 }
 
+fn leave_to_end(store: &dyn Store, key: &str, value: Option<&str>) {
+    let on_disconnect = Request::OnDisconnect {
+        key: key.into(),
+        value: value.map(|value| value.as_bytes().to_vec()),
+    };
+    assert_eq!(store.ask(&[on_disconnect]).unwrap(), [Reply::Done]);
+}
+
+/// Calls of several threads take several connections, and a client may say one thing on one and take it back on another.
+#[test]
+fn what_a_client_leaves_is_of_all_its_connections() {
+    let server = serve();
+    let own = server.store(PATIENCE);
+    let store = client(&server, 1, PATIENCE);
+    thread::scope(|scope| {
+        leave_to_end(&store, "dead", Some("rank 1"));
+        // It waits on the connection over which that was said.
+        let waits = scope.spawn(|| store.get("end"));
+        thread::sleep(Duration::from_millis(300));
+        leave_to_end(&store, "dead", None);
+        own.set("end", b"").unwrap();
+        waits.join().unwrap().unwrap();
+    });
+    drop(store);
+    while !server.connected().is_empty() {
+        thread::yield_now();
+    }
+    assert_eq!(own.find("dead").unwrap(), None);
+    // Nor is it gone as long as one connection lives, and what it has said on any of them is done when it is.
+    let store = client(&server, 2, PATIENCE);
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| store.get("second"));
+        thread::sleep(Duration::from_millis(300));
+        leave_to_end(&store, "dead", Some("rank 2"));
+        own.set("second", b"").unwrap();
+        waits.join().unwrap().unwrap();
+        assert_eq!(own.find("dead").unwrap(), None);
+    });
+    drop(store);
+    assert_eq!(own.get("dead").unwrap(), b"rank 2");
+}
+
+/// Two worlds over one client, each in its part of the store: neither takes the place of the other.
+#[test]
+fn what_a_client_leaves_is_kept_by_key() {
+    let server = serve();
+    let own = server.store(PATIENCE);
+    let whole = Arc::new(client(&server, 1, PATIENCE));
+    let part = |name: &str| PrefixStore::new(name, whole.clone());
+    let (one, two, three) = (part("one"), part("two"), part("three"));
+    for part in [&one, &two, &three] {
+        leave_to_end(part, "dead", Some("rank 1"));
+    }
+    leave_to_end(&two, "dead", None);
+    drop((one, two, three, whole));
+    assert_eq!(own.get("one/dead").unwrap(), b"rank 1");
+    assert_eq!(own.get("three/dead").unwrap(), b"rank 1");
+    assert_eq!(own.find("two/dead").unwrap(), None);
+}
+
 #[test]
 fn what_a_client_leaves_to_its_end_is_done_then() {
     let server = serve();
     let own = server.store(PATIENCE);
     let leave = |store: &TcpStore, claim: Option<&str>| {
-        let claim = claim.map(|value| ("dead".to_owned(), value.as_bytes().to_vec()));
-        store.ask(&[Request::OnDisconnect { claim }]).unwrap();
+        leave_to_end(store, "dead", claim);
     };
     // One that takes it back, and one that never said it.
     let well = client(&server, 0, PATIENCE);
@@ -300,8 +368,7 @@ fn waits_for_its_death() {
         return;
     };
     let store = TcpStore::connect(&address, TcpConfig::new("job").rank(3)).unwrap();
-    let claim = Some(("dead".to_owned(), b"rank 3".to_vec()));
-    store.ask(&[Request::OnDisconnect { claim }]).unwrap();
+    leave_to_end(&store, "dead", Some("rank 3"));
     store.set("waits", b"").unwrap();
     let _ = store.get("never");
 }

@@ -96,12 +96,15 @@ impl Session {
             message: "its connection to the store has ended without a word: the process has died, or is cut off"
                 .into(),
         };
-        let claim = Some((FAULT.to_owned(), encoded(rank, &death)));
+        let last_word = Request::OnDisconnect {
+            key: FAULT.into(),
+            value: Some(encoded(rank, &death)),
+        };
         let come = Request::Add {
             key: COME.into(),
             amount: 1,
         };
-        store.ask(&[Request::OnDisconnect { claim }, come])?;
+        store.ask(&[last_word, come])?;
         Ok(Session {
             store,
             rank,
@@ -229,7 +232,10 @@ impl Session {
             key: DEPARTED.into(),
             amount: 1,
         };
-        let quiet = Request::OnDisconnect { claim: None };
+        let quiet = Request::OnDisconnect {
+            key: FAULT.into(),
+            value: None,
+        };
         // Where the store is lost, nobody waits for this rank by it.
         let _ = self.store.ask(&[quiet, set, add]);
     }
