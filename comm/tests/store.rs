@@ -1,6 +1,8 @@
 //! Stores: what every one of them does, in one table of makers; and what a server over TCP has to stand.
 
 mod child;
+#[path = "store/clients.rs"]
+mod clients;
 #[path = "store/tcp.rs"]
 mod tcp;
 

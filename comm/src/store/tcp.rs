@@ -72,6 +72,8 @@ impl TcpConfig {
 
 /// How long between two tries to connect: at first, and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));
+/// One try to have one more connection takes so long at most: meanwhile another thread may have given one back.
+const ONE_MORE: Duration = Duration::from_secs(2);
 /// Requests of so many bytes are sent before the first answer is read: so few that they find room on their way, also
 /// while the server waits for this side to read.
 const AHEAD: usize = 16 << 10;
@@ -79,8 +81,9 @@ const AHEAD: usize = 16 << 10;
 /// A client of a [`StoreServer`](super::StoreServer); its docs have an example. PyTorch's `TCPStore`, where it is not
 /// the master.
 ///
-/// Calls of several threads run side by side, each on a connection of its own, which is used again. Once the store is
-/// lost, it stays so: another server at that address would know nothing of what this one was told.
+/// Calls of several threads run side by side, each on a connection of its own, which is used again. Where no other
+/// connection can be made, a call waits until another thread's has ended, at most for the deadline. The store is lost
+/// when a connection breaks, and stays so: another server at that address would know nothing of what this one was told.
 #[derive(Debug)]
 pub struct TcpStore {
     name: String,
@@ -181,6 +184,55 @@ impl TcpStore {
         }
     }
 
+    /// A connection for one call: one that nobody uses, or one more. There is always another one, unless the store is
+    /// lost: so what keeps this one from being made is no loss.
+    fn connection(&self, call: &Request, start: Instant) -> Result<Channel> {
+        let limit = self.config.deadline;
+        let unreachable =
+            |reason: String| self.unreachable(call.to_string(), start.elapsed(), reason);
+        let mut next = start; // when to try to make one
+        let mut pause = RETRY.0;
+        loop {
+            if let Some(reason) = &*self.lost.lock() {
+                return Err(unreachable(reason.clone()));
+            }
+            if let Some(channel) = self.idle.lock().pop() {
+                return Ok(channel);
+            }
+            let left = limit.saturating_sub(start.elapsed());
+            if Instant::now() >= next {
+                let refused = match self.open(left.min(ONE_MORE)) {
+                    Ok(channel) => return Ok(channel),
+                    Err(refused) => refused,
+                };
+                if start.elapsed().saturating_add(pause) >= limit {
+                    return Err(unreachable(refused.reason()));
+                }
+                next = Instant::now() + pause;
+                pause = (pause * 2).min(RETRY.1);
+            }
+            std::thread::sleep(RETRY.0);
+        }
+    }
+
+    /// Gives a connection back. Where the store was lost meanwhile, it ends, so that the server knows that this client
+    /// is gone.
+    fn give_back(&self, channel: Channel) {
+        let lost = self.lost.lock();
+        match &*lost {
+            None => self.idle.lock().push(channel),
+            Some(_) => channel.end(),
+        }
+    }
+
+    /// A talk has broken. Returns why the store is lost.
+    fn lose(&self, channel: &Channel, reason: String) -> String {
+        channel.end();
+        let mut lost = self.lost.lock();
+        self.idle.lock().drain(..).for_each(|idle| idle.end());
+        lost.get_or_insert(reason).clone()
+    }
+
     fn unreachable(&self, call: String, waited: Duration, reason: String) -> Error {
         Error::StoreUnreachable {
             store: self.name.clone(),
@@ -272,38 +324,24 @@ impl Store for TcpStore {
                 ));
             }
         }
-        if let Some(reason) = &*self.lost.lock() {
-            return Err(self.unreachable(first.to_string(), Duration::ZERO, reason.clone()));
-        }
-        let idle = self.idle.lock().pop();
-        let channel = match idle {
-            Some(channel) => Ok(channel),
-            None => self.open(self.config.deadline),
-        };
-        let lost = |at: usize, reason: String| {
-            self.lost.lock().get_or_insert_with(|| reason.clone());
-            let call = requests.get(at).unwrap_or(first).to_string();
-            self.unreachable(call, start.elapsed(), reason)
-        };
-        let mut channel = channel.map_err(|refused| lost(0, refused.reason()))?;
-        match self.talk(&mut channel, requests, &mut replies) {
+        let mut channel = self.connection(first, start)?;
+        let end = self.talk(&mut channel, requests, &mut replies);
+        let request = requests.get(replies.len()).unwrap_or(first);
+        let reason = match end {
             Ok(None) => {
-                self.idle.lock().push(channel);
-                Ok(replies)
+                self.give_back(channel);
+                return Ok(replies);
             }
             Ok(Some(Refusal::Request(why))) => {
-                self.idle.lock().push(channel);
-                let request = requests.get(replies.len()).unwrap_or(first);
-                Err(failure(
-                    self,
-                    request,
-                    start.elapsed(),
-                    Refusal::Request(why),
-                ))
+                self.give_back(channel);
+                let refusal = Refusal::Request(why);
+                return Err(failure(self, request, start.elapsed(), refusal));
             }
-            Ok(Some(Refusal::Closed(why))) => Err(lost(replies.len(), why)),
-            Err(why) => Err(lost(replies.len(), why.to_string())),
-        }
+            Ok(Some(Refusal::Closed(why))) => why,
+            Err(why) => why.to_string(),
+        };
+        let reason = self.lose(&channel, reason);
+        Err(self.unreachable(request.to_string(), start.elapsed(), reason))
     }
 }
 
