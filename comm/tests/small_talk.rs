@@ -1,6 +1,8 @@
 //! Groups over a store: what they carry, what they refuse, and what their ranks hear when one goes wrong. Ranks are
 //! threads here, over a store in memory and over one that is served; processes are in `torchrun.rs`.
 
+#[path = "small_talk/dropping.rs"]
+mod dropping;
 #[path = "small_talk/failures.rs"]
 mod failures;
 

@@ -1,7 +1,7 @@
 //! How the calls of a group's ranks meet at the store: who has come to one, what they have left, whether that goes
 //! together, and how it is removed.
 
-use super::session::{is_there, look};
+use super::session::{Session, is_there, look};
 use super::{Endpoint, wire};
 use crate::error::{Error, Result};
 use crate::meeting::verdict::{Heard, verdict};
@@ -132,11 +132,12 @@ impl Endpoint {
         others.map(|rank| me.world_ranks[rank]).collect()
     }
 
-    /// Call `number` has ended here; who is the last removes what was left of it.
-    pub(super) fn ended(&self, number: u64, is_last: bool) -> Result<()> {
+    /// Call `number` has ended here; who is the last removes what was left of it. That it cannot be removed is no failure
+    /// of the call, which is done.
+    pub(super) fn ended(&self, number: u64, is_last: bool) {
         self.issue.lock().open.remove(&number);
         if !is_last {
-            return Ok(());
+            return;
         }
         let ranks = 0..self.membership.size();
         let mut keys: Vec<String> = ranks.map(|rank| self.call_key(number, rank)).collect();
@@ -145,49 +146,8 @@ impl Endpoint {
             keys: keys.to_vec(),
         };
         let deletes: Vec<Request> = keys.chunks(KEYS).map(delete).collect();
-        self.session.ask(&deletes).map(drop)
-    }
-
-    /// Ends those calls that nobody here waits for and to which all have come: compares them, and forgets the results.
-    ///
-    /// # Errors
-    /// The world's failure, which may be that they differ.
-    pub(super) fn settle(&self) -> Result<()> {
-        let dropped = std::mem::take(&mut self.issue.lock().dropped);
-        if dropped.is_empty() {
-            return Ok(());
-        }
-        let is_full = |call: &Issued| Request::WaitAll {
-            until: vec![self.full(call.number)],
-            patience: Duration::ZERO,
-        };
-        let requests: Vec<Request> = dropped.iter().map(is_full).collect();
-        let replies = self.session.ask(&requests)?;
-        for (call, reply) in dropped.into_iter().zip(replies) {
-            if reply != Reply::Done {
-                self.issue.lock().dropped.push(call);
-                continue;
-            }
-            let (left, is_last) = self.read(&call, true)?;
-            self.judge(&call, &left)?;
-            self.ended(call.number, is_last)?;
-        }
-        Ok(())
-    }
-
-    /// This rank leaves the group: ends its calls that nobody waits for. Those to which not all have come need nothing
-    /// more of it, since what it gives is at the store; the others compare them.
-    pub(super) fn leave(&self) {
-        if self.session.failure().is_some() || self.settle().is_err() {
-            return;
-        }
-        let dropped = std::mem::take(&mut self.issue.lock().dropped);
-        for call in dropped {
-            let read = self.session.ask(&[self.has_read(call.number)]);
-            let is_last = read.is_ok_and(|mut read| self.is_last(read.pop()));
-            // That the store is lost is nothing to a rank that leaves.
-            let _ = self.ended(call.number, is_last);
-        }
+        // Where the store is lost, the session knows it now, and the next call says so.
+        let _ = self.session.ask(&deletes);
     }
 
     /// How many calls of the group a rank of the world has issued, as far as is known to `call`, which has not ended
@@ -206,8 +166,67 @@ impl Endpoint {
     }
 }
 
-impl Drop for Endpoint {
-    fn drop(&mut self) {
-        self.leave();
+/// A call that nobody here waits for any more. The rank ends it all the same: it compares what all have left, forgets the
+/// results, and says that it has read them.
+pub(super) struct Dropped {
+    pub(super) me: Arc<Endpoint>,
+    pub(super) call: Issued,
+}
+
+impl Session {
+    /// Keeps a call for later, without asking the store. What a rank drops when it has left stays at the store.
+    pub(super) fn keep(&self, dropped: Dropped) {
+        if let Some(all) = self.dropped.lock().as_mut() {
+            all.push(dropped);
+        }
+    }
+
+    /// Ends those calls that nobody here waits for and to which all have come. One that cannot be ended now is kept for
+    /// the next time; what ends the world is noted as its failure.
+    pub(super) fn settle(&self) {
+        let dropped = self.dropped.lock().as_mut().map(std::mem::take);
+        let dropped = dropped.unwrap_or_default();
+        if dropped.is_empty() {
+            return;
+        }
+        let is_full = |dropped: &Dropped| Request::WaitAll {
+            until: vec![dropped.me.full(dropped.call.number)],
+            patience: Duration::ZERO,
+        };
+        let requests: Vec<Request> = dropped.iter().map(is_full).collect();
+        let replies = self.ask(&requests).unwrap_or_default();
+        let replies = replies.into_iter().map(Some).chain(std::iter::repeat(None));
+        for (dropped, reply) in dropped.into_iter().zip(replies) {
+            let Dropped { me, call } = &dropped;
+            let read = match reply {
+                Some(Reply::Done) => me.read(call, true).ok(),
+                _ => None,
+            };
+            let Some((left, is_last)) = read else {
+                self.keep(dropped);
+                continue;
+            };
+            if me.judge(call, &left).is_ok() {
+                me.ended(call.number, is_last);
+            }
+        }
+    }
+
+    /// This rank leaves the world: ends its calls that nobody waits for, and says that it issues nothing more. Those calls
+    /// to which not all have come need nothing more of it, since what it gives is at the store; the others compare them.
+    pub(super) fn depart(&self) {
+        if self.failure().is_none() {
+            self.settle();
+        }
+        let dropped = self.dropped.lock().take();
+        if self.failure().is_some() {
+            return;
+        }
+        for Dropped { me, call } in dropped.into_iter().flatten() {
+            let read = self.ask(&[me.has_read(call.number)]);
+            let is_last = read.is_ok_and(|mut read| me.is_last(read.pop()));
+            me.ended(call.number, is_last);
+        }
+        self.say_goodbye();
     }
 }

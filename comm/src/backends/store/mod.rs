@@ -8,6 +8,11 @@
 //! signatures, and takes its result. The last one to read removes what was left, so that the store does not
 //! grow. All ranks see the same calls, so all come to the same verdict by themselves.
 //!
+//! A call whose work is dropped is ended by its rank all the same: at the rank's next call, or when the rank leaves the
+//! world. What it gives is at the store before it drops anything, so no drop of a work harms the others, and no call of
+//! this engine ever fails with [`Error::Abandoned`]. The drop of a work asks the store nothing, nor does that of a group,
+//! except the last of a rank outside a launch: it says that the rank has left, and waits for the answer.
+//!
 //! What goes wrong is claimed in the store, by the first to see it, and read by all: see `session.rs`. Whoever waits for
 //! a call also waits for that, and for departures. A rank that computes hears of it at its next call.
 
@@ -45,6 +50,17 @@ pub const MOST_BYTES: usize = 64 << 10;
 /// One rank's side of a group of ranks that talk through a store.
 struct StoreGroup {
     endpoint: Arc<Endpoint>,
+    presence: Arc<Presence>,
+}
+
+/// What all groups of a rank hold, and works do not: with the last of them the rank has left, since it can issue nothing
+/// more. A launch has the rank depart before; then this asks nothing.
+struct Presence(Arc<Session>);
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        self.0.depart();
+    }
 }
 
 /// One rank's side of a group.
@@ -53,7 +69,9 @@ struct Endpoint {
     /// Of all keys of the group.
     key: String,
     session: Arc<Session>,
-    /// Locked by the rank's own threads only.
+    /// Held from a call's number to its place at the store, so that the rank's threads issue one after the other.
+    turn: Mutex<()>,
+    /// Never held while the store is asked.
     issue: Mutex<Issue>,
 }
 
@@ -64,8 +82,6 @@ struct Issue {
     next: u64,
     /// The numbers of those that have not ended.
     open: BTreeSet<u64>,
-    /// Those that nobody here waits for any more.
-    dropped: Vec<Issued>,
 }
 
 /// This rank's handle on a world of `size` ranks that share `store`. It waits for nobody. Its results live on `device`,
@@ -135,21 +151,67 @@ fn join(
         deadline,
     };
     let session = Arc::new(Session::join(store, rank)?);
-    Ok(StoreGroup::new(membership, session))
+    Ok(StoreGroup::new(membership, Arc::new(Presence(session))))
 }
 
 impl StoreGroup {
-    fn new(membership: Membership, session: Arc<Session>) -> StoreGroup {
+    fn new(membership: Membership, presence: Arc<Presence>) -> StoreGroup {
         // As long for every name, since names grow with each split.
         let key = format!("{:016x}", naming::group_id(0, &membership.name));
         StoreGroup {
             endpoint: Arc::new(Endpoint {
                 membership,
                 key,
-                session,
+                session: Arc::clone(&presence.0),
+                turn: Mutex::default(),
                 issue: Mutex::default(),
             }),
+            presence,
         }
+    }
+
+    /// Leaves a call at the store.
+    fn post(&self, call: Call) -> Result<Box<dyn Pending>> {
+        let me = &self.endpoint;
+        me.session.refuse()?;
+        if me.membership.size() == 1 {
+            me.issue.lock().next += 1;
+            return Ok(Box::new(Done::of(call)?));
+        }
+        me.admit(&call)?;
+        // That an earlier call cannot be ended is nothing to this one, unless the world has failed with it.
+        me.session.settle();
+        me.session.refuse()?;
+        let signature = call.signature.clone();
+        let (posted, value) = Posted::new(call, &me.membership)?;
+        let turn = me.turn.lock();
+        let number = me.issue.lock().next;
+        let set = Request::Set {
+            key: me.call_key(number, me.membership.rank),
+            value,
+        };
+        let add = Request::Add {
+            key: me.count_key(number),
+            amount: 1,
+        };
+        // Where one of them is refused, the call has had no effect: its number is not used up.
+        let replies = me.session.ask(&[look(FAULT.into()), set, add])?;
+        let mut issue = me.issue.lock();
+        issue.next += 1;
+        issue.open.insert(number);
+        drop((issue, turn));
+        if let Some(Reply::Value(_)) = replies.first() {
+            return Err(me.session.hear());
+        }
+        let size = me.membership.size() as i64;
+        let is_full = matches!(replies.last(), Some(Reply::Number(come)) if *come >= size);
+        let call = Issued { number, signature };
+        Ok(Box::new(StoreWork::new(
+            Arc::clone(me),
+            call,
+            posted,
+            is_full,
+        )))
     }
 }
 
@@ -215,43 +277,8 @@ impl Backend for StoreGroup {
     }
 
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
-        let me = &self.endpoint;
-        me.session.refuse()?;
-        if me.membership.size() == 1 {
-            me.issue.lock().next += 1;
-            return Ok(Box::new(Done::of(call)?));
-        }
-        me.admit(&call)?;
-        me.settle()?;
-        let signature = call.signature.clone();
-        let (posted, value) = Posted::new(call, &me.membership)?;
-        let mut issue = me.issue.lock();
-        let number = issue.next;
-        let set = Request::Set {
-            key: me.call_key(number, me.membership.rank),
-            value,
-        };
-        let add = Request::Add {
-            key: me.count_key(number),
-            amount: 1,
-        };
-        // Where one of them is refused, the call has had no effect: its number is not used up.
-        let replies = me.session.ask(&[look(FAULT.into()), set, add])?;
-        issue.next += 1;
-        issue.open.insert(number);
-        drop(issue);
-        if let Some(Reply::Value(_)) = replies.first() {
-            return Err(me.session.hear());
-        }
-        let size = me.membership.size() as i64;
-        let is_full = matches!(replies.last(), Some(Reply::Number(come)) if *come >= size);
-        let call = Issued { number, signature };
-        Ok(Box::new(StoreWork::new(
-            Arc::clone(me),
-            call,
-            posted,
-            is_full,
-        )))
+        let issued = self.post(call);
+        issued.map_err(|error| self.endpoint.session.tell(error))
     }
 
     fn issued(&self) -> u64 {
@@ -259,8 +286,8 @@ impl Backend for StoreGroup {
     }
 
     fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>> {
-        let session = Arc::clone(&self.endpoint.session);
-        Ok(Arc::new(StoreGroup::new(new, session)))
+        let presence = Arc::clone(&self.presence);
+        Ok(Arc::new(StoreGroup::new(new, presence)))
     }
 
     fn fault(&self) -> Option<Error> {
@@ -268,12 +295,14 @@ impl Backend for StoreGroup {
     }
 
     fn depart(&self) {
-        self.endpoint.leave();
         self.endpoint.session.depart();
     }
 
     fn fail(&self, error: Error) {
-        self.endpoint.session.fail(error);
+        // It comes from the program.
+        let session = &self.endpoint.session;
+        let fault = session.fail(error);
+        session.tell(fault);
     }
 }
 

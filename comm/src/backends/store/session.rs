@@ -5,6 +5,7 @@
 //! and everybody, the rank that it comes from included, reads that one back. A rank that leaves first says so under its
 //! own key, then raises the number of those that have left, which is what the others wait for.
 
+use super::meet::Dropped;
 use crate::error::{Error, Result};
 use crate::meeting::fault;
 use crate::store::{Reply, Request, Store, Until};
@@ -62,12 +63,14 @@ pub(super) fn look(key: String) -> Request {
 }
 
 /// A rank of the world, as long as it holds one of its groups.
-#[derive(Debug)]
 pub(super) struct Session {
     pub(super) store: Arc<dyn Store>,
     /// This rank's number in the world.
     pub(super) rank: usize,
     failure: Mutex<Failure>,
+    /// The calls of all groups that nobody here waits for any more; `None` when the rank has left. The lock is never
+    /// held while the store is asked: who drops a work takes it.
+    pub(super) dropped: Mutex<Option<Vec<Dropped>>>,
     has_departed: AtomicBool,
 }
 
@@ -109,6 +112,7 @@ impl Session {
             store,
             rank,
             failure: Mutex::default(),
+            dropped: Mutex::new(Some(Vec::new())),
             has_departed: AtomicBool::new(false),
         })
     }
@@ -148,11 +152,12 @@ impl Session {
         }))
     }
 
-    /// Asks the store. Where it is lost, so is the world.
+    /// Asks the store. Where it is lost, so is the world, which this process knows then; whether the program is told is
+    /// for the caller to say.
     pub(super) fn ask(&self, requests: &[Request]) -> Result<Vec<Reply>> {
         let replies = self.store.ask(requests);
         replies.map_err(|error| match error.is_fatal() {
-            true => self.tell(error),
+            true => self.note(error),
             false => error,
         })
     }
@@ -177,20 +182,31 @@ impl Session {
         Err(error)
     }
 
-    /// Takes this error for the world's failure, unless another one is; returns what counts, which the program is
-    /// told.
+    /// Takes this error for the world's failure, unless another one is; returns what counts.
+    pub(super) fn note(&self, error: Error) -> Error {
+        let mut failure = self.failure.lock();
+        let fault = failure.fault.get_or_insert((error, Instant::now()));
+        fault.0.clone()
+    }
+
+    /// An error on its way to the program, which is told of the world's failure if it is that.
     pub(super) fn tell(&self, error: Error) -> Error {
         let mut failure = self.failure.lock();
-        let now = Instant::now();
-        failure.told.get_or_insert(now);
-        failure.fault.get_or_insert((error, now)).0.clone()
+        if failure
+            .fault
+            .as_ref()
+            .is_some_and(|(fault, _)| *fault == error)
+        {
+            failure.told.get_or_insert_with(Instant::now);
+        }
+        error
     }
 
     /// As the store has it: somebody has claimed the failure.
     pub(super) fn hear(&self) -> Error {
         match self.store.get(FAULT) {
-            Ok(bytes) => self.tell(fault::decode(0, &bytes)),
-            Err(lost) => self.tell(lost),
+            Ok(bytes) => self.note(fault::decode(0, &bytes)),
+            Err(lost) => self.note(lost),
         }
     }
 
@@ -201,26 +217,23 @@ impl Session {
             Ok(Some(bytes)) => fault::decode(0, &bytes),
             Err(lost) => lost,
         };
-        self.failure
-            .lock()
-            .fault
-            .get_or_insert((heard, Instant::now()));
+        self.note(heard);
     }
 
     /// Fails the world, unless it has failed; returns the failure that counts.
     pub(super) fn fail(&self, error: Error) -> Error {
-        if let Err(error) = self.refuse() {
+        if let Some((error, _)) = self.failure() {
             return error;
         }
         match self.store.claim(FAULT, &encoded(self.rank, &error)) {
-            Ok(first) => self.tell(fault::decode(0, &first)),
+            Ok(first) => self.note(fault::decode(0, &first)),
             // Nobody can be told.
-            Err(_) => self.tell(error),
+            Err(_) => self.note(error),
         }
     }
 
-    /// This rank issues nothing more.
-    pub(super) fn depart(&self) {
+    /// This rank issues nothing more, and has ended all that it has issued.
+    pub(super) fn say_goodbye(&self) {
         if self.has_departed.swap(true, SeqCst) || self.failure().is_some() {
             return;
         }
@@ -253,12 +266,6 @@ impl Session {
         let left = ranks.iter().zip(&replies[1..]);
         let left = left.filter(|(_, reply)| **reply == Reply::Done);
         Ok((count, left.map(|(&rank, _)| rank).collect()))
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.depart();
     }
 }
 

@@ -1,6 +1,6 @@
 //! [`StoreWork`]: one rank's side of a call that it has left at the store, and how it waits for the others.
 
-use super::meet::Issued;
+use super::meet::{Dropped, Issued};
 use super::session::{DEPARTED, FAULT};
 use super::{Endpoint, wire};
 use crate::check::{Call, Room};
@@ -154,7 +154,7 @@ impl StoreWork {
         }
         let posted = self.posted.take();
         let results = posted.map(|posted| posted.take(&call.signature, &me.membership, &by_rank));
-        me.ended(call.number, is_last)?;
+        me.ended(call.number, is_last);
         results.transpose()?.flatten().ok_or_else(broken)
     }
 
@@ -203,17 +203,21 @@ impl StoreWork {
     }
 }
 
-/// It never waits: what is left of the call is done by the next one, or when the rank leaves the group.
+/// It never waits: what is left of the call is done by the rank's next one, or when the rank leaves the world.
 impl Drop for StoreWork {
     fn drop(&mut self) {
         if self.posted.is_some() {
-            self.me.issue.lock().dropped.push(self.call.clone());
+            self.me.session.keep(Dropped {
+                me: Arc::clone(&self.me),
+                call: self.call.clone(),
+            });
         }
     }
 }
 
-impl Pending for StoreWork {
-    fn poll(&mut self) -> Result<bool> {
+impl StoreWork {
+    /// Whether all have come.
+    fn look(&mut self) -> Result<bool> {
         if self.is_full {
             return Ok(true);
         }
@@ -232,7 +236,7 @@ impl Pending for StoreWork {
         }
     }
 
-    fn wait(mut self: Box<Self>) -> Result<Tensors> {
+    fn get(mut self) -> Result<Tensors> {
         let mut clock = Clock::start(Instant::now(), self.me.membership.deadline);
         // When it is looked whether those that have come agree; then after twice as long, and so on. So ranks that
         // differ hear of it before the last one has come, or the deadline has passed.
@@ -265,5 +269,18 @@ impl Pending for StoreWork {
             }
         }
         self.finish()
+    }
+}
+
+impl Pending for StoreWork {
+    fn poll(&mut self) -> Result<bool> {
+        let seen = self.look();
+        seen.map_err(|error| self.me.session.tell(error))
+    }
+
+    fn wait(self: Box<Self>) -> Result<Tensors> {
+        let session = Arc::clone(&self.me.session);
+        let results = self.get();
+        results.map_err(|error| session.tell(error))
     }
 }
