@@ -102,7 +102,8 @@ impl From<Ranks> for RunConfig {
 /// ```
 ///
 /// # Errors
-/// [`LaunchError`]: a rank of this process failed; or the world is not what was asked for.
+/// [`LaunchError`]: a rank of this process failed; or the world is not what was asked for. Under torchrun also
+/// [`LaunchError::World`], where the rank returned well, but the world had failed by then and its program was never told.
 pub fn run<T, E, F>(
     config: impl Into<RunConfig>,
     program: F,

@@ -135,6 +135,15 @@ fn rank_of_a_drill() {
                 std::thread::sleep(Duration::from_millis(1500));
             }
             ("leaves", 0) => return Ok(()),
+            ("drops", _) => {
+                let call = match rank {
+                    1 => group.barrier().map(drop),
+                    _ => group
+                        .broadcast(Tensor::ones([1], DType::F32, device).unwrap(), 0)
+                        .map(drop),
+                };
+                return call.map_err(text);
+            }
             ("trains", _) => {
                 let gradient = Tensor::ones([1 << 20], DType::F32, device).unwrap();
                 group
@@ -234,6 +243,21 @@ fn who_waits_for_a_rank_that_has_returned_is_told() {
     says(&all[0], Some(0), "");
     for end in &all[1..] {
         says(end, Some(1), "rank 0 returned without the call that rank ");
+    }
+}
+
+/// All ranks drop calls that differ, and return well: who is the last to come compares them, and its process says so.
+#[test]
+fn a_failure_that_no_program_was_told_of_is_the_launchs() {
+    let all = play("drops", 3);
+    let failed: Vec<&End> = all.iter().filter(|end| end.code != Some(0)).collect();
+    assert!(!failed.is_empty(), "all went well");
+    for end in failed {
+        says(
+            end,
+            Some(1),
+            "error: the ranks of group world disagree on the operation of number 1: rank 1 called barrier",
+        );
     }
 }
 

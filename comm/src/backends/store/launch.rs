@@ -74,6 +74,11 @@ where
         Err(error) => Err(LaunchError::World(error)),
         Ok(()) => run_process(group, &config, program, |ends| {
             watch(ends, &session, &config)
+        })
+        .and_then(|results| match session.untold() {
+            // Nobody of this process has heard of it: what the rank returned may be as good as it looks, or not.
+            Some(fault) => Err(LaunchError::World(fault)),
+            None => Ok(results),
         }),
     };
     if let Some(server) = &server {

@@ -172,6 +172,13 @@ impl Session {
         self.failure.lock().told
     }
 
+    /// The world's failure that is known here, if the program was never told of it.
+    pub(super) fn untold(&self) -> Option<Error> {
+        let failure = self.failure.lock();
+        let fault = failure.fault.as_ref().filter(|_| failure.told.is_none());
+        fault.map(|(error, _)| error.clone())
+    }
+
     /// The world's failure, for the program.
     pub(super) fn refuse(&self) -> Result<()> {
         let mut failure = self.failure.lock();
