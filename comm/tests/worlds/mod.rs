@@ -6,7 +6,8 @@ use phalanx_comm::{
     DType, Error, FailureKind, LaunchConfig, LaunchError, ProcessGroup, Ranks, ReduceOp, Result,
     RunConfig, Tensor, run,
 };
-use std::thread::sleep;
+use std::sync::mpsc::channel;
+use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
 /// Of worlds that are to fail by it.
@@ -36,6 +37,11 @@ pub const ALL: &[World] = &[
         "a_circle_of_messages_is_told",
         2,
         a_circle_of_messages_is_told,
+    ),
+    world(
+        "a_rank_may_be_helped_by_a_thread_of_its_own",
+        2,
+        a_rank_may_be_helped_by_a_thread_of_its_own,
     ),
     world("a_drop_does_not_wait", 2, a_drop_does_not_wait),
     world(
@@ -153,6 +159,47 @@ fn a_circle_of_messages_is_told() {
         _ => panic!("{error}"),
     }
     assert!(took < DEADLINE, "{took:?}");
+}
+
+/// A circle of waits that another thread of a rank resolves is none: whether that thread has made the call for which the
+/// other one waits, or has only looked at it.
+fn a_rank_may_be_helped_by_a_thread_of_its_own() {
+    let deadline = 2 * DEADLINE;
+    let helped = |waits_elsewhere: bool| {
+        let end = launch(deadline, |g| {
+            let other = match g.rank() {
+                me @ 0..2 => 1 - me,
+                _ => return Ok(()),
+            };
+            let mut work = g.recv([3].into(), DType::F32, other, 0)?;
+            if g.rank() == 1 {
+                work.wait()?;
+                return g.send(ones(g, 3)?, other, 0)?.wait();
+            }
+            let help = || {
+                sleep(deadline.mul_f64(0.7));
+                g.send(ones(g, 3)?, other, 0)?.wait()
+            };
+            scope(|scope| {
+                if waits_elsewhere {
+                    let waiter = scope.spawn(|| work.wait());
+                    let sent = help();
+                    return waiter.join().expect("no panic").and(sent);
+                }
+                let (sender, receiver) = channel();
+                let helper = scope.spawn(move || {
+                    work.poll()?;
+                    sender.send(work).expect("it is received");
+                    help()
+                });
+                let got = receiver.recv().expect("it is sent").wait();
+                let sent = helper.join().expect("no panic");
+                got.and(sent)
+            })
+        });
+        end.unwrap_or_else(|e| panic!("{e}"));
+    };
+    [true, false].into_iter().for_each(helped);
 }
 
 /// Of what fits into a header, and of what does not: the work is done all the same.

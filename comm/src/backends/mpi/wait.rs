@@ -63,6 +63,7 @@ impl Drop for Waiting<'_> {
 impl Pending for MpiWork {
     fn poll(&mut self) -> Result<bool> {
         let mut core = self.handle.engine.lock();
+        core.note_caller(self.handle.epoch);
         core.progress();
         if let Stage::Done = core.stage(self.key) {
             return Ok(true);
@@ -77,6 +78,7 @@ impl Pending for MpiWork {
         let Handle { engine, epoch, .. } = &*self.handle;
         let mut waiting = Waiting::new(engine);
         let (mut idle_since, mut watch) = (None, None);
+        engine.lock().note_caller(*epoch);
         loop {
             let mut core = engine.lock();
             let anything_moved = core.progress();

@@ -20,7 +20,7 @@ impl Core {
                 reason: "the program to which this group belongs has ended".into(),
             });
         }
-        self.slots.note_caller();
+        self.note_caller(epoch);
         let mut exchange = Exchange::new(call, me)?;
         let op = exchange.signature.op.clone();
         let (ranks, index, counted) = match op {
@@ -85,6 +85,13 @@ impl Core {
         self.detector
             .tell(Instant::now(), epoch)
             .map_or(Ok(()), Err)
+    }
+
+    /// This thread issues, waits or polls in a group of this epoch. Of what is over the current one hears nothing.
+    pub(in crate::backends::mpi) fn note_caller(&mut self, epoch: u64) {
+        if epoch == self.detector.epoch() {
+            self.slots.note_caller();
+        }
     }
 
     fn ends(&self, me: &Membership, from: usize, to: usize) -> Arc<[usize]> {

@@ -54,7 +54,7 @@ pub(super) struct Slots {
     map: HashMap<Key, Slot>,
     /// What threads of this rank wait for, in the order in which they began.
     waits: Vec<Key>,
-    /// The thread that has made all calls so far, or none where several have.
+    /// The thread that has made all calls so far, `wait` and `poll` included, or none where several have.
     caller: Caller,
 }
 
@@ -107,7 +107,7 @@ impl Slots {
         self.map.retain(|_, slot| is_used(slot));
     }
 
-    /// This thread makes a call.
+    /// This thread makes a call, waits or polls.
     pub(super) fn note_caller(&mut self) {
         let this = Caller::One(thread::current().id());
         self.caller = match self.caller {
