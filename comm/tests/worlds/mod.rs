@@ -4,9 +4,10 @@
 use phalanx_comm::backends::mpi;
 use phalanx_comm::{
     DType, Error, FailureKind, LaunchConfig, LaunchError, ProcessGroup, Ranks, ReduceOp, Result,
-    RunConfig, Tensor, run,
+    RunConfig, Stands, Tensor, run,
 };
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
 use std::thread::{scope, sleep};
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,13 @@ pub const ALL: &[World] = &[
         what_is_left_undone_is_told,
     ),
     world(
+        "what_all_have_dropped_is_told",
+        2,
+        what_all_have_dropped_is_told,
+    ),
+    world("a_handle_keeps_to_its_run", 2, a_handle_keeps_to_its_run),
+    world("a_work_keeps_to_its_run", 2, a_work_keeps_to_its_run),
+    world(
         "work_in_flight_keeps_nobody",
         2,
         work_in_flight_keeps_nobody,
@@ -72,9 +80,17 @@ fn launch<T: Send>(
     deadline: Duration,
     program: impl Fn(&dyn ProcessGroup) -> Result<T> + Sync,
 ) -> End<T> {
+    launch_shared(deadline, |group| program(&*group))
+}
+
+/// … of which a program may keep the handle.
+fn launch_shared<T: Send>(
+    deadline: Duration,
+    program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T> + Sync,
+) -> End<T> {
     let config = LaunchConfig::new(1).deadline(deadline);
     let config = RunConfig::new(Ranks::OrAlone(1)).launch(config);
-    run(config, |group| program(&*group))
+    run(config, program)
 }
 
 /// What this rank's program ended with, in a world that has failed. All ranks end with the same.
@@ -247,6 +263,83 @@ fn what_is_left_undone_is_told() {
             assert_eq!(error.to_string(), want);
         }
         Err(error) => panic!("{error}"),
+    }
+}
+
+/// All ranks drop a call on which they disagree, and return well: the launch has failed all the same.
+fn what_all_have_dropped_is_told() {
+    let end = launch(LONG, |g| {
+        drop(g.all_reduce(ones(g, 1 + g.rank())?, ReduceOp::Sum)?);
+        Ok(())
+    });
+    match end {
+        Err(LaunchError::World(Error::Divergence { .. })) => {}
+        end => panic!("{end:?}"),
+    }
+}
+
+/// What a program leaves to the one after it.
+fn kept<T>(place: &Mutex<Option<T>>) -> T {
+    let kept = place.lock().expect("no panic").take();
+    kept.expect("it was kept")
+}
+
+/// A handle that is kept says how its own run has failed, and changes nothing in a later one.
+fn a_handle_keeps_to_its_run() {
+    let place = Mutex::new(None);
+    let end = launch_shared(LONG, |g| {
+        *place.lock().expect("no panic") = Some(Arc::clone(&g));
+        if g.rank() == 0 {
+            g.abort("on purpose");
+        }
+        g.barrier()?.wait()
+    });
+    let aborted = failure(end);
+    assert!(matches!(aborted, Error::Aborted { .. }), "{aborted}");
+    let old = kept(&place);
+    let end = launch(DEADLINE, |g| {
+        assert_eq!(old.health(), Some(aborted.clone()));
+        assert_eq!(g.health(), None);
+        if g.rank() == 0 {
+            old.abort("too late");
+            sleep(DEADLINE.mul_f64(1.5));
+        }
+        g.barrier()?.wait()
+    });
+    // Rank 0 was late, and had not ended.
+    match failure(end) {
+        Error::DeadlineExceeded { chain, .. } => {
+            let last = chain.last().expect("a chain");
+            assert_eq!((last.rank, &last.stands), (0, &Stands::Runs));
+        }
+        error => panic!("{error}"),
+    }
+}
+
+/// A work that is kept ends with its own run's failure, also where a later one has failed before.
+fn a_work_keeps_to_its_run() {
+    let place = Mutex::new(None);
+    let end = launch(LONG, |g| {
+        if g.rank() == 0 {
+            *place.lock().expect("no panic") = Some(g.recv([4].into(), DType::F32, 1, 9)?);
+        }
+        Ok(g.rank())
+    });
+    let me = end.unwrap_or_else(|e| panic!("{e}"))[0].1;
+    let end = launch(LONG, |g| {
+        if g.rank() == 0 {
+            g.abort("on purpose");
+        }
+        g.barrier()?.wait()
+    });
+    let aborted = failure(end);
+    assert!(matches!(aborted, Error::Aborted { .. }), "{aborted}");
+    if me == 0 {
+        let (sender, receiver) = channel();
+        let work = kept(&place);
+        std::thread::spawn(move || sender.send(work.wait().map(drop)));
+        let end = receiver.recv_timeout(LONG / 4).expect("it ends");
+        assert!(matches!(end, Err(Error::RankReturned { .. })), "{end:?}");
     }
 }
 

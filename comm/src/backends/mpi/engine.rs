@@ -78,7 +78,7 @@ pub(super) struct Core {
     pub(super) detector: Detector,
     slots: Slots,
     groups: Groups,
-    /// Operations whose data moves.
+    /// Operations whose data moves: of the current epoch, unless it has failed, and of earlier ones.
     moving: Vec<Key>,
     suspects: Vec<Key>,
     /// The next tag of bulk data to each rank, and the first one: of an operation that was given up, data may stay in MPI
@@ -151,9 +151,6 @@ impl Core {
         }
         if !self.has_failed && self.fault().is_some() {
             self.give_up_operations();
-        }
-        if self.has_failed {
-            return moved;
         }
         let mut i = 0;
         while i < self.moving.len() {

@@ -33,11 +33,17 @@ where
     }
     // MPI is called by one thread at a time, of whichever: so the rank may have one of its own.
     let results = run_process(group, &config, program, |_| ())?;
-    match handle.engine.lock().fault() {
-        // What it has left undone is its own failure, though its program knows nothing of it.
-        Some((error @ Error::Abandoned { rank: who, .. }, _)) if *who == rank => {
+    let core = handle.engine.lock();
+    match core.detector.fault(handle.epoch) {
+        // What it has left undone is its own failure, though its program knows nothing of it; and where all have dropped
+        // what they disagreed on, nobody has heard of it.
+        Some((error, _)) if is_own(error, rank) || core.detector.told(handle.epoch).is_none() => {
             Err(LaunchError::World(error.clone()))
         }
         _ => Ok(results),
     }
+}
+
+fn is_own(error: &Error, rank: usize) -> bool {
+    matches!(error, Error::Abandoned { rank: who, .. } if *who == rank)
 }

@@ -180,22 +180,26 @@ impl Backend for MpiGroup {
     }
 
     fn fault(&self) -> Option<Error> {
-        let core = self.handle.engine.lock();
-        core.fault().map(|(error, _)| error.clone())
+        let Handle { engine, epoch, .. } = &*self.handle;
+        let core = engine.lock();
+        core.detector.fault(*epoch).map(|(error, _)| error.clone())
     }
 
-    /// Before that, what was issued and dropped is finished.
+    /// The others hear of it first, so that nobody waits for a call that never comes; then what was issued and dropped
+    /// is finished.
     fn depart(&self) {
         let Handle { engine, epoch, .. } = &*self.handle;
-        engine.lock().end(Ended::Well);
+        engine.lock().end(*epoch, Ended::Well);
         wait::finish(engine, *epoch, self.membership.deadline);
     }
 
+    /// Nothing, where this process runs another program by now.
     fn fail(&self, error: Error) {
         let Handle { engine, epoch, .. } = &*self.handle;
         let mut core = engine.lock();
-        core.end(Ended::Failed(Instant::now()));
-        core.fail(*epoch, &error);
+        if core.end(*epoch, Ended::Failed(Instant::now())) {
+            core.fail(*epoch, &error);
+        }
     }
 }
 

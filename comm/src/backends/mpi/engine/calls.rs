@@ -73,7 +73,6 @@ impl Core {
             is_abandoned: false,
         });
         self.meet(key);
-        self.refuse(epoch)?;
         Ok((key, is_bulk))
     }
 
@@ -221,13 +220,14 @@ impl Core {
         for (next, least) in &mut self.tags {
             *least = (*next).max(*least);
         }
+        // Who still waits for an operation of an earlier program hears of that one's end.
         let current = self.detector.epoch();
         self.slots.retain(|slot| {
             let is_done = |mine: &Mine| mine.exchange.is_done() && !mine.is_abandoned;
-            slot.epoch > current || slot.mine.as_ref().is_some_and(is_done)
+            slot.epoch != current || slot.mine.as_ref().is_some_and(is_done)
         });
-        self.moving.clear();
-        self.suspects.clear();
+        self.moving.retain(|key| self.slots.is_under_way(*key));
+        self.suspects.retain(|key| self.slots.is_under_way(*key));
     }
 
     /// Whether operations of this rank are under way.

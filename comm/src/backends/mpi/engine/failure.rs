@@ -41,15 +41,15 @@ impl Core {
             })
         };
         if let Some(&key) = self.suspects.iter().find(ripe)
-            && let Some(error) = self.divergence(key)
+            && let Some((epoch, error)) = self.divergence(key)
         {
             self.suspects.clear();
-            self.accuse(&error);
+            self.fail(epoch, &error);
         }
     }
 
-    /// Who is the odd one out, among those that have come.
-    fn divergence(&self, key: Key) -> Option<Error> {
+    /// Who is the odd one out, among those that have come, and in which epoch.
+    fn divergence(&self, key: Key) -> Option<(u64, Error)> {
         let slot = self.slots.get(key)?;
         let mine = slot.mine.as_ref()?;
         let mut calls = vec![Heard {
@@ -68,7 +68,7 @@ impl Core {
             other,
             difference,
         } = verdict(&calls)?;
-        Some(Error::Divergence {
+        let error = Error::Divergence {
             group: Arc::clone(&mine.group),
             sequence: mine.number,
             rank: calls[odd].rank,
@@ -76,7 +76,8 @@ impl Core {
             other: calls[other].rank,
             other_call: calls[other].signature.to_string(),
             difference,
-        })
+        };
+        Some((slot.epoch, error))
     }
 
     /// A look at an operation that a thread waits for, and at whom it waits for. Returns how often its data has moved so

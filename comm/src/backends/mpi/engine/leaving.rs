@@ -68,10 +68,14 @@ impl Core {
         self.groups.leave(group);
     }
 
-    /// This rank's program has ended.
-    pub(in crate::backends::mpi) fn end(&mut self, how: Ended) {
-        self.detector.end(how);
-        self.send_letters();
+    /// This rank's program of this epoch has ended. Says whether that is the current one: of another one, nothing is noted.
+    pub(in crate::backends::mpi) fn end(&mut self, epoch: u64, how: Ended) -> bool {
+        let is_current = epoch == self.detector.epoch();
+        if is_current {
+            self.detector.end(how);
+            self.send_letters();
+        }
+        is_current
     }
 
     /// An operation of the epoch that this rank has issued, that nobody waits for, and that is not done; and whether it

@@ -153,6 +153,11 @@ impl Slots {
         calls.filter(|mine| !mine.exchange.is_done())
     }
 
+    /// Whether this operation of this rank is known, and not done.
+    pub(super) fn is_under_way(&self, key: Key) -> bool {
+        self.mine(key).is_some_and(|mine| !mine.exchange.is_done())
+    }
+
     /// The ranks that an operation of this rank waits for: that have not called, or whose data does not come.
     pub(super) fn missing(&self, key: Key) -> Vec<usize> {
         let Some(slot) = self.get(key) else {
