@@ -54,6 +54,29 @@ pub fn at_once(g: &dyn ProcessGroup) -> Result<()> {
     Ok(())
 }
 
+/// Tensors each of which is short, and all of which are long: of all lengths, and several such calls under way.
+pub fn many_short_ones(g: &dyn ProcessGroup) -> Result<()> {
+    let (n, me) = (g.size(), g.rank());
+    let mine = |rank: usize| -> Vec<Tensor> {
+        let one = |at: usize| of_rank(rank + at, [n, at * 7 % 130], DType::F64, g.device());
+        (0..200).map(one).collect()
+    };
+    let calls = (0..3).map(|_| g.all_reduce_many(mine(me), ReduceOp::Sum));
+    let calls = calls.collect::<Result<Vec<_>>>()?;
+    let parts = g.reduce_scatter_many(mine(me), ReduceOp::Sum)?;
+    let given = g.broadcast_many(mine(me), n - 1)?;
+    let by_one = |t: Tensor| g.all_reduce(t, ReduceOp::Sum)?.wait();
+    let want: Vec<Tensor> = mine(me).into_iter().map(by_one).collect::<Result<_>>()?;
+    for call in calls {
+        same(&call.wait()?, &want);
+    }
+    same(&given.wait()?, &mine(n - 1));
+    let by_one = |t: Tensor| g.reduce_scatter(t, ReduceOp::Sum)?.wait();
+    let want: Vec<Tensor> = mine(me).into_iter().map(by_one).collect::<Result<_>>()?;
+    same(&parts.wait()?, &want);
+    Ok(())
+}
+
 /// The buffer comes back as the result; a buffer that somebody else holds stays as it was.
 pub fn into_a_buffer(g: &dyn ProcessGroup) -> Result<()> {
     let (n, me) = (g.size(), g.rank());

@@ -40,6 +40,7 @@ pub const ALL: &[(&str, Case)] = &[
         messages::in_the_order_of_issue,
     ),
     ("several_tensors_at_once", many::at_once),
+    ("many_short_tensors", many::many_short_ones),
     ("gathered_into_a_buffer", many::into_a_buffer),
     ("messages_in_a_batch", messages::in_a_batch),
     (

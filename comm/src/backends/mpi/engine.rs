@@ -6,11 +6,13 @@ mod groups;
 mod leaving;
 mod outbox;
 mod slots;
+mod tags;
 
 pub use self::leaving::Footprint;
 
 use self::groups::Groups;
 use self::slots::{Arrival, Mine, Slots};
+use self::tags::Tags;
 use super::detector::Detector;
 use super::exchange::Exchange;
 use super::header::{Header, Key};
@@ -81,9 +83,8 @@ pub(super) struct Core {
     /// Operations whose data moves: of the current epoch, unless it has failed, and of earlier ones.
     moving: Vec<Key>,
     suspects: Vec<Key>,
-    /// The next tag of bulk data to each rank, and the first one: of an operation that was given up, data may stay in MPI
-    /// for ever, and no other may get its tag.
-    tags: Box<[(u32, u32)]>,
+    /// Those of bulk data from each rank.
+    tags: Box<[Tags]>,
     outbox: Vec<Outgoing>,
     inbox: VecDeque<Incoming>,
     /// Whether the last look found nothing more that had come.
@@ -98,7 +99,7 @@ pub(super) struct Core {
 
 impl Core {
     fn new(wire: Wire) -> Core {
-        let size = wire.size;
+        let (size, tags) = (wire.size, wire.tags);
         Core {
             detector: Detector::new(wire.rank, size, Instant::now()),
             wire,
@@ -106,7 +107,7 @@ impl Core {
             groups: Groups::default(),
             moving: Vec::new(),
             suspects: Vec::new(),
-            tags: vec![(0, 0); size].into(),
+            tags: (0..size).map(|_| Tags::new(tags)).collect(),
             outbox: Vec::new(),
             inbox: VecDeque::new(),
             has_read_all: true,
@@ -159,7 +160,7 @@ impl Core {
             match self.slots.stage(key) {
                 Stage::Done => {
                     self.moving.swap_remove(i);
-                    self.slots.drop_if_abandoned(key);
+                    self.finish(key);
                 }
                 _ => i += 1,
             }

@@ -2,7 +2,7 @@
 //! [`Plan`]s.
 #![allow(unsafe_code)]
 
-use super::plan::{Gate, Place, Plan, RING, Reduction, Way};
+use super::plan::{Budget, Gate, Place, Plan, RING, Reduction, Way};
 use super::wire::{Failure, Request, Wire};
 use crate::backends::fold::fold;
 use crate::check::{Call, Room};
@@ -25,9 +25,11 @@ pub(super) struct Exchange {
     /// One for each tensor of the call.
     moves: SmallVec<[Move; 1]>,
     me: usize,
-    /// The first tags of bulk data to and from each peer.
+    /// The first tags of bulk data to and from each peer: the receiver of the data chooses.
     pub(super) tags_out: Box<[u32]>,
     pub(super) tags_in: Box<[u32]>,
+    /// How many tags the bulk data from each peer needs.
+    pub(super) needs_tags: Box<[u32]>,
     /// The parcels that have come with inline data, by peer.
     parcels: Parcels,
     /// Whether all data may move.
@@ -76,6 +78,8 @@ unsafe impl Send for Move {}
 
 #[derive(Default)]
 struct Progress {
+    /// Of bulk data, counted from the first tag of the peer and the way.
+    tag: u32,
     posted: usize,
     done: usize,
     requests: VecDeque<Request>,
@@ -90,19 +94,7 @@ struct Surroundings<'a> {
     tags_out: &'a [u32],
     tags_in: &'a [u32],
     parcels: &'a [Option<Box<[u8]>>],
-    /// Which tensor of the call it is.
-    number: usize,
 }
-
-impl Surroundings<'_> {
-    /// The tag of a lane's data, of the peer's first one.
-    fn tag(&self, first: u32, exchange: u32) -> u32 {
-        first + self.number as u32 * TAGS + exchange
-    }
-}
-
-/// Tags of one tensor: one for each of a plan's exchanges.
-const TAGS: u32 = 2;
 
 impl Exchange {
     /// Takes a checked call of rank `me` of `n` (of a message: of its ends), and makes room for its
@@ -120,16 +112,13 @@ impl Exchange {
         };
         let (mut inputs, mut rooms) = (inputs.into_iter(), outputs.into_iter());
         let mut moves = SmallVec::new();
+        let (mut budget, mut tags) = (Budget::of_a_call(), vec![[0; 2]; n]);
         for tensor in &signature.tensors {
             let (input, room) = (inputs.next(), rooms.next());
-            moves.push(Move::new(
-                &signature.op,
-                me,
-                (index, n),
-                input,
-                room,
-                tensor,
-            )?);
+            let plan = Plan::new(&signature.op, tensor, (index, n), &mut budget);
+            let mut new = Move::new(&signature.op, me, plan, (input, room), tensor, n)?;
+            new.number(&mut tags);
+            moves.push(new);
         }
         Ok(Exchange {
             signature,
@@ -137,6 +126,7 @@ impl Exchange {
             me: index,
             tags_out: vec![0; n].into(),
             tags_in: vec![0; n].into(),
+            needs_tags: tags.iter().map(|[_, received]| *received).collect(),
             parcels: (0..n).map(|_| None).collect(),
             has_begun: false,
             steps: 0,
@@ -148,18 +138,10 @@ impl Exchange {
         self.moves.iter().for_each(|m| out.extend(m.inline(peer)));
     }
 
-    /// How many tags bulk data to `peer` needs.
-    pub(super) fn needs_tags(&self, peer: usize) -> u32 {
-        match self.moves.iter().any(|m| m.sends_bulk(peer)) {
-            true => self.moves.len() as u32 * TAGS,
-            false => 0,
-        }
-    }
-
     /// Whether this rank sends or receives data that no header carries.
     pub(super) fn is_bulk(&self) -> bool {
         let mut lanes = self.moves.iter().flat_map(|m| &m.plan.lanes);
-        lanes.any(|lane| !lane.is_inline())
+        lanes.any(|lane| !lane.is_inline)
     }
 
     /// How many bytes of inline data this rank expects from `peer`.
@@ -220,7 +202,7 @@ impl Exchange {
     /// Moves what can be moved without waiting. Returns whether anything did.
     pub(super) fn advance(&mut self, wire: &mut Wire, ranks: &[usize]) -> Result<bool, Failure> {
         let mut moved = false;
-        for (number, m) in self.moves.iter_mut().enumerate() {
+        for m in &mut self.moves {
             if m.done {
                 continue;
             }
@@ -231,7 +213,6 @@ impl Exchange {
                 tags_out: &self.tags_out,
                 tags_in: &self.tags_in,
                 parcels: &self.parcels,
-                number,
             };
             moved |= m.advance(wire, &around)?;
         }
@@ -244,12 +225,11 @@ impl Move {
     fn new(
         op: &Op,
         me: &Membership,
-        (index, n): (usize, usize),
-        input: Option<Tensor>,
-        room: Option<Room>,
+        plan: Plan,
+        (input, room): (Option<Tensor>, Option<Room>),
         (dtype, shape): &(DType, Shape),
+        n: usize,
     ) -> Result<Move> {
-        let plan = Plan::new(op, *dtype, shape, index, n);
         let gives = room.is_some();
         // A rank that reduces a part for a root needs room for it, though it gets nothing.
         let room = match plan.reduction {
@@ -264,7 +244,7 @@ impl Move {
         } = Buffer::new(op, me.rank, input, room, *dtype, me.device)?;
         let mut rings = plan.lanes.iter().filter(|l| l.place == Place::Ring);
         let (mut ring, mut ring_at) = (None, ptr::null_mut());
-        if let Some(lane) = rings.find(|l| !l.is_inline()) {
+        if let Some(lane) = rings.find(|l| !l.is_inline) {
             let bytes = n * RING * lane.step.min(lane.bytes);
             let device = input.as_ref().or(output.as_ref());
             let device = device.map_or(me.device, Tensor::device);
@@ -293,7 +273,7 @@ impl Move {
     /// The bytes that travel with the header to `peer`.
     fn inline(&self, peer: usize) -> &[u8] {
         let mut lanes = self.plan.lanes.iter();
-        let sent = lanes.find(|l| l.way == Way::Send && l.peer == peer && l.is_inline());
+        let sent = lanes.find(|l| l.way == Way::Send && l.peer == peer && l.is_inline);
         match sent.map(|lane| (lane.place, lane.bytes)) {
             Some((Place::Input(at), bytes)) if bytes > 0 => {
                 // SAFETY: the plan's sends lie within the input, which is there where it has one.
@@ -303,14 +283,19 @@ impl Move {
         }
     }
 
-    fn sends_bulk(&self, peer: usize) -> bool {
-        let mut lanes = self.plan.lanes.iter();
-        lanes.any(|l| l.way == Way::Send && l.peer == peer && !l.is_inline())
+    /// Gives each lane of bulk data a tag of its own, behind those so far of its peer and way. Both ends do the same.
+    fn number(&mut self, tags: &mut [[u32; 2]]) {
+        let lanes = self.plan.lanes.iter().zip(&mut self.lanes);
+        for (lane, progress) in lanes.filter(|(lane, _)| !lane.is_inline) {
+            let next = &mut tags[lane.peer][usize::from(lane.way == Way::Recv)];
+            progress.tag = *next;
+            *next += 1;
+        }
     }
 
     fn expects(&self, peer: usize) -> usize {
         let mut lanes = self.plan.lanes.iter();
-        let lane = lanes.find(|l| l.way == Way::Recv && l.peer == peer && l.is_inline());
+        let lane = lanes.find(|l| l.way == Way::Recv && l.peer == peer && l.is_inline);
         lane.map_or(0, |lane| lane.bytes)
     }
 
@@ -327,7 +312,7 @@ impl Move {
             };
         }
         for (lane, progress) in self.plan.lanes.iter().zip(&mut self.lanes) {
-            if !lane.is_inline() {
+            if !lane.is_inline {
                 continue;
             }
             (progress.posted, progress.done) = (lane.steps(), lane.steps());
@@ -410,7 +395,7 @@ impl Move {
                         Place::Input(at) => self.src.wrapping_add(at),
                         Place::Ring => unreachable!("nothing is sent out of the ring"),
                     };
-                    let tag = around.tag(around.tags_out[lane.peer], lane.exchange);
+                    let tag = around.tags_out[lane.peer] + progress.tag;
                     wire.send_bulk(from.add(range.start), range.len(), peer, tag)?
                 }
                 (Way::Recv, place) => {
@@ -423,7 +408,7 @@ impl Move {
                         }
                         Place::Input(_) => unreachable!("nothing is received into the input"),
                     };
-                    let tag = around.tag(around.tags_in[lane.peer], lane.exchange);
+                    let tag = around.tags_in[lane.peer] + progress.tag;
                     wire.recv_bulk(to, range.len(), peer, tag)?
                 }
             }

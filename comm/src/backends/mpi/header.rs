@@ -17,7 +17,7 @@ pub(super) struct Header {
     /// The collective's number in the group; of a message, the number among those between the two
     /// ranks.
     pub(super) number: u64,
-    /// The first tag of the bulk data that the sender will send to the receiver of this header.
+    /// The first tag of the bulk data that the sender of this header will get from its receiver.
     pub(super) tag: u32,
     /// What was called.
     pub(super) signature: Signature,

@@ -15,11 +15,12 @@ use crate::op::Op;
 use phalanx_tensor::{DType, Shape};
 use std::ops::Range;
 
-/// Messages of at most so many bytes travel with the header of the call.
+/// Messages of at most so many bytes travel with the header of the call. All-reductions of no more are done by every rank
+/// on its own: what is sent with a header is copied, so that a rank may reduce into the buffer that it gave.
 const INLINE: usize = 4 << 10;
-/// All-reductions of at most so many bytes are done by every rank on its own. No more than what is
-/// sent inline, that is copied: a rank reduces into the buffer that it gave.
-const DIRECT: usize = INLINE;
+/// And of a call of several tensors no more than so many bytes to each rank, or from it: they are sent before anybody has
+/// agreed, and whoever is late keeps them for as long.
+const INLINE_OF_A_CALL: usize = 64 << 10;
 /// A step of plain data movement.
 const STEP: usize = 4 << 20;
 /// A step of a reduction, from all other ranks together: what is received stays in the cache until it
@@ -70,8 +71,8 @@ pub(super) struct Lane {
     /// Bytes of a step; the last one may be shorter.
     pub(super) step: usize,
     pub(super) gate: Gate,
-    /// Which exchange it belongs to: 0 or 1.
-    pub(super) exchange: u32,
+    /// Whether it travels with the header. Both ends come to the same answer.
+    pub(super) is_inline: bool,
 }
 
 impl Lane {
@@ -85,10 +86,25 @@ impl Lane {
         let start = step * self.step;
         start..self.bytes.min(start + self.step)
     }
+}
 
-    /// Whether the lane travels with the header. Both ends come to the same answer.
-    pub(super) fn is_inline(&self) -> bool {
-        self.exchange == 0 && self.gate == Gate::Open && self.bytes <= INLINE
+/// How much of a call may still travel with its header, tensor by tensor. It is counted by what both ends of each lane
+/// know, which is more than what is sent: the whole tensor, or the longest lane.
+pub(super) struct Budget(usize);
+
+impl Budget {
+    pub(super) fn of_a_call() -> Budget {
+        Budget(INLINE_OF_A_CALL)
+    }
+
+    /// The longest lane of the next tensor, of `whole` bytes, that may travel with the header between `n` ranks.
+    fn next(&mut self, whole: usize, n: usize) -> usize {
+        let limit = self.0.min(INLINE);
+        // The parts of what is longer are all longer than any that may.
+        if whole <= 2 * n * INLINE {
+            self.0 -= whole.min(limit);
+        }
+        limit
     }
 }
 
@@ -109,6 +125,8 @@ pub(super) struct Plan {
     pub(super) reduction: Option<Reduction>,
     /// What a rank gives to itself: from, to, bytes.
     pub(super) copy: Option<(usize, usize, usize)>,
+    /// The longest lane that travels with the header.
+    limit: usize,
 }
 
 /// A step of a reduction by `n` ranks. Both ends of a lane come to the same answer.
@@ -118,10 +136,18 @@ fn reduce_step(n: usize) -> usize {
 
 impl Plan {
     /// The share of rank `me` of `n`, of one tensor of an operation; of a message's sender (0) or receiver (1).
-    pub(super) fn new(op: &Op, dtype: DType, shape: &Shape, me: usize, n: usize) -> Plan {
-        let mut plan = Plan::default();
+    pub(super) fn new(
+        op: &Op,
+        (dtype, shape): &(DType, Shape),
+        (me, n): (usize, usize),
+        budget: &mut Budget,
+    ) -> Plan {
         let size = dtype.size();
         let whole = shape.numel() * size;
+        let mut plan = Plan {
+            limit: budget.next(whole, n),
+            ..Plan::default()
+        };
         let others = || (0..n).filter(|&p| p != me);
         match op {
             Op::AllReduce(_) => plan.reduce(me, n, whole, size, None),
@@ -193,14 +219,14 @@ impl Plan {
             bytes,
             step,
             gate: Gate::Open,
-            exchange: 0,
+            is_inline: bytes <= self.limit,
         });
     }
 
     /// The last lane belongs to the second exchange, and waits.
     fn then(&mut self, gate: Gate) {
         if let Some(lane) = self.lanes.last_mut() {
-            lane.exchange = 1;
+            lane.is_inline = false;
             lane.gate = gate;
         }
     }
@@ -219,7 +245,7 @@ impl Plan {
         let gets = |p: usize| root.is_none_or(|root| root == p);
         let others = || (0..n).filter(move |&p| p != me);
         let step = reduce_step(n);
-        if whole <= DIRECT {
+        if whole <= self.limit {
             for p in others() {
                 if gets(p) {
                     self.lane(p, Way::Send, Place::Input(0), whole, step);
@@ -262,7 +288,7 @@ impl Plan {
     /// that rank hands on to the others.
     fn broadcast(&mut self, me: usize, n: usize, whole: usize, size: usize, root: usize) {
         let others = || (0..n).filter(|&p| p != me);
-        if whole <= DIRECT || n == 2 {
+        if whole <= self.limit || n == 2 {
             match me == root {
                 true => {
                     others().for_each(|p| self.lane(p, Way::Send, Place::Input(0), whole, STEP))
@@ -310,4 +336,64 @@ fn part(whole: usize, size: usize, p: usize, n: usize) -> Range<usize> {
         (elements / n * p + p.min(extra)) * size
     };
     start(p)..start(p + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::ReduceOp;
+
+    fn plans(op: &Op, tensors: &[(DType, Shape)], me: usize, n: usize) -> Vec<Plan> {
+        let mut budget = Budget::of_a_call();
+        let plan = |tensor| Plan::new(op, tensor, (me, n), &mut budget);
+        tensors.iter().map(plan).collect()
+    }
+
+    /// What goes one way between a rank and its peer, in order: its bytes, and whether they go with the header.
+    fn lanes(plans: &[Plan], peer: usize, way: Way) -> Vec<(usize, bool)> {
+        let lanes = plans.iter().flat_map(|plan| &plan.lanes);
+        let lanes = lanes.filter(|lane| lane.peer == peer && lane.way == way);
+        lanes.map(|lane| (lane.bytes, lane.is_inline)).collect()
+    }
+
+    fn inline(lanes: &[(usize, bool)]) -> usize {
+        let inline = lanes.iter().filter(|lane| lane.1);
+        inline.map(|lane| lane.0).sum()
+    }
+
+    #[test]
+    fn a_call_sends_little_before_all_agree_and_both_ends_know_what() {
+        let tensor = |len: usize| (DType::F32, Shape::from([len]));
+        let calls: [Vec<_>; 5] = [
+            vec![tensor(1024); 4096],
+            vec![tensor(4); 4096],
+            (0..4096).map(|at| tensor(at * 60)).collect(),
+            (0..200).map(|at| tensor([1 << 20, 12][at % 2])).collect(),
+            (0..500).map(|at| tensor(6144 + at % 3 * 60)).collect(),
+        ];
+        let ops = [
+            Op::AllReduce(ReduceOp::Sum),
+            Op::Broadcast { root: 1 },
+            Op::ReduceScatter(ReduceOp::Sum),
+            Op::AllGather,
+        ];
+        for (n, op, call) in (2..=5)
+            .flat_map(|n| ops.iter().map(move |op| (n, op)))
+            .flat_map(|(n, op)| calls.iter().map(move |call| (n, op, call)))
+        {
+            let all: Vec<_> = (0..n).map(|me| plans(op, call, me, n)).collect();
+            for (a, b) in (0..n).flat_map(|a| (0..n).map(move |b| (a, b))) {
+                let sent = lanes(&all[a], b, Way::Send);
+                assert_eq!(sent, lanes(&all[b], a, Way::Recv), "{op:?}, {a} to {b}");
+                assert!(inline(&sent) <= INLINE_OF_A_CALL, "{op:?}, {a} to {b}");
+            }
+        }
+        // Long tensors leave the short ones between them what they need.
+        let sent = lanes(&plans(&ops[0], &calls[3], 0, 2), 1, Way::Send);
+        assert_eq!(inline(&sent), 100 * 48);
+        // A call of one tensor is as it was.
+        let sent = |len| lanes(&plans(&ops[0], &[tensor(len)], 0, 2), 1, Way::Send);
+        assert_eq!((sent(1024).len(), inline(&sent(1024))), (1, INLINE));
+        assert_eq!(sent(4096).len(), 2);
+    }
 }

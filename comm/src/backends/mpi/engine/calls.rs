@@ -37,6 +37,7 @@ impl Core {
                 (Arc::clone(&me.world_ranks), me.rank, counted)
             }
         };
+        self.take_tags(&mut exchange, &ranks)?;
         let number = self.groups.next(group, &counted);
         let mut header = Header {
             epoch,
@@ -53,11 +54,7 @@ impl Core {
             if peer == index || !tells {
                 continue;
             }
-            header.tag = match exchange.needs_tags(peer) {
-                0 => 0,
-                count => self.next_tags(rank, count),
-            };
-            exchange.tags_out[peer] = header.tag;
+            header.tag = exchange.tags_in[peer];
             let mut bytes = vec![CALL];
             header.write(&mut bytes);
             exchange.write_inline(peer, &mut bytes);
@@ -102,15 +99,34 @@ impl Core {
         self.groups.issued(group, me)
     }
 
-    /// The first of `count` tags that no operation in flight between this rank and that one has.
-    fn next_tags(&mut self, rank: usize, count: u32) -> u32 {
-        let (next, least) = self.tags[rank];
-        let first = match next + count <= self.wire.tags {
-            true => next,
-            false => least,
-        };
-        self.tags[rank].0 = first + count;
-        first
+    /// Takes tags for what each other rank sends in this operation; or none, where there are too few.
+    fn take_tags(&mut self, exchange: &mut Exchange, ranks: &[usize]) -> Result<()> {
+        for (peer, &rank) in ranks.iter().enumerate() {
+            let count = exchange.needs_tags[peer];
+            if let Some(first) = self.tags[rank].take(count) {
+                exchange.tags_in[peer] = first;
+                continue;
+            }
+            give_back(&mut self.tags, exchange, &ranks[..peer]);
+            let bound = self.wire.tags;
+            return Err(Error::InvalidArgument {
+                op: exchange.signature.op.name(),
+                rank: self.me(),
+                reason: format!(
+                    "its data from rank {rank} needs {count} message tags in a row; of the {bound} that MPI has, too many \
+                     belong to operations that are under way, or that a failure has left behind (wait for some first)"
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// An operation is done: others may have its tags, and it goes where nobody will ask for its result.
+    pub(super) fn finish(&mut self, key: Key) {
+        if let Some(mine) = self.slots.mine(key) {
+            give_back(&mut self.tags, &mine.exchange, &mine.ranks);
+        }
+        self.slots.drop_if_abandoned(key);
     }
 
     /// Another rank has made a call. What belongs to an epoch that this rank has behind it concerns nobody; what belongs
@@ -167,7 +183,7 @@ impl Core {
                 let rank = arrival.rank;
                 return self.garbled(rank);
             }
-            mine.exchange.tags_in[peer] = arrival.header.tag;
+            mine.exchange.tags_out[peer] = arrival.header.tag;
             if sent > 0 {
                 mine.exchange.keep(peer, arrival.parcel, arrival.data);
             }
@@ -175,7 +191,7 @@ impl Core {
         mine.exchange.begin();
         self.advance(key);
         match self.slots.stage(key) {
-            Stage::Done => self.slots.drop_if_abandoned(key),
+            Stage::Done => self.finish(key),
             _ => self.moving.push(key),
         }
     }
@@ -216,10 +232,7 @@ impl Core {
         self.has_failed = true;
         let is_in_flight = |mine: &Mine| mine.exchange.is_in_flight();
         self.keeps_data |= self.slots.under_way().any(is_in_flight);
-        // Here or at the other end, MPI has kept data of them: no other operation may ever get their tags.
-        for (next, least) in &mut self.tags {
-            *least = (*next).max(*least);
-        }
+        // Here or at the other end, MPI has kept data of them: their tags stay taken.
         // Who still waits for an operation of an earlier program hears of that one's end.
         let current = self.detector.epoch();
         self.slots.retain(|slot| {
@@ -238,5 +251,12 @@ impl Core {
     /// Whether some of them have data that no header carries.
     pub(in crate::backends::mpi) fn has_bulk(&self) -> bool {
         self.slots.under_way().any(|mine| mine.exchange.is_bulk())
+    }
+}
+
+/// Nothing more comes to an operation from these ranks, the first ones of it.
+fn give_back(tags: &mut [Tags], exchange: &Exchange, ranks: &[usize]) {
+    for (peer, &rank) in ranks.iter().enumerate() {
+        tags[rank].give_back(exchange.tags_in[peer], exchange.needs_tags[peer]);
     }
 }
