@@ -123,7 +123,11 @@ mod tests {
         let mut tags = Tags::new(64);
         tags.take(20);
         tags.give_back(0, 20);
-        let mut lost = vec![tags.take(8).unwrap_or(0)..28];
+        let mut lost: Vec<_> = tags
+            .take(8)
+            .map(|first| first..first + 8)
+            .into_iter()
+            .collect();
         for round in 0..200 {
             let mut held = lost.clone();
             let first = take(&mut tags, &mut held, 9);
