@@ -100,7 +100,8 @@ impl Budget {
     /// The longest lane of the next tensor, of `whole` bytes, that may travel with the header between `n` ranks.
     fn next(&mut self, whole: usize, n: usize) -> usize {
         let limit = self.0.min(INLINE);
-        // The parts of what is longer are all longer than any that may.
+        // The parts of what is longer are all longer than any that may. (Those of `all_to_all_v` have any length; but that is
+        // a call of one tensor.)
         if whole <= 2 * n * INLINE {
             self.0 -= whole.min(limit);
         }

@@ -78,9 +78,9 @@ impl Pending for MpiWork {
         let Handle { engine, epoch, .. } = &*self.handle;
         let mut waiting = Waiting::new(engine);
         let (mut idle_since, mut watch) = (None, None);
-        engine.lock().note_caller(*epoch);
+        let mut core = engine.lock();
+        core.note_caller(*epoch);
         loop {
-            let mut core = engine.lock();
             let anything_moved = core.progress();
             if let Stage::Done = core.stage(self.key) {
                 core.end_watch(self.key, &mut watch);
@@ -101,6 +101,7 @@ impl Pending for MpiWork {
             let nap = idle > YIELDS && !core.is_busy();
             drop(core);
             rest(nap.then_some(idle));
+            core = engine.lock();
         }
     }
 }

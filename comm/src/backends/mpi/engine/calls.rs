@@ -83,7 +83,8 @@ impl Core {
             .map_or(Ok(()), Err)
     }
 
-    /// This thread issues, waits or polls in a group of this epoch. Of what is over the current one hears nothing.
+    /// This thread issues, waits or polls in a group of this epoch. Who does so in an earlier program's is no caller of the
+    /// current one.
     pub(in crate::backends::mpi) fn note_caller(&mut self, epoch: u64) {
         if epoch == self.detector.epoch() {
             self.slots.note_caller();
