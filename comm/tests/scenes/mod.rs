@@ -210,6 +210,15 @@ impl Scene {
         }
     }
 
+    /// For how long the culprit says nothing: longer than the deadline. A process is ended when it has not heard of the
+    /// failure for as long again; a thread is waited for.
+    fn lateness(&self) -> Duration {
+        match self.is_on_processes {
+            true => self.deadline() * 8 / 5,
+            false => self.deadline() * 3,
+        }
+    }
+
     /// How many ranks meet where the culprit errs.
     pub fn meeting(&self) -> usize {
         let step = self.steps[self.at];
@@ -276,7 +285,7 @@ impl Scene {
                     Crime::Return => return Ok(()),
                     Crime::Error => return Err(own_error(me)),
                     Crime::Panic => panic!("on purpose"),
-                    Crime::Late => std::thread::sleep(g.deadline() * 3),
+                    Crime::Late => std::thread::sleep(self.lateness()),
                     Crime::Abort => g.abort("on purpose"),
                     Crime::Recv => g
                         .recv([2].into(), DType::U8, (me + 1) % n, 1)?
