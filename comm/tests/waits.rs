@@ -2,9 +2,10 @@
 //! deadline.
 
 use phalanx_comm::{
-    DType, Error, LaunchConfig, Link, ProcessGroup, ReduceOp, Result, Stands, Tensor, launch,
+    DType, Error, FailureKind, LaunchConfig, LaunchError, Link, ProcessGroup, ReduceOp, Result,
+    Stands, Tensor, launch,
 };
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -14,18 +15,20 @@ fn fails(
     deadline: Duration,
     program: impl Fn(&Arc<dyn ProcessGroup>) -> Result<()> + Sync,
 ) -> (Error, Duration) {
-    let heard = Mutex::new(Vec::new());
     let start = Instant::now();
-    let end = launch(LaunchConfig::new(n).deadline(deadline), |g| {
-        let end = program(&g);
-        if let Err(e) = &end {
-            heard.lock().unwrap().push(e.clone());
-        }
-        end
-    });
+    let end = launch(LaunchConfig::new(n).deadline(deadline), |g| program(&g));
     let took = start.elapsed();
-    end.expect_err("all wait in vain");
-    let heard = heard.into_inner().unwrap();
+    let Err(LaunchError::Ranks { first, others }) = end else {
+        panic!("all wait in vain: {end:?}");
+    };
+    let heard = [first]
+        .into_iter()
+        .chain(others)
+        .map(|rank| match rank.kind {
+            FailureKind::Error(error) => error,
+            other => panic!("rank {}: {other:?}", rank.rank),
+        });
+    let heard: Vec<Error> = heard.collect();
     assert_eq!(heard.len(), n, "{heard:?}");
     assert!(heard.iter().all(|e| *e == heard[0]), "{heard:?}");
     (heard[0].clone(), took)

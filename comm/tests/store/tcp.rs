@@ -64,7 +64,7 @@ fn many_clients_meet() {
     const RANKS: usize = 48;
     let server = serve();
     thread::scope(|scope| {
-        for rank in 0..RANKS {
+        let each = |rank| {
             let server = &server;
             scope.spawn(move || {
                 let store = client(server, rank, PATIENCE);
@@ -80,8 +80,10 @@ fn many_clients_meet() {
                         assert_eq!(store.get(key).unwrap(), [r as u8]);
                     }
                 }
-            });
-        }
+            })
+        };
+        let threads: Vec<_> = (0..RANKS).map(each).collect();
+        threads.into_iter().for_each(|t| t.join().unwrap());
     });
     assert_eq!(server.store(PATIENCE).len(), 5 * RANKS);
 }
