@@ -187,6 +187,7 @@ fn no_drop_asks_the_store() {
         gate.wait();
         assert!(is_finished, "a drop waits for the store");
         assert_eq!(after, before);
+        drops.join().unwrap();
         issues.join().unwrap().unwrap().wait().unwrap();
         rank_1.join().unwrap().unwrap();
     });
