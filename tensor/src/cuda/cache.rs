@@ -142,3 +142,36 @@ fn whole(mut bytes: Vec<u8>) -> Option<Image> {
     bytes.drain(..32);
     Some(Image::new(bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_takes_the_latest_code_that_it_can_read() -> io::Result<()> {
+        let folder = env::temp_dir().join(format!("phalanx-cache-{}", process::id()));
+        let cache = Cache::at(&folder);
+        let key = |version| Key::new("add".into(), Target::Ptx, &["source"], version);
+        for (version, bytes) in [
+            ((12, 8), b"a"),
+            ((13, 0), b"b"),
+            ((13, 1), b"c"),
+            ((14, 0), b"d"),
+        ] {
+            cache.store(&key(Some(version)), &Image::new(bytes.to_vec()))?;
+        }
+        let found = |major| Some(cache.load_any(&key(None), major)?.bytes().to_vec());
+        let taken = [11, 12, 13, 14].map(found);
+        fs::remove_dir_all(&folder)?;
+        assert_eq!(
+            taken,
+            [
+                None,
+                Some(b"a".to_vec()),
+                Some(b"c".to_vec()),
+                Some(b"d".to_vec())
+            ]
+        );
+        Ok(())
+    }
+}

@@ -203,8 +203,8 @@ pub(super) fn max_backward(
     let plane = |t: &Tensor| t.dims()[2] * t.dims()[3];
     let planes = dx.dims()[0] * dx.dims()[1];
     let (n, outs, pixels) = (dx.numel(), plane(dy), plane(dx));
-    if n == 0 && dy.numel() == 0 {
-        return Ok(());
+    if dy.numel() == 0 {
+        return Ok(()); // Each plane has an output, so there are no planes.
     }
     let sorted = n > 0 && planes < MANY_PLANES && outs > FEW_OUTPUTS;
     let (dy_view, at_view) = (View::new(op, dy.layout())?, View::new(op, at.layout())?);

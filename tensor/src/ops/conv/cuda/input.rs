@@ -28,11 +28,12 @@ pub(super) fn strided(
         weights: parts::by_output(g, w),
     };
     let from = Images::new(lane, dy);
-    // Channels of a group, and images, of one piece.
+    // Channels of a group, and images, of one piece. Neither is empty: the result has elements, and windows have taps and
+    // outputs.
     let channel = taps * outputs * wide.size();
-    let channels = (LIMIT / channel.max(1)).clamp(1, g.cig());
+    let channels = (LIMIT / channel).clamp(1, g.cig());
     let image = channel * g.ci;
-    let images = (LIMIT / image.max(1)).clamp(1, g.n);
+    let images = (LIMIT / image).clamp(1, g.n);
     let whole = image <= LIMIT;
     let columns = match whole {
         true => image * images,
