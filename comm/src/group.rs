@@ -154,7 +154,8 @@ pub trait ProcessGroup: Send + Sync {
     /// for and in what it calls next.
     fn abort(&self, reason: &str);
 
-    /// Whether some engine of this group carries out the operation on elements of this type.
+    /// Whether the engine for tensors on this group's [`device`](ProcessGroup::device) carries out the operation on
+    /// elements of this type.
     fn supports(&self, op: &Op, dtype: DType) -> bool;
 
     /// What the engine for tensors on such a device promises of its results. `None` where the group has no such engine.

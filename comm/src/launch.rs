@@ -91,10 +91,16 @@ where
     }
     check_threads(config.threads_per_rank)?;
     config.check_device(size)?;
-    let devices: Vec<Device> = (0..size).map(|rank| config.device_of(rank)).collect();
+    let devices: Vec<Device> = (0..size)
+        .map(|rank| config.host_device(rank, size))
+        .collect();
     let groups = local::engines(&devices, config.threads_per_rank, config.deadline);
     let world = groups[0].watcher();
-    let groups: Vec<Group> = groups.into_iter().map(Group::world).collect();
+    let groups = groups.into_iter().enumerate();
+    let groups = groups.map(|(rank, host)| Group::world_on(host, config.card_of(rank, size)));
+    let groups: Vec<Group> = groups
+        .collect::<Result<_, _>>()
+        .map_err(LaunchError::World)?;
     let flights: Vec<_> = groups.iter().map(|g| Arc::clone(g.flight())).collect();
     let failures = AtomicUsize::new(0);
     let ends = thread::scope(|scope| {

@@ -112,7 +112,7 @@ fn the_cnn_trains_as_on_the_cpu() {
     trains_as_on_the_cpu(device, "cnn", small_cnn);
 }
 
-/// Several ranks on cards are refused by one sentence, in the library and in the programs.
+/// Without NCCL, several ranks on cards are refused by one sentence, in the library and in the programs.
 #[test]
 fn more_ranks_than_one_are_refused() {
     let Some((device, _turn)) = card("more_ranks_than_one_are_refused") else {
@@ -124,8 +124,8 @@ fn more_ranks_than_one_are_refused() {
     let Err(error @ LaunchError::Cards { size: 3, .. }) = end else {
         panic!("{end:?}");
     };
-    let sentence = "3 ranks were asked for on cuda:0, but groups over cards are not there yet: a card serves a \
-                    world of one rank";
+    let sentence = "3 ranks were asked for, the first one on cuda:0, but there are no groups of cards here: this build \
+                    is without NCCL; build with the feature `nccl`";
     assert_eq!(error.to_string(), sentence);
     let Some(program) = program("more_ranks_than_one_are_refused") else {
         return;

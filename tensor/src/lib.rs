@@ -105,6 +105,9 @@ mod views;
 pub mod ops;
 
 pub use boolean::{Bool, Value};
+#[cfg(feature = "cuda")]
+#[doc(hidden)]
+pub use cuda::collective;
 pub use device::Device;
 pub use dtype::{DType, Element, Float, bf16, f16};
 pub use error::{Error, Result};

@@ -7,6 +7,11 @@ pub(crate) mod fold;
 pub mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "nccl")]
+pub(crate) mod nccl;
+#[cfg(not(feature = "nccl"))]
+#[path = "no_nccl.rs"]
+pub(crate) mod nccl;
 pub mod store;
 mod together;
 

@@ -4,7 +4,7 @@
 use super::ProcessGroup;
 use super::batch::{self, Message};
 use super::record::{Flight, GroupRecord, Record, Ticket};
-use crate::backends::Backend;
+use crate::backends::{Backend, nccl};
 use crate::check::{self, Call, Room};
 use crate::error::{Error, Result};
 use crate::meeting::naming;
@@ -53,6 +53,14 @@ impl Engines {
         }
     }
 
+    /// The engine for tensors where the group's results live.
+    fn main(&self) -> &dyn Backend {
+        match &self.cards {
+            Some(cards) => &**cards,
+            None => &*self.host,
+        }
+    }
+
     fn all(&self) -> impl Iterator<Item = &dyn Backend> {
         [Some(&self.host), self.cards.as_ref()]
             .into_iter()
@@ -95,6 +103,16 @@ impl Group {
         Group::new(engines, Arc::default())
     }
 
+    /// A world whose results live on a card, if one is given: then NCCL carries the tensors of cards.
+    ///
+    /// # Errors
+    /// The world's failure; there is no NCCL.
+    pub(crate) fn world_on(host: impl Backend + 'static, card: Option<Device>) -> Result<Group> {
+        let host: Arc<dyn Backend> = Arc::new(host);
+        let cards = card.map(|card| nccl::beside(&host, card)).transpose()?;
+        Ok(Group::new(Engines { host, cards }, Arc::default()))
+    }
+
     pub(crate) fn flight(&self) -> &Arc<Flight> {
         &self.inner.flight
     }
@@ -105,7 +123,12 @@ impl Group {
 
     /// Declares that this rank will issue nothing more. Who waits for it is told at once.
     pub(crate) fn depart(&self) {
-        self.inner.engines.all().for_each(Backend::depart);
+        // What is under way on the card needs the host's engine still.
+        let Engines { host, cards } = &self.inner.engines;
+        if let Some(cards) = cards {
+            cards.depart();
+        }
+        host.depart();
     }
 
     /// Ends the world with this error, unless it has failed already.
@@ -206,7 +229,7 @@ impl ProcessGroup for Group {
     }
 
     fn backend(&self) -> &'static str {
-        self.inner.engines.host.name()
+        self.inner.engines.main().name()
     }
 
     fn name(&self) -> &str {
@@ -218,7 +241,7 @@ impl ProcessGroup for Group {
     }
 
     fn device(&self) -> Device {
-        self.membership().device
+        self.inner.engines.main().membership().device
     }
 
     fn deadline(&self) -> Duration {
@@ -340,7 +363,10 @@ impl ProcessGroup for Group {
         let call = check::split(old, color, key)?;
         let (number, work) = {
             let _turn = self.inner.splits.lock();
-            (self.issued(), self.issue::<Tensor>(call)?)
+            (
+                self.inner.engines.host.issued(),
+                self.issue::<Tensor>(call)?,
+            )
         };
         let all = work.wait()?;
         let all = all.to_vec::<i64>()?;
@@ -372,10 +398,7 @@ impl ProcessGroup for Group {
     }
 
     fn supports(&self, op: &Op, dtype: DType) -> bool {
-        self.inner
-            .engines
-            .all()
-            .any(|engine| engine.supports(op, dtype))
+        self.inner.engines.main().supports(op, dtype)
     }
 
     fn promises(&self, device: Device) -> Option<Promises> {
@@ -384,7 +407,7 @@ impl ProcessGroup for Group {
     }
 
     fn issued(&self) -> u64 {
-        self.inner.engines.host.issued()
+        self.inner.engines.all().map(Backend::issued).sum()
     }
 
     fn health(&self) -> Option<Error> {

@@ -1,5 +1,6 @@
 //! [`LaunchConfig`]: how a world is started, how long its ranks wait, and what a failure does.
 
+use crate::backends::nccl;
 use crate::launch::LaunchError;
 use phalanx_tensor::Device;
 use std::fmt::{Debug, Display};
@@ -24,8 +25,8 @@ pub struct LaunchConfig {
     /// How many threads the tensor operations of a rank may use; 1 by default.
     pub threads_per_rank: usize,
     /// Where rank 0's results live; rank `r`'s live on the device of this kind `r` numbers on. `cpu:0` by default.
-    /// A card is for a world of one rank, whose collectives need no engine: more ranks are
-    /// [`LaunchError::Cards`].
+    /// Of cards, it is the one of the first rank of each host; the others follow by their local rank. Several ranks on
+    /// cards need the feature `nccl`, and the library: else they are [`LaunchError::Cards`].
     pub device: Device,
     /// The folder into which each rank writes its last calls, by group, where the world fails: `rank-<rank>.json`. Also
     /// the guilty one does so: by itself where it returned an error or panicked; and where it hangs or has returned, by
@@ -125,13 +126,27 @@ impl LaunchConfig {
         LaunchConfig { stack_size, ..self }
     }
 
-    /// Where a rank's results live.
-    pub(crate) fn device_of(&self, rank: usize) -> Device {
+    /// Where a rank's results live: the first device, and as many numbers on.
+    fn device_of(&self, number: usize) -> Device {
         match self.device {
-            Device::Cpu(first) => Device::cpu(first.saturating_add(rank)),
-            Device::Cuda(first) => Device::cuda(first.saturating_add(rank)),
+            Device::Cpu(first) => Device::cpu(first.saturating_add(number)),
+            Device::Cuda(first) => Device::cuda(first.saturating_add(number)),
             other => other,
         }
+    }
+
+    /// Where the engine for the host's tensors has its results, for this rank of `size`.
+    pub(crate) fn host_device(&self, rank: usize, size: usize) -> Device {
+        match self.card_of(rank, size) {
+            None => self.device_of(rank),
+            Some(_) => Device::cpu(rank),
+        }
+    }
+
+    /// The card on which a rank's results live, if a group of cards is needed: the rank is number `local_rank` of its
+    /// host. A world of one rank needs none.
+    pub(crate) fn card_of(&self, local_rank: usize, size: usize) -> Option<Device> {
+        (size > 1 && !self.device.is_cpu()).then(|| self.device_of(local_rank))
     }
 
     /// Fails where a world of `size` ranks cannot be on the device.
@@ -144,11 +159,17 @@ impl LaunchConfig {
             return Ok(());
         }
         // What is missing is said first: the feature, the driver, the card.
-        match device.memory() {
-            Err(error) => Err(LaunchError::World(error.into())),
-            Ok(_) if size > 1 => Err(LaunchError::Cards { device, size }),
-            Ok(_) => Ok(()),
+        device
+            .memory()
+            .map_err(|error| LaunchError::World(error.into()))?;
+        if size == 1 {
+            return Ok(());
         }
+        nccl::is_there().map_err(|reason| LaunchError::Cards {
+            device,
+            size,
+            reason: reason.into(),
+        })
     }
 
     /// How long a rank may go on in a failed world.

@@ -34,16 +34,17 @@ pub enum LaunchError<E: Display + Debug> {
         /// How many there may be.
         limit: usize,
     },
-    /// Several ranks on cards, which no backend connects yet.
+    /// Several ranks on cards, which nothing here connects.
     #[error(
-        "{size} ranks were asked for on {device}, but groups over cards are not there yet: a card serves a \
-         world of one rank"
+        "{size} ranks were asked for, the first one on {device}, but there are no groups of cards here: {reason}"
     )]
     Cards {
         /// The device of the first rank.
         device: Device,
         /// How many ranks were asked for.
         size: usize,
+        /// What is missing.
+        reason: String,
     },
     /// The system gave no thread.
     #[error("no thread for rank {rank}: {error}")]

@@ -1,6 +1,6 @@
 //! Tensors of known values, and a loop that reduces them.
 
-use phalanx_comm::{DType, Device, ReduceOp, Shape, Tensor};
+use phalanx_comm::{DType, Device, ProcessGroup, ReduceOp, Shape, Tensor};
 use phalanx_tensor::{Element, dispatch_any};
 
 /// A small number that differs by rank and position; exact in every element type.
@@ -31,13 +31,15 @@ pub fn tensor(
 
 /// The tensor of `rank`.
 pub fn of_rank(rank: usize, shape: impl Into<Shape>, dtype: DType, device: Device) -> Tensor {
-    let mut t = tensor(shape, dtype, device, |i| value(dtype, rank, i));
-    if dtype == DType::Bool {
-        // True is any byte but 0: of each rank another one.
-        let bytes = t.bytes_mut().unwrap().iter_mut();
-        bytes.enumerate().for_each(|(i, b)| *b <<= (i + rank) % 8);
+    let of = |device| tensor(shape, dtype, device, |i| value(dtype, rank, i));
+    if dtype != DType::Bool {
+        return of(device);
     }
-    t
+    // True is any byte but 0: of each rank another one.
+    let mut t = of(Device::cpu(0));
+    let bytes = t.bytes_mut().unwrap().iter_mut();
+    bytes.enumerate().for_each(|(i, b)| *b <<= (i + rank) % 8);
+    t.to_device(device).unwrap()
 }
 
 /// The elements, in row-major order.
@@ -57,6 +59,46 @@ pub fn expect(t: &Tensor, shape: &[usize], dtype: DType, device: Device, want: &
         assert!(
             g == w || g.is_nan() && w.is_nan(),
             "element {i} of {dtype} {shape:?}: {g}, not {w}"
+        );
+    }
+}
+
+/// As [`expect`], of the result of a reduction: to the bit where the engine reduces in rank order; else within what
+/// another order, and a rounding to a half type at each step, may make of it.
+#[track_caller]
+pub fn expect_reduced(
+    g: &dyn ProcessGroup,
+    op: ReduceOp,
+    t: &Tensor,
+    shape: &[usize],
+    dtype: DType,
+    want: &[f64],
+) {
+    let promises = g.promises(g.device()).expect("an engine");
+    let may_round = dtype.is_float() && !matches!(op, ReduceOp::Min | ReduceOp::Max);
+    if promises.rank_order || !may_round {
+        return expect(t, shape, dtype, g.device(), want);
+    }
+    assert_eq!(
+        (t.dims(), t.dtype(), t.device()),
+        (shape, dtype, g.device())
+    );
+    let step = match dtype {
+        DType::BF16 => 2f64.powi(-8),
+        DType::F16 => 2f64.powi(-11),
+        DType::F32 => 2f64.powi(-24),
+        _ => 2f64.powi(-53),
+    };
+    // Operands of a sum are at most 4.
+    let largest = |want: f64| match op {
+        ReduceOp::Product => want.abs(),
+        _ => 4.0 * g.size() as f64,
+    };
+    for (i, (got, want)) in values(t).iter().zip(want).enumerate() {
+        let most = 2.0 * step * g.size() as f64 * largest(*want);
+        assert!(
+            (got - want).abs() <= most,
+            "element {i} of {op} of {dtype} {shape:?}: {got}, not {want}"
         );
     }
 }

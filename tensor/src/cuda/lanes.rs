@@ -28,7 +28,6 @@ pub(crate) enum Lane {
     /// Transfers between the host and the card, and from card to card.
     Copy,
     /// Collectives.
-    #[allow(dead_code)] // for the group's engine, which issues its writes here
     Comm,
 }
 

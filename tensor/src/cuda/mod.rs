@@ -4,6 +4,7 @@
 
 mod blas;
 mod cache;
+pub mod collective;
 mod compile;
 mod driver;
 mod gpu;

@@ -4,6 +4,7 @@ use crate::env::Process;
 use crate::error::Error;
 use crate::group::{Group, ProcessGroup};
 use crate::launch::{LaunchConfig, LaunchError, check_threads, run_process};
+use crate::place::Place;
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
 
@@ -22,7 +23,12 @@ where
     config.check_device(process.size)?;
     let engine = super::join(&config).map_err(LaunchError::World)?;
     let handle = Arc::clone(&engine.handle);
-    let group = Group::world(engine);
+    let local_rank = match config.device.is_cpu() {
+        true => 0,
+        false => Place::detect()?.local_rank,
+    };
+    let card = config.card_of(local_rank, process.size);
+    let group = Group::world_on(engine, card).map_err(LaunchError::World)?;
     let (rank, seen) = (group.rank(), group.size());
     if seen != process.size {
         return Err(LaunchError::OtherMpi {

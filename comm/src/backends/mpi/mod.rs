@@ -124,7 +124,7 @@ fn join(config: &LaunchConfig) -> Result<MpiGroup> {
         rank,
         world_ranks: (0..size).collect(),
         name: "world".into(),
-        device: config.device_of(rank),
+        device: config.host_device(rank, size),
         deadline: config.deadline,
     };
     Ok(MpiGroup {

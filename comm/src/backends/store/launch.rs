@@ -64,15 +64,15 @@ where
     };
     let store = connect(server.as_ref(), address, &job, rank, &config);
     let store = store.map_err(LaunchError::World)?;
-    let device = config.device_of(rank);
+    let device = config.host_device(rank, size);
     let engine = super::join(store, rank, size, device, config.deadline);
     let engine = engine.map_err(LaunchError::World)?;
     let session = Arc::clone(&engine.endpoint.session);
     let start = session.meet(size, config.start_deadline);
-    let group = Group::world(engine);
-    let end = match start {
+    let group = Group::world_on(engine, config.card_of(place.local_rank, size));
+    let end = match start.and(group) {
         Err(error) => Err(LaunchError::World(error)),
-        Ok(()) => run_process(group, &config, program, |ends| {
+        Ok(group) => run_process(group, &config, program, |ends| {
             watch(ends, &session, &config)
         })
         .and_then(|results| match session.untold() {

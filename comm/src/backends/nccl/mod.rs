@@ -1,0 +1,481 @@
+//! The engine for tensors on CUDA devices, by NCCL: a thread or a process for each card.
+//!
+//! A call goes onto the card's comm lane, and `issue` returns: nothing waits for other ranks, and `wait` hands its result
+//! out at once. Whoever reads that is ordered behind the call on the card; `Ok` says issued, not done.
+//!
+//! NCCL compares nothing, and a rank that is missing makes it wait for ever. So each call is accompanied by a word to the
+//! other ranks, by the engine that carries the tensors of the hosts ([`Shadow`]), and watched by a thread ([`watch`]): a
+//! failure of the world ends what is under way on all cards, and each tensor that it was to write gives
+//! [`phalanx_tensor::Error::LostWrite`] to its readers, never its bytes.
+//!
+//! Reductions are in no promised order: the bits of a sum may depend on the number of ranks, the size and the hardware.
+
+mod communicator;
+mod library;
+mod plan;
+mod shadow;
+mod watch;
+
+use self::communicator::{Communicator, Failure};
+use self::plan::{Channel, Ends};
+use self::shadow::{Said, Shadow};
+use self::watch::UnderWay;
+use crate::backends::Backend;
+use crate::backends::local::Done;
+use crate::check::{Call, Room};
+use crate::error::{Error, Result};
+use crate::membership::Membership;
+use crate::op::{Op, Promises};
+use crate::sync::Mutex;
+use crate::work::{Pending, Tensors};
+use phalanx_tensor::collective::{Collective, Issued};
+use phalanx_tensor::{DType, Device, Tensor, WriteFault};
+use smallvec::SmallVec;
+use std::sync::atomic::{
+    AtomicU64, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Why this machine has no NCCL; `Ok` where it has one.
+pub(crate) fn is_there() -> std::result::Result<(), &'static str> {
+    library::library().map(drop)
+}
+
+/// The engine for tensors on `device`, a card, beside the one that carries the tensors of the host.
+///
+/// # Errors
+/// The world's failure.
+pub(crate) fn beside(host: &Arc<dyn Backend>, device: Device) -> Result<Arc<dyn Backend>> {
+    Ok(Arc::new(NcclGroup::new(Arc::clone(host), device)?))
+}
+
+/// One rank's side of a group of cards.
+struct NcclGroup {
+    membership: Membership,
+    /// Carries the tensors of the hosts of the same ranks.
+    host: Arc<dyn Backend>,
+    shadow: Arc<Shadow>,
+    /// Made by the first call, which all ranks have.
+    link: OnceLock<Link>,
+    /// Held while a call is issued: the calls of a rank come one after the other.
+    turn: Mutex<()>,
+    issued: AtomicU64,
+    /// How many calls of this rank are not done, in all its groups of cards.
+    under_way: Arc<AtomicUsize>,
+}
+
+/// A communicator, and the watch over it.
+struct Link {
+    communicator: Arc<Communicator>,
+    watch: Sender<UnderWay>,
+}
+
+/// A call that was issued.
+struct NcclWork {
+    outputs: Tensors,
+    issued: Option<Issued>,
+    host: Arc<dyn Backend>,
+}
+
+impl NcclGroup {
+    /// Beside the group that `host` carries: this rank's tensors are on `device`, a card.
+    ///
+    /// # Errors
+    /// The world's failure.
+    fn new(host: Arc<dyn Backend>, device: Device) -> Result<NcclGroup> {
+        let membership = Membership {
+            device,
+            ..host.membership().clone()
+        };
+        let shadow = Arc::new(Shadow::new(&*host, &membership)?);
+        Ok(NcclGroup {
+            membership,
+            host,
+            shadow,
+            link: OnceLock::new(),
+            turn: Mutex::default(),
+            issued: AtomicU64::new(0),
+            under_way: Arc::default(),
+        })
+    }
+
+    fn failed(&self, failure: Failure) -> Error {
+        let error = Error::Transport {
+            rank: self.membership.world_rank(),
+            call: failure.call.to_owned(),
+            message: failure.message,
+        };
+        self.host.fail(error.clone());
+        self.host.fault().unwrap_or(error)
+    }
+
+    /// The communicator; the first call of the group makes it, together with those of all other ranks. Under `turn`.
+    fn link(&self) -> Result<&Link> {
+        if let Some(link) = self.link.get() {
+            return Ok(link);
+        }
+        let me = &self.membership;
+        let mine = match me.rank {
+            0 => communicator::unique_id().map_err(|failure| self.failed(failure))?,
+            _ => [0; communicator::ID_BYTES],
+        };
+        let id = self.shadow.share(mine)?;
+        // The card is ready, and its context the thread's.
+        Tensor::empty([1], DType::U8, me.device)?;
+        let start = Instant::now();
+        let stop = || self.host.fault().is_some() || start.elapsed() > me.deadline;
+        let made = Communicator::new(id, me.rank, me.size(), &stop);
+        let Some(communicator) = made.map_err(|failure| self.failed(failure))? else {
+            return Err(self.late("making a communicator"));
+        };
+        let communicator = Arc::new(communicator);
+        let watch =
+            watch::start(&communicator, &self.shadow, &self.under_way).map_err(|error| {
+                self.failed(Failure {
+                    call: "starting a thread",
+                    message: error.to_string(),
+                })
+            })?;
+        let link = Link {
+            communicator,
+            watch,
+        };
+        Ok(self.link.get_or_init(|| link))
+    }
+
+    /// The world has failed meanwhile; or the others have not come to NCCL in time.
+    fn late(&self, call: &str) -> Error {
+        let me = &self.membership;
+        let others = me.world_ranks.iter().copied();
+        let error = Error::DeadlineExceeded {
+            group: Arc::clone(&me.name),
+            sequence: self.issued.load(Relaxed),
+            rank: me.world_rank(),
+            call: call.to_owned(),
+            missing: others.filter(|rank| *rank != me.world_rank()).collect(),
+            deadline: me.deadline,
+            note: String::new(),
+            chain: Vec::new(),
+        };
+        if let Some(fault) = self.host.fault() {
+            return fault;
+        }
+        self.host.fail(error.clone());
+        self.host.fault().unwrap_or(error)
+    }
+
+    fn admit(&self, call: &Call) -> Result<()> {
+        let op = &call.signature.op;
+        for (dtype, _) in &call.signature.tensors {
+            if !plan::supports(op, *dtype) {
+                return Err(Error::InvalidArgument {
+                    op: op.name(),
+                    rank: self.membership.world_rank(),
+                    reason: format!("NCCL has no {op} of {dtype}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts calls that run together on the card's comm lane.
+    fn put(&self, calls: Vec<Call>) -> Result<Box<dyn Pending>> {
+        if let Some(fault) = self.host.fault() {
+            return Err(fault);
+        }
+        calls.iter().try_for_each(|call| self.admit(call))?;
+        let me = &self.membership;
+        if me.size() == 1 {
+            return self.alone(calls);
+        }
+        let op = calls
+            .first()
+            .map_or("batch", |call| call.signature.op.name());
+        let calls = calls.into_iter().map(|call| Buffers::new(call, me));
+        let calls = calls.collect::<Result<Vec<Buffers>>>()?;
+        let _turn = self.turn.lock();
+        let link = self.link()?;
+        let number = self.issued.load(Relaxed);
+        let collectives = calls.iter().filter(|call| !call.signature.op.is_message());
+        self.issued.fetch_add(collectives.count() as u64, Relaxed);
+        let (said, issued, fault) = self.issue_on(link, op, &calls)?;
+        let mut outputs = Tensors::new();
+        for (call, said) in calls.into_iter().zip(said) {
+            self.under_way.fetch_add(1, SeqCst);
+            let under_way = UnderWay {
+                signature: call.signature,
+                number,
+                said: Some(said),
+                issued,
+                fault: fault.clone(),
+            };
+            if let Err(unheard) = link.watch.send(under_way) {
+                unheard
+                    .0
+                    .fault
+                    .declare("nobody watches over the card any more");
+                self.under_way.fetch_sub(1, SeqCst);
+            }
+            outputs.extend(call.outputs);
+        }
+        Ok(Box::new(NcclWork {
+            outputs,
+            issued: Some(issued),
+            host: Arc::clone(&self.host),
+        }))
+    }
+
+    /// A rank that meets nobody.
+    fn alone(&self, calls: Vec<Call>) -> Result<Box<dyn Pending>> {
+        let mut outputs = Tensors::new();
+        for call in calls {
+            self.issued.fetch_add(1, Relaxed);
+            outputs.extend(Box::new(Done::of(call)?).wait()?);
+        }
+        Ok(Box::new(NcclWork {
+            outputs,
+            issued: None,
+            host: Arc::clone(&self.host),
+        }))
+    }
+
+    /// What each rank says of the calls, and what is on the card.
+    fn issue_on(
+        &self,
+        link: &Link,
+        op: &'static str,
+        calls: &[Buffers],
+    ) -> Result<(Vec<Said>, Issued, WriteFault)> {
+        let me = &self.membership;
+        let reads: SmallVec<[&Tensor; 4]> = calls.iter().flat_map(Buffers::reads).collect();
+        let writes: SmallVec<[&Tensor; 4]> = calls.iter().flat_map(Buffers::writes).collect();
+        let lane = Collective::begin(op, me.device, &reads, &writes)?;
+        let said = calls.iter().map(|call| self.shadow.say(&call.signature));
+        let said = said.collect::<Result<Vec<_>>>()?;
+        let start = Instant::now();
+        let stop = || self.host.fault().is_some() || start.elapsed() > me.deadline;
+        let fault = WriteFault::new();
+        writes
+            .iter()
+            .for_each(|tensor| tensor.set_last_write(&fault));
+        let through = link.issue(&lane, me, calls, &stop);
+        // Also where the calls have failed: some of them may be on the stream.
+        let issued = lane.end();
+        let through = through.map_err(|failure| self.failed(failure));
+        match (through, issued) {
+            (Ok(true), Ok(issued)) => Ok((said, issued, fault)),
+            (through, issued) => {
+                let error = match (through, issued) {
+                    (Err(error), _) => error,
+                    (Ok(_), Err(error)) => error.into(),
+                    (Ok(_), Ok(_)) => self.late(op),
+                };
+                fault.declare(error.to_string());
+                link.communicator.abort();
+                Err(error)
+            }
+        }
+    }
+
+    /// What ranks say to each other without tensors goes by the hosts' engine.
+    fn is_talk(call: &Call) -> bool {
+        matches!(call.signature.op, Op::Barrier | Op::Split)
+    }
+}
+
+impl Link {
+    /// `false` where the world has failed meanwhile, or others are late.
+    #[allow(unsafe_code)]
+    fn issue(
+        &self,
+        lane: &Collective,
+        me: &Membership,
+        calls: &[Buffers],
+        stop: &dyn Fn() -> bool,
+    ) -> std::result::Result<bool, Failure> {
+        // SAFETY: `lane` keeps the tensors until the card is through with them, and orders everything else behind what is
+        // issued here; `check.rs` and `Buffers` have made them as large as the operation takes.
+        unsafe {
+            self.communicator.group(stop, |library, comm| {
+                let channel = Channel {
+                    library,
+                    comm,
+                    stream: lane.stream().cast(),
+                    me: me.rank,
+                    size: me.size(),
+                };
+                calls.iter().try_for_each(|call| {
+                    let address = |tensor: Option<&Tensor>| tensor.map_or(0, |t| lane.address(t));
+                    let ends: SmallVec<[Ends; 2]> = (0..call.signature.tensors.len())
+                        .map(|at| Ends {
+                            src: address(call.source(at)),
+                            dst: address(call.outputs.get(at)),
+                        })
+                        .collect();
+                    channel.issue(&call.signature, &ends)
+                })
+            })
+        }
+    }
+}
+
+/// A call with the tensors that it reads and writes.
+struct Buffers {
+    signature: crate::op::Signature,
+    /// What the rank gives, tensor by tensor; `None` where that is what it gets.
+    inputs: SmallVec<[Option<Tensor>; 1]>,
+    outputs: Tensors,
+}
+
+impl Buffers {
+    /// Memory for all results. Where the operation works in place, a tensor that nobody else holds is used again.
+    fn new(call: Call, me: &Membership) -> Result<Buffers> {
+        let Call {
+            signature,
+            inputs: given,
+            outputs: rooms,
+        } = call;
+        let in_place = matches!(
+            signature.op,
+            Op::AllReduce(_) | Op::Reduce { .. } | Op::Broadcast { .. }
+        );
+        let (mut given, mut rooms) = (given.into_iter(), rooms.into_iter());
+        let (mut inputs, mut outputs) = (SmallVec::new(), Tensors::new());
+        for (dtype, _) in &signature.tensors {
+            let input = match given.next() {
+                Some(tensor) if !tensor.is_contiguous() => Some(tensor.contiguous()?),
+                input => input,
+            };
+            match (input, rooms.next()) {
+                (Some(tensor), Some(Room::New(_))) if in_place && tensor.is_unique() => {
+                    inputs.push(None);
+                    outputs.push(tensor);
+                }
+                (input, room) => {
+                    outputs.extend(match room {
+                        Some(Room::Given(t)) if t.is_unique() && t.is_contiguous() => Some(t),
+                        Some(room) => Some(Tensor::empty(room.shape().clone(), *dtype, me.device)?),
+                        None => None,
+                    });
+                    inputs.push(input);
+                }
+            }
+        }
+        Ok(Buffers {
+            signature,
+            inputs,
+            outputs,
+        })
+    }
+
+    /// The tensor whose elements the rank gives.
+    fn source(&self, at: usize) -> Option<&Tensor> {
+        match self.inputs.get(at) {
+            Some(Some(input)) => Some(input),
+            _ => self.outputs.get(at),
+        }
+    }
+
+    fn reads(&self) -> impl Iterator<Item = &Tensor> {
+        (0..self.inputs.len()).filter_map(|at| match &self.inputs[at] {
+            Some(input) => Some(input),
+            None if self.signature.op.is_message() => None,
+            None => self.outputs.get(at),
+        })
+    }
+
+    fn writes(&self) -> impl Iterator<Item = &Tensor> {
+        self.outputs.iter()
+    }
+}
+
+impl Pending for NcclWork {
+    fn poll(&mut self) -> Result<bool> {
+        if let Some(fault) = self.host.fault() {
+            return Err(fault);
+        }
+        Ok(match &self.issued {
+            Some(issued) => issued.is_done()?,
+            None => true,
+        })
+    }
+
+    fn wait(self: Box<Self>) -> Result<Tensors> {
+        match self.host.fault() {
+            Some(fault) => Err(fault),
+            None => Ok(self.outputs),
+        }
+    }
+}
+
+impl Backend for NcclGroup {
+    fn name(&self) -> &'static str {
+        "nccl"
+    }
+
+    fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    fn supports(&self, op: &Op, dtype: DType) -> bool {
+        plan::supports(op, dtype)
+    }
+
+    fn promises(&self) -> Promises {
+        Promises {
+            rank_order: false,
+            keeps_nan: false,
+        }
+    }
+
+    fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
+        match NcclGroup::is_talk(&call) {
+            true => self.host.issue(call),
+            false => self.put(vec![call]),
+        }
+    }
+
+    fn issue_together(&self, calls: Vec<Call>) -> Result<Box<dyn Pending>> {
+        self.put(calls)
+    }
+
+    fn issued(&self) -> u64 {
+        self.issued.load(Relaxed)
+    }
+
+    fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>> {
+        // The hosts' engine of the new group is made beside this one.
+        let beside = Membership {
+            name: format!("{} of cards", new.name).into(),
+            device: self.host.membership().device,
+            ..new.clone()
+        };
+        let mut group = NcclGroup::new(self.host.split_off(beside)?, self.membership.device)?;
+        group.membership.name = new.name;
+        group.under_way = Arc::clone(&self.under_way);
+        Ok(Arc::new(group))
+    }
+
+    fn fault(&self) -> Option<Error> {
+        self.host.fault()
+    }
+
+    /// The hosts' engine says it. Before, the card is through with what this rank has issued: the others need it for what
+    /// they have issued, and a process may end when its rank has left.
+    fn depart(&self) {
+        let start = Instant::now();
+        while self.under_way.load(SeqCst) > 0
+            && self.host.fault().is_none()
+            && start.elapsed() < 2 * self.membership.deadline
+        {
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    /// The hosts' engine says it; the watch over the card looks there.
+    fn fail(&self, _: Error) {}
+}

@@ -1,0 +1,145 @@
+//! The watch over what is under way on a card: a thread for each communicator. It follows the calls one after the other:
+//! when the lane has come to one, it waits for what the other ranks say of it, compares, and then for the card to be done.
+//! What goes wrong ends the communicator, so that the lane goes on; but before that, what was to be written is declared
+//! lost, so that nobody reads it.
+
+use super::communicator::Communicator;
+use super::shadow::{Said, Shadow};
+use crate::error::{Error, Result};
+use crate::op::Signature;
+use phalanx_tensor::WriteFault;
+use phalanx_tensor::collective::Issued;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A call under way.
+pub(super) struct UnderWay {
+    pub(super) signature: Signature,
+    /// Its number in the group.
+    pub(super) number: u64,
+    /// `None` where nothing is on the card, or it is compared already.
+    pub(super) said: Option<Said>,
+    pub(super) issued: Issued,
+    /// Of what it writes.
+    pub(super) fault: WriteFault,
+}
+
+/// The longest pause between two looks at a card.
+const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+
+/// Who watches.
+struct Watch {
+    communicator: Arc<Communicator>,
+    shadow: Arc<Shadow>,
+    under_way: Arc<AtomicUsize>,
+}
+
+/// Starts a watch. It ends when the sender is dropped, and all calls have come to an end.
+pub(super) fn start(
+    communicator: &Arc<Communicator>,
+    shadow: &Arc<Shadow>,
+    under_way: &Arc<AtomicUsize>,
+) -> std::io::Result<Sender<UnderWay>> {
+    let (sender, calls) = channel();
+    let watch = Watch {
+        communicator: Arc::clone(communicator),
+        shadow: Arc::clone(shadow),
+        under_way: Arc::clone(under_way),
+    };
+    let rank = shadow.engine().membership().world_rank();
+    let thread = thread::Builder::new().name(format!("nccl-watch-{rank}"));
+    thread.spawn(move || watch.run(&calls))?;
+    Ok(sender)
+}
+
+impl Watch {
+    fn run(&self, calls: &Receiver<UnderWay>) {
+        while let Ok(mut call) = calls.recv() {
+            match self.follow(&mut call) {
+                Ok(()) => {
+                    call.fault.settle();
+                    self.under_way.fetch_sub(1, SeqCst);
+                }
+                Err(error) => {
+                    let error = self.told(error);
+                    self.lose(&call, &error);
+                    // What is issued from now on is refused, since the world has failed.
+                    while let Ok(call) = calls.try_recv() {
+                        self.lose(&call, &error);
+                    }
+                    self.communicator.abort();
+                    while let Ok(call) = calls.recv() {
+                        self.lose(&call, &error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn lose(&self, call: &UnderWay, error: &Error) {
+        let what = &call.signature;
+        call.fault
+            .declare(format!("{what} was ended before it was complete: {error}"));
+        self.under_way.fetch_sub(1, SeqCst);
+    }
+
+    /// Ends the world with an error, and gives the one that it has failed with.
+    fn told(&self, error: Error) -> Error {
+        let host = self.shadow.engine();
+        host.fail(error.clone());
+        host.fault().unwrap_or(error)
+    }
+
+    fn follow(&self, call: &mut UnderWay) -> Result<()> {
+        self.until(None, call, Issued::is_reached)?;
+        if let Some(said) = call.said.take() {
+            self.shadow.compare(said, call.number, &call.signature)?;
+        }
+        let deadline = self.shadow.engine().membership().deadline;
+        self.until(Some(deadline), call, Issued::is_done)
+    }
+
+    /// Looks at the card until it has come so far.
+    fn until(
+        &self,
+        deadline: Option<Duration>,
+        call: &UnderWay,
+        has_come: impl Fn(&Issued) -> phalanx_tensor::Result<bool>,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let mut pause = Duration::from_micros(50);
+        while !has_come(&call.issued)? {
+            let host = self.shadow.engine();
+            if let Some(fault) = host.fault() {
+                return Err(fault);
+            }
+            let me = host.membership();
+            if let Err(failure) = self.communicator.look() {
+                return Err(Error::Transport {
+                    rank: me.world_rank(),
+                    call: failure.call.to_owned(),
+                    message: failure.message,
+                });
+            }
+            if let Some(deadline) = deadline.filter(|deadline| start.elapsed() > *deadline) {
+                let others = me.world_ranks.iter().copied();
+                return Err(Error::DeadlineExceeded {
+                    group: Arc::clone(&me.name),
+                    sequence: call.number,
+                    rank: me.world_rank(),
+                    call: call.signature.to_string(),
+                    missing: others.filter(|rank| *rank != me.world_rank()).collect(),
+                    deadline,
+                    note: "all ranks have issued it, but the cards do not end it".into(),
+                    chain: Vec::new(),
+                });
+            }
+            thread::sleep(pause);
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,22 @@
+//! Groups of cards in a build without the feature `nccl`: there are none.
+
+use super::Backend;
+use crate::error::{Error, Result};
+use phalanx_tensor::Device;
+use std::sync::Arc;
+
+const REASON: &str = "this build is without NCCL; build with the feature `nccl`";
+
+/// Why this program has no NCCL.
+pub(crate) fn is_there() -> std::result::Result<(), &'static str> {
+    Err(REASON)
+}
+
+/// An error that says so.
+pub(crate) fn beside(host: &Arc<dyn Backend>, device: Device) -> Result<Arc<dyn Backend>> {
+    Err(Error::InvalidArgument {
+        op: "launch",
+        rank: host.membership().world_rank(),
+        reason: format!("there is no engine for tensors on {device}: {REASON}"),
+    })
+}

@@ -1,0 +1,147 @@
+//! The conformance suite on cards: ranks as threads of this process, each with a card of its own.
+
+mod cases;
+
+use phalanx_comm::{Device, Error, LaunchConfig, LaunchError, ReduceOp, Tensor, launch};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The cards are the process's: one test at a time.
+static ONE: Mutex<()> = Mutex::new(());
+
+/// The turn of a test that wants so many cards; `None`, and a line that says so, where there are fewer.
+fn cards(test: &str, wanted: usize) -> Option<MutexGuard<'static, ()>> {
+    let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let missing = (0..wanted).find_map(|card| Device::cuda(card).memory().err());
+    let Some(error) = missing else {
+        return Some(turn);
+    };
+    let reason = format!("{test} wants {wanted} cards: {error}");
+    assert!(
+        std::env::var_os("PHALANX_REQUIRE_CARD").is_none(),
+        "{reason}"
+    );
+    eprintln!("skipped: {reason}");
+    None
+}
+
+fn config(ranks: usize) -> LaunchConfig {
+    LaunchConfig::new(ranks)
+        .deadline(Duration::from_secs(60))
+        .device(Device::cuda(0))
+}
+
+fn conforms(test: &str, ranks: usize) {
+    let Some(_turn) = cards(test, ranks) else {
+        return;
+    };
+    for (name, case) in cases::ALL {
+        let start = Instant::now();
+        let end = launch(config(ranks), |group| {
+            case(&*group)?;
+            group.barrier()?.wait()
+        });
+        end.unwrap_or_else(|e| panic!("{name} on {ranks} ranks: {e}"));
+        println!("{name} on {ranks} ranks: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn two_ranks() {
+    conforms("two_ranks", 2);
+}
+
+#[test]
+fn four_ranks() {
+    conforms("four_ranks", 4);
+}
+
+/// The cases within a group that was split off: half of the world runs them on its own.
+#[test]
+fn subgroups() {
+    let Some(_turn) = cards("subgroups", 4) else {
+        return;
+    };
+    let end = launch(config(4), |world| {
+        let color = (world.rank() % 2) as u32;
+        let group = world.split(Some(color), -(world.rank() as i32))?;
+        let group = group.expect("every rank has a color");
+        for (_, case) in cases::ALL {
+            case(&*group)?;
+        }
+        world.barrier()?.wait()
+    });
+    end.unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// A rank leaves a call out: the others hear who is missing, and read no number out of what was ended.
+#[test]
+fn a_call_left_out() {
+    let Some(_turn) = cards("a_call_left_out", 2) else {
+        return;
+    };
+    let config = config(2).deadline(Duration::from_secs(1));
+    let end = launch(config, |group| {
+        let mine = || Tensor::full([1000], 1.0, phalanx_comm::DType::F32, group.device());
+        let sum = group.all_reduce(mine()?, ReduceOp::Sum)?.wait()?;
+        assert_eq!(sum.to_vec::<f32>()?, [2.0; 1000]);
+        if group.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(2500));
+            return group.barrier()?.wait();
+        }
+        let work = group.all_reduce(mine()?, ReduceOp::Sum)?;
+        let sum = match work.wait() {
+            Ok(sum) => sum,
+            Err(error) => return Err(error),
+        };
+        match sum.to_vec::<f32>() {
+            Ok(numbers) => panic!("read {} out of a lost all_reduce", numbers[0]),
+            Err(error) => {
+                assert!(
+                    matches!(error, phalanx_tensor::Error::LostWrite { .. }),
+                    "{error}"
+                );
+                Err(group.health().expect("the world has failed"))
+            }
+        }
+    });
+    let Err(LaunchError::Ranks { first, others }) = end else {
+        panic!("{end:?}")
+    };
+    let said = first.to_string();
+    assert!(said.contains("for rank 1"), "{said}");
+    assert_eq!(others.len(), 1);
+    // A new world goes well.
+    let end = launch(self::config(2), |group| {
+        let mine = Tensor::full([10], 1.0, phalanx_comm::DType::F32, group.device())?;
+        Ok::<_, Error>(
+            group
+                .all_reduce(mine, ReduceOp::Sum)?
+                .wait()?
+                .to_vec::<f32>()?,
+        )
+    });
+    assert_eq!(end.unwrap(), vec![vec![2.0; 10]; 2]);
+}
+
+/// Calls that differ are told alike to all, behind the calls.
+#[test]
+fn calls_that_differ() {
+    let Some(_turn) = cards("calls_that_differ", 2) else {
+        return;
+    };
+    let config = config(2).deadline(Duration::from_secs(5));
+    let end = launch(config, |group| {
+        let len = 10 + group.rank();
+        let mine = Tensor::full([len], 1.0, phalanx_comm::DType::F32, group.device())?;
+        let sum = group.all_reduce(mine, ReduceOp::Sum)?.wait()?;
+        let lost = sum.to_vec::<f32>();
+        assert!(lost.is_err(), "read {lost:?}");
+        Err::<(), Error>(group.health().expect("the world has failed"))
+    });
+    let Err(LaunchError::Ranks { first, .. }) = end else {
+        panic!("{end:?}")
+    };
+    let said = first.to_string();
+    assert!(said.contains("disagree on the shape"), "{said}");
+}

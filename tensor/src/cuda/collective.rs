@@ -1,0 +1,191 @@
+//! [`Collective`]: the door for engines that carry tensors of a card to other ranks. Their library puts its own work on
+//! the card's comm lane; this orders it with everything else on the card, and says how far the card has come with it.
+
+use super::gpu::{Gpu, gpu};
+use super::issue::place;
+use super::lanes::{Lane, Stamp};
+use crate::storage::{Memory, Storage};
+use crate::{Device, Error, Result, Tensor};
+use smallvec::SmallVec;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+/// Work of a library on the comm lane of a card, in the making: everything that it waits for is on the lane before it.
+///
+/// What the library issues until [`end`](Collective::end) counts as one operation, which reads and writes the tensors
+/// that were given. The card's issue lock is not held meanwhile, since a library may wait in its calls for other ranks;
+/// so at most one of these exists for a card at any time. Where it is dropped, that counts as its end.
+#[derive(Debug)]
+pub struct Collective {
+    op: &'static str,
+    gpu: &'static Gpu,
+    stream: *mut c_void,
+    before: Stamp,
+    reads: SmallVec<[Arc<Storage>; 2]>,
+    writes: SmallVec<[Arc<Storage>; 2]>,
+    has_ended: bool,
+}
+
+/// An operation on the comm lane of a card that was issued as a whole.
+#[derive(Debug, Clone, Copy)]
+pub struct Issued {
+    op: &'static str,
+    gpu: &'static Gpu,
+    before: Stamp,
+    stamp: Stamp,
+}
+
+impl Collective {
+    /// Lets the comm lane of `device`, a card, wait for whoever writes `reads`, and for whoever reads or writes
+    /// `writes`. All of them are contiguous, and nobody else holds what is written. A tensor that is read and written
+    /// is in both lists.
+    ///
+    /// # Errors
+    /// A tensor is not on the card, or has lost its last write; the card's failures.
+    pub fn begin(
+        op: &'static str,
+        device: Device,
+        reads: &[&Tensor],
+        writes: &[&Tensor],
+    ) -> Result<Collective> {
+        let Device::Cuda(ordinal) = device else {
+            return Err(Error::InvalidArgument {
+                op,
+                reason: format!("{device} is no card"),
+            });
+        };
+        for tensor in reads.iter().chain(writes) {
+            if tensor.device() != device {
+                let (lhs, rhs) = (device, tensor.device());
+                return Err(Error::DeviceMismatch { op, lhs, rhs });
+            }
+        }
+        for tensor in reads {
+            tensor.storage().expect_written(op)?;
+        }
+        let is_read = |tensor: &Tensor| {
+            let same = |read: &&Tensor| Arc::ptr_eq(read.shared(), tensor.shared());
+            reads.iter().any(same)
+        };
+        let gpu = gpu(op, ordinal)?;
+        let mut issuing = gpu.lock();
+        let lanes = issuing.lanes();
+        let before = lanes.next(Lane::Comm);
+        let waits = || {
+            for tensor in reads {
+                uses(tensor.shared()).before_read(lanes, Lane::Comm)?;
+            }
+            for tensor in writes {
+                uses(tensor.shared()).before_write(lanes, Lane::Comm)?;
+            }
+            Ok(())
+        };
+        let waited: std::result::Result<(), _> = { waits }();
+        // An operation of its own, without work: its event says that the lane has come to what follows.
+        let ended = lanes.issued(before);
+        waited
+            .and(ended)
+            .map_err(|e| gpu.failed(op, "waiting for an operand", e))?;
+        let stream = lanes.stream(Lane::Comm).cast();
+        for tensor in writes {
+            if !is_read(tensor) {
+                tensor.storage().rewritten();
+            }
+            for read in reads {
+                tensor.storage().inherits(read.storage());
+            }
+        }
+        let shared = |tensors: &[&Tensor]| tensors.iter().map(|t| Arc::clone(t.shared())).collect();
+        Ok(Collective {
+            op,
+            gpu,
+            stream,
+            before,
+            reads: shared(reads),
+            writes: shared(writes),
+            has_ended: false,
+        })
+    }
+
+    /// The stream on which the library works: a `cudaStream_t`, which is a `CUstream`. The card's context is the calling
+    /// thread's.
+    pub fn stream(&self) -> *mut c_void {
+        self.stream
+    }
+
+    /// The address of a tensor's first element on the card; 0 where it has none.
+    pub fn address(&self, tensor: &Tensor) -> u64 {
+        place(tensor)
+    }
+
+    /// Everything is on the stream. Whoever uses the tensors from now on is ordered behind it.
+    ///
+    /// # Errors
+    /// The card's failures.
+    pub fn end(mut self) -> Result<Issued> {
+        self.close()
+    }
+
+    fn close(&mut self) -> Result<Issued> {
+        self.has_ended = true;
+        let entered = self.gpu.enter(self.op);
+        let mut issuing = self.gpu.lock();
+        let lanes = issuing.lanes();
+        let stamp = lanes.next(Lane::Comm);
+        let ended = lanes.issued(stamp);
+        self.reads.iter().for_each(|s| on_card(s).read(stamp));
+        self.writes.iter().for_each(|s| on_card(s).written(stamp));
+        entered?;
+        ended.map_err(|e| self.gpu.failed(self.op, "recording an event", e))?;
+        Ok(Issued {
+            op: self.op,
+            gpu: self.gpu,
+            before: self.before,
+            stamp,
+        })
+    }
+}
+
+impl Drop for Collective {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            // Where no event could be recorded, the card has failed, and its next operation says so.
+            let _ = self.close();
+        }
+    }
+}
+
+impl Issued {
+    /// Whether the lane has come to the operation: all that it waits for on this card is done.
+    ///
+    /// # Errors
+    /// The card's failures.
+    pub fn is_reached(&self) -> Result<bool> {
+        self.is_past(self.before)
+    }
+
+    /// Whether the card is done with the operation.
+    ///
+    /// # Errors
+    /// The card's failures.
+    pub fn is_done(&self) -> Result<bool> {
+        self.is_past(self.stamp)
+    }
+
+    fn is_past(&self, stamp: Stamp) -> Result<bool> {
+        self.gpu.enter(self.op)?;
+        let done = self.gpu.lock().lanes().done(stamp);
+        done.map_err(|e| self.gpu.failed(self.op, "asking for its end", e))
+    }
+}
+
+fn on_card(storage: &Storage) -> &super::CudaStorage {
+    match storage.memory() {
+        Memory::Cuda(storage) => storage,
+        Memory::Cpu(_) => unreachable!("a tensor on a card was expected"),
+    }
+}
+
+fn uses(storage: &Storage) -> super::memory::Uses {
+    on_card(storage).uses()
+}
