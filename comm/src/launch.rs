@@ -96,6 +96,10 @@ where
         .collect();
     let groups = local::engines(&devices, config.threads_per_rank, config.deadline);
     let world = groups[0].watcher();
+    for card in (0..size).filter_map(|rank| config.card_of(rank, size)) {
+        card.memory()
+            .map_err(|error| LaunchError::World(error.into()))?;
+    }
     let groups = groups.into_iter().enumerate();
     let groups = groups.map(|(rank, host)| Group::world_on(host, config.card_of(rank, size)));
     let groups: Vec<Group> = groups

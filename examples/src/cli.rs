@@ -27,10 +27,10 @@ pub struct World {
     /// Compute threads of each rank
     #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one, allow_negative_numbers = true)]
     pub threads: usize,
-    /// What carries messages between ranks [default: mpi under mpirun; else local]
+    /// What carries tensors between ranks [default: nccl between cards; else mpi under mpirun, and local without]
     #[arg(long, value_enum)]
     pub backend: Option<Backend>,
-    /// What ranks compute on: cpu, or a card, as in cuda:0, which a single rank may use
+    /// What ranks compute on: cpu, or cuda, the cards of each host from the first on; cuda:1 for those from the second
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     pub device: Device,
 }
@@ -42,6 +42,20 @@ pub enum Backend {
     Local,
     /// MPI, between the processes that mpirun has started
     Mpi,
+    /// NCCL, between cards
+    Nccl,
+}
+
+impl Backend {
+    /// Of a program that was started so, whose ranks compute on this device.
+    fn of(start: Start, device: Device) -> Backend {
+        match start {
+            Start::Alone if device.is_cpu() => Backend::Local,
+            Start::Torchrun(process) if process.size == 1 => Backend::Local,
+            Start::Mpi(_) if device.is_cpu() => Backend::Mpi,
+            Start::Alone | Start::Mpi(_) | Start::Torchrun(_) => Backend::Nccl,
+        }
+    }
 }
 
 impl fmt::Display for Backend {
@@ -49,6 +63,7 @@ impl fmt::Display for Backend {
         f.write_str(match self {
             Backend::Local => "local",
             Backend::Mpi => "mpi",
+            Backend::Nccl => "nccl",
         })
     }
 }
@@ -60,8 +75,8 @@ pub struct Outcome<T> {
     pub result: T,
     /// The world's number of ranks.
     pub world_size: usize,
-    /// What carried its messages.
-    pub backend: Backend,
+    /// What carried its tensors.
+    pub backend: &'static str,
 }
 
 impl World {
@@ -76,23 +91,20 @@ impl World {
         alone: usize,
         program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T> + Send + Sync,
     ) -> Result<Option<Outcome<T>>> {
-        // Groups over cards are not there yet, and a rank alone needs none.
+        // A machine may have a single card.
         let alone = if self.device.is_cpu() { alone } else { 1 };
-        let backend = match Start::detect()? {
-            Start::Alone => Backend::Local,
-            Start::Torchrun(process) if process.size == 1 => Backend::Local,
-            Start::Mpi(_) | Start::Torchrun(_) => Backend::Mpi,
-        };
+        let start = Start::detect()?;
+        let backend = Backend::of(start, self.device);
         if let Some(asked) = self.backend {
             ensure!(
                 asked == backend,
-                "the backend {asked} was asked for, but the way this program was started gives {backend}; \
-                 start it by mpirun for mpi, by itself for local"
+                "the backend {asked} was asked for, but the device and the way this program was started give {backend}; \
+                 start it by mpirun for mpi, by itself for local, and with --device cuda for nccl"
             );
         }
-        let here = match backend {
-            Backend::Local => self.world_size.unwrap_or(alone),
-            Backend::Mpi => 1,
+        let here = match start {
+            Start::Alone => self.world_size.unwrap_or(alone),
+            _ => 1,
         };
         ensure!(
             here <= MOST_RANKS,
@@ -112,11 +124,11 @@ impl World {
             .device(self.device);
         let config = RunConfig::new(ranks).launch(launch);
         let results = phalanx_comm::run(config, |group| {
-            let world_size = group.size();
-            program(group).map(|result| (result, world_size))
+            let (world_size, backend) = (group.size(), group.backend());
+            program(group).map(|result| (result, world_size, backend))
         })?;
         let first = results.into_iter().find(|(rank, _)| *rank == 0);
-        Ok(first.map(|(_, (result, world_size))| Outcome {
+        Ok(first.map(|(_, (result, world_size, backend))| Outcome {
             result,
             world_size,
             backend,

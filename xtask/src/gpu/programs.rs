@@ -8,8 +8,8 @@ use serde_json::Value;
 use crate::cargo::{artifacts, cargo, root};
 
 /// What they are built with. All builds name the whole workspace, so that they share what they depend on.
-pub const FEATURES: &str = "phalanx-tensor/cuda,phalanx-autograd/cuda,phalanx-parallel/cuda,phalanx-examples/cuda,\
-    phalanx-benches/cuda";
+pub const FEATURES: &str = "phalanx-tensor/cuda,phalanx-autograd/cuda,phalanx-comm/nccl,phalanx-parallel/nccl,\
+    phalanx-examples/nccl,phalanx-benches/cuda";
 
 /// A program of the workspace.
 #[derive(Debug)]
@@ -29,6 +29,10 @@ pub struct Program {
 const PROGRAMS: &[Program] = &[
     test("tensor"),
     test("autograd"),
+    Program {
+        needs: &["libcublasLt.so", "libnccl.so.2"],
+        ..program("comm", "test", "nccl")
+    },
     test("parallel"),
     test("examples"),
     table("tensor", "ops"),
@@ -163,7 +167,7 @@ mod tests {
         };
         let found = known(&artifact("tensor"), "test").unwrap().unwrap();
         assert_eq!(found.0.name(), "tensor-cuda");
-        assert!(known(&artifact("comm"), "test").is_err());
+        assert!(known(&artifact("benches"), "test").is_err());
         assert!(
             known(&json!({"executable": null}), "test")
                 .unwrap()

@@ -11,8 +11,13 @@ use anyhow::{Context, Result};
 use super::nvrtc::Nvrtc;
 use crate::cargo::{artifacts, cargo, root};
 
-/// The names that it has for the programs: those of the driver and of cuBLASLt.
-const NAMES: &[&str] = &["libcuda.so", "libcuda.so.1", "libcublasLt.so"];
+/// The names that it has for the programs: those of the driver, of cuBLASLt and of NCCL.
+const NAMES: &[&str] = &[
+    "libcuda.so",
+    "libcuda.so.1",
+    "libcublasLt.so",
+    "libnccl.so.2",
+];
 
 /// Why it cannot run here, apart from NVRTC, if it cannot.
 pub fn obstacle() -> Option<String> {
