@@ -65,4 +65,5 @@ pub mod blas;
 pub mod device;
 pub mod driver;
 pub mod exec;
+pub mod nccl;
 mod ptx;

@@ -12,11 +12,13 @@ use super::nvrtc::Nvrtc;
 use crate::cargo::{artifacts, cargo, root};
 
 /// The names that it has for the programs: those of the driver, of cuBLASLt and of NCCL.
+/// The names that it has for the programs: those of the driver, of cuBLASLt and of NCCL.
 const NAMES: &[&str] = &[
     "libcuda.so",
     "libcuda.so.1",
     "libcublasLt.so",
     "libnccl.so.2",
+    "libnccl.so",
 ];
 
 /// Why it cannot run here, apart from NVRTC, if it cannot.

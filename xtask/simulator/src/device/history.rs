@@ -78,6 +78,11 @@ impl History {
         self.announced.push((access, clock.clone()));
     }
 
+    /// Changes the clocks of operations that have not run yet.
+    pub fn join_announced(&mut self, join: impl Fn(&mut Clock)) {
+        self.announced.iter_mut().for_each(|(_, clock)| join(clock));
+    }
+
     /// Keeps `access`, whose operation has the clock `clock`.
     pub fn add(&mut self, access: Access, clock: &Clock) {
         self.kept.retain(|earlier| {

@@ -23,6 +23,9 @@ const DEEPEST: usize = 1024;
 /// How often a thread that can run nothing looks again: an operation may wait for another process.
 const GLANCE: Duration = Duration::from_millis(2);
 
+/// How many times as long as another wait one may last that is held up by a collective: its ranks may be late.
+const LATE: u32 = 10;
+
 /// All of the simulator.
 pub struct Machine {
     /// What the environment asks for.
@@ -365,12 +368,17 @@ impl Machine {
             state = self.glance(state);
             if state.progress != seen.0 || !state.running.is_empty() {
                 seen = (state.progress, Instant::now());
-            } else if seen.1.elapsed() >= self.settings.patience {
+                continue;
+            }
+            let patience = match state.waits_for_others() {
+                true => LATE * self.settings.patience,
+                false => self.settings.patience,
+            };
+            if seen.1.elapsed() >= patience {
                 let failure = Failure {
                     code: Code::LAUNCH_TIMEOUT,
                     message: format!(
-                        "Deadlock: a host thread waits for GPU {gpu}, and nothing has happened for {:?}: {}.",
-                        self.settings.patience,
+                        "Deadlock: a host thread waits for GPU {gpu}, and nothing has happened for {patience:?}: {}.",
                         state.obstacles()
                     ),
                 };

@@ -71,6 +71,11 @@ pub trait Custom: Send {
         true
     }
 
+    /// Whether what it waits for is up to others, who may be late: then a long wait is not yet a deadlock.
+    fn waits_for_others(&self) -> bool {
+        false
+    }
+
     /// The addresses that it has been given: none of them may be in freed memory.
     fn addresses(&self) -> Vec<u64> {
         Vec::new()

@@ -11,6 +11,7 @@
 //! | `PHALANX_SIMULATOR_CACHE` | folder for compiled modules | `phalanx-simulator` in the folder for temporary files |
 //! | `PHALANX_SIMULATOR_CHECK` | 1 looks for races in global memory between the threads of a launch, which makes kernels some times slower | 0 |
 //! | `PHALANX_SIMULATOR_PATIENCE` | seconds without any progress after which a wait is reported as a deadlock | 60 |
+//! | `PHALANX_SIMULATOR_NCCL_MISMATCH` | `report`, or `hang`: ranks whose calls of NCCL do not match, or wait for each other, are no finding, and hang as on a card | `report` |
 
 use std::env;
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ pub struct Settings {
     pub checks: Checks,
     /// How long a wait may last in which nothing happens.
     pub patience: Duration,
+    /// Whether ranks whose calls do not match hang, as on a card, and are no finding.
+    pub nccl_hangs: bool,
 }
 
 impl Settings {
@@ -68,6 +71,7 @@ impl Settings {
             },
             cache: cache.unwrap_or_else(|| env::temp_dir().join("phalanx-simulator")),
             patience: Duration::from_secs(number("PHALANX_SIMULATOR_PATIENCE", 60_u64)?),
+            nccl_hangs: hangs("PHALANX_SIMULATOR_NCCL_MISMATCH")?,
         })
     }
 }
@@ -102,6 +106,15 @@ fn strangers(name: &str) -> Result<Vec<[usize; 2]>, String> {
         pairs.map(pair).collect()
     });
     pairs.ok_or_else(|| format!("{name} is {text:?}; it may be pairs of GPUs, as 0-1,2-3."))
+}
+
+fn hangs(name: &str) -> Result<bool, String> {
+    match env::var_os(name) {
+        None => Ok(false),
+        Some(text) if text == "report" => Ok(false),
+        Some(text) if text == "hang" => Ok(true),
+        Some(text) => Err(format!("{name} is {text:?}; it may be report or hang.")),
+    }
 }
 
 fn number<T: FromStr>(name: &str, default: T) -> Result<T, String> {

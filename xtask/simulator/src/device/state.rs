@@ -272,6 +272,47 @@ impl State {
         }
     }
 
+    /// Whether some stream cannot go on before others have done their part.
+    pub fn waits_for_others(&self) -> bool {
+        let mut firsts = self
+            .active
+            .iter()
+            .filter_map(|stream| self.streams[*stream].queue.front());
+        firsts.any(|first| match &first.work {
+            Work::Custom(custom) => custom.waits_for_others() && !custom.ready(),
+            _ => false,
+        })
+    }
+
+    /// Orders the operation `sequence` of `stream`, and all that is ordered after it, after what `known` knows. It has
+    /// not run.
+    pub fn order_after(&mut self, stream: usize, sequence: u32, known: &Clock) {
+        let join = |clock: &mut Clock| {
+            if clock.get(stream) >= sequence {
+                clock.join(known);
+            }
+        };
+        for other in &mut self.streams {
+            join(&mut other.clock);
+            other
+                .queue
+                .iter_mut()
+                .for_each(|operation| join(&mut operation.clock));
+        }
+        for recorded in self
+            .events
+            .values_mut()
+            .filter_map(|event| event.recorded.as_mut())
+        {
+            if recorded.clock.get(stream) >= sequence {
+                join(Arc::make_mut(&mut recorded.clock));
+            }
+        }
+        self.histories
+            .values_mut()
+            .for_each(|history| history.join_announced(join));
+    }
+
     /// All streams that cannot go on, and why.
     pub fn obstacles(&self) -> String {
         let active = self.active.iter();
