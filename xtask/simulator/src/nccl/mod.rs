@@ -24,6 +24,7 @@ mod reduce;
 
 pub mod calls;
 pub mod life;
+pub mod unsupported;
 
 use crate::device::code::Code;
 use crate::device::machine::Machine;
