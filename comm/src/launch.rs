@@ -231,6 +231,7 @@ pub(crate) fn run_rank<T, E: Display>(
     // A panic leaves nothing of ours half-done: the group is failed right after, and whatever the
     // program shares between its ranks is its own concern, as with any thread.
     let end = catch_unwind(AssertUnwindSafe(|| {
+        group.connect();
         cpu::with_threads(config.threads_per_rank, || program(handle))
     }));
     match end {

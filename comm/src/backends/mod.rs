@@ -35,6 +35,14 @@ pub trait Backend: Send + Sync {
     /// Who this rank is.
     fn membership(&self) -> &Membership;
 
+    /// Makes what all ranks of the group make together, before the first call. Each rank does so, and waits for the others.
+    ///
+    /// # Errors
+    /// The world's failure; that is then what calls give, too.
+    fn connect(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether the engine carries out this operation on elements of this type.
     fn supports(&self, op: &Op, dtype: DType) -> bool {
         op.reduction()

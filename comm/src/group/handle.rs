@@ -121,6 +121,12 @@ impl Group {
         self.inner.engines.host.membership()
     }
 
+    /// Makes what the ranks of a world make together; each one calls it on its own thread, before its program. Where
+    /// that fails, the world has failed, and the program hears of it at its first call.
+    pub(crate) fn connect(&self) {
+        let _ = self.inner.engines.all().try_for_each(Backend::connect);
+    }
+
     /// Declares that this rank will issue nothing more. Who waits for it is told at once.
     pub(crate) fn depart(&self) {
         // What is under way on the card needs the host's engine still.
@@ -379,6 +385,7 @@ impl ProcessGroup for Group {
             return Ok(None); // no rank of a color is missing from its members
         };
         let engines = self.inner.engines.split_off(&new)?;
+        engines.all().try_for_each(Backend::connect)?;
         let group = Group::new(engines, Arc::clone(&self.inner.flight));
         Ok(Some(Arc::new(group)))
     }

@@ -138,16 +138,18 @@ const LATE: Duration = Duration::from_millis(3);
 pub fn dropping_and_polling(g: &dyn ProcessGroup) -> Result<()> {
     let (n, me) = (g.size(), g.rank());
     let of = |value: f64, len: usize| tensor([len], DType::F32, g.device(), |_| value);
+    // On cards a message takes its turn among the collectives, so nobody could wait for one.
+    let waits = n > 1 && g.device().is_cpu();
     for len in [2, 100_000] {
         for late in 0..n {
             let dropper = (late + 1) % n;
-            if me == late && n > 1 {
+            if me == late && waits {
                 g.recv([1].into(), DType::F64, dropper, 3)?.wait()?;
             }
             let sum = g.all_reduce(of(me as f64 + 1.0, len), ReduceOp::Sum)?;
             if me == dropper {
                 drop(sum);
-                if n > 1 {
+                if waits {
                     g.send(number(g, 1), late, 3)?.wait()?;
                 }
             } else {

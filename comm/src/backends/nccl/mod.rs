@@ -59,7 +59,7 @@ struct NcclGroup {
     /// Carries the tensors of the hosts of the same ranks.
     host: Arc<dyn Backend>,
     shadow: Arc<Shadow>,
-    /// Made by the first call, which all ranks have.
+    /// Made by `connect`.
     link: OnceLock<Link>,
     /// Held while a call is issued: the calls of a rank come one after the other.
     turn: Mutex<()>,
@@ -113,11 +113,8 @@ impl NcclGroup {
         self.host.fault().unwrap_or(error)
     }
 
-    /// The communicator; the first call of the group makes it, together with those of all other ranks. Under `turn`.
-    fn link(&self) -> Result<&Link> {
-        if let Some(link) = self.link.get() {
-            return Ok(link);
-        }
+    /// Makes a communicator, together with all other ranks.
+    fn meet(&self) -> Result<Link> {
         let me = &self.membership;
         let mine = match me.rank {
             0 => communicator::unique_id().map_err(|failure| self.failed(failure))?,
@@ -140,11 +137,23 @@ impl NcclGroup {
                     message: error.to_string(),
                 })
             })?;
-        let link = Link {
+        Ok(Link {
             communicator,
             watch,
-        };
-        Ok(self.link.get_or_init(|| link))
+        })
+    }
+
+    /// The communicator.
+    fn link(&self) -> Result<&Link> {
+        self.link.get().ok_or_else(|| {
+            let fault = self.host.fault();
+            fault.unwrap_or_else(|| {
+                self.failed(Failure {
+                    call: "a call on cards",
+                    message: "the group has not been connected".into(),
+                })
+            })
+        })
     }
 
     /// The world has failed meanwhile; or the others have not come to NCCL in time.
@@ -419,6 +428,14 @@ impl Backend for NcclGroup {
 
     fn membership(&self) -> &Membership {
         &self.membership
+    }
+
+    fn connect(&self) -> Result<()> {
+        if self.membership.size() > 1 && self.link.get().is_none() {
+            let link = self.meet()?;
+            let _ = self.link.set(link); // a rank connects once
+        }
+        Ok(())
     }
 
     fn supports(&self, op: &Op, dtype: DType) -> bool {
