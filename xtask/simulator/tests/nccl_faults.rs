@@ -1,0 +1,470 @@
+//! What programs do wrong with NCCL: each fault is reported, with every seed, and what is only late is not.
+
+#![allow(clippy::macro_metavars_in_unsafe)] // `call!` takes plain arguments
+
+mod driver;
+mod ranks;
+
+use std::sync::Barrier;
+use std::time::Duration;
+
+use driver::*;
+use ranks::*;
+use simulator::driver::event::*;
+use simulator::driver::init::*;
+use simulator::driver::pointers::{Array, Out};
+use simulator::driver::set::*;
+use simulator::driver::stream::*;
+use simulator::nccl::calls::*;
+use simulator::nccl::life::*;
+
+/// Two ranks make calls that hang; then both abort, and the outputs hold `0xff`.
+fn hangs(calls: impl Fn(&Rank, u64) + Sync) {
+    let both = Barrier::new(2);
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 8]);
+        calls(&rank, buffer);
+        both.wait();
+        assert_eq!(call!(cuStreamQuery(rank.stream)), NOT_READY);
+        assert_eq!(state(rank.comm), 0);
+        good!(ncclCommAbort(rank.comm));
+        assert_eq!(rank.values::<i32>(buffer, 2), [-1; 2]);
+        rank.free(&[buffer]);
+        rank.end();
+    });
+}
+
+fn counts() {
+    hangs(|rank, buffer| assert_eq!(rank.sum(buffer, 2 + rank.rank), 0));
+}
+
+fn operations() {
+    hangs(|rank, buffer| {
+        let (comm, stream) = (rank.comm, rank.stream);
+        match rank.rank {
+            0 => good!(ncclAllReduce(buffer, buffer, 4, I32, SUM, comm, stream)),
+            _ => good!(ncclBroadcast(buffer, buffer, 4, I32, 0, comm, stream)),
+        }
+    });
+}
+
+fn roots() {
+    hangs(|rank, buffer| {
+        let root = rank.rank as i32;
+        good!(ncclBroadcast(
+            buffer,
+            buffer,
+            4,
+            I32,
+            root,
+            rank.comm,
+            rank.stream
+        ));
+    });
+}
+
+fn reductions() {
+    hangs(|rank, buffer| {
+        let op = rank.rank as u32;
+        good!(ncclAllReduce(
+            buffer,
+            buffer,
+            4,
+            I32,
+            op,
+            rank.comm,
+            rank.stream
+        ));
+    });
+}
+
+/// A send of more than the receive takes.
+fn transfers() {
+    hangs(|rank, buffer| {
+        let (comm, stream) = (rank.comm, rank.stream);
+        match rank.rank {
+            0 => {
+                good!(ncclSend(buffer, 5, I32, 1, comm, stream));
+                // It also takes part in something whose output can be looked at.
+                good!(ncclAllReduce(buffer, buffer, 4, I32, SUM, comm, stream));
+            }
+            _ => {
+                good!(ncclRecv(buffer, 4, F32, 0, comm, stream));
+                good!(ncclAllReduce(buffer, buffer, 4, I32, SUM, comm, stream));
+            }
+        }
+    });
+}
+
+/// Both send first, and in no group.
+fn opposite_sends() {
+    hangs(|rank, buffer| {
+        let (comm, stream, peer) = (rank.comm, rank.stream, 1 - rank.rank as i32);
+        good!(ncclSend(buffer + 16, 4, I32, peer, comm, stream));
+        good!(ncclRecv(buffer, 4, I32, peer, comm, stream));
+    });
+}
+
+/// Two communicators, which the ranks use in opposite orders on one stream.
+fn two_communicators(same_stream: bool, wrong: bool) {
+    let second = id();
+    let both = Barrier::new(2);
+    ranks(2, true, |rank| {
+        let mut other = 0;
+        let number = rank.rank as i32;
+        good!(ncclCommInitRank(Out::to(&mut other), 2, second, number));
+        let another = if same_stream { rank.stream } else { stream() };
+        let (x, y) = (rank.buffer(&[1; 4]), rank.buffer(&[1; 4]));
+        join(another, rank.stream);
+        let calls = [(x, rank.comm, rank.stream), (y, other, another)];
+        for at in [0, 1] {
+            let at = if wrong && number == 1 { 1 - at } else { at };
+            let (buffer, comm, stream) = calls[at];
+            good!(ncclAllReduce(buffer, buffer, 4, I32, SUM, comm, stream));
+        }
+        both.wait();
+        if wrong && same_stream {
+            good!(ncclCommAbort(rank.comm));
+            good!(ncclCommAbort(other));
+            assert_eq!(call!(cuStreamSynchronize(rank.stream)), 0);
+        } else {
+            join(rank.stream, another);
+            assert_eq!(rank.values::<i32>(y, 4), [2; 4]);
+        }
+        rank.free(&[x, y]);
+        if !same_stream {
+            good!(cuStreamSynchronize(another));
+            good!(cuStreamDestroy_v2(another));
+        }
+        rank.end();
+    });
+}
+
+fn use_after(end: fn(u64) -> u32) {
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 4]);
+        assert_eq!(end(rank.comm), 0);
+        assert_eq!(rank.sum(buffer, 4), INVALID_ARGUMENT);
+        rank.free(&[buffer]);
+        rank.end();
+    });
+}
+
+/// Another stream fills the buffer of rank 0, and the collective does not wait for it.
+fn missing_wait(waits: bool) {
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 4]);
+        let other = stream();
+        join(other, rank.stream);
+        if rank.rank == 0 {
+            good!(cuMemsetD32Async(buffer, 7, 4, other));
+            if waits {
+                join(rank.stream, other);
+            }
+        }
+        assert_eq!(rank.sum(buffer, 4), 0);
+        if waits {
+            assert_eq!(rank.values::<i32>(buffer, 4), [8; 4]);
+            rank.free(&[buffer]);
+        } else if rank.rank == 0 {
+            assert_ne!(call!(cuStreamSynchronize(rank.stream)), 0);
+        }
+    });
+}
+
+/// Another stream reads the result of rank 0 without waiting for the collective.
+fn missing_wait_after() {
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 4]);
+        let other = stream();
+        join(other, rank.stream);
+        assert_eq!(rank.sum(buffer, 4), 0);
+        if rank.rank == 0 {
+            let _ = read(buffer, 4, other);
+        }
+        let _ = call!(cuStreamSynchronize(rank.stream));
+    });
+}
+
+fn unwritten() {
+    ranks(2, true, |rank| {
+        let buffer = match rank.rank {
+            0 => rank.empty(16),
+            _ => rank.buffer(&[1; 4]),
+        };
+        assert_eq!(rank.sum(buffer, 4), 0);
+        if rank.rank == 0 {
+            assert_eq!(call!(cuStreamSynchronize(rank.stream)), LAUNCH_FAILED);
+        }
+    });
+}
+
+/// The call reaches 4 bytes too far.
+fn too_long() {
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 4]);
+        assert_eq!(rank.sum(buffer, 5), 0);
+        assert_eq!(call!(cuStreamSynchronize(rank.stream)), ILLEGAL_ADDRESS);
+    });
+}
+
+fn freed() {
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 4]);
+        rank.free(&[buffer]);
+        assert_eq!(rank.sum(buffer, 4), 1);
+    });
+}
+
+/// A call that must be refused.
+fn refused(call: fn(&Rank, u64) -> u32) {
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 8]);
+        assert_ne!(call(&rank, buffer), 0);
+        assert_eq!(call!(cuStreamSynchronize(rank.stream)), 0);
+        rank.free(&[buffer]);
+        rank.end();
+    });
+}
+
+/// Both ranks join on GPU 0.
+fn one_gpu() {
+    good!(cuInit(0));
+    let id = id();
+    std::thread::scope(|scope| {
+        for number in 0..2 {
+            scope.spawn(move || {
+                let _gpu = Gpu::new(0);
+                let mut comm = 0;
+                let configs = [config(0)];
+                let out = Out::to(&mut comm);
+                let code = call!(ncclCommInitRankConfig(
+                    out,
+                    2,
+                    id,
+                    number,
+                    Array::of(&configs)
+                ));
+                assert!(code == INVALID_USAGE || code == IN_PROGRESS);
+            });
+        }
+    });
+}
+
+/// A launch while the first one is in progress.
+fn hasty() {
+    ranks(2, false, |rank| {
+        let buffer = rank.buffer(&[1; 8]);
+        let codes: Vec<u32> = (0..20).map(|_| rank.sum(buffer, 4)).collect();
+        assert!(codes.contains(&INVALID_ARGUMENT));
+    });
+}
+
+/// Rank 1 is late, by more than the patience.
+fn late() {
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 4]);
+        if rank.rank == 1 {
+            std::thread::sleep(Duration::from_millis(2500));
+        }
+        assert_eq!(rank.sum(buffer, 4), 0);
+        assert_eq!(rank.values::<i32>(buffer, 4), [2; 4]);
+        rank.free(&[buffer]);
+        rank.destroy();
+    });
+}
+
+/// Rank 1 never comes, and nobody aborts.
+fn never() {
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 4]);
+        if rank.rank == 0 {
+            assert_eq!(rank.sum(buffer, 4), 0);
+            assert_eq!(call!(cuStreamSynchronize(rank.stream)), LAUNCH_TIMEOUT);
+        }
+    });
+}
+
+/// An abort of one rank: the other one still hangs, until it aborts itself.
+fn one_aborts() {
+    let both = Barrier::new(2);
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 4]);
+        if rank.rank == 0 {
+            assert_eq!(rank.sum(buffer, 4), 0);
+            good!(ncclCommAbort(rank.comm));
+            both.wait();
+        } else {
+            both.wait();
+            assert_eq!(rank.sum(buffer, 4), 0);
+            let event = event();
+            good!(cuEventRecord(event, rank.stream));
+            for _ in 0..100 {
+                assert_eq!(call!(cuEventQuery(event)), NOT_READY);
+            }
+            good!(ncclCommAbort(rank.comm));
+            good!(cuEventSynchronize(event));
+            good!(cuEventDestroy_v2(event));
+        }
+        assert_eq!(rank.values::<i32>(buffer, 4), [-1; 4]);
+        rank.free(&[buffer]);
+        rank.end();
+    });
+}
+
+const PROGRAMS: &[(&str, fn())] = &[
+    ("counts", counts),
+    ("operations", operations),
+    ("roots", roots),
+    ("reductions", reductions),
+    ("transfers", transfers),
+    ("opposite sends", opposite_sends),
+    ("crossed", || two_communicators(true, true)),
+    ("not crossed", || two_communicators(true, false)),
+    ("two streams", || two_communicators(false, true)),
+    ("after abort", || {
+        use_after(|comm| call!(ncclCommAbort(comm)))
+    }),
+    ("after destroy", || {
+        use_after(|comm| call!(ncclCommDestroy(comm)))
+    }),
+    ("missing wait", || missing_wait(false)),
+    ("wait", || missing_wait(true)),
+    ("missing wait after", missing_wait_after),
+    ("unwritten", unwritten),
+    ("too long", too_long),
+    ("freed", freed),
+    ("null", || refused(|rank, _| rank.sum(0, 4))),
+    ("root", || {
+        refused(|rank, x| call!(ncclBroadcast(x, x, 4, I32, 2, rank.comm, rank.stream)))
+    }),
+    ("type", || {
+        refused(|rank, x| call!(ncclBroadcast(x, x, 4, 10, 0, rank.comm, rank.stream)))
+    }),
+    ("overlap", || {
+        refused(|rank, x| call!(ncclAllReduce(x, x + 4, 4, I32, SUM, rank.comm, rank.stream)))
+    }),
+    ("foreign stream", || {
+        refused(|rank, x| {
+            let other = Gpu::new(1 - rank.gpu.device);
+            let foreign = stream();
+            rank.gpu.bind();
+            let code = call!(ncclAllReduce(x, x, 4, I32, SUM, rank.comm, foreign));
+            good!(cuStreamDestroy_v2(foreign));
+            other.end();
+            rank.gpu.bind();
+            code
+        })
+    }),
+    ("one gpu", one_gpu),
+    ("hasty", hasty),
+    ("late", late),
+    ("never", never),
+    ("one aborts", one_aborts),
+];
+
+#[test]
+fn program() {
+    run_program(PROGRAMS);
+}
+
+fn outcome(name: &str, more: &[(&str, &str)]) -> Outcome {
+    let mut variables = vec![("PHALANX_SIMULATOR_GPUS", "2")];
+    variables.extend(more);
+    run(name, &variables)
+}
+
+fn finds(name: &str, words: &[&str]) {
+    for seed in ["0", "1", "2"] {
+        outcome(name, &[("PHALANX_SIMULATOR_SEED", seed)]).finds(words);
+    }
+}
+
+#[test]
+fn calls_that_do_not_match_are_reported_and_hang() {
+    finds(
+        "counts",
+        &["do not match", "ncclAllReduce of 2", "ncclAllReduce of 3"],
+    );
+    finds(
+        "operations",
+        &["do not match", "ncclAllReduce", "ncclBroadcast"],
+    );
+    finds("roots", &["do not match", "root 0", "root 1"]);
+    finds("reductions", &["do not match", "ncclSum", "ncclProd"]);
+    finds(
+        "transfers",
+        &["do not match", "ncclSend of 5", "ncclRecv of 4"],
+    );
+}
+
+#[test]
+fn calls_that_wait_for_each_other_are_reported() {
+    finds(
+        "opposite sends",
+        &["Deadlock", "ncclSend", "ncclRecv", "ncclGroupStart"],
+    );
+    finds("crossed", &["Deadlock", "ncclAllReduce"]);
+    for seed in ["0", "1", "2"] {
+        let seed = [("PHALANX_SIMULATOR_SEED", seed)];
+        outcome("not crossed", &seed).finds_nothing();
+        outcome("two streams", &seed).finds_nothing();
+    }
+}
+
+#[test]
+fn a_test_of_failures_can_ask_for_silence() {
+    let hang = [("PHALANX_SIMULATOR_NCCL_MISMATCH", "hang")];
+    for name in ["counts", "operations", "opposite sends", "crossed"] {
+        outcome(name, &hang).finds_nothing();
+    }
+}
+
+#[test]
+fn a_communicator_that_is_gone_is_reported() {
+    finds("after abort", &["ncclAllReduce uses", "which was aborted"]);
+    finds(
+        "after destroy",
+        &["ncclAllReduce uses", "which was destroyed"],
+    );
+}
+
+#[test]
+fn the_memory_of_calls_is_checked() {
+    finds(
+        "missing wait",
+        &["Unordered use", "ncclAllReduce of rank 0"],
+    );
+    finds(
+        "missing wait after",
+        &["Unordered use", "ncclAllReduce of rank 0"],
+    );
+    outcome("wait", &[]).finds_nothing();
+    finds(
+        "unwritten",
+        &["ncclAllReduce of rank 0 reads 16 bytes that nothing has written"],
+    );
+    finds("too long", &["ncclAllReduce of rank", "behind the end"]);
+    finds("freed", &["stale pointer", "ncclAllReduce"]);
+}
+
+#[test]
+fn wrong_arguments_are_reported() {
+    finds("null", &["a send buffer that is null"]);
+    finds("root", &["ncclBroadcast", "rank 2"]);
+    finds("type", &["type 10"]);
+    finds("overlap", &["overlap"]);
+    finds("foreign stream", &["on GPU", "is called with stream"]);
+    finds("one gpu", &["both use GPU 0"]);
+    finds("hasty", &["while an earlier call is in progress"]);
+}
+
+#[test]
+fn a_late_rank_is_no_finding_and_a_missing_one_is_a_deadlock() {
+    let patience = [("PHALANX_SIMULATOR_PATIENCE", "1")];
+    outcome("late", &patience).finds_nothing();
+    outcome("never", &patience).finds(&["Deadlock", "ncclAllReduce of rank 0", "waits for rank 1"]);
+    for seed in ["0", "1", "2"] {
+        outcome("one aborts", &[("PHALANX_SIMULATOR_SEED", seed)]).finds_nothing();
+    }
+}
