@@ -175,11 +175,13 @@ fn missing_wait(waits: bool) {
 
 /// Another stream reads the result of rank 0 without waiting for the collective.
 fn missing_wait_after() {
+    let both = Barrier::new(2);
     ranks(2, true, |rank| {
         let buffer = rank.buffer(&[1; 4]);
         let other = stream();
         join(other, rank.stream);
         assert_eq!(rank.sum(buffer, 4), 0);
+        both.wait();
         if rank.rank == 0 {
             let _ = read(buffer, 4, other);
             assert_ne!(call!(cuCtxSynchronize()), 0);
