@@ -159,6 +159,16 @@ impl Start {
     }
 }
 
+/// Whether `PHALANX_COMM_DEBUG=1` asks engines that cannot compare calls by themselves to do so before each call. (PyTorch:
+/// `TORCH_DISTRIBUTED_DEBUG=DETAIL`.)
+#[cfg_attr(
+    not(feature = "nccl"),
+    expect(dead_code, reason = "such an engine is not there")
+)]
+pub(crate) fn compares_calls() -> bool {
+    text(std::env::var_os("PHALANX_COMM_DEBUG")).is_some_and(|value| value != "0")
+}
+
 impl Place {
     /// Where this process stands, as the environment tells.
     ///

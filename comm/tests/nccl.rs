@@ -2,7 +2,8 @@
 
 mod cases;
 
-use phalanx_comm::{Device, Error, LaunchConfig, LaunchError, ReduceOp, Tensor, launch};
+use phalanx_comm::{DType, Device, Error, LaunchConfig, LaunchError, ReduceOp, Tensor, launch};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -82,7 +83,7 @@ fn a_call_left_out() {
     };
     let config = config(2).deadline(Duration::from_secs(1));
     let end = launch(config, |group| {
-        let mine = || Tensor::full([1000], 1.0, phalanx_comm::DType::F32, group.device());
+        let mine = || Tensor::full([1000], 1.0, DType::F32, group.device());
         let sum = group.all_reduce(mine()?, ReduceOp::Sum)?.wait()?;
         assert_eq!(sum.to_vec::<f32>()?, [2.0; 1000]);
         if group.rank() == 1 {
@@ -113,7 +114,7 @@ fn a_call_left_out() {
     assert_eq!(others.len(), 1);
     // A new world goes well.
     let end = launch(self::config(2), |group| {
-        let mine = Tensor::full([10], 1.0, phalanx_comm::DType::F32, group.device())?;
+        let mine = Tensor::full([10], 1.0, DType::F32, group.device())?;
         Ok::<_, Error>(
             group
                 .all_reduce(mine, ReduceOp::Sum)?
@@ -124,24 +125,74 @@ fn a_call_left_out() {
     assert_eq!(end.unwrap(), vec![vec![2.0; 10]; 2]);
 }
 
-/// Calls that differ are told alike to all, behind the calls.
+/// Runs a test of this program by itself, in a process whose environment says so. True in that process.
+fn alone(test: &str, environment: &[(&str, &str)]) -> bool {
+    const CHILD: &str = "PHALANX_TEST_ALONE";
+    if std::env::var(CHILD).is_ok_and(|name| name == test) {
+        return true;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child
+        .args(["--exact", test, "--nocapture"])
+        .env(CHILD, test);
+    let output = child.envs(environment.iter().copied()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    false
+}
+
+/// The error of two ranks that reduce tensors of different lengths. `behind`: it comes when a lost result is read.
+fn differ(behind: bool) {
+    let config = config(2).deadline(Duration::from_secs(5));
+    let end = launch(config, |group| {
+        let len = 10 + group.rank();
+        let mine = Tensor::full([len], 1.0, DType::F32, group.device())?;
+        let issued = group.all_reduce(mine, ReduceOp::Sum);
+        assert_eq!(issued.is_err(), !behind, "{issued:?}");
+        // The world may have failed by the time that it is waited for.
+        if let Ok(sum) = issued?.wait() {
+            let lost = sum.to_vec::<f32>();
+            assert!(lost.is_err(), "read {lost:?}");
+        }
+        Err::<(), Error>(group.health().expect("the world has failed"))
+    });
+    let Err(LaunchError::Ranks { first, others }) = end else {
+        panic!("{end:?}")
+    };
+    for failed in others.iter().chain([&first]) {
+        let said = failed.to_string();
+        assert!(said.contains("disagree on the shape"), "{said}");
+        assert!(said.contains("all_reduce(sum) of f32 [11]"), "{said}");
+    }
+    assert_eq!(others.len(), 1);
+}
+
+/// Calls that differ are found behind them, and told alike to all; nobody reads a number.
 #[test]
 fn calls_that_differ() {
     let Some(_turn) = cards("calls_that_differ", 2) else {
         return;
     };
-    let config = config(2).deadline(Duration::from_secs(5));
-    let end = launch(config, |group| {
-        let len = 10 + group.rank();
-        let mine = Tensor::full([len], 1.0, phalanx_comm::DType::F32, group.device())?;
-        let sum = group.all_reduce(mine, ReduceOp::Sum)?.wait()?;
-        let lost = sum.to_vec::<f32>();
-        assert!(lost.is_err(), "read {lost:?}");
-        Err::<(), Error>(group.health().expect("the world has failed"))
-    });
-    let Err(LaunchError::Ranks { first, .. }) = end else {
-        panic!("{end:?}")
+    // On a card such calls hang; a simulated one would report them.
+    if alone(
+        "calls_that_differ",
+        &[("PHALANX_SIMULATOR_NCCL_MISMATCH", "hang")],
+    ) {
+        differ(true);
+    }
+}
+
+/// Where calls are compared before they are issued, NCCL sees none that differ.
+#[test]
+fn calls_that_differ_are_not_issued() {
+    let Some(_turn) = cards("calls_that_differ_are_not_issued", 2) else {
+        return;
     };
-    let said = first.to_string();
-    assert!(said.contains("disagree on the shape"), "{said}");
+    if alone(
+        "calls_that_differ_are_not_issued",
+        &[("PHALANX_COMM_DEBUG", "1")],
+    ) {
+        differ(false);
+    }
 }

@@ -149,10 +149,10 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "simulated",
-        what: "the tests of CUDA devices, on two simulated ones that look for races",
+        what: "the tests of CUDA devices, on four simulated ones that look for races",
         obstacle: gpu::obstacle,
         command: || {
-            let cards = ["--simulate", "2", "--require", "2", "--check"];
+            let cards = ["--simulate", "4", "--require", "4", "--check"];
             chore(&[&["test-multi-gpu"], &cards[..]].concat())
         },
         ..PLAIN

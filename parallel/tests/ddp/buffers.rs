@@ -1,6 +1,6 @@
 //! Batch norm's running statistics: those of the first rank that has data, on every rank.
 
-use crate::model::{on_ranks, values};
+use crate::model::{device_for, on_ranks, values};
 use phalanx_autograd::Tape;
 use phalanx_autograd::nn::{BatchNorm2d, Factory, Module};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
@@ -30,7 +30,7 @@ fn statistics(model: &BatchNorm2d) -> Vec<(String, Vec<f64>)> {
 
 /// What one process tracks that sees the images of these (rank, step), in order.
 fn tracked(seen: &[(usize, usize)]) -> Vec<(String, Vec<f64>)> {
-    let device = Device::cpu(0);
+    let device = device_for(1);
     let model = model(device);
     for &(rank, step) in seen {
         let tape = Tape::new();

@@ -6,7 +6,7 @@ use phalanx_autograd::{Error as AutogradError, Grads, Tape, Var, Vjp};
 use phalanx_comm::{Error as CommError, FailureKind, LaunchConfig, LaunchError};
 use phalanx_comm::{ProcessGroup, ReduceOp, launch};
 use phalanx_parallel::{CommHook, Completion, Ddp, DdpConfig, Error, GradBucket, Result};
-use phalanx_tensor::{DType, Device, Tensor};
+use phalanx_tensor::{DType, Tensor};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -144,7 +144,7 @@ fn assert_others_know(ends: &[FailureKind<Error>], words: &str) {
 /// Three steps on every rank with a bucket for each parameter; the bad rank's second goes wrong.
 fn three_steps(fault: Fault, hooked: bool) -> Vec<FailureKind<Error>> {
     failures(|group| {
-        let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+        let (rank, device) = (group.rank(), group.device());
         let fault = (rank == BAD).then_some(fault);
         let hook = Arc::new(Hook {
             fault,
@@ -239,7 +239,7 @@ fn a_step_that_fails_inside_join() {
     // The others train on, or have joined as well.
     for steps_of in [[3, 0, 3], [3, 1, 2], [0, 0, 3]] {
         let ends = failures(|group| {
-            let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+            let (rank, device) = (group.rank(), group.device());
             let config = DdpConfig {
                 uneven_inputs: true,
                 ..Default::default()

@@ -51,7 +51,7 @@ fn ddp_reproduces_pytorch_in_every_mode() {
             let rank = group.rank();
             let want = &golden.ranks[rank][m];
             assert_eq!(want.mode, *name);
-            let device = Device::cpu(rank);
+            let device = group.device();
             let model = Mlp::new(&[4, 6, 5, 3], DType::F32, device, 7 + rank as u64);
             for (k, p) in model.params().iter().enumerate() {
                 // Rank 1 starts elsewhere, to be corrected by the wrapper.

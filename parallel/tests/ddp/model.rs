@@ -66,13 +66,40 @@ pub fn own_gradients<M: Module>(ddp: &Ddp<M>, tape: &Tape, loss: &Var) -> Result
     })?)
 }
 
+/// Where `n` ranks compute: on the cards that the environment names, from the first one on, if there are so many.
+pub fn device_for(n: usize) -> Device {
+    let named = std::env::var("PHALANX_TEST_DEVICE").ok();
+    let first = named.map(|name| name.parse().expect("PHALANX_TEST_DEVICE names a device"));
+    let Some(Device::Cuda(first)) = first else {
+        return Device::cpu(0);
+    };
+    match (first..first + n).all(|card| Device::cuda(card).memory().is_ok()) {
+        true => Device::cuda(first),
+        false => {
+            eprintln!("there are no {n} cards: {n} ranks compute on the CPU");
+            Device::cpu(0)
+        }
+    }
+}
+
+/// Whether the ranks compute on CPUs; else a line that says that the test leaves cards out, and why.
+pub fn on_cpus(test: &str, why: &str) -> bool {
+    let is_cpu = device_for(1).is_cpu();
+    if !is_cpu {
+        eprintln!("SKIPPED: {test}: on cards {why}");
+    }
+    is_cpu
+}
+
 /// Runs `f` on `n` ranks, threads of this process; under mpirun on its first `n` processes, of which this is one, and
 /// the others wait. Returns what the ranks of this process have returned; panics with the error of the rank that failed.
 pub fn on_ranks<T: Send>(
     n: usize,
     f: impl Fn(Arc<dyn ProcessGroup>) -> Result<T> + Sync,
 ) -> Vec<T> {
-    let launch = LaunchConfig::new(n).deadline(Duration::from_secs(20));
+    let launch = LaunchConfig::new(n)
+        .deadline(Duration::from_secs(20))
+        .device(device_for(n));
     let config = RunConfig::new(Ranks::OrAlone(n)).launch(launch);
     let program = |world: Arc<dyn ProcessGroup>| {
         assert!(world.size() >= n, "{n} ranks are needed");

@@ -1,18 +1,18 @@
 //! Communication starts while the sweep still runs, in the first step already.
 
-use crate::model::{Mlp, mse, on_ranks};
+use crate::model::{Mlp, mse, on_cpus, on_ranks};
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Error as AutogradError, Grads, Tape, Var, Vjp};
 use phalanx_comm::ProcessGroup;
 use phalanx_parallel::{CommHook, Compress, Ddp, DdpConfig, TraceEvent};
-use phalanx_tensor::{DType, Device, Tensor};
+use phalanx_tensor::{DType, Tensor};
 use std::fmt;
 use std::sync::Arc;
 
 #[test]
 fn the_first_bucket_leaves_before_the_sweep_ends() {
     let traces = on_ranks(2, |group| {
-        let device = Device::cpu(group.rank());
+        let device = group.device();
         let model = Mlp::new(&[8, 64, 64, 64, 4], DType::F32, device, 1);
         let config = DdpConfig {
             first_bucket_bytes: Some(1024),
@@ -84,11 +84,20 @@ impl Vjp for Meet {
 
 #[test]
 fn large_buckets_are_reduced_before_the_sweep_ends() {
+    if !on_cpus(
+        "large_buckets_are_reduced_before_the_sweep_ends",
+        "nobody lends a hand",
+    ) {
+        return;
+    }
     reduces_early(None);
 }
 
 #[test]
 fn compressed_ones_are_too() {
+    if !on_cpus("compressed_ones_are_too", "nobody lends a hand") {
+        return;
+    }
     reduces_early(Some(Arc::new(Compress::Bf16)));
 }
 

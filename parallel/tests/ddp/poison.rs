@@ -8,7 +8,7 @@ use phalanx_comm::op::Difference;
 use phalanx_comm::{Error as CommError, ProcessGroup, ReduceOp};
 use phalanx_parallel::ddp::{Wrapper, accumulate_all, backward_all};
 use phalanx_parallel::{Ddp, DdpConfig, Error, Result};
-use phalanx_tensor::{DType, Tensor};
+use phalanx_tensor::{DType, Device, Tensor};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -168,7 +168,12 @@ fn a_bucket_meets_no_reduction_of_equal_shape() {
         } else {
             // What rank 0 calls, shape by shape, from outside of any step.
             let all_reduce = |len: usize, dtype, op| -> Result<()> {
-                let t = Tensor::zeros([len], dtype, group.device())?;
+                // Which parameters are used is small talk, in the host's memory.
+                let device = match dtype {
+                    DType::Bool => Device::cpu(rank),
+                    _ => group.device(),
+                };
+                let t = Tensor::zeros([len], dtype, device)?;
                 group.all_reduce(t, op)?.wait()?;
                 Ok(())
             };

@@ -11,7 +11,7 @@ use std::time::Duration;
 #[test]
 fn differing_values_become_rank_zeros() {
     let all = on_ranks(4, |group| {
-        let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+        let (rank, device) = (group.rank(), group.device());
         let model = Mlp::new(&[3, 4, 2], DType::F32, device, rank as u64);
         model.params()[1].set_requires_grad(false); // frozen ones are replicas, too
         let ddp = Ddp::new(model, group, DdpConfig::default())?;
@@ -38,7 +38,7 @@ fn differing_values_become_rank_zeros() {
 /// The error that every rank of three gets where rank 2's module is another one.
 fn errors(dims_of_rank_2: &'static [usize], dtype_of_rank_2: DType) -> Vec<(usize, String)> {
     on_ranks(3, |group| {
-        let device = Device::cpu(group.rank());
+        let device = group.device();
         let model = match group.rank() {
             2 => Mlp::new(dims_of_rank_2, dtype_of_rank_2, device, 0),
             _ => Mlp::new(&[3, 4, 2], DType::F32, device, 0),
@@ -95,7 +95,7 @@ fn in_a_part_of_the_world_ranks_are_named_as_in_the_world() {
 #[test]
 fn what_is_not_the_modules_has_the_ranks_own_gradient() {
     on_ranks(2, |group| {
-        let (rank, device) = (group.rank(), Device::cpu(group.rank()));
+        let (rank, device) = (group.rank(), group.device());
         let model = Mlp::new(&[2, 1], DType::F64, device, 0);
         let scale = Param::new(Tensor::full((), 1.0 + rank as f64, DType::F64, device)?);
         let alone = Mlp::new(&[2, 1], DType::F64, device, 0);

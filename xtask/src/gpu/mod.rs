@@ -188,7 +188,7 @@ fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
             let start = Instant::now();
             let mut command = Command::new(&path);
             command.envs(cards.environment(seed, nvrtc));
-            command.envs(program.environment().iter().copied());
+            command.envs(program.environment.iter().copied());
             command.args(program.arguments());
             command.current_dir(root().join(program.folder));
             let tally = run_test(&mut command, &name, cards)?;

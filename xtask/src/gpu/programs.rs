@@ -23,6 +23,8 @@ pub struct Program {
     pub needs: &'static [&'static str],
     /// Whether it is a table of cases that any device runs: the environment names the card.
     pub is_table: bool,
+    /// What it finds in its environment.
+    pub environment: &'static [(&'static str, &'static str)],
 }
 
 /// All of them. A test program is there if its package has one.
@@ -37,6 +39,16 @@ const PROGRAMS: &[Program] = &[
     test("examples"),
     table("tensor", "ops"),
     table("autograd", "gradients"),
+    // Some of its tests let ranks differ: their calls are compared before NCCL sees them.
+    Program {
+        needs: &["libcublasLt.so", "libnccl.so.2"],
+        environment: &[
+            ("PHALANX_TEST_DEVICE", "cuda:0"),
+            ("PHALANX_SIMULATOR_CHECK", "0"),
+            ("PHALANX_COMM_DEBUG", "1"),
+        ],
+        ..table("parallel", "ddp")
+    },
     bin("examples", "ddp"),
     bin("benches", "phalanx-bench"),
 ];
@@ -48,6 +60,7 @@ const fn program(folder: &'static str, kind: &'static str, target: &'static str)
         target,
         needs: &["libcublasLt.so"],
         is_table: false,
+        environment: &[],
     }
 }
 
@@ -56,8 +69,14 @@ const fn test(folder: &'static str) -> Program {
 }
 
 const fn table(folder: &'static str, target: &'static str) -> Program {
+    // A table has large cases, too, for which the search for races in global memory takes too long; small cases of every
+    // operation are among the tests of cards.
     Program {
         is_table: true,
+        environment: &[
+            ("PHALANX_TEST_DEVICE", "cuda:0"),
+            ("PHALANX_SIMULATOR_CHECK", "0"),
+        ],
         ..program(folder, "test", target)
     }
 }
@@ -70,18 +89,6 @@ impl Program {
     /// `tensor-cuda`.
     pub fn name(&self) -> String {
         format!("{}-{}", self.folder, self.target)
-    }
-
-    /// What it finds in its environment. A table has large cases, too, for which the search for races in global memory
-    /// takes too long; small cases of every operation are among the tests of cards.
-    pub fn environment(&self) -> &'static [(&'static str, &'static str)] {
-        match self.is_table {
-            true => &[
-                ("PHALANX_TEST_DEVICE", "cuda:0"),
-                ("PHALANX_SIMULATOR_CHECK", "0"),
-            ],
-            false => &[],
-        }
     }
 
     /// With what it is started. An index out of range concerns the whole card, so the cases of a table

@@ -23,6 +23,7 @@ use self::watch::UnderWay;
 use crate::backends::Backend;
 use crate::backends::local::Done;
 use crate::check::{Call, Room};
+use crate::env;
 use crate::error::{Error, Result};
 use crate::membership::Membership;
 use crate::op::{Op, Promises};
@@ -61,6 +62,8 @@ struct NcclGroup {
     shadow: Arc<Shadow>,
     /// Made by `connect`.
     link: OnceLock<Link>,
+    /// Whether each call is compared before it is issued, for which the rank waits for the others; else behind it.
+    compares: bool,
     /// Held while a call is issued: the calls of a rank come one after the other.
     turn: Mutex<()>,
     issued: AtomicU64,
@@ -97,6 +100,7 @@ impl NcclGroup {
             host,
             shadow,
             link: OnceLock::new(),
+            compares: env::compares_calls(),
             turn: Mutex::default(),
             issued: AtomicU64::new(0),
             under_way: Arc::default(),
@@ -211,14 +215,14 @@ impl NcclGroup {
         let number = self.issued.load(Relaxed);
         let collectives = calls.iter().filter(|call| !call.signature.op.is_message());
         self.issued.fetch_add(collectives.count() as u64, Relaxed);
-        let (said, issued, fault) = self.issue_on(link, op, &calls)?;
+        let (said, issued, fault) = self.issue_on(link, op, number, &calls)?;
         let mut outputs = Tensors::new();
         for (call, said) in calls.into_iter().zip(said) {
             self.under_way.fetch_add(1, SeqCst);
             let under_way = UnderWay {
                 signature: call.signature,
                 number,
-                said: Some(said),
+                said,
                 issued,
                 fault: fault.clone(),
             };
@@ -257,14 +261,22 @@ impl NcclGroup {
         &self,
         link: &Link,
         op: &'static str,
+        number: u64,
         calls: &[Buffers],
-    ) -> Result<(Vec<Said>, Issued, WriteFault)> {
+    ) -> Result<(Vec<Option<Said>>, Issued, WriteFault)> {
         let me = &self.membership;
         let reads: SmallVec<[&Tensor; 4]> = calls.iter().flat_map(Buffers::reads).collect();
         let writes: SmallVec<[&Tensor; 4]> = calls.iter().flat_map(Buffers::writes).collect();
-        let lane = Collective::begin(op, me.device, &reads, &writes)?;
         let said = calls.iter().map(|call| self.shadow.say(&call.signature));
-        let said = said.collect::<Result<Vec<_>>>()?;
+        let mut said: Vec<Option<Said>> = said.map(|said| said.map(Some)).collect::<Result<_>>()?;
+        if self.compares {
+            for (said, call) in said.iter_mut().zip(calls) {
+                if let Some(said) = said.take() {
+                    self.shadow.compare(said, number, &call.signature)?;
+                }
+            }
+        }
+        let lane = Collective::begin(op, me.device, &reads, &writes)?;
         let start = Instant::now();
         let stop = || self.host.fault().is_some() || start.elapsed() > me.deadline;
         let fault = WriteFault::new();
