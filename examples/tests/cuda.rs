@@ -38,9 +38,10 @@ struct Outcome {
     params: Vec<f64>,
 }
 
-/// Twenty steps of a group of one rank on `device`.
+/// Twenty steps on so many ranks, the first one on `first`, which share out a batch; what rank 0 has of it.
 fn train(
-    device: Device,
+    first: Device,
+    ranks: usize,
     model: fn(&mut Factory) -> phalanx_autograd::Result<Sequential>,
 ) -> Outcome {
     const BATCH: usize = 8;
@@ -49,9 +50,15 @@ fn train(
         Tensor::randn([20, BATCH, 1, 28, 28], DType::F32, Device::cpu(0), &mut rng).unwrap();
     let labels = Tensor::from_vec((0..BATCH as i64).collect(), [BATCH], Device::cpu(0)).unwrap();
     let ends = launch(
-        LaunchConfig::new(1).device(device),
+        LaunchConfig::new(ranks).device(first),
         |group| -> Result<Outcome> {
-            assert_eq!(group.device(), device);
+            let (device, rank) = (group.device(), group.rank());
+            let expected = match first {
+                Device::Cuda(card) => Device::cuda(card + rank),
+                _ => Device::cpu(rank),
+            };
+            assert_eq!(device, expected);
+            let share = BATCH / ranks;
             let model = model(&mut Factory::new(group.device(), 3))?;
             let ddp = Ddp::new(model, group, DdpConfig::default())?;
             let config = SgdConfig {
@@ -64,7 +71,9 @@ fn train(
             let mut outcome = Outcome::default();
             for index in 0..20 {
                 let images = images.narrow(0, index, 1)?.reshape([BATCH, 1, 28, 28])?;
-                let (images, labels) = (images.to_device(device)?, labels.to_device(device)?);
+                let of_rank =
+                    |batch: &Tensor| batch.narrow(0, rank * share, share)?.to_device(device);
+                let (images, labels) = (of_rank(&images)?, of_rank(&labels)?);
                 let loss = step(&ddp, &mut sgd, images, &labels)?;
                 assert_eq!(loss.device(), device);
                 outcome.losses.extend(read(&loss));
@@ -82,17 +91,24 @@ fn train(
 
 fn trains_as_on_the_cpu(
     device: Device,
+    ranks: usize,
     name: &str,
     model: fn(&mut Factory) -> phalanx_autograd::Result<Sequential>,
 ) {
-    let (there, here) = (train(device, model), train(Device::cpu(0), model));
+    let (there, here) = (
+        train(device, ranks, model),
+        train(Device::cpu(0), ranks, model),
+    );
     for (what, got, expected) in [
         ("losses", &there.losses, &here.losses),
         ("parameters", &there.params, &here.params),
     ] {
         let apart = distance(got, expected);
-        eprintln!("{name}: {what} are {apart:.1e} apart");
-        assert!(apart <= 1e-5, "{name}: {what} are {apart} apart");
+        eprintln!("{name} on {ranks} ranks: {what} are {apart:.1e} apart");
+        assert!(
+            apart <= 1e-5,
+            "{name} on {ranks} ranks: {what} are {apart} apart"
+        );
     }
 }
 
@@ -101,7 +117,7 @@ fn the_mlp_trains_as_on_the_cpu() {
     let Some((device, _turn)) = card("the_mlp_trains_as_on_the_cpu") else {
         return;
     };
-    trains_as_on_the_cpu(device, "mlp", image_mlp);
+    trains_as_on_the_cpu(device, 1, "mlp", image_mlp);
 }
 
 #[test]
@@ -109,7 +125,24 @@ fn the_cnn_trains_as_on_the_cpu() {
     let Some((device, _turn)) = card("the_cnn_trains_as_on_the_cpu") else {
         return;
     };
-    trains_as_on_the_cpu(device, "cnn", small_cnn);
+    trains_as_on_the_cpu(device, 1, "cnn", small_cnn);
+}
+
+/// Ranks that are threads, each with a card of its own.
+#[test]
+fn several_cards_train_as_as_many_cpus() {
+    const TEST: &str = "several_cards_train_as_as_many_cpus";
+    let Some((device, _turn)) = card(TEST) else {
+        return;
+    };
+    for ranks in [2, 4] {
+        if let Err(error) = Device::cuda(ranks - 1).memory() {
+            eprintln!("SKIPPED: {TEST}: {ranks} ranks want as many cards: {error}");
+            continue;
+        }
+        trains_as_on_the_cpu(device, ranks, "mlp", image_mlp);
+        trains_as_on_the_cpu(device, ranks, "cnn", small_cnn);
+    }
 }
 
 /// More ranks than there are cards are refused by one sentence, in the library and in the programs.

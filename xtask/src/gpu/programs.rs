@@ -33,7 +33,7 @@ const PROGRAMS: &[Program] = &[
     test("autograd"),
     Program {
         needs: &["libcublasLt.so", "libnccl.so.2"],
-        ..program("comm", "test", "nccl")
+        ..program("comm", "test", "cards")
     },
     test("parallel"),
     test("examples"),
