@@ -12,6 +12,8 @@
 //! | `PHALANX_SIMULATOR_CHECK` | 1 looks for races in global memory between the threads of a launch, which makes kernels some times slower | 0 |
 //! | `PHALANX_SIMULATOR_PATIENCE` | seconds without any progress after which a wait is reported as a deadlock | 60 |
 //! | `PHALANX_SIMULATOR_NCCL_MISMATCH` | `report`, or `hang`: ranks whose calls of NCCL do not match, or wait for each other, are no finding, and hang as on a card | `report` |
+//! | `CUDA_VISIBLE_DEVICES` | which cards the GPUs of this process are; it serves only to find two ranks on one card | their own numbers |
+//! | `NCCL_HOSTID` | a name by which cards of processes on this machine count as those of another machine | none |
 
 use std::env;
 use std::path::PathBuf;
@@ -43,6 +45,10 @@ pub struct Settings {
     pub patience: Duration,
     /// Whether ranks whose calls do not match hang, as on a card, and are no finding.
     pub nccl_hangs: bool,
+    /// Which cards the GPUs are.
+    visible: Vec<String>,
+    /// What machine they count as.
+    host: String,
 }
 
 impl Settings {
@@ -72,11 +78,23 @@ impl Settings {
             cache: cache.unwrap_or_else(|| env::temp_dir().join("phalanx-simulator")),
             patience: Duration::from_secs(number("PHALANX_SIMULATOR_PATIENCE", 60_u64)?),
             nccl_hangs: hangs("PHALANX_SIMULATOR_NCCL_MISMATCH")?,
+            visible: {
+                let visible = env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+                let visible = visible.split(',').filter(|card| !card.is_empty());
+                visible.map(str::to_owned).collect()
+            },
+            host: env::var("NCCL_HOSTID").unwrap_or_default(),
         })
     }
 }
 
 impl Settings {
+    /// What tells the card of a GPU from all others.
+    pub fn card(&self, gpu: usize) -> String {
+        let own = gpu.to_string();
+        format!("{} {}", self.visible.get(gpu).unwrap_or(&own), self.host)
+    }
+
     /// Whether a GPU can be given access to the memory of another one.
     pub fn can_access(&self, gpu: usize, peer: usize) -> bool {
         let strangers = |pair: &[usize; 2]| *pair == [gpu, peer] || *pair == [peer, gpu];

@@ -87,11 +87,12 @@ impl fmt::Display for Call {
 }
 
 impl Call {
-    /// Whether two ranks that meet ask for the same.
-    pub fn matches(&self, other: &Call) -> bool {
-        let pair = |kind| matches!(kind, Kind::Send(_) | Kind::Recv(_));
-        let alike = self.kind == other.kind || pair(self.kind) && pair(other.kind);
-        alike && self.count == other.count && self.data == other.data
+    /// What it must have in common with the calls that it meets.
+    pub fn common(&self) -> String {
+        match self.kind {
+            Kind::Send(_) | Kind::Recv(_) => format!("{} {}", self.count, self.data.name()),
+            _ => self.to_string(),
+        }
     }
 
     /// Bytes that a rank of so many reads from its send buffer.

@@ -142,6 +142,9 @@ fn run(closed: Group) -> Result<()> {
             return Err(wrong(&sentence, Status::INVALID_USAGE));
         }
         in_progress |= *gets_one && !comm.blocking;
+        if !gets_one {
+            comm.gathering.leave(comm.old);
+        }
     }
     machine.notify();
     for Joining { comm, gets_one, .. } in &joining {
@@ -187,6 +190,10 @@ fn run(closed: Group) -> Result<()> {
 fn wait(machine: &Machine, comm: &Comm) -> Result<()> {
     let start = std::time::Instant::now();
     while comm.joined().is_none() {
+        if let Err(sentence) = comm.gathering.look() {
+            comm.lock().error = Some(Status::INVALID_USAGE);
+            return Err(wrong(&sentence, Status::INVALID_USAGE));
+        }
         if start.elapsed() > 10 * machine.settings.patience {
             let sentence = format!(
                 "Rank {} waits to join a communicator, and these ranks have not come: {:?}.",

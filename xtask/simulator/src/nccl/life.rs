@@ -8,6 +8,7 @@ use super::comm::{self, Comm, Life};
 use super::gather::{Gathering, Record};
 use super::group::{self, Joining};
 use super::launch::catch_up;
+use super::shared::{self, PREFIX};
 use super::{Result, Status, api, wrong};
 use crate::device::machine::Machine;
 use crate::driver::context;
@@ -55,7 +56,7 @@ impl UniqueId {
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let time = time.map_or(0, |time| time.as_nanos() as u64);
-        let text = format!("phalanx-{}-{number}-{time:x}", std::process::id());
+        let text = format!("{PREFIX}{}-{number}-{time:x}", std::process::id());
         let mut id = [0; 128];
         id[..text.len()].copy_from_slice(text.as_bytes());
         UniqueId(id)
@@ -68,7 +69,7 @@ impl UniqueId {
     fn name(&self) -> Result<String> {
         let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(128);
         let text = std::str::from_utf8(&self.0[..end]).unwrap_or_default();
-        let known = text.strip_prefix("phalanx-").filter(|rest| {
+        let known = text.strip_prefix(PREFIX).filter(|rest| {
             let mut bytes = rest.bytes();
             bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
         });
@@ -100,6 +101,18 @@ fn blocks(config: Array<Config>, default: bool) -> Result<bool> {
     }
 }
 
+/// What a rank of this process says of itself.
+fn record(ranks: usize, gpu: usize, color: i32, key: i32) -> Result<Record> {
+    Ok(Record {
+        process: std::process::id(),
+        ranks,
+        gpu,
+        color,
+        key,
+        card: Machine::get()?.settings.card(gpu),
+    })
+}
+
 /// A rank joins a communicator on the GPU.
 fn join(
     out: Out<Handle>,
@@ -116,15 +129,10 @@ fn join(
         return Err(wrong(&sentence, Status::INVALID_ARGUMENT));
     }
     let (ranks, rank) = (ranks as usize, rank as usize);
-    let gathering = Gathering::of(&name, ranks);
+    let gathering = Gathering::of(&name, ranks, true);
     let (handle, comm) = Comm::new(gathering, rank, gpu, blocking);
     out.put(handle)?;
-    let record = Record {
-        ranks,
-        gpu,
-        color: 0,
-        key: 0,
-    };
+    let record = record(ranks, gpu, 0, 0)?;
     let gets_one = true;
     group::join(Joining {
         comm,
@@ -152,6 +160,12 @@ fn progress(machine: &Machine, comm: &Comm) -> Result<()> {
             return Err(error);
         }
         // By the first question it is never done.
+        if comm.joined().is_none()
+            && let Err(sentence) = comm.gathering.look()
+        {
+            inside.error = Some(Status::INVALID_USAGE);
+            return Err(wrong(&sentence, Status::INVALID_USAGE));
+        }
         let waits = inside.polls > 0 && !comm.blocking;
         inside.polls = inside.polls.saturating_sub(1);
         waits
@@ -192,16 +206,15 @@ fn split(
         inside.splits += 1;
         inside.splits
     };
-    let gathering = Gathering::of(&format!("{}/{number}", clique.name), clique.ranks());
+    let gathering = Gathering::of(
+        &format!("{}/{number}", clique.name),
+        clique.ranks(),
+        clique.is_shared(),
+    );
     let (new, comm) = Comm::new(gathering, rank, parent.gpu, blocking);
     // -1 is `NCCL_SPLIT_NOCOLOR`: the rank takes part, and gets no communicator.
     out.put(if color == -1 { 0 } else { new })?;
-    let record = Record {
-        ranks: clique.ranks(),
-        gpu: parent.gpu,
-        color,
-        key,
-    };
+    let record = record(clique.ranks(), parent.gpu, color, key)?;
     let gets_one = color != -1;
     group::join(Joining {
         comm,
@@ -216,6 +229,7 @@ api! {
     }
 
     ncclGetUniqueId(id: Out<UniqueId>) {
+        shared::sweep();
         Ok(id.put(UniqueId::new())?)
     }
 
@@ -278,6 +292,7 @@ api! {
         }
         drain(machine, comm)?;
         comm.lock().life = Life::Destroyed;
+        comm.gathering.leave(comm.old);
         Ok(())
     }
 
@@ -293,6 +308,7 @@ api! {
             inside.deferred.clear();
         }
         comm.aborted.store(true, Ordering::Release);
+        comm.gathering.leave(comm.old);
         machine.notify();
         Ok(())
     }

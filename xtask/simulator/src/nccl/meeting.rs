@@ -1,9 +1,11 @@
 //! One collective of all its ranks, or one send with its receive: who has called, and what each has given.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::call::Call;
+use super::call::{Call, Kind};
 use super::reduce::Turn;
+use super::shared::Folder;
 use crate::device::clock::Clock;
 
 /// Which meeting of a communicator it is.
@@ -20,6 +22,17 @@ pub enum Key {
         /// The number, counted from 1.
         number: u64,
     },
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Key::Collective(number) => write!(f, "collective {number}"),
+            Key::Pair { from, to, number } => {
+                write!(f, "transfer {number} from rank {from} to rank {to}")
+            }
+        }
+    }
 }
 
 /// Where in the streams of this process a call lies.
@@ -44,11 +57,21 @@ pub struct Placed {
     pub place: Place,
 }
 
-#[derive(Default)]
+/// Who takes part: a rank; of a send and its receive, the sender is the first party, and the receiver the second one.
+struct Party {
+    rank: usize,
+    process: u32,
+    /// What it must have in common with the others, and what it is called in a report.
+    said: Option<(String, String)>,
+    /// Its call, if it is in this process.
+    placed: Option<Placed>,
+    given: Option<Arc<[u8]>>,
+    /// How it would add up; the first party's word counts.
+    turn: Turn,
+}
+
 struct Inside {
-    calls: Vec<Option<Placed>>,
-    given: Vec<Option<Arc<[u8]>>>,
-    turn: Option<Turn>,
+    parties: Vec<Party>,
     /// The calls do not match: it never ends.
     broken: bool,
     /// It was reported as a part of a circle.
@@ -57,29 +80,70 @@ struct Inside {
     result: Option<Arc<[u8]>>,
 }
 
-/// The meeting. A party is a rank; of a send and its receive, the sender is party 0, and the receiver party 1.
+/// The meeting.
 pub struct Meeting {
     key: Key,
     ranks: usize,
+    /// What its files are called, and where they are.
+    name: String,
+    folder: Folder,
     inside: Mutex<Inside>,
 }
 
+impl Inside {
+    /// Takes in what a party calls; a sentence if it does not fit to what another one has called.
+    fn say(&mut self, party: usize, said: (String, String), what: &str) -> Option<String> {
+        let rank = self.parties[party].rank;
+        let others = self
+            .parties
+            .iter()
+            .enumerate()
+            .filter(|(other, _)| *other != party);
+        let mut known = others.filter_map(|(_, other)| Some((other.rank, other.said.as_ref()?)));
+        let other = known.find(|(_, other)| other.0 != said.0);
+        let sentence = other.map(|(other, theirs)| {
+            format!(
+                "The calls of {what} do not match: rank {other} calls {}, and rank {rank} calls {}.",
+                theirs.1, said.1
+            )
+        });
+        self.parties[party].said = Some(said);
+        let is_first = !self.broken;
+        self.broken |= sentence.is_some();
+        sentence.filter(|_| is_first)
+    }
+}
+
 impl Meeting {
-    /// A meeting of a communicator of so many ranks.
-    pub fn new(ranks: usize, key: Key) -> Meeting {
-        let parties = match key {
-            Key::Collective(_) => ranks,
-            Key::Pair { .. } => 2,
+    /// A meeting of a communicator whose ranks are in these processes.
+    pub fn new(clique: &str, processes: &[u32], key: Key) -> Meeting {
+        let ranks: Vec<usize> = match key {
+            Key::Collective(_) => (0..processes.len()).collect(),
+            Key::Pair { from, to, .. } => vec![from, to],
         };
-        let inside = Inside {
-            calls: vec![None; parties],
-            given: vec![None; parties],
-            ..Inside::default()
+        let parties = ranks.into_iter().map(|rank| Party {
+            rank,
+            process: processes[rank],
+            said: None,
+            placed: None,
+            given: None,
+            turn: Turn(0),
+        });
+        let name = match key {
+            Key::Collective(number) => format!("post-{clique}-{number}"),
+            Key::Pair { from, to, number } => format!("post-{clique}-{from}-{to}-{number}"),
         };
         Meeting {
             key,
-            ranks,
-            inside: Mutex::new(inside),
+            ranks: processes.len(),
+            name,
+            folder: Folder::of(clique),
+            inside: Mutex::new(Inside {
+                parties: parties.collect(),
+                broken: false,
+                circular: false,
+                result: None,
+            }),
         }
     }
 
@@ -87,38 +151,36 @@ impl Meeting {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes a call in, and gives the calls so far; a sentence if it does not fit to an earlier one.
+    fn what(&self) -> String {
+        format!("{} of a communicator of {} ranks", self.key, self.ranks)
+    }
+
+    /// Takes a call in; a sentence if it does not fit to an earlier one.
     pub fn place(&self, party: usize, placed: Placed, turn: Turn) -> Option<String> {
         let mut inside = self.lock();
-        inside.turn.get_or_insert(turn);
-        let mut others = inside.calls.iter().flatten();
-        let other = others.find(|other| !other.call.matches(&placed.call));
-        let sentence = other.map(|other| {
-            let which = match self.key {
-                Key::Collective(number) => format!("collective {number}"),
-                Key::Pair { from, to, number } => {
-                    format!("transfer {number} from rank {from} to rank {to}")
-                }
-            };
-            format!(
-                "The calls of {which} of a communicator of {} ranks do not match: rank {} calls {}, and rank {} calls {}.",
-                self.ranks, other.rank, other.call, placed.rank, placed.call
-            )
-        });
-        let first = sentence.is_some() && !inside.broken;
-        inside.broken |= sentence.is_some();
-        inside.calls[party] = Some(placed);
-        sentence.filter(|_| first)
+        let said = (placed.call.common(), placed.call.to_string());
+        inside.parties[party].turn = turn;
+        inside.parties[party].placed = Some(placed);
+        inside.say(party, said, &self.what())
     }
 
-    /// The calls of all parties, when all have called.
+    /// The calls of this process, when all its parties have called.
     pub fn called(&self) -> Option<Vec<Placed>> {
-        self.lock().calls.iter().cloned().collect()
+        let own = std::process::id();
+        let inside = self.lock();
+        let parties = inside.parties.iter();
+        let here = parties.filter(|party| party.process == own);
+        here.map(|party| party.placed.clone()).collect()
     }
 
-    /// The calls so far.
+    /// The calls of this process so far.
     pub fn calls(&self) -> Vec<Placed> {
-        self.lock().calls.iter().flatten().cloned().collect()
+        let inside = self.lock();
+        let placed = inside
+            .parties
+            .iter()
+            .filter_map(|party| party.placed.clone());
+        placed.collect()
     }
 
     /// Says that it was reported as a part of a circle; whether it was before.
@@ -126,15 +188,68 @@ impl Meeting {
         std::mem::replace(&mut self.lock().circular, true)
     }
 
-    /// Gives what a party has for the others.
-    pub fn give(&self, party: usize, bytes: Vec<u8>) {
-        self.lock().given[party] = Some(bytes.into());
+    /// Gives what a party of this process has for the others, also for those in other processes.
+    ///
+    /// # Errors
+    /// A sentence: it cannot be given to another process.
+    pub fn give(&self, party: usize, bytes: Vec<u8>) -> Result<(), String> {
+        let own = std::process::id();
+        let mut inside = self.lock();
+        let mut names: Vec<_> = {
+            let others = inside.parties.iter().map(|party| party.process);
+            let others = others.filter(|process| *process != own);
+            others.map(|process| self.file(party, process)).collect()
+        };
+        names.sort_unstable();
+        names.dedup();
+        let from = &mut inside.parties[party];
+        if !names.is_empty() {
+            let (common, call) = from.said.clone().unwrap_or_default();
+            let mut text = format!("{common}\n{call}\n{}\n", from.turn.0).into_bytes();
+            text.extend(&bytes);
+            self.folder.publish(&names, &text).map_err(|error| {
+                format!(
+                    "What rank {} gives to another process cannot be written: {error}.",
+                    from.rank
+                )
+            })?;
+        }
+        from.given = Some(bytes.into());
+        Ok(())
+    }
+
+    fn file(&self, party: usize, process: u32) -> String {
+        format!("{}-{party}-for-{process}", self.name)
+    }
+
+    /// Looks for what parties in other processes have given; sentences, if their calls do not fit.
+    pub fn look(&self) -> Vec<String> {
+        let own = std::process::id();
+        let mut sentences = Vec::new();
+        let mut inside = self.lock();
+        for party in 0..inside.parties.len() {
+            let from = &mut inside.parties[party];
+            if from.process == own || from.given.is_some() {
+                continue;
+            }
+            let Some(bytes) = self.folder.take(&self.file(party, own)) else {
+                continue;
+            };
+            let mut parts = bytes.splitn(4, |byte| *byte == b'\n');
+            let mut text =
+                || String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+            let said = (text(), text());
+            from.turn = Turn(text().parse().unwrap_or(0));
+            from.given = Some(parts.next().unwrap_or_default().into());
+            sentences.extend(inside.say(party, said, &self.what()));
+        }
+        sentences
     }
 
     /// Whether all have given, and it can end.
     pub fn is_complete(&self) -> bool {
         let inside = self.lock();
-        !inside.broken && inside.given.iter().all(Option::is_some)
+        !inside.broken && inside.parties.iter().all(|party| party.given.is_some())
     }
 
     /// The parties that have not given, as the end of a sentence.
@@ -143,28 +258,23 @@ impl Meeting {
         if inside.broken {
             return "its ranks' calls do not match".to_owned();
         }
-        let missing = inside.given.iter().enumerate();
-        let missing = missing.filter(|(_, given)| given.is_none());
-        let ranks: Vec<_> = missing
-            .map(|(party, _)| match (self.key, party) {
-                (Key::Pair { from, .. }, 0) => from.to_string(),
-                (Key::Pair { to, .. }, _) => to.to_string(),
-                (Key::Collective(_), rank) => rank.to_string(),
-            })
-            .collect();
+        let missing = inside.parties.iter().filter(|party| party.given.is_none());
+        let ranks: Vec<_> = missing.map(|party| party.rank.to_string()).collect();
         format!("it waits for rank {}", ranks.join(", "))
     }
 
     /// What a rank gets, after all have given.
     pub fn result(&self, rank: usize, call: &Call) -> Arc<[u8]> {
-        use super::call::Kind;
         let (given, turn) = {
             let inside = self.lock();
             if let Some(result) = &inside.result {
                 return result.clone();
             }
-            let given: Vec<_> = inside.given.iter().flatten().cloned().collect();
-            (given, inside.turn.unwrap_or(Turn(0)))
+            let given = inside
+                .parties
+                .iter()
+                .filter_map(|party| party.given.clone());
+            (given.collect::<Vec<_>>(), inside.parties[0].turn)
         };
         let given: Vec<&[u8]> = given.iter().map(|given| &given[..]).collect();
         let result: Arc<[u8]> = call.result(rank, turn, &given).into();

@@ -21,6 +21,7 @@ mod meeting;
 mod order;
 mod post;
 mod reduce;
+mod shared;
 
 pub mod calls;
 pub mod life;

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::buffer;
 use super::call::Call;
 use super::meeting::Meeting;
+use crate::device::code::Code;
+use crate::device::machine::Machine;
 use crate::device::operation::{Custom, Failure};
 use crate::exec::{Memory, Touched};
 
@@ -81,6 +83,19 @@ pub struct Post(pub Batch);
 /// The second operation: it ends the calls when all have given.
 pub struct Finish(pub Batch);
 
+/// Whether all have given what a meeting needs, also those in other processes.
+fn is_complete(meeting: &Meeting) -> bool {
+    if meeting.is_complete() {
+        return true;
+    }
+    for sentence in meeting.look() {
+        if let Some(machine) = Machine::peek().filter(|machine| !machine.settings.nccl_hangs) {
+            machine.report.finding(&sentence);
+        }
+    }
+    meeting.is_complete()
+}
+
 impl Custom for Post {
     fn name(&self) -> Arc<str> {
         self.0.name()
@@ -101,7 +116,16 @@ impl Custom for Post {
             let Request { call, send, .. } = &item.request;
             let (who, len) = (self.0.who(call), self.0.reads(call));
             let bytes = buffer::read(memory, &who, *send, len, &mut touched)?;
-            item.meeting.give(item.party, bytes);
+            let given = item.meeting.give(item.party, bytes);
+            // After an abort the others may have cleared away what they had in common.
+            if let Err(message) = given
+                && !self.0.is_aborted()
+            {
+                return Err(Failure {
+                    code: Code::LAUNCH_FAILED,
+                    message,
+                });
+            }
         }
         Ok(touched)
     }
@@ -121,8 +145,12 @@ impl Custom for Finish {
     }
 
     fn ready(&self) -> bool {
-        let mut items = self.0.items.iter();
-        self.0.is_aborted() || items.all(|item| item.meeting.is_complete())
+        self.0.is_aborted() || {
+            // All are looked at: the sentence about one must not wait for another one.
+            let items = self.0.items.iter();
+            let open = items.filter(|item| !is_complete(&item.meeting));
+            open.count() == 0
+        }
     }
 
     fn waits_for_others(&self) -> bool {

@@ -60,6 +60,18 @@ pub fn settle(comm: u64) -> u32 {
     }
 }
 
+/// Ends the process when it takes far too long: where one rank fails, the others would wait for ever.
+fn watch() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        std::thread::spawn(|| {
+            std::thread::sleep(std::time::Duration::from_secs(60));
+            eprintln!("the ranks have not ended within a minute");
+            std::process::exit(70);
+        });
+    });
+}
+
 /// A rank.
 pub struct Rank {
     pub gpu: Gpu,
@@ -72,6 +84,7 @@ pub struct Rank {
 impl Rank {
     /// Joins on the GPU of the rank's number.
     pub fn join(id: UniqueId, rank: usize, ranks: usize, blocking: bool) -> Rank {
+        watch();
         let gpu = Gpu::new(rank as i32);
         let mut comm = 0;
         let configs = [config(blocking.into())];
