@@ -19,6 +19,9 @@
 //! Streams hold operations until a host thread waits or asks; that thread then runs what can run, in an order that a
 //! seed decides. So what a program has not ordered does happen in another order.
 //!
+//! The same library stands in for cuBLASLt ([`blas`]) and for NCCL ([`nccl`]), under the names `libcublasLt.so` and
+//! `libnccl.so`.
+//!
 //! # What it finds
 //!
 //! Each finding is a sentence on stderr and a line of the report. A finding within an operation makes its context fail,
@@ -40,6 +43,8 @@
 //! - **Pinned memory that the host frees or fills again while a copy needs it.** A pinned buffer that a copy is going to
 //!   write holds `0xff` until the copy has run, so that who reads it too early does not find the right values there.
 //! - **Host functions that call the driver.**
+//! - **Ranks that do not agree**: calls of NCCL that do not match or that wait for each other, and communicators that are
+//!   used in ways that NCCL forbids ([`nccl`]).
 //! - **Calls that are not simulated**: they return `CUDA_ERROR_NOT_SUPPORTED` and never a wrong answer.
 //!
 //! # What it cannot find

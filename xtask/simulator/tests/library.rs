@@ -46,7 +46,11 @@ const NAMES: &str = "cuInit cuDriverGetVersion cuDeviceGetCount cuDeviceGet cuDe
     cuFuncSetAttribute cuFuncSetCacheConfig cuOccupancyMaxActiveBlocksPerMultiprocessor cuLaunchKernel cuLaunchKernelEx
     cuLaunchHostFunc cuPointerGetAttribute cuDeviceCanAccessPeer cuCtxEnablePeerAccess cuGetErrorName cuGetErrorString
     cuGetProcAddress_v2 cuGraphLaunch cuStreamBeginCapture_v2 cuMemAllocManaged phalanx_simulator_count
-    phalanx_simulator_findings phalanx_simulator_finding phalanx_simulator_keep phalanx_simulator_launches";
+    phalanx_simulator_findings phalanx_simulator_finding phalanx_simulator_keep phalanx_simulator_launches
+    ncclGetVersion ncclGetUniqueId ncclCommInitRank ncclCommInitRankConfig ncclCommInitAll ncclCommSplit
+    ncclCommFinalize ncclCommDestroy ncclCommAbort ncclCommGetAsyncError ncclGetErrorString ncclGetLastError
+    ncclCommCount ncclCommCuDevice ncclCommUserRank ncclAllReduce ncclBroadcast ncclBcast ncclReduce ncclAllGather
+    ncclReduceScatter ncclAlltoAll ncclGather ncclScatter ncclSend ncclRecv ncclGroupStart ncclGroupEnd ncclMemAlloc";
 
 #[test]
 fn all_names_are_there() {

@@ -230,6 +230,48 @@ fn refused(call: fn(&Rank, u64) -> u32) {
     });
 }
 
+/// A thread waits in `ncclCommDestroy` for a collective that hangs, while another one calls.
+fn two_threads() {
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 4]);
+        if rank.rank == 0 {
+            assert_eq!(rank.sum(buffer, 4), 0);
+            std::thread::scope(|scope| {
+                scope.spawn(|| call!(ncclCommDestroy(rank.comm)));
+                std::thread::sleep(Duration::from_millis(200));
+                assert_eq!(rank.sum(buffer, 4), INVALID_USAGE);
+                good!(ncclCommAbort(rank.comm));
+            });
+        }
+        rank.free(&[buffer]);
+        rank.end();
+    });
+}
+
+/// Rank 1 never joins; an abort ends the wait of rank 0, or its being in progress.
+fn abort_of_a_start(blocking: bool) {
+    let _gpu = Gpu::new(0);
+    let mut comm = 0;
+    let configs = [config(blocking.into())];
+    let place = &raw mut comm as usize;
+    let id = id();
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(move || {
+            let _gpu = Gpu::new(0);
+            // SAFETY: the place outlives the scope.
+            let out = Out::to(unsafe { &mut *(place as *mut u64) });
+            call!(ncclCommInitRankConfig(out, 2, id, 0, Array::of(&configs)))
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        // SAFETY: the library has written it by now.
+        let comm = unsafe { (place as *const u64).read_volatile() };
+        assert_eq!(state(comm), IN_PROGRESS);
+        good!(ncclCommAbort(comm));
+        let code = joining.join().unwrap();
+        assert_eq!(code, if blocking { INVALID_USAGE } else { IN_PROGRESS });
+    });
+}
+
 /// Both ranks join on GPU 0.
 fn one_gpu() {
     good!(cuInit(0));
@@ -359,6 +401,11 @@ const PROGRAMS: &[(&str, fn())] = &[
             code
         })
     }),
+    ("two threads", two_threads),
+    ("abort of a start", || abort_of_a_start(true)),
+    ("abort of a start without blocking", || {
+        abort_of_a_start(false)
+    }),
     ("one gpu", one_gpu),
     ("hasty", hasty),
     ("late", late),
@@ -425,6 +472,9 @@ fn a_test_of_failures_can_ask_for_silence() {
 
 #[test]
 fn a_communicator_that_is_gone_is_reported() {
+    finds("two threads", &["ncclAllReduce uses", "another thread"]);
+    outcome("abort of a start", &[]).finds_nothing();
+    outcome("abort of a start without blocking", &[]).finds_nothing();
     finds("after abort", &["ncclAllReduce uses", "which was aborted"]);
     finds(
         "after destroy",

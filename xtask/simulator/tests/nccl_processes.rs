@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use driver::*;
 use ranks::*;
+use simulator::driver::init::*;
 use simulator::driver::pointers::{Array, Out};
 use simulator::driver::stream::*;
 use simulator::nccl::calls::*;
@@ -23,14 +24,43 @@ fn number(name: &str) -> usize {
     std::env::var(name).unwrap().parse().unwrap()
 }
 
-/// The rank that this process is.
-fn this(blocking: bool) -> Rank {
+/// The id that all processes of a test have.
+fn common() -> UniqueId {
     let text = std::env::var(ID).unwrap();
     let mut bytes = [0; 128];
     bytes[..text.len()].copy_from_slice(text.as_bytes());
     // SAFETY: an id is so many bytes.
-    let id = unsafe { std::mem::transmute::<[u8; 128], UniqueId>(bytes) };
-    Rank::join(id, number(RANK), number(RANKS), blocking)
+    unsafe { std::mem::transmute::<[u8; 128], UniqueId>(bytes) }
+}
+
+/// The rank that this process is.
+fn this(blocking: bool) -> Rank {
+    Rank::join(common(), number(RANK), number(RANKS), blocking)
+}
+
+/// Each process has two ranks.
+fn mixed() {
+    good!(cuInit(0));
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            scope.spawn(move || {
+                let number_of = 2 * number(RANK) + thread;
+                let rank = Rank::join(common(), number_of, 4, true);
+                let x = rank.buffer(&[rank.rank as i32; 4]);
+                for _ in 0..10 {
+                    assert_eq!(rank.sum(x, 4), 0);
+                    let peer = [2, 3, 0, 1][rank.rank];
+                    good!(ncclGroupStart());
+                    good!(ncclSend(x, 2, I32, peer, rank.comm, rank.stream));
+                    good!(ncclRecv(x + 8, 2, I32, peer, rank.comm, rank.stream));
+                    good!(ncclGroupEnd());
+                }
+                assert_eq!(rank.values::<i32>(x, 4), [6 * 4_i32.pow(9); 4]);
+                rank.free(&[x]);
+                rank.destroy();
+            });
+        }
+    });
 }
 
 /// All kinds of calls, often.
@@ -135,11 +165,7 @@ fn mismatch() {
 
 /// All ranks say that they use GPU 0.
 fn one_card() {
-    let text = std::env::var(ID).unwrap();
-    let mut bytes = [0; 128];
-    bytes[..text.len()].copy_from_slice(text.as_bytes());
-    // SAFETY: an id is so many bytes.
-    let id = unsafe { std::mem::transmute::<[u8; 128], UniqueId>(bytes) };
+    let id = common();
     let _gpu = Gpu::new(0);
     let mut comm = 0;
     let rank = number(RANK) as i32;
@@ -150,6 +176,7 @@ fn one_card() {
 const PROGRAMS: &[(&str, fn())] = &[
     ("calls", || calls(true)),
     ("calls without blocking", || calls(false)),
+    ("mixed", mixed),
     ("killed", killed),
     ("mismatch", mismatch),
     ("one card", one_card),
@@ -217,6 +244,14 @@ fn processes_get_what_they_should_and_leave_nothing() {
             assert!(!folder(&id).exists(), "{:?} is left", folder(&id));
         }
     }
+}
+
+#[test]
+fn processes_may_have_several_ranks() {
+    let id = text();
+    let outcomes = processes("mixed", &id, 2, "0", &[]);
+    outcomes.iter().for_each(Outcome::finds_nothing);
+    assert!(!folder(&id).exists());
 }
 
 #[test]

@@ -59,6 +59,8 @@ pub struct Comm {
     pub old: usize,
     ready: OnceLock<(usize, Arc<Clique>)>,
     busy: AtomicBool,
+    /// Held while calls that were put off get their places: who asks meanwhile must not hear that they have them.
+    pub catching_up: Mutex<()>,
     inside: Mutex<Inside>,
 }
 
@@ -80,6 +82,7 @@ impl Comm {
             old,
             ready: OnceLock::new(),
             busy: AtomicBool::new(false),
+            catching_up: Mutex::new(()),
             inside: Mutex::new(Inside {
                 life: Life::Live,
                 deferred: Vec::new(),

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::comm::Comm;
+use super::comm::{Comm, Life};
 use super::gather::Record;
 use super::launch::launch;
 use super::post::Request;
@@ -190,6 +190,9 @@ fn run(closed: Group) -> Result<()> {
 fn wait(machine: &Machine, comm: &Comm) -> Result<()> {
     let start = std::time::Instant::now();
     while comm.joined().is_none() {
+        if comm.lock().life == Life::Aborted {
+            return Err(Status::INVALID_USAGE);
+        }
         if let Err(sentence) = comm.gathering.look() {
             comm.lock().error = Some(Status::INVALID_USAGE);
             return Err(wrong(&sentence, Status::INVALID_USAGE));

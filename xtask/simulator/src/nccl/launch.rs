@@ -123,6 +123,7 @@ fn item(comm: &Comm, rank: usize, clique: &Arc<Clique>, request: &Request) -> It
 /// # Errors
 /// As [`launch`]; the communicator keeps the error.
 pub fn catch_up(machine: &Machine, comm: &Comm) -> Result<()> {
+    let _alone = comm.catching_up.lock();
     let deferred = std::mem::take(&mut comm.lock().deferred);
     for (stream, requests) in deferred {
         if comm.lock().life == Life::Aborted {

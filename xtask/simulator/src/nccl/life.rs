@@ -101,6 +101,14 @@ fn blocks(config: Array<Config>, default: bool) -> Result<bool> {
     }
 }
 
+/// The GPU on which the calling thread joins.
+fn current() -> Result<usize> {
+    context::current(Machine::get()?).map_err(|_| {
+        let sentence = "A rank joins a communicator in a thread in which no context is current.";
+        wrong(sentence, Status::UNHANDLED_CUDA_ERROR)
+    })
+}
+
 /// What a rank of this process says of itself.
 fn record(ranks: usize, gpu: usize, color: i32, key: i32) -> Result<Record> {
     Ok(Record {
@@ -234,12 +242,12 @@ api! {
     }
 
     ncclCommInitRank(comm: Out<Handle>, ranks: i32, id: UniqueId, rank: i32) {
-        let gpu = context::current(Machine::get()?)?;
+        let gpu = current()?;
         join(comm, &id, ranks, rank, gpu, true)
     }
 
     ncclCommInitRankConfig(comm: Out<Handle>, ranks: i32, id: UniqueId, rank: i32, config: Array<Config>) {
-        let gpu = context::current(Machine::get()?)?;
+        let gpu = current()?;
         join(comm, &id, ranks, rank, gpu, blocks(config, true)?)
     }
 

@@ -8,6 +8,11 @@
 //! once or that is gone, and one whose last call is still in progress are findings. What would hang on a card hangs here
 //! too, until the communicator is aborted; the outputs then hold `0xff`.
 //!
+//! Ranks are threads of one process, or are spread over processes, which meet in shared memory. Calls that wait for each
+//! other in a circle are not found between processes: they hang, until a wait has lasted so long that it is a deadlock.
+//!
+//! A collective may add up in any order of its ranks, which the seed decides; all ranks get the same bits.
+//!
 //! A communicator that is not blocking may answer any launch with `ncclInProgress`. The seed decides; then nothing lies in
 //! the stream before `ncclCommGetAsyncError` has said `ncclSuccess`.
 
