@@ -61,9 +61,27 @@ fn abort(wait: fn(&Rank, u64)) {
     });
 }
 
+/// What a call that is in progress was given has no place in the stream before it has succeeded.
+fn put_off() {
+    ranks(2, false, |rank| {
+        let own = rank.rank as i32;
+        let buffer = rank.buffer(&[own; 3]);
+        let code = rank.sum(buffer, 3);
+        if code == IN_PROGRESS {
+            println!("put off");
+            assert_eq!(rank.values::<i32>(buffer, 3), [own; 3]);
+        }
+        rank.done(code);
+        assert_eq!(rank.values::<i32>(buffer, 3), [1; 3]);
+        rank.free(&[buffer]);
+        rank.destroy();
+    });
+}
+
 const PROGRAMS: &[(&str, fn())] = &[
     ("sums", || sums(true)),
     ("sums without blocking", || sums(false)),
+    ("put off", put_off),
     ("abort a stream", || {
         abort(|rank, _| good!(cuStreamSynchronize(rank.stream)))
     }),
@@ -87,6 +105,20 @@ fn sums_are_right() {
         run("sums", &variables).finds_nothing();
         run("sums without blocking", &variables).finds_nothing();
     }
+}
+
+#[test]
+fn calls_that_are_in_progress_are_put_off() {
+    let outcomes: Vec<_> = (0..10)
+        .map(|seed: u32| {
+            let seed = seed.to_string();
+            let outcome = run("put off", &[GPUS[0], ("PHALANX_SIMULATOR_SEED", &seed)]);
+            outcome.finds_nothing();
+            outcome
+        })
+        .collect();
+    let mut outputs = outcomes.iter().map(|outcome| &outcome.output);
+    assert!(outputs.any(|output| output.contains("put off")));
 }
 
 #[test]
