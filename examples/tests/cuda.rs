@@ -6,8 +6,9 @@ mod few;
 #[path = "../../tensor/tests/cuda/support.rs"]
 mod support;
 
+use std::net::TcpListener;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 use anyhow::Result;
 use phalanx_autograd::nn::{Factory, Module, Sequential};
@@ -210,6 +211,72 @@ fn the_program_trains_on_a_card() {
     let apart = (loss(&there) / loss(&here) - 1.0).abs();
     assert!(apart < 1e-4, "{here} and {there}");
     assert!(there["peak_bytes"].as_u64().unwrap() > 1 << 20, "{there}");
+}
+
+/// A port that nobody listens on.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Two processes, started in torchrun's manner and without MPI, train as two threads do, and as two CPUs.
+#[test]
+fn processes_train_as_threads() {
+    const TEST: &str = "processes_train_as_threads";
+    let (Some(_card), Some(program)) = (card(TEST), program(TEST)) else {
+        return;
+    };
+    if let Err(error) = Device::cuda(1).memory() {
+        eprintln!("SKIPPED: {TEST}: 2 ranks want as many cards: {error}");
+        return;
+    }
+    let few = few::few("few-for-processes", 96, 40);
+    let command = |device: &str| {
+        let mut command = Command::new(program);
+        command.args(["--world-size", "2", "--device", device, "--model", "mlp"]);
+        command.args([
+            "--epochs",
+            "2",
+            "--batch-size",
+            "16",
+            "--data",
+            &few,
+            "--json",
+        ]);
+        command
+    };
+    let summary = |output: Output| -> Value {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+    };
+    let port = free_port().to_string();
+    let process = |rank: &str| {
+        let mut command = command("cuda");
+        command.env("WORLD_SIZE", "2").env("RANK", rank);
+        command.env("LOCAL_WORLD_SIZE", "2").env("LOCAL_RANK", rank);
+        command
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", &port);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let [first, second] = ["0", "1"].map(process);
+    let (first, second) = (first.wait_with_output(), second.wait_with_output());
+    let other = second.unwrap();
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert!(other.status.success(), "{said}");
+    let processes = summary(first.unwrap());
+    let threads = summary(command("cuda").output().unwrap());
+    let cpus = summary(command("cpu").output().unwrap());
+    assert_eq!(processes["backend"], "nccl");
+    assert_eq!(threads["backend"], "nccl");
+    let loss = |summary: &Value| summary["train_loss"].as_f64().unwrap();
+    for other in [&threads, &cpus] {
+        let apart = (loss(&processes) / loss(other) - 1.0).abs();
+        assert!(apart < 1e-5, "{processes} and {other}");
+    }
 }
 
 /// A rank alone meets nobody, on a card too; plans are made on the CPU.
