@@ -10,7 +10,7 @@
 //! | `PHALANX_SIMULATOR_REPORT` | file to which each finding is appended as one line | no file |
 //! | `PHALANX_SIMULATOR_CACHE` | folder for compiled modules | `phalanx-simulator` in the folder for temporary files |
 //! | `PHALANX_SIMULATOR_CHECK` | 1 looks for races in global memory between the threads of a launch, which makes kernels some times slower | 0 |
-//! | `PHALANX_SIMULATOR_PATIENCE` | seconds without any progress after which a wait is reported as a deadlock | 60 |
+//! | `PHALANX_SIMULATOR_PATIENCE` | seconds without any progress after which a wait is reported as a deadlock; ten times as many where a collective waits for a rank, which may be late | 60 |
 //! | `PHALANX_SIMULATOR_NCCL_MISMATCH` | `report`, or `hang`: ranks whose calls of NCCL do not match, or wait for each other, are no finding, and hang as on a card | `report` |
 //! | `CUDA_VISIBLE_DEVICES` | which cards the GPUs of this process are; it serves only to find two ranks on one card | their own numbers |
 //! | `NCCL_HOSTID` | a name by which cards of processes on this machine count as those of another machine | none |
