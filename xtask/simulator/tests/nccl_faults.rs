@@ -211,6 +211,12 @@ fn refused(call: fn(&Rank, u64) -> u32) {
     ranks(2, true, |rank| {
         let buffer = rank.buffer(&[1; 8]);
         assert_ne!(call(&rank, buffer), 0);
+        // SAFETY: the library's texts end with a zero, and stay.
+        let last = unsafe { std::ffi::CStr::from_ptr(ncclGetLastError(rank.comm)) };
+        assert!(
+            last.to_string_lossy().contains("is called with"),
+            "{last:?}"
+        );
         assert_eq!(call!(cuStreamSynchronize(rank.stream)), 0);
         rank.free(&[buffer]);
         rank.end();
