@@ -1,7 +1,7 @@
 //! Which parameters any rank uses: small talk beside the gradients.
 
 use crate::{Result, talk};
-use phalanx_comm::{ProcessGroup, ReduceOp, Work};
+use phalanx_comm::{ProcessGroup, Work};
 use phalanx_tensor::Tensor;
 
 /// The answer for one step, on its way.
@@ -9,7 +9,7 @@ pub(super) enum Uses {
     /// There is nobody to ask, or nothing: nothing is sent.
     Known(Vec<bool>),
     /// A small collective in the host's memory, which is on its way while gradients are computed: a
-    /// `bool` for each parameter, whose or over the ranks it is.
+    /// `bool` for each parameter, of each rank. (Gathered, since engines for small talk alone do not reduce.)
     Asked(Work<Tensor>),
 }
 
@@ -24,7 +24,7 @@ impl Uses {
             return Ok(Uses::Known(used.to_vec()));
         }
         let mine = Tensor::from_slice(used, [used.len()], talk::device(group))?;
-        Ok(Uses::Asked(group.all_reduce(mine, ReduceOp::BitOr)?))
+        Ok(Uses::Asked(group.all_gather(mine)?))
     }
 
     /// Does a small share of the asking, without blocking. Returns whether the answer is there.
@@ -39,7 +39,13 @@ impl Uses {
     pub(super) fn wait(self) -> Result<Vec<bool>> {
         Ok(match self {
             Uses::Known(used) => used,
-            Uses::Asked(work) => work.wait()?.to_vec::<bool>()?,
+            Uses::Asked(work) => {
+                let all = work.wait()?;
+                let params = all.dims()[1];
+                let all = all.to_vec::<bool>()?;
+                let any = |param| all[param..].iter().step_by(params).any(|used| *used);
+                (0..params).map(any).collect()
+            }
         })
     }
 }

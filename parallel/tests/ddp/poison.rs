@@ -167,21 +167,18 @@ fn a_bucket_meets_no_reduction_of_equal_shape() {
             step()
         } else {
             // What rank 0 calls, shape by shape, from outside of any step.
-            let all_reduce = |len: usize, dtype, op| -> Result<()> {
+            let lens: Vec<usize> = ddp.buckets().unwrap().iter().map(|b| b.len).collect();
+            let call_alike = || -> Result<()> {
                 // Which parameters are used is small talk, in the host's memory.
-                let device = match dtype {
-                    DType::Bool => Device::cpu(rank),
-                    _ => group.device(),
-                };
-                let t = Tensor::zeros([len], dtype, device)?;
-                group.all_reduce(t, op)?.wait()?;
+                let uses = Tensor::zeros([2], DType::Bool, Device::cpu(rank))?;
+                group.all_gather(uses)?.wait()?;
+                for len in lens {
+                    let t = Tensor::zeros([len], DType::F32, group.device())?;
+                    group.all_reduce(t, ReduceOp::Avg)?.wait()?;
+                }
                 Ok(())
             };
-            let lens: Vec<usize> = ddp.buckets().unwrap().iter().map(|b| b.len).collect();
-            all_reduce(2, DType::Bool, ReduceOp::BitOr).and_then(|()| {
-                lens.iter()
-                    .try_for_each(|&n| all_reduce(n, DType::F32, ReduceOp::Avg))
-            })
+            call_alike()
         };
         match ended {
             Err(Error::Comm(error @ CommError::Divergence { .. })) => Ok(error),
