@@ -2,8 +2,12 @@
 
 mod cases;
 
-use phalanx_comm::{DType, Device, Error, LaunchConfig, LaunchError, ReduceOp, Tensor, launch};
-use std::process::Command;
+use phalanx_comm::{
+    DType, Device, Error, LaunchConfig, LaunchError, Ranks, ReduceOp, RunConfig, Tensor, launch,
+    run,
+};
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,6 +52,11 @@ fn conforms(test: &str, ranks: usize) {
 }
 
 #[test]
+fn one_rank() {
+    conforms("one_rank", 1);
+}
+
+#[test]
 fn two_ranks() {
     conforms("two_ranks", 2);
 }
@@ -73,6 +82,65 @@ fn subgroups() {
         world.barrier()?.wait()
     });
     end.unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// This process as one rank of several, in which the environment says so.
+fn in_processes() {
+    let config = RunConfig::new(Ranks::OrAlone(1)).launch(config(1));
+    let end = run(config, |group| {
+        for (name, case) in cases::ALL {
+            case(&*group)?;
+            group.barrier()?.wait()?;
+            println!("{name} on rank {}", group.rank());
+        }
+        Ok::<_, Error>(group.size())
+    });
+    let sizes: Vec<usize> = end
+        .unwrap_or_else(|e| panic!("{e}"))
+        .into_iter()
+        .map(|(_, size)| size)
+        .collect();
+    assert_eq!(sizes, [2]);
+}
+
+/// A port that nobody listens on.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Ranks as processes that nobody but torchrun's variables tells of each other: what they say beside their calls goes
+/// through the store.
+#[test]
+fn two_processes() {
+    const TEST: &str = "two_processes";
+    let Some(_turn) = cards(TEST, 2) else {
+        return;
+    };
+    if std::env::var("PHALANX_TEST_ALONE").is_ok_and(|name| name == TEST) {
+        return in_processes();
+    }
+    let port = free_port().to_string();
+    let process = |rank: &str| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", TEST, "--nocapture"]);
+        child.env("PHALANX_TEST_ALONE", TEST);
+        child.env("WORLD_SIZE", "2").env("RANK", rank);
+        child.env("LOCAL_WORLD_SIZE", "2").env("LOCAL_RANK", rank);
+        child
+            .env("MASTER_ADDR", "127.0.0.1")
+            .env("MASTER_PORT", &port);
+        child.stdout(Stdio::piped()).stderr(Stdio::piped());
+        child.spawn().unwrap()
+    };
+    let ranks = ["0", "1"].map(process);
+    for rank in ranks.map(Child::wait_with_output) {
+        let rank = rank.unwrap();
+        let said = String::from_utf8_lossy(&rank.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&rank.stderr).into_owned();
+        assert!(rank.status.success(), "{said}{errors}");
+        assert_eq!(said.matches(" on rank ").count(), cases::ALL.len());
+    }
 }
 
 /// A rank leaves a call out: the others hear who is missing, and read no number out of what was ended.

@@ -232,6 +232,51 @@ fn many_ranks_meet_over_tcp() {
     println!("{:?}", start.elapsed());
 }
 
+/// Messages match in the order of issue, in each direction for itself, whatever comes between; and one may be of unknown
+/// shape.
+#[test]
+fn messages_go_between_two_ranks() {
+    let ends = in_memory(3, PATIENCE, |group| {
+        let (rank, size) = (group.rank(), group.size());
+        let (to, from) = ((rank + 1) % size, (rank + size - 1) % size);
+        let first = group.send(number(group, rank as i64)?, to, 7)?;
+        let second = group.send(number(group, 10 + rank as i64)?, to, 8)?;
+        group.barrier()?.wait()?;
+        let one = group.recv(Shape::from([]), DType::I64, from, 7)?;
+        let other = group.recv(Shape::from([]), DType::I64, from, 8)?;
+        assert_eq!(other.wait()?.to_vec::<i64>()?, [10 + from as i64]);
+        assert_eq!(one.wait()?.to_vec::<i64>()?, [from as i64]);
+        first.wait()?;
+        second.wait()?;
+        let any = Tensor::full([2, 3], rank as f64, DType::BF16, group.device())?;
+        let sent = group.send_any(any, to, 1)?;
+        let got = group.recv_any(from, 1)?.wait()?;
+        sent.wait()?;
+        assert_eq!((got.dims(), got.dtype()), (&[2, 3][..], DType::BF16));
+        assert_eq!(got.cast(DType::F32)?.to_vec::<f32>()?, [from as f32; 6]);
+        met(group)
+    });
+    ends.into_iter().for_each(|end| end.unwrap());
+}
+
+/// The ends of a message that differ are one error on both.
+#[test]
+fn ends_of_a_message_that_differ() {
+    let ends = in_memory(2, PATIENCE, |group| match group.rank() {
+        0 => group.send(number(group, 1)?, 1, 3)?.wait(),
+        _ => group
+            .recv(Shape::from([]), DType::I64, 0, 4)?
+            .wait()
+            .map(drop),
+    });
+    let said: Vec<String> = ends
+        .into_iter()
+        .map(|end| end.unwrap_err().to_string())
+        .collect();
+    assert_eq!(said[0], said[1]);
+    assert!(said[0].contains("disagree on the tag"), "{}", said[0]);
+}
+
 /// A call that it does not carry is its own mistake: the group goes on, and no number is used up.
 #[test]
 fn other_calls_are_refused_with_what_to_use() {
@@ -243,8 +288,7 @@ fn other_calls_are_refused_with_what_to_use() {
             errors = vec![
                 group.all_reduce(one()?, ReduceOp::Sum).err(),
                 group.reduce_scatter(one()?, ReduceOp::Sum).err(),
-                group.send(one()?, 0, 0).err(),
-                group.recv(Shape::from([2]), DType::F32, 0, 0).err(),
+                group.send(large(MOST_BYTES + 1)?, 0, 0).err(),
                 group.gather(one()?, 0).err(),
                 group.all_gather(large(MOST_BYTES + 1)?).err(),
                 group.broadcast(large(1 << 20)?, 0).err(),

@@ -362,8 +362,8 @@ fn a_rank_of_another_epoch_is_refused() {
 /// Somebody else has the port: rank 0 waits for it, and says so.
 #[test]
 fn a_port_that_is_taken_is_told() {
-    let port = free_port();
-    let taken = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
     let all = ends(vec![rank("alone", 0, 2, port).spawn().unwrap()]);
     says(
         &all[0],

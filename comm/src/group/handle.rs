@@ -157,7 +157,12 @@ impl Group {
             (Some(tensor), _) => tensor.device(),
             (None, Some(Room::Given(tensor))) => tensor.device(),
             (None, Some(Room::New(_))) => self.device(),
-            (None, None) => return Ok(&*engines.host),
+            (None, None) => {
+                return Ok(match call.signature.op {
+                    Op::Barrier | Op::Split => &*engines.host,
+                    _ => engines.main(), // of no tensors
+                });
+            }
         };
         if let Some(other) = call.inputs.iter().find(|t| t.device() != device) {
             let other = other.device();

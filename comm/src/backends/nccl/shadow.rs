@@ -128,10 +128,9 @@ impl Shadow {
                 check::recv(me, [words.len()].into(), DType::I64, *source, *tag)?
             }
             Op::AllToAllV(splits) => {
-                let rows = splits.send.iter();
-                let rows = rows.flat_map(|&rows| words.into_iter().chain([rows as i64]));
-                let rows = self.numbers(&rows.collect::<Vec<_>>())?;
-                check::all_to_all(me, rows.reshape([me.size(), words.len() + 1])?)?
+                let sends = splits.send.iter().map(|&rows| rows as i64);
+                let row: Vec<i64> = words.into_iter().chain(sends).collect();
+                check::all_gather(me, self.numbers(&row)?)?
             }
             _ => check::all_gather(me, self.numbers(&words)?)?,
         };
@@ -170,15 +169,12 @@ impl Shadow {
                 }
             },
             Op::AllToAllV(splits) => {
-                let mut rows = heard
-                    .chunks_exact(words.len() + 1)
-                    .zip(&splits.recv)
-                    .enumerate();
+                let rows = heard.chunks_exact(words.len() + me.size());
+                let mut rows = rows.zip(&splits.recv).enumerate();
                 let odd = rows.find_map(|(rank, (row, &expected))| match differs(row) {
                     Some(at) => Some((rank, RESPECTS[at])),
-                    None => {
-                        (row[words.len()] != expected as i64).then_some((rank, Difference::Splits))
-                    }
+                    None => (row[words.len() + me.rank] != expected as i64)
+                        .then_some((rank, Difference::Splits)),
                 });
                 match odd {
                     None => Ok(()),

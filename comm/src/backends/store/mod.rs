@@ -1,7 +1,7 @@
 //! Small talk between ranks through a [`Store`]: for ranks that are processes without MPI, whose data go by an engine
-//! of their own, on cards. It carries what ranks have to agree on, `barrier`, `broadcast`, `all_gather` and `split` of
-//! CPU tensors of at most [`MOST_BYTES`], and nothing else: other calls, and larger tensors, get an error that says
-//! what to use instead.
+//! of their own, on cards. It carries what ranks have to agree on, `barrier`, `broadcast`, `all_gather`, `split`, `send` and
+//! `recv` of CPU tensors of at most [`MOST_BYTES`], and nothing else: other calls, and larger tensors, get an error that
+//! says what to use instead.
 //!
 //! A call goes through the store in two steps. Each rank leaves its call there, the signature and its data, and raises
 //! the number of those that have come; when all have, each rank reads what the others have left, compares the
@@ -39,7 +39,7 @@ use crate::store::{Reply, Request, Store};
 use crate::sync::Mutex;
 use crate::work::Pending;
 use phalanx_tensor::{DType, Device, Tensor};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,7 +51,20 @@ pub const MOST_BYTES: usize = 64 << 10;
 struct StoreGroup {
     endpoint: Arc<Endpoint>,
     presence: Arc<Presence>,
+    /// The messages to and from other ranks, by the end of this one and the other rank: each direction is a sequence of
+    /// its own, of calls of two ranks.
+    messages: Mutex<HashMap<(End, usize), Arc<StoreGroup>>>,
 }
+
+/// The ends of a message, which are the ranks of the sequence that it belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum End {
+    Sends = SENDER as isize,
+    Receives = 1 - SENDER as isize,
+}
+
+/// The rank that sends.
+const SENDER: usize = 0;
 
 /// What all groups of a rank hold, and works do not: with the last of them the rank has left, since it can issue nothing
 /// more. A launch has the rank depart before; then this asks nothing.
@@ -156,9 +169,15 @@ fn join(
 
 impl StoreGroup {
     fn new(membership: Membership, presence: Arc<Presence>) -> StoreGroup {
-        // As long for every name, since names grow with each split.
-        let key = format!("{:016x}", naming::group_id(0, &membership.name));
+        let key = naming::group_id(0, &membership.name);
+        StoreGroup::keyed(membership, presence, key)
+    }
+
+    /// The group whose keys are made of this number: as long for every name, since names grow with each split.
+    fn keyed(membership: Membership, presence: Arc<Presence>, key: u64) -> StoreGroup {
+        let key = format!("{key:016x}");
         StoreGroup {
+            messages: Mutex::default(),
             endpoint: Arc::new(Endpoint {
                 membership,
                 key,
@@ -170,15 +189,45 @@ impl StoreGroup {
         }
     }
 
+    /// The sequence to which a message belongs.
+    fn messages(&self, end: End, peer: usize) -> Arc<StoreGroup> {
+        let me = &self.endpoint.membership;
+        let make = || {
+            let mut ranks = [me.rank, peer];
+            if end == End::Receives {
+                ranks.reverse();
+            }
+            let [from, to] = ranks;
+            let between = Membership {
+                rank: end as usize,
+                world_ranks: ranks.map(|rank| me.world_ranks[rank]).into(),
+                ..me.clone()
+            };
+            // No group that is split off has such a name.
+            let key = naming::group_id(0, &format!("{} from {from} to {to}", me.name));
+            Arc::new(StoreGroup::keyed(between, Arc::clone(&self.presence), key))
+        };
+        let mut all = self.messages.lock();
+        Arc::clone(all.entry((end, peer)).or_insert_with(make))
+    }
+
     /// Leaves a call at the store.
     fn post(&self, call: Call) -> Result<Box<dyn Pending>> {
+        self.endpoint.admit(&call)?;
+        match call.signature.op {
+            Op::Send { destination, .. } => self.messages(End::Sends, destination).leave(call),
+            Op::Recv { source, .. } => self.messages(End::Receives, source).leave(call),
+            _ => self.leave(call),
+        }
+    }
+
+    fn leave(&self, call: Call) -> Result<Box<dyn Pending>> {
         let me = &self.endpoint;
         me.session.refuse()?;
         if me.membership.size() == 1 {
             me.issue.lock().next += 1;
             return Ok(Box::new(Done::of(call)?));
         }
-        me.admit(&call)?;
         // That an earlier call cannot be ended is nothing to this one, unless the world has failed with it.
         me.session.settle();
         me.session.refuse()?;
@@ -238,8 +287,7 @@ impl Endpoint {
         };
         if !wire::carries(op) {
             return Err(refused(
-                "a group over the store carries barrier, broadcast, all_gather and split alone"
-                    .into(),
+                "a group over the store carries barrier, broadcast, all_gather, split, send and recv alone".into(),
             ));
         }
         if let Some(tensor) = call.inputs.iter().find(|tensor| !tensor.device().is_cpu()) {

@@ -2,7 +2,7 @@
 
 use super::meet::{Dropped, Issued};
 use super::session::{DEPARTED, FAULT};
-use super::{Endpoint, wire};
+use super::{Endpoint, SENDER, wire};
 use crate::check::{Call, Room};
 use crate::error::{Error, Result};
 use crate::meeting::late::{Clock, grace};
@@ -57,6 +57,15 @@ impl Posted {
                 }
                 outputs
             }
+            // What comes is of no input.
+            Op::Recv { .. } => {
+                let rooms = call.outputs.into_iter().zip(&signature.tensors);
+                let rooms = rooms.map(|(room, (dtype, _))| match room {
+                    Room::Given(t) if t.is_unique() && t.is_contiguous() => Ok(t),
+                    room => Tensor::empty(room.shape().clone(), *dtype, me.device),
+                });
+                rooms.collect::<Result<Tensors, _>>()?
+            }
             _ => {
                 let rooms = call.outputs.into_iter().zip(&inputs);
                 let rooms = rooms.map(|(room, input)| match room {
@@ -79,7 +88,11 @@ impl Posted {
         me: &Membership,
         data: &[&[u8]],
     ) -> Result<Option<Tensors>> {
-        let root = signature.op.root();
+        // Whose data the result is; that of all ranks, where there is none.
+        let root = match signature.op {
+            Op::Recv { .. } => Some(SENDER),
+            _ => signature.op.root(),
+        };
         if root == Some(me.rank) {
             return Ok(Some(self.outputs));
         }

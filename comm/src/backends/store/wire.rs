@@ -5,13 +5,16 @@ use crate::store::{Reader, Writer};
 use phalanx_tensor::{DType, Shape};
 use std::sync::Arc;
 
-/// The operations that this engine carries, by the number that travels. None has a reduction.
-fn code(op: &Op) -> Option<(u8, usize)> {
+/// The operations that this engine carries, by the number that travels, with the rank and the tag that they name. None has
+/// a reduction.
+fn code(op: &Op) -> Option<(u8, usize, u32)> {
     match op {
-        Op::Barrier => Some((0, 0)),
-        Op::AllGather => Some((1, 0)),
-        Op::Broadcast { root } => Some((2, *root)),
-        Op::Split => Some((3, 0)),
+        Op::Barrier => Some((0, 0, 0)),
+        Op::AllGather => Some((1, 0, 0)),
+        Op::Broadcast { root } => Some((2, *root, 0)),
+        Op::Split => Some((3, 0, 0)),
+        Op::Send { destination, tag } => Some((4, *destination, *tag)),
+        Op::Recv { source, tag } => Some((5, *source, *tag)),
         _ => None,
     }
 }
@@ -24,8 +27,8 @@ pub(super) fn carries(op: &Op) -> bool {
 /// A rank's call: what it called, and its tensors' bytes one behind the other.
 pub(super) fn call(signature: &Signature, data: &[&[u8]]) -> Vec<u8> {
     let mut out = Writer::default();
-    let (code, root) = code(&signature.op).unwrap_or((u8::MAX, 0));
-    out.byte(code).number(root as u64);
+    let (code, rank, tag) = code(&signature.op).unwrap_or((u8::MAX, 0, 0));
+    out.byte(code).number(rank as u64).number(u64::from(tag));
     out.number(signature.tensors.len() as u64);
     for (dtype, shape) in &signature.tensors {
         let at = DType::ALL.iter().position(|one| one == dtype);
@@ -55,12 +58,18 @@ pub(super) fn call(signature: &Signature, data: &[&[u8]]) -> Vec<u8> {
 /// The call in these bytes, and where its data begin. `None` where it is none.
 pub(super) fn read_call(bytes: &[u8]) -> Option<(Signature, &[u8])> {
     let mut from = Reader::new(bytes);
-    let (code, root) = (from.byte()?, from.size()?);
+    let (code, rank) = (from.byte()?, from.size()?);
+    let tag = u32::try_from(from.number()?).ok()?;
     let op = match code {
         0 => Op::Barrier,
         1 => Op::AllGather,
-        2 => Op::Broadcast { root },
+        2 => Op::Broadcast { root: rank },
         3 => Op::Split,
+        4 => Op::Send {
+            destination: rank,
+            tag,
+        },
+        5 => Op::Recv { source: rank, tag },
         _ => return None,
     };
     let count = from.size()?;
@@ -101,6 +110,11 @@ mod tests {
             Op::AllGather,
             Op::Broadcast { root: 3 },
             Op::Split,
+            Op::Send {
+                destination: 2,
+                tag: u32::MAX,
+            },
+            Op::Recv { source: 9, tag: 1 },
         ] {
             for label in [None, Some(Arc::new(label))] {
                 for dtype in DType::ALL {
