@@ -69,12 +69,11 @@ impl Engines {
     }
 
     fn split_off(&self, new: &Membership) -> Result<Engines> {
+        let host = self.host.split_off(new.clone())?;
         let cards = self.cards.as_ref();
-        let cards = cards.map(|cards| cards.split_off(new.clone()));
-        Ok(Engines {
-            host: self.host.split_off(new.clone())?,
-            cards: cards.transpose()?,
-        })
+        let cards = cards.map(|cards| cards.split_off_beside(new.clone(), &host));
+        let cards = cards.transpose()?;
+        Ok(Engines { host, cards })
     }
 }
 
@@ -419,7 +418,7 @@ impl ProcessGroup for Group {
     }
 
     fn issued(&self) -> u64 {
-        self.inner.engines.all().map(Backend::issued).sum()
+        self.inner.engines.host.issued() // calls on cards have a word there
     }
 
     fn health(&self) -> Option<Error> {

@@ -22,8 +22,8 @@ use self::communicator::{Communicator, Failure};
 use self::plan::{Channel, Ends};
 use self::shadow::{Said, Shadow};
 use self::watch::UnderWay;
-use crate::backends::Backend;
 use crate::backends::local::Done;
+use crate::backends::{Backend, Together};
 use crate::check::Call;
 use crate::env;
 use crate::error::{Error, Result};
@@ -34,10 +34,7 @@ use crate::work::{Pending, Tensors};
 use phalanx_tensor::collective::{Collective, Issued};
 use phalanx_tensor::{DType, Device, Tensor, WriteFault};
 use smallvec::SmallVec;
-use std::sync::atomic::{
-    AtomicU64, AtomicUsize,
-    Ordering::{Relaxed, SeqCst},
-};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -68,7 +65,6 @@ struct NcclGroup {
     compares: bool,
     /// Held while a call is issued: the calls of a rank come one after the other.
     turn: Mutex<()>,
-    issued: AtomicU64,
     /// How many calls of this rank are not done, in all its groups of cards.
     under_way: Arc<AtomicUsize>,
 }
@@ -82,7 +78,7 @@ struct Link {
 /// A call that was issued.
 struct NcclWork {
     outputs: Tensors,
-    issued: Option<Issued>,
+    issued: Issued,
     host: Arc<dyn Backend>,
 }
 
@@ -96,7 +92,7 @@ impl NcclGroup {
             device,
             ..host.membership().clone()
         };
-        let shadow = Arc::new(Shadow::new(&*host, &membership)?);
+        let shadow = Arc::new(Shadow::new(&host)?);
         Ok(NcclGroup {
             membership,
             host,
@@ -104,7 +100,6 @@ impl NcclGroup {
             link: OnceLock::new(),
             compares: env::compares_calls(),
             turn: Mutex::default(),
-            issued: AtomicU64::new(0),
             under_way: Arc::default(),
         })
     }
@@ -168,7 +163,7 @@ impl NcclGroup {
         let others = me.world_ranks.iter().copied();
         let error = Error::DeadlineExceeded {
             group: Arc::clone(&me.name),
-            sequence: self.issued.load(Relaxed),
+            sequence: self.host.issued(),
             rank: me.world_rank(),
             call: call.to_owned(),
             missing: others.filter(|rank| *rank != me.world_rank()).collect(),
@@ -214,9 +209,7 @@ impl NcclGroup {
         let calls = calls.collect::<Result<Vec<Buffers>>>()?;
         let _turn = self.turn.lock();
         let link = self.link()?;
-        let number = self.issued.load(Relaxed);
-        let collectives = calls.iter().filter(|call| !call.signature.op.is_message());
-        self.issued.fetch_add(collectives.count() as u64, Relaxed);
+        let number = self.host.issued();
         let (said, issued, fault) = self.issue_on(link, op, number, &calls)?;
         let mut outputs = Tensors::new();
         for (call, said) in calls.into_iter().zip(said) {
@@ -239,23 +232,20 @@ impl NcclGroup {
         }
         Ok(Box::new(NcclWork {
             outputs,
-            issued: Some(issued),
+            issued,
             host: Arc::clone(&self.host),
         }))
     }
 
     /// A rank that meets nobody.
     fn alone(&self, calls: Vec<Call>) -> Result<Box<dyn Pending>> {
-        let mut outputs = Tensors::new();
-        for call in calls {
-            self.issued.fetch_add(1, Relaxed);
-            outputs.extend(Box::new(Done::of(call)?).wait()?);
-        }
-        Ok(Box::new(NcclWork {
-            outputs,
-            issued: None,
-            host: Arc::clone(&self.host),
-        }))
+        let one = |call: Call| -> Result<Box<dyn Pending>> {
+            let said = self.shadow.say(&call.signature)?; // it counts the call
+            self.shadow.compare(said, 0, &call.signature)?;
+            Ok(Box::new(Done::of(call)?))
+        };
+        let done = calls.into_iter().map(one);
+        Ok(Box::new(Together(done.collect::<Result<_>>()?)))
     }
 
     /// What each rank says of the calls, and what is on the card.
@@ -351,10 +341,7 @@ impl Pending for NcclWork {
         if let Some(fault) = self.host.fault() {
             return Err(fault);
         }
-        Ok(match &self.issued {
-            Some(issued) => issued.is_done()?,
-            None => true,
-        })
+        Ok(self.issued.is_done()?)
     }
 
     fn wait(self: Box<Self>) -> Result<Tensors> {
@@ -405,18 +392,19 @@ impl Backend for NcclGroup {
     }
 
     fn issued(&self) -> u64 {
-        self.issued.load(Relaxed)
+        self.host.issued() // each call has a word there
     }
 
     fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>> {
-        // The hosts' engine of the new group is made beside this one.
-        let beside = Membership {
-            name: format!("{} of cards", new.name).into(),
+        let host = Membership {
             device: self.host.membership().device,
             ..new.clone()
         };
-        let mut group = NcclGroup::new(self.host.split_off(beside)?, self.membership.device)?;
-        group.membership.name = new.name;
+        self.split_off_beside(new, &self.host.split_off(host)?)
+    }
+
+    fn split_off_beside(&self, _: Membership, host: &Arc<dyn Backend>) -> Result<Arc<dyn Backend>> {
+        let mut group = NcclGroup::new(Arc::clone(host), self.membership.device)?;
         group.under_way = Arc::clone(&self.under_way);
         Ok(Arc::new(group))
     }

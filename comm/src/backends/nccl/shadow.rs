@@ -1,6 +1,9 @@
 //! [`Shadow`]: what goes beside each call on cards, by small talk: a word of each rank about what it has called. NCCL
 //! compares nothing. So who is missing, who differs and who has left is found here, by the engine that carries the
 //! words, and all ranks hear the same of it.
+//!
+//! The words are calls of the same group on the host's side, so calls on cards and others are one sequence: ranks that
+//! come to different ones differ, wherever their tensors are.
 
 use crate::backends::Backend;
 use crate::check::{self, Call};
@@ -15,6 +18,7 @@ use std::sync::Arc;
 
 /// The group over which the words go.
 pub(super) struct Shadow {
+    /// The host's side of the group of cards.
     engine: Arc<dyn Backend>,
     /// Where ranks that differ tell each other what they called: in a group of its own, since the next words may be on
     /// their way already.
@@ -86,19 +90,16 @@ fn words(signature: &Signature) -> Words {
 const MOST_TEXT: usize = 512;
 
 impl Shadow {
-    /// Beside the group `of`, over the engine that carries its host's tensors.
-    pub(super) fn new(host: &dyn Backend, of: &Membership) -> Result<Shadow> {
-        let device = host.membership().device;
-        let group = |name: String| {
-            host.split_off(Membership {
-                name: name.into(),
-                device,
-                ..of.clone()
-            })
+    /// Beside the group of cards whose host's side this is.
+    pub(super) fn new(host: &Arc<dyn Backend>) -> Result<Shadow> {
+        let me = host.membership();
+        let texts = Membership {
+            name: format!("{} in words", me.name).into(),
+            ..me.clone()
         };
         Ok(Shadow {
-            engine: group(format!("{} on cards", of.name))?,
-            texts: group(format!("{} on cards, in words", of.name))?,
+            engine: Arc::clone(host),
+            texts: host.split_off(texts)?,
         })
     }
 
