@@ -1,6 +1,8 @@
 //! The conformance suite on cards: ranks as threads of this process, each with a card of its own.
 
 mod cases;
+#[path = "../../tensor/tests/cuda/support.rs"]
+mod support;
 
 use phalanx_comm::{
     DType, Device, Error, LaunchConfig, LaunchError, Ranks, ReduceOp, RunConfig, Tensor, launch,
@@ -8,27 +10,8 @@ use phalanx_comm::{
 };
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// The cards are the process's: one test at a time.
-static ONE: Mutex<()> = Mutex::new(());
-
-/// The turn of a test that wants so many cards; `None`, and a line that says so, where there are fewer.
-fn cards(test: &str, wanted: usize) -> Option<MutexGuard<'static, ()>> {
-    let turn = ONE.lock().unwrap_or_else(PoisonError::into_inner);
-    let missing = (0..wanted).find_map(|card| Device::cuda(card).memory().err());
-    let Some(error) = missing else {
-        return Some(turn);
-    };
-    let reason = format!("{test} wants {wanted} cards: {error}");
-    assert!(
-        std::env::var_os("PHALANX_REQUIRE_CARD").is_none(),
-        "{reason}"
-    );
-    eprintln!("skipped: {reason}");
-    None
-}
+use support::cards;
 
 fn config(ranks: usize) -> LaunchConfig {
     LaunchConfig::new(ranks)

@@ -20,7 +20,7 @@ use phalanx_parallel::{Ddp, DdpConfig};
 use phalanx_tensor::{DType, Device, Rng, Tensor};
 use serde_json::Value;
 
-use support::{card, distance, read};
+use support::{card, cards, distance, read};
 
 /// The program `ddp`, or a loud line: the tests may run on another machine than they were built on.
 fn program(test: &str) -> Option<&'static Path> {
@@ -133,16 +133,12 @@ fn the_cnn_trains_as_on_the_cpu() {
 #[test]
 fn several_cards_train_as_as_many_cpus() {
     const TEST: &str = "several_cards_train_as_as_many_cpus";
-    let Some((device, _turn)) = card(TEST) else {
-        return;
-    };
     for ranks in [2, 4] {
-        if let Err(error) = Device::cuda(ranks - 1).memory() {
-            eprintln!("SKIPPED: {TEST}: {ranks} ranks want as many cards: {error}");
-            continue;
-        }
-        trains_as_on_the_cpu(device, ranks, "mlp", image_mlp);
-        trains_as_on_the_cpu(device, ranks, "cnn", small_cnn);
+        let Some(_turn) = cards(TEST, ranks) else {
+            return;
+        };
+        trains_as_on_the_cpu(Device::cuda(0), ranks, "mlp", image_mlp);
+        trains_as_on_the_cpu(Device::cuda(0), ranks, "cnn", small_cnn);
     }
 }
 
@@ -223,13 +219,9 @@ fn free_port() -> u16 {
 #[test]
 fn processes_train_as_threads() {
     const TEST: &str = "processes_train_as_threads";
-    let (Some(_card), Some(program)) = (card(TEST), program(TEST)) else {
+    let (Some(_turn), Some(program)) = (cards(TEST, 2), program(TEST)) else {
         return;
     };
-    if let Err(error) = Device::cuda(1).memory() {
-        eprintln!("SKIPPED: {TEST}: 2 ranks want as many cards: {error}");
-        return;
-    }
     let few = few::few("few-for-processes", 96, 40);
     let command = |device: &str| {
         let mut command = Command::new(program);

@@ -249,7 +249,7 @@ fn without_cards() -> Command {
         "--show-output",
     ]);
     command.env_remove("LD_LIBRARY_PATH");
-    command.env_remove("PHALANX_REQUIRE_CARD");
+    command.env_remove("PHALANX_REQUIRE_CARDS");
     command
 }
 

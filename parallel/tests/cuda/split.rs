@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use phalanx_autograd::nn::{Factory, Linear, Module, mse};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_autograd::{Param, Result, Tape, Var};
-use phalanx_tensor::{DType, Device, Error, Tensor};
+use phalanx_tensor::{DType, Device, Tensor};
 
 use crate::support::{distance, read};
 
@@ -163,18 +163,7 @@ fn a_model_over_two_cards_is_the_model_in_one_piece() {
     // Half on the host, half on the card.
     let offloaded = train(&golden, [Device::cpu(0), device]).unwrap();
     assert_same(&offloaded, &whole);
-    let other = Device::cuda(1);
-    match other.memory() {
-        Ok(_) => {}
-        Err(Error::DeviceUnavailable { reason, .. }) => {
-            eprintln!(
-                "SKIPPED: {}: a second card is wanted: {reason}",
-                module_path!()
-            );
-            return;
-        }
-        Err(e) => panic!("{e}"),
-    }
+    let other = other!();
     for devices in [[device, other], [other, device]] {
         let split = train(&golden, devices).unwrap();
         assert_same(&split, &whole);

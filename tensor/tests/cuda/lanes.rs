@@ -3,7 +3,6 @@
 #![allow(unsafe_code)] // functions of the driver are looked up by name
 
 use crate::counts::{Count, counted, of_driver};
-use crate::other;
 use crate::support::*;
 use phalanx_tensor::ops::optim::scale;
 use phalanx_tensor::{DType, Device, Tensor};

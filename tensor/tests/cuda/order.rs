@@ -2,7 +2,6 @@
 //! and the simulated device reports it.
 
 use crate::counts::{Count, counted, pool_use};
-use crate::other;
 use crate::support::*;
 use phalanx_tensor::ops::optim::{AdamConfig, AdamState, adam_step, scale};
 use phalanx_tensor::{DType, Device, Error, Tensor};

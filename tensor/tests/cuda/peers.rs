@@ -7,23 +7,6 @@ use crate::support::*;
 use phalanx_tensor::{DType, Device, Error, Tensor, WriteFault};
 use std::process::Command;
 
-/// The second card, or a loud line.
-#[macro_export]
-macro_rules! other {
-    () => {{
-        let other = phalanx_tensor::Device::cuda(1);
-        match other.memory() {
-            Ok(_) => {}
-            Err(e @ phalanx_tensor::Error::DeviceUnavailable { .. }) => {
-                eprintln!("SKIPPED: {}: {e}", module_path!());
-                return;
-            }
-            Err(e) => panic!("{e}"),
-        }
-        other
-    }};
-}
-
 #[test]
 fn what_goes_to_another_card_arrives() {
     let (device, _turn) = card!();

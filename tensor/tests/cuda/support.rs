@@ -7,23 +7,34 @@
 use phalanx_tensor::{DType, Device, Error, Tensor};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The card of the tests, which take turns so that its figures are one test's; or `None`, with a
-/// loud line that says why. `PHALANX_REQUIRE_CARD` makes that a failure.
-pub fn card(test: &str) -> Option<(Device, MutexGuard<'static, ()>)> {
+/// Whether there are so many cards; a loud line says why not. `PHALANX_REQUIRE_CARDS` is how many there must be: a test
+/// that wants no more fails where they are missing.
+pub fn are_there(test: &str, wanted: usize) -> bool {
+    let reason = match (0..wanted).find_map(|card| Device::cuda(card).memory().err()) {
+        None => return true,
+        Some(Error::DeviceUnavailable { reason, .. }) => reason,
+        Some(e) => panic!("{test}: {e}"),
+    };
+    let required = std::env::var("PHALANX_REQUIRE_CARDS").map_or(0, |n| n.parse().unwrap());
+    assert!(
+        wanted > required,
+        "{test} wants {wanted} cards, {required} are required: {reason}"
+    );
+    eprintln!("SKIPPED: {test}: it wants {wanted} cards: {reason}");
+    false
+}
+
+/// The turn of a test that wants so many cards; or `None`, with a loud line. Tests take turns, so that the figures of a
+/// card are one test's.
+pub fn cards(test: &str, wanted: usize) -> Option<MutexGuard<'static, ()>> {
     static TURN: Mutex<()> = Mutex::new(());
-    let device = Device::cuda(0);
-    match device.memory() {
-        Ok(_) => Some((device, TURN.lock().unwrap_or_else(PoisonError::into_inner))),
-        Err(Error::DeviceUnavailable { reason, .. }) => {
-            assert!(
-                std::env::var_os("PHALANX_REQUIRE_CARD").is_none(),
-                "{test}: a card is required: {reason}"
-            );
-            eprintln!("SKIPPED: {test}: {reason}");
-            None
-        }
-        Err(e) => panic!("{test}: {e}"),
-    }
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    are_there(test, wanted).then_some(turn)
+}
+
+/// [`cards`] for a test that wants one.
+pub fn card(test: &str) -> Option<(Device, MutexGuard<'static, ()>)> {
+    Some((Device::cuda(0), cards(test, 1)?))
 }
 
 /// Leaves the test, with a loud line, where there is no card.
@@ -38,6 +49,17 @@ macro_rules! card {
             None => return,
         }
     };
+}
+
+/// The second card, of a test that has its turn; leaves the test, with a loud line, where there is none.
+#[macro_export]
+macro_rules! other {
+    () => {{
+        if !$crate::support::are_there(module_path!(), 2) {
+            return;
+        }
+        phalanx_tensor::Device::cuda(1)
+    }};
 }
 
 /// Values between -2 and 2 that a seed decides, exact in every float type but for rounding once.

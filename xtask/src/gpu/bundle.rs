@@ -68,17 +68,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         let to = bin.join(program.name());
         fs::copy(path, &to)?;
         succeed("strip", Command::new("strip").arg(&to))?;
-        writeln!(
-            list,
-            "{} {} {}",
-            if program.is_table {
-                "table"
-            } else {
-                program.kind
-            },
-            program.name(),
-            program.needs.join(" ")
-        )?;
+        let kind = match program.is_table {
+            true => "table",
+            false => program.kind,
+        };
+        let needs = program.needs.join(",");
+        write!(list, "{kind} {} {needs}", program.name())?;
+        for (variable, value) in program.environment {
+            write!(list, " {variable}={value}")?;
+        }
+        list.push('\n');
     }
     fs::write(out.join("programs"), list)?;
     pack(&out, &bin)?;

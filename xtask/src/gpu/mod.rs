@@ -72,8 +72,8 @@ impl Cards {
         };
         let kernels = root().join("target/kernels");
         environment.push(("PHALANX_KERNEL_CACHE", kernels.into()));
-        // There is a card, so a test that finds none has a fault.
-        environment.push(("PHALANX_REQUIRE_CARD", "1".into()));
+        // There are cards, so a test that finds none has a fault.
+        environment.push(("PHALANX_REQUIRE_CARDS", self.count().to_string().into()));
         environment
     }
 }

@@ -58,10 +58,12 @@ look_for() {
   done
 }
 
-# Starts a program, which finds the kernels.
+# Starts a program, which finds the kernels and its own environment.
 start() {
-  LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH-} PHALANX_KERNEL_CACHE=$results/kernels PHALANX_REQUIRE_CARD=1 \
-    "${within[@]}" "${table[@]}" "$results/bin/$1" "${@:2}" </dev/null
+  # No value in it has a space.
+  # shellcheck disable=SC2086
+  LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH-} PHALANX_KERNEL_CACHE=$results/kernels PHALANX_REQUIRE_CARDS=1 \
+    "${within[@]}" env $environment "$results/bin/$1" "${@:2}" </dev/null
 }
 
 mkdir -p "$results" && results=$(cd "$results" && pwd) || exit 1
@@ -73,13 +75,12 @@ for packed in bin kernels; do
   fi
 done
 
-within=() table=()
+within=()
 if [ $# -gt 0 ]; then
-  while read -r _ name needs; do
+  while read -r _ name needs environment; do
     if [ "$name" = "$1" ]; then
-      # The names of libraries have no spaces.
       # shellcheck disable=SC2086
-      look_for "$name" $needs
+      look_for "$name" ${needs//,/ }
       if [ -n "$missing" ]; then
         echo "error: $name needs$missing; --libraries DIR says where" >&2
         exit 1
@@ -105,15 +106,15 @@ else
 fi
 
 rows=() good=true
-while read -r kind name needs; do
+while read -r kind name needs environment; do
   case $kind in
-    test) table=() ;;
-    # Any device runs it: the environment names the card. An index out of range concerns the whole card.
-    table) table=(env PHALANX_TEST_DEVICE=cuda:0) ;;
+    test) arguments=() ;;
+    # An index out of range concerns the whole card.
+    table) arguments=(--test-threads=1) ;;
     *) continue ;;
   esac
   # shellcheck disable=SC2086
-  look_for "$name" $needs
+  look_for "$name" ${needs//,/ }
   if [ -n "$missing" ]; then
     rows+=("$name SKIPPED - needs$missing (--libraries DIR says where)")
     continue
@@ -121,7 +122,7 @@ while read -r kind name needs; do
   echo
   echo "== $name"
   begin=$SECONDS
-  start "$name" --show-output ${table:+--test-threads=1} 2>&1 | tee "$results/$name.log"
+  start "$name" --show-output "${arguments[@]}" 2>&1 | tee "$results/$name.log"
   status=${PIPESTATUS[0]}
   seconds=$((SECONDS - begin))
   counts=$(sed -n 's/^test result: [a-zA-Z]*\. \([0-9]* passed; [0-9]* failed\).*/\1/p' "$results/$name.log")

@@ -274,7 +274,7 @@ impl Workshop<'_> {
         command.envs(self.simulator.environment(1, self.nvrtc.as_deref()));
         let kernels = root().join("target/mutants/kernels");
         command.env("PHALANX_KERNEL_CACHE", kernels);
-        command.env("PHALANX_REQUIRE_CARD", "1");
+        command.env("PHALANX_REQUIRE_CARDS", "1");
         // A thread that waits for what does not come is soon given up.
         command.env("PHALANX_SIMULATOR_PATIENCE", "20");
         if let Some((variable, value)) = told {
