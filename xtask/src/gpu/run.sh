@@ -2,13 +2,14 @@
 # Runs the tests of CUDA devices that are in this folder. The machine needs a CUDA device, its driver, bash, and tar with xz or Python.
 # The exit code is 0 if every test passed.
 set -u
-usage="usage: run.sh [--libraries DIR] [--results DIR] [--limit SECONDS] [PROGRAM [ARGUMENT...]]
+usage="usage: run.sh [--libraries DIR] [--results DIR] [--limit SECONDS] [--without PROGRAM]... [PROGRAM [ARGUMENT...]]
   --libraries DIR   where cuBLASLt and NCCL are
   --results DIR     where programs and kernels are unpacked, and the output of each program goes (default: results)
   --limit SECONDS   the longest time that a program may take (default: 1200)
+  --without PROGRAM leave this program out
   PROGRAM           run this program and nothing else"
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-libraries='' results=$PWD/results limit=1200
+libraries='' results=$PWD/results limit=1200 without=' '
 
 while [ $# -gt 0 ]; do
   case $1 in
@@ -19,6 +20,10 @@ while [ $# -gt 0 ]; do
       fi
       printf -v "${1#--}" %s "$2"
       shift 2
+      ;;
+    --without)
+      without="$without${2-} "
+      shift $(($# > 1 ? 2 : 1))
       ;;
     -h | --help)
       echo "$usage"
@@ -113,6 +118,10 @@ while read -r kind name needs environment; do
     table) arguments=(--test-threads=1) ;;
     *) continue ;;
   esac
+  if [[ $without == *" $name "* ]]; then
+    rows+=("$name SKIPPED - left out by --without")
+    continue
+  fi
   # shellcheck disable=SC2086
   look_for "$name" ${needs//,/ }
   if [ -n "$missing" ]; then
