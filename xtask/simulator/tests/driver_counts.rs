@@ -6,6 +6,7 @@ mod driver;
 
 use driver::*;
 use simulator::device::report::Count;
+use simulator::driver::counts::*;
 use simulator::driver::init::*;
 use simulator::driver::module::*;
 use simulator::driver::pinned::*;
@@ -46,6 +47,68 @@ fn counting() {
     let kinds = [Count::Pinned, Count::Unpinned, Count::Trims];
     assert_eq!(kinds.map(count), [1, 1, 1]);
     free(x, a);
+}
+
+/// A record of two streams, one of which waits for the other once; and what the main thread has done of it.
+fn tracing() {
+    let gpu = Gpu::new(0);
+    let (a, b) = (stream(), stream());
+    let (x, y) = (ints(a, N), ints(b, N));
+    good!(cuStreamSynchronize(a));
+    let waits = phalanx_simulator_count_here(Count::Waits as u32);
+    phalanx_simulator_trace(true);
+    assert_eq!(gpu.fill(a, x, 1, N as i32), 0);
+    join(b, a);
+    assert_eq!(gpu.increment(a, x, N as i32), 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            gpu.bind();
+            good!(cuStreamSynchronize(a));
+        });
+    });
+    assert_eq!(gpu.add(b, y, x, x, N as i32), 0);
+    phalanx_simulator_trace(false);
+    assert_eq!(phalanx_simulator_count_here(Count::Waits as u32), waits);
+    let traced: Vec<_> = (0..phalanx_simulator_traced()).map(operation).collect();
+    assert!(operation(traced.len() as u64).is_none());
+    let find = |name: &str| {
+        let at = traced.iter().position(|o| o.as_ref().unwrap().1 == name);
+        at.unwrap() as u64
+    };
+    let [fill, increment, add] = ["fill", "increment", "add"].map(find);
+    assert!(phalanx_simulator_before(fill, increment));
+    assert!(phalanx_simulator_before(fill, add));
+    // Only a thread that waited knows that one of these is over.
+    assert!(!phalanx_simulator_before(increment, add));
+    assert!(!phalanx_simulator_before(add, fill));
+    assert!(!phalanx_simulator_before(fill, 1000));
+    let stream_of = |at: u64| traced[at as usize].as_ref().unwrap().0;
+    assert_eq!(stream_of(fill), stream_of(increment));
+    assert_ne!(stream_of(fill), stream_of(add));
+    free(x, a);
+    free(y, b);
+}
+
+/// An operation of the record: its stream and its name.
+fn operation(index: u64) -> Option<(u64, String)> {
+    let (mut gpu, mut stream, mut name) = (9, 0, [0; 64]);
+    // SAFETY: the places can be written, and the text has 64 bytes.
+    let found = unsafe {
+        phalanx_simulator_operation(
+            index,
+            Out::to(&mut gpu),
+            Out::to(&mut stream),
+            Out::to(&mut name[0]),
+            name.len(),
+        )
+    };
+    assert!(!found || gpu == 0);
+    let bytes: Vec<u8> = name
+        .iter()
+        .take_while(|c| **c != 0)
+        .map(|c| *c as u8)
+        .collect();
+    found.then(|| (stream, String::from_utf8(bytes).unwrap()))
 }
 
 /// A function is loaded when it is launched first, or when the program asks for it.
@@ -130,6 +193,7 @@ fn allocations() {
 
 const PROGRAMS: &[(&str, fn())] = &[
     ("counting", counting),
+    ("tracing", tracing),
     ("loading", loading),
     ("speed", speed),
     ("allocations", allocations),
@@ -148,6 +212,11 @@ fn functions_are_loaded_late_or_when_asked_for() {
 #[test]
 fn what_the_host_does_is_counted() {
     run("counting", &[]).finds_nothing();
+}
+
+#[test]
+fn what_is_put_into_streams_is_recorded() {
+    run("tracing", &[]).finds_nothing();
 }
 
 #[test]

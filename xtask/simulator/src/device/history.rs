@@ -22,6 +22,19 @@ pub enum What {
     Custom(Arc<str>),
 }
 
+impl What {
+    /// The name of the kernel, or a word for what else it is.
+    pub fn name(&self) -> &str {
+        match self {
+            What::Kernel(name) | What::Custom(name) => name,
+            What::Copy => "copy",
+            What::Set => "set",
+            What::Allocation => "allocation",
+            What::Free => "free",
+        }
+    }
+}
+
 /// A use of some bytes of a region by an operation.
 #[derive(Clone, Debug)]
 pub struct Access {

@@ -14,5 +14,6 @@ pub mod pool;
 pub mod report;
 pub mod settings;
 pub mod state;
+pub mod trace;
 pub mod transfer;
 pub mod view;

@@ -1,5 +1,6 @@
 //! What the simulator has to say: findings, as sentences, and counts of what the host has called.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -42,6 +43,16 @@ pub enum Count {
 }
 
 const COUNTS: usize = 14;
+
+thread_local! {
+    /// What the thread has done of each kind.
+    static HERE: [Cell<u64>; COUNTS] = const { [const { Cell::new(0) }; COUNTS] };
+}
+
+/// How often the calling thread has done what a number stands for; `None` if it stands for nothing.
+pub fn counted_here(kind: u32) -> Option<u64> {
+    HERE.with(|here| here.get(kind as usize).map(Cell::get))
+}
 
 /// How many findings are kept and written; of more only the number is known.
 const MOST: usize = 1000;
@@ -115,6 +126,11 @@ impl Report {
     /// Counts one more.
     pub fn count(&self, what: Count) {
         self.counts[what as usize].fetch_add(1, Ordering::Relaxed);
+        // A thread that ends counts no more.
+        let _ = HERE.try_with(|here| {
+            let count = &here[what as usize];
+            count.set(count.get() + 1);
+        });
     }
 
     /// Counts a launch of the kernel `name`.

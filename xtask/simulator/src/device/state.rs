@@ -11,6 +11,7 @@ use super::memory::Block;
 use super::modules::{Function, Module};
 use super::operation::{Operation, Work};
 use super::pool::Pool;
+use super::trace::Trace;
 
 /// The primary context of a GPU; there is no other kind.
 pub struct Context {
@@ -118,6 +119,8 @@ pub struct State {
     pub waiting: usize,
     /// The number of the next event or module.
     pub next: u64,
+    /// What a test has asked to see.
+    pub trace: Trace,
     random: u64,
 }
 
@@ -149,6 +152,7 @@ impl State {
             progress: 0,
             waiting: 0,
             next: 1,
+            trace: Trace::default(),
             random: seed.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
         }
     }
@@ -206,22 +210,24 @@ impl State {
     }
 
     /// Puts an operation at the end of a stream. It is ordered after what the stream and the host have seen, after
-    /// `needs`, and after what `joined` knows. Its number in the stream comes back.
+    /// `needs`, and after what `joined` has recorded. Its number in the stream comes back.
     pub fn enqueue(
         &mut self,
         stream: usize,
         work: Work,
         mut needs: Vec<(usize, u32)>,
-        joined: Option<&Clock>,
+        joined: Option<&Recorded>,
     ) -> u32 {
         let Stream { gpu, kind, .. } = self.streams[stream];
         let mut clock = std::mem::take(&mut self.streams[stream].clock);
         clock.join(&self.host);
         if let Some(joined) = joined {
-            clock.join(joined);
+            clock.join(&joined.clock);
         }
+        let mut after = Vec::from_iter(joined.map(|j| (j.stream, j.sequence)));
         let mut follow = |number: usize, other: &Stream| {
             clock.join(&other.clock);
+            after.push((number, other.enqueued));
             if other.done < other.enqueued {
                 needs.push((number, other.enqueued));
             }
@@ -243,6 +249,7 @@ impl State {
         let own = &mut self.streams[stream];
         own.enqueued += 1;
         clock.set(stream, own.enqueued);
+        self.trace.add((gpu, stream, own.enqueued), &work, after);
         own.clock = clock.clone();
         own.queue.push_back(Operation {
             sequence: own.enqueued,

@@ -110,7 +110,7 @@ api! {
                 true => vec![(recorded.stream, recorded.sequence)],
                 false => Vec::new(),
             };
-            state.enqueue(stream, Work::Wait, needs, Some(&recorded.clock));
+            state.enqueue(stream, Work::Wait, needs, Some(&recorded));
         }
         Ok(())
     }

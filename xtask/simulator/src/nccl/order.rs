@@ -22,6 +22,8 @@ pub fn join(state: &mut State, calls: &[Placed]) {
     for placed in calls {
         state.order_after(placed.place.stream, placed.place.finish, &known);
     }
+    let ends = calls.iter().map(|c| (c.place.stream, c.place.finish));
+    state.trace.meet(&ends.collect::<Vec<_>>());
 }
 
 /// Takes in a meeting that has one more call. A sentence, if with it some meetings wait for each other.
