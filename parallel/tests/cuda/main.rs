@@ -12,8 +12,10 @@ mod alone;
 mod collectives;
 #[path = "../../../tensor/tests/cuda/counts.rs"]
 mod counts;
+mod overlap;
 mod reduce;
 mod split;
+mod trace;
 
 use phalanx_comm::{LaunchConfig, ProcessGroup, launch};
 use phalanx_parallel::Result;

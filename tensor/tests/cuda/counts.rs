@@ -50,6 +50,15 @@ pub fn counted(what: Count) -> Option<u64> {
     Some(counter(what as u32))
 }
 
+/// As [`counted`], of the calling thread.
+pub fn counted_here(what: Count) -> Option<u64> {
+    type Counter = extern "C" fn(u32) -> u64;
+    let found = of_driver(c"phalanx_simulator_count_here")?;
+    // SAFETY: the simulator's function has this type.
+    let counter = unsafe { std::mem::transmute::<*mut libc::c_void, Counter>(found) };
+    Some(counter(what as u32))
+}
+
 /// How often a kernel was launched in this process, by its name in the source; `None` on a real card.
 pub fn launches(kernel: &str) -> Option<u64> {
     type Launches = unsafe extern "C" fn(*const c_char) -> u64;

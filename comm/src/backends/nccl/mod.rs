@@ -34,7 +34,7 @@ use crate::work::{Pending, Tensors};
 use phalanx_tensor::collective::{Collective, Issued};
 use phalanx_tensor::{DType, Device, Tensor, WriteFault};
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -77,8 +77,9 @@ struct Link {
 
 /// A call that was issued.
 struct NcclWork {
+    /// Set by the watch.
+    is_done: Arc<AtomicBool>,
     outputs: Tensors,
-    issued: Issued,
     host: Arc<dyn Backend>,
 }
 
@@ -211,6 +212,7 @@ impl NcclGroup {
         let link = self.link()?;
         let number = self.host.issued();
         let (said, issued, fault) = self.issue_on(link, op, number, &calls)?;
+        let is_done = Arc::<AtomicBool>::default();
         let mut outputs = Tensors::new();
         for (call, said) in calls.into_iter().zip(said) {
             self.under_way.fetch_add(1, SeqCst);
@@ -219,6 +221,7 @@ impl NcclGroup {
                 number,
                 said,
                 issued,
+                is_done: Arc::clone(&is_done),
                 fault: fault.clone(),
             };
             if let Err(unheard) = link.watch.send(under_way) {
@@ -231,8 +234,8 @@ impl NcclGroup {
             outputs.extend(call.outputs);
         }
         Ok(Box::new(NcclWork {
+            is_done,
             outputs,
-            issued,
             host: Arc::clone(&self.host),
         }))
     }
@@ -341,7 +344,7 @@ impl Pending for NcclWork {
         if let Some(fault) = self.host.fault() {
             return Err(fault);
         }
-        Ok(self.issued.is_done()?)
+        Ok(self.is_done.load(SeqCst))
     }
 
     fn wait(self: Box<Self>) -> Result<Tensors> {

@@ -10,7 +10,7 @@ use crate::op::Signature;
 use phalanx_tensor::WriteFault;
 use phalanx_tensor::collective::Issued;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,6 +23,8 @@ pub(super) struct UnderWay {
     /// `None` where nothing is on the card, or it is compared already.
     pub(super) said: Option<Said>,
     pub(super) issued: Issued,
+    /// Set when the card is done with it: who polls a work asks this, and not the card.
+    pub(super) is_done: Arc<AtomicBool>,
     /// Of what it writes.
     pub(super) fault: WriteFault,
 }
@@ -61,6 +63,7 @@ impl Watch {
             match self.follow(&mut call) {
                 Ok(()) => {
                     call.fault.settle();
+                    call.is_done.store(true, SeqCst);
                     self.under_way.fetch_sub(1, SeqCst);
                 }
                 Err(error) => {
