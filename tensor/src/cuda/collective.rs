@@ -3,7 +3,7 @@
 
 use super::gpu::{Gpu, gpu};
 use super::issue::place;
-use super::lanes::{Lane, Stamp};
+use super::lanes::{Event, Lane};
 use crate::storage::{Memory, Storage};
 use crate::{Device, Error, Result, Tensor};
 use smallvec::SmallVec;
@@ -20,19 +20,20 @@ pub struct Collective {
     op: &'static str,
     gpu: &'static Gpu,
     stream: *mut c_void,
-    before: Stamp,
+    /// Passed when the lane has come to what follows.
+    reached: Arc<Event>,
     reads: SmallVec<[Arc<Storage>; 2]>,
     writes: SmallVec<[Arc<Storage>; 2]>,
     has_ended: bool,
 }
 
 /// An operation on the comm lane of a card that was issued as a whole.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Issued {
     op: &'static str,
     gpu: &'static Gpu,
-    before: Stamp,
-    stamp: Stamp,
+    reached: Arc<Event>,
+    done: Arc<Event>,
 }
 
 impl Collective {
@@ -81,9 +82,9 @@ impl Collective {
             Ok(())
         };
         let waited: std::result::Result<(), _> = { waits }();
-        // An operation of its own, without work: its event says that the lane has come to what follows.
-        let ended = lanes.issued(before);
-        waited
+        // An operation of its own, without work, for the sake of its event.
+        let ended = lanes.issued(before).and_then(|()| lanes.passed(before));
+        let reached = waited
             .and(ended)
             .map_err(|e| gpu.failed(op, "waiting for an operand", e))?;
         let stream = lanes.stream(Lane::Comm).cast();
@@ -100,7 +101,7 @@ impl Collective {
             op,
             gpu,
             stream,
-            before,
+            reached,
             reads: shared(reads),
             writes: shared(writes),
             has_ended: false,
@@ -132,16 +133,16 @@ impl Collective {
         let mut issuing = self.gpu.lock();
         let lanes = issuing.lanes();
         let stamp = lanes.next(Lane::Comm);
-        let ended = lanes.issued(stamp);
+        let ended = lanes.issued(stamp).and_then(|()| lanes.passed(stamp));
         self.reads.iter().for_each(|s| on_card(s).read(stamp));
         self.writes.iter().for_each(|s| on_card(s).written(stamp));
         entered?;
-        ended.map_err(|e| self.gpu.failed(self.op, "recording an event", e))?;
+        let done = ended.map_err(|e| self.gpu.failed(self.op, "recording an event", e))?;
         Ok(Issued {
             op: self.op,
             gpu: self.gpu,
-            before: self.before,
-            stamp,
+            reached: Arc::clone(&self.reached),
+            done,
         })
     }
 }
@@ -161,7 +162,7 @@ impl Issued {
     /// # Errors
     /// The card's failures.
     pub fn is_reached(&self) -> Result<bool> {
-        self.is_past(self.before)
+        self.is_past(&self.reached)
     }
 
     /// Whether the card is done with the operation.
@@ -169,13 +170,15 @@ impl Issued {
     /// # Errors
     /// The card's failures.
     pub fn is_done(&self) -> Result<bool> {
-        self.is_past(self.stamp)
+        self.is_past(&self.done)
     }
 
-    fn is_past(&self, stamp: Stamp) -> Result<bool> {
+    // The issue lock is not taken: who holds it may be waiting for this lane.
+    fn is_past(&self, event: &Event) -> Result<bool> {
         self.gpu.enter(self.op)?;
-        let done = self.gpu.lock().lanes().done(stamp);
-        done.map_err(|e| self.gpu.failed(self.op, "asking for its end", e))
+        event
+            .is_passed()
+            .map_err(|e| self.gpu.failed(self.op, "asking for its end", e))
     }
 }
 

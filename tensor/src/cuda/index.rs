@@ -169,13 +169,15 @@ impl IndexFlag {
 /// The flags, which the driver zeroes when it loads their module.
 fn there<'a>(
     op: &'static str,
-    issuing: &Issuing,
+    issuing: &mut Issuing,
     stamp: Stamp,
     flags: &'a mut Option<Flags>,
 ) -> Result<&'a mut Flags> {
     if flags.is_none() {
         let (gpu, variant) = (issuing.gpu(), Variant::new(&SOURCE, &[]));
-        let (address, _) = gpu.modules.variable(op, gpu, &variant, "index_faults")?;
+        let (address, _) = gpu
+            .modules
+            .variable(op, issuing, &variant, "index_faults")?;
         *flags = Some(Flags {
             address,
             own: Uses::new(stamp),

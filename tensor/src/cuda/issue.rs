@@ -237,7 +237,7 @@ impl Issue {
 
     /// Compiles and loads a kernel, so that launching it cannot fail for want of it.
     pub(crate) fn prepare(
-        &self,
+        &mut self,
         source: Kernel,
         types: &[DType],
         name: &'static str,
@@ -245,7 +245,10 @@ impl Issue {
         let gpu = self.gpu();
         gpu.enter(self.op)?;
         let variant = Variant::new(source, types);
-        gpu.modules.function(self.op, gpu, variant, name).map(drop)
+        let function = gpu
+            .modules
+            .function(self.op, &mut self.issuing, variant, name);
+        function.map(drop)
     }
 
     /// Launches the kernel `name` of a family, compiled for `types`.
@@ -261,7 +264,9 @@ impl Issue {
         // Another card's may have become the thread's context since.
         gpu.enter(self.op)?;
         let variant = Variant::new(source, types);
-        let function = gpu.modules.function(self.op, gpu, variant, name)?;
+        let function = gpu
+            .modules
+            .function(self.op, &mut self.issuing, variant, name)?;
         let mut pointers: SmallVec<[*mut c_void; 16]> = SmallVec::new();
         // A kernel with another signature than its caller believes is a bug of this crate.
         if let Some(params) = &function.params {

@@ -19,6 +19,7 @@ use super::gpu::Handle;
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUevent_flags, CUresult};
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// One of the streams of a card.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +45,47 @@ pub(crate) struct Stamp {
 /// the next one, and so waits for a little more.
 const EVENTS: usize = 64;
 
+/// An event. It is recorded anew only when nobody but its lane holds it, so that it stands for one operation as long as
+/// somebody asks.
+#[derive(Debug)]
+pub(super) struct Event(Handle<sys::CUevent>);
+
+impl Event {
+    fn new() -> Result<Arc<Event>, DriverError> {
+        let event = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        Ok(Arc::new(Event(Handle(event))))
+    }
+
+    pub(super) fn handle(&self) -> sys::CUevent {
+        self.0.0
+    }
+
+    /// Whether everything before it is done, without waiting and without the issue lock.
+    pub(super) fn is_passed(&self) -> Result<bool, DriverError> {
+        // SAFETY: the event lives as long as `self`; any thread may ask.
+        match unsafe { result::event::query(self.handle()) } {
+            Ok(()) => Ok(true),
+            Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Holds the calling thread until everything before it is done.
+    pub(super) fn wait(&self) -> Result<(), DriverError> {
+        // SAFETY: as above.
+        unsafe { result::event::synchronize(self.handle()) }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        if super::driver::forked().is_none() {
+            // SAFETY: nobody else has the event; the driver ends it when it is passed.
+            let _ = unsafe { result::event::destroy(self.handle()) };
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Stream {
     stream: Handle<sys::CUstream>,
@@ -52,7 +94,7 @@ struct Stream {
     /// The number of the last operation that is on the stream as a whole.
     issued: u64,
     /// Recorded events, by the number of the operation that each one follows.
-    events: VecDeque<(u64, Handle<sys::CUevent>)>,
+    events: VecDeque<(u64, Arc<Event>)>,
 }
 
 /// The lanes of one card. Its owner has the card's context current.
@@ -122,6 +164,7 @@ impl Lanes {
         }
         let (to, from) = (lane as usize, stamp.lane as usize);
         let (number, event) = self.event(stamp)?;
+        let event = event.handle();
         let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
         // SAFETY: stream and event belong to the card, whose context is current.
         unsafe { result::stream::wait_event(self.stream(lane), event, flags) }?;
@@ -129,20 +172,27 @@ impl Lanes {
         Ok(())
     }
 
-    /// An event that is passed when the operation `stamp` is done, for the host to wait for. It may
-    /// be recorded anew later, and then stands for a later operation of the same lane.
-    pub(super) fn passed(&mut self, stamp: Stamp) -> Result<Handle<sys::CUevent>, DriverError> {
-        self.event(stamp).map(|(_, event)| Handle(event))
+    /// An event that is passed when the operation `stamp` is done, for the host to wait for.
+    pub(super) fn passed(&mut self, stamp: Stamp) -> Result<Arc<Event>, DriverError> {
+        self.event(stamp).map(|(_, event)| event)
+    }
+
+    /// As [`passed`](Lanes::passed), of the last operation of a lane; `None` where there never was one.
+    pub(super) fn last(&mut self, lane: Lane) -> Result<Option<Arc<Event>>, DriverError> {
+        match self.streams[lane as usize].issued {
+            0 => Ok(None),
+            number => self.passed(Stamp { lane, number }).map(Some),
+        }
     }
 
     /// An event that is passed when everything is done that is on a lane by now, also of the operation in
     /// the making: for a lane of another card to wait for.
-    pub(super) fn mark(&mut self, lane: Lane) -> Result<Handle<sys::CUevent>, DriverError> {
-        self.record(lane).map(|(_, event)| Handle(event))
+    pub(super) fn mark(&mut self, lane: Lane) -> Result<Arc<Event>, DriverError> {
+        self.record(lane).map(|(_, event)| event)
     }
 
     /// The first kept event that follows `stamp`, or a new one.
-    fn event(&mut self, stamp: Stamp) -> Result<(u64, sys::CUevent), DriverError> {
+    fn event(&mut self, stamp: Stamp) -> Result<(u64, Arc<Event>), DriverError> {
         debug_assert!(
             self.is_issued(stamp),
             "a wait for an operation in the making"
@@ -150,29 +200,28 @@ impl Lanes {
         let events = &self.streams[stamp.lane as usize].events;
         let at = events.partition_point(|(number, _)| *number < stamp.number);
         match events.get(at) {
-            Some((number, event)) => Ok((*number, event.0)),
+            Some((number, event)) => Ok((*number, Arc::clone(event))),
             None => self.record(stamp.lane),
         }
     }
 
     /// Records an event after the last operation of a lane.
-    fn record(&mut self, lane: Lane) -> Result<(u64, sys::CUevent), DriverError> {
+    fn record(&mut self, lane: Lane) -> Result<(u64, Arc<Event>), DriverError> {
         let stream = &mut self.streams[lane as usize];
-        let event = match stream.events.len() < EVENTS {
-            true => {
-                let event = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
-                Handle(event)
-            }
-            // Waits that were issued for it are not touched by recording it anew.
-            false => match stream.events.pop_front() {
-                Some((_, event)) => event,
-                None => unreachable!("the list is full"),
-            },
+        let oldest = match stream.events.len() < EVENTS {
+            true => None,
+            false => stream.events.pop_front(),
+        };
+        // Waits of lanes that were issued for it are not touched by recording it anew.
+        let free = oldest.filter(|(_, event)| Arc::strong_count(event) == 1);
+        let event = match free {
+            Some((_, event)) => event,
+            None => Event::new()?,
         };
         // SAFETY: stream and event belong to the card, whose context is current.
-        unsafe { result::event::record(event.0, stream.stream.0) }?;
-        stream.events.push_back((stream.issued, event));
-        Ok((stream.issued, event.0))
+        unsafe { result::event::record(event.handle(), stream.stream.0) }?;
+        stream.events.push_back((stream.issued, Arc::clone(&event)));
+        Ok((stream.issued, event))
     }
 
     /// Whether the operation `stamp` is done, without waiting.
@@ -180,17 +229,11 @@ impl Lanes {
         if !self.is_issued(stamp) {
             return Ok(false);
         }
-        let (_, event) = self.event(stamp)?;
-        // SAFETY: the event belongs to the card, whose context is current.
-        match unsafe { result::event::query(event) } {
-            Ok(()) => Ok(true),
-            Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
-            Err(e) => Err(e),
-        }
+        self.event(stamp)?.1.is_passed()
     }
 
     /// Events that are passed when everything that was issued is done.
-    pub(super) fn all_passed(&mut self) -> Result<Vec<Handle<sys::CUevent>>, DriverError> {
+    pub(super) fn all_passed(&mut self) -> Result<Vec<Arc<Event>>, DriverError> {
         let lanes = [Lane::Compute, Lane::Copy, Lane::Comm];
         lanes
             .into_iter()

@@ -230,8 +230,7 @@ impl Issuing {
         if let Err(DriverError(CUresult::CUDA_ERROR_OUT_OF_MEMORY)) = address {
             // With the issue lock held: what is on the lanes needs nobody who would have to take it.
             for event in self.lanes().all_passed().map_err(failed)? {
-                // SAFETY: the event belongs to the card, whose context is current.
-                unsafe { result::event::synchronize(event.0) }.map_err(failed)?;
+                event.wait().map_err(failed)?;
             }
             address = trim(gpu).and_then(|()| allocate(self, stamp.lane, bytes));
         }

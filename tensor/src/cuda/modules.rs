@@ -1,9 +1,14 @@
 //! The kernels of a card: which sources there are, and the compiled functions that are loaded.
+//!
+//! Loading code may wait for all that runs on a card, and hold other threads up meanwhile: one of them may be about to
+//! issue the part of a collective for which this card waits. So before anything is loaded, the host waits for the comm
+//! lane, in a way that holds up nobody.
 #![allow(unsafe_code)]
 
 use super::compile::{self, Image};
 use super::driver::sentence;
-use super::gpu::{Gpu, Handle};
+use super::gpu::{Gpu, Handle, Issuing};
+use super::lanes::Lane;
 use crate::ops::KERNELS;
 use crate::{DType, Error, Result};
 use cudarc::driver::result::DriverError;
@@ -134,7 +139,7 @@ impl Modules {
     pub(super) fn function(
         &self,
         op: &'static str,
-        gpu: &Gpu,
+        issuing: &mut Issuing,
         variant: Variant,
         name: &'static str,
     ) -> Result<&'static Function> {
@@ -148,7 +153,8 @@ impl Modules {
             source: variant.source,
             types: key.1.clone(),
         };
-        let module = loaded.module(op, gpu, &variant)?;
+        let gpu = issuing.gpu();
+        let module = loaded.module(op, gpu, &variant, || issuing.ready_to_load(op))?;
         let function = find(module, name).map_err(|e| gpu.failed(op, name, e))?;
         let function: &'static Function = Box::leak(Box::new(function));
         loaded.functions.insert(key, function);
@@ -159,12 +165,13 @@ impl Modules {
     pub(super) fn variable(
         &self,
         op: &'static str,
-        gpu: &Gpu,
+        issuing: &mut Issuing,
         variant: &Variant,
         name: &str,
     ) -> Result<(sys::CUdeviceptr, usize)> {
+        let gpu = issuing.gpu();
         let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let module = loaded.module(op, gpu, variant)?;
+        let module = loaded.module(op, gpu, variant, || issuing.ready_to_load(op))?;
         let missing = |e| gpu.failed(op, name, e);
         let invalid = |_| missing(DriverError(CUresult::CUDA_ERROR_INVALID_VALUE));
         let text = CString::new(name).map_err(invalid)?;
@@ -180,25 +187,44 @@ impl Modules {
     pub(crate) fn load_all(&self, op: &'static str, gpu: &Gpu) -> Result<()> {
         let mut loaded = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Variant::all().try_for_each(|variant| {
-            let module = loaded.module(op, gpu, &variant)?;
-            load_functions(module).map_err(|e| Error::DeviceUnavailable {
-                op,
-                device: gpu.device(),
-                reason: explain(&variant, e),
-            })
+            let is_ready = || Ok(());
+            loaded.module(op, gpu, &variant, is_ready).map(drop)
         })
+    }
+}
+
+impl Issuing {
+    /// Waits until the comm lane has nothing under way. With the issue lock held: what is on the lane needs nobody who
+    /// would have to take it.
+    pub(super) fn ready_to_load(&mut self, op: &'static str) -> Result<()> {
+        let gpu = self.gpu();
+        let failed = |e| gpu.failed(op, "waiting for collectives before code is loaded", e);
+        match self.lanes().last(Lane::Comm).map_err(failed)? {
+            Some(last) if !last.is_passed().map_err(failed)? => last.wait().map_err(failed),
+            _ => Ok(()),
+        }
     }
 }
 
 impl Gpu {
     /// Compiles and loads every kernel that there is.
-    pub(crate) fn load_kernels(&self, op: &'static str) -> Result<()> {
+    pub(crate) fn load_kernels(&'static self, op: &'static str) -> Result<()> {
+        self.enter(op)?;
+        self.lock().ready_to_load(op)?;
         self.modules.load_all(op, self)
     }
 }
 
 impl Loaded {
-    fn module(&mut self, op: &'static str, gpu: &Gpu, variant: &Variant) -> Result<sys::CUmodule> {
+    /// The module of a variant. All its functions are loaded with it: the rest of a family is used soon, and then
+    /// nothing has to wait for the comm lane again.
+    fn module(
+        &mut self,
+        op: &'static str,
+        gpu: &Gpu,
+        variant: &Variant,
+        get_ready: impl FnOnce() -> Result<()>,
+    ) -> Result<sys::CUmodule> {
         let key = (variant.source.family, variant.types.clone());
         if let Some(module) = self.modules.get(&key) {
             return Ok(module.0);
@@ -209,7 +235,9 @@ impl Loaded {
             reason,
         };
         let image = compile::image(variant, gpu.capability()).map_err(unavailable)?;
+        get_ready()?;
         let module = load(&image).map_err(|e| unavailable(explain(variant, e)))?;
+        load_functions(module).map_err(|e| unavailable(explain(variant, e)))?;
         self.modules.insert(key, Handle(module));
         Ok(module)
     }
@@ -240,11 +268,8 @@ fn find(module: sys::CUmodule, name: &str) -> Result<Function, DriverError> {
     let mut handle = std::ptr::null_mut();
     // SAFETY: the module is loaded, and the name is a C string.
     unsafe { sys::cuModuleGetFunction(&mut handle, module, text.as_ptr()) }.result()?;
-    let driver = super::driver::driver().ok();
-    if driver.is_some_and(|driver| driver.loads_functions) {
-        load_function(handle)?;
-    }
-    let tells_params = driver.is_some_and(|driver| driver.tells_params);
+    let driver = super::driver::driver();
+    let tells_params = driver.is_ok_and(|driver| driver.tells_params);
     let params = tells_params.then(|| params(handle)).transpose()?;
     Ok(Function {
         handle: Handle(handle),
@@ -271,14 +296,8 @@ fn params(function: sys::CUfunction) -> Result<SmallVec<[usize; 12]>, DriverErro
     }
 }
 
-/// Brings a function's code to the card now. By default the driver does so at the first launch, which
-/// may wait for the card.
-fn load_function(function: sys::CUfunction) -> Result<(), DriverError> {
-    // SAFETY: the function is a kernel of a loaded module, and the driver has this function.
-    unsafe { sys::cuFuncLoad(function) }.result()
-}
-
-/// Brings the code of all functions of a module to the card, where the driver can be asked to.
+/// Brings the code of all functions of a module to the card now, where the driver can be asked to. By default the driver
+/// does so at the first launch of each, which may wait for the card.
 fn load_functions(module: sys::CUmodule) -> Result<(), DriverError> {
     if !super::driver::driver().is_ok_and(|driver| driver.loads_functions) {
         return Ok(());
@@ -289,5 +308,8 @@ fn load_functions(module: sys::CUmodule) -> Result<(), DriverError> {
     let mut functions = vec![std::ptr::null_mut(); count as usize];
     // SAFETY: as above; the array has as many places.
     unsafe { sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), count, module) }.result()?;
-    functions.into_iter().try_for_each(load_function)
+    functions.into_iter().try_for_each(|function| {
+        // SAFETY: the function is a kernel of the module, and the driver has this function.
+        unsafe { sys::cuFuncLoad(function) }.result()
+    })
 }

@@ -60,7 +60,7 @@ pub(super) fn copy(op: &'static str, from: &Tensor, to: &mut Tensor, start: usiz
     let flags = CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
     // SAFETY: stream and event belong to cards whose contexts live as long as the process; a stream may
     // wait for another card's event.
-    unsafe { result::stream::wait_event(stream, free.0, flags) }.map_err(failed)?;
+    unsafe { result::stream::wait_event(stream, free.handle(), flags) }.map_err(failed)?;
     let copied = {
         let send = |to, from, bytes| {
             // SAFETY: both places have as many bytes. The guards' drops record the uses of the tensors;
@@ -78,7 +78,7 @@ pub(super) fn copy(op: &'static str, from: &Tensor, to: &mut Tensor, start: usiz
     let done = done.map_err(failed)?;
     there.enter(op)?;
     // SAFETY: as above.
-    unsafe { result::stream::wait_event(target.stream(), done.0, flags) }.map_err(failed)?;
+    unsafe { result::stream::wait_event(target.stream(), done.handle(), flags) }.map_err(failed)?;
     copied.map_err(failed)?;
     flag.map_or(Ok(()), |flag| flag.arrive(&mut target))
 }

@@ -80,8 +80,7 @@ impl Staging {
                 {
                     let failed = |e| gpu.failed(op, "waiting for the card", e);
                     let event = issuing.lanes().passed(oldest).map_err(failed)?;
-                    // SAFETY: the event belongs to the card, whose context is current.
-                    unsafe { result::event::synchronize(event.0) }.map_err(failed)?;
+                    event.wait().map_err(failed)?;
                 }
                 Found::Busy(..) | Found::None => return make(op, gpu, size),
             }

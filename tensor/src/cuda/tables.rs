@@ -73,7 +73,9 @@ impl Issue {
         let key = (source.family, Types::from(types));
         if !tables.contains_key(&key) {
             let variant = Variant::new(source, types);
-            let (address, bytes) = gpu.modules.variable(op, gpu, &variant, VARIABLE)?;
+            let (address, bytes) = gpu
+                .modules
+                .variable(op, self.issuing(), &variant, VARIABLE)?;
             let mut slots = Vec::new();
             slots.resize_with(bytes / SLOT, Slot::default);
             tables.insert(key.clone(), Kept { address, slots });

@@ -120,20 +120,17 @@ impl Gpu {
     pub(super) fn wait(&'static self, op: &'static str, stamp: Stamp) -> Result<()> {
         let event = self.lock().lanes().passed(stamp);
         let failed = |e| self.failed(op, "waiting for the card", e);
-        let event = event.map_err(failed)?;
-        // SAFETY: the card keeps the event; recorded anew meanwhile, it stands for a later operation
-        // of the same lane.
-        unsafe { result::event::synchronize(event.0) }.map_err(failed)
+        event.map_err(failed)?.wait().map_err(failed)
     }
 
     /// Holds the calling thread until everything that was issued is done. Others may issue meanwhile.
     pub(super) fn wait_for_all(&'static self, op: &'static str) -> Result<()> {
         let failed = |e| self.failed(op, "waiting for the card", e);
         let events = self.lock().lanes().all_passed();
-        events.map_err(failed)?.into_iter().try_for_each(|event| {
-            // SAFETY: as in `wait`.
-            unsafe { result::event::synchronize(event.0) }.map_err(failed)
-        })
+        let events = events.map_err(failed)?;
+        events
+            .iter()
+            .try_for_each(|event| event.wait().map_err(failed))
     }
 
     /// Holds the calling thread until everything that was issued is done, and gives the error of an

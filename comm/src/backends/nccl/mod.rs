@@ -220,7 +220,7 @@ impl NcclGroup {
                 signature: call.signature,
                 number,
                 said,
-                issued,
+                issued: issued.clone(),
                 is_done: Arc::clone(&is_done),
                 fault: fault.clone(),
             };

@@ -218,17 +218,17 @@ impl Issue {
     ///
     /// # Errors
     /// As [`gemm`](Issue::gemm).
-    pub(crate) fn has_product(&self, gemm: &Gemm) -> Result<bool> {
+    pub(crate) fn has_product(&mut self, gemm: &Gemm) -> Result<bool> {
         Ok(self.plan(gemm)?.is_some())
     }
 
-    fn plan(&self, gemm: &Gemm) -> Result<Option<Arc<Plan>>> {
+    fn plan(&mut self, gemm: &Gemm) -> Result<Option<Arc<Plan>>> {
         let (op, gpu) = (self.op(), self.gpu());
         gpu.enter(op)?;
         let Some(key) = gemm.key(gpu.tf32()) else {
             unreachable!("{op}: the operands of a product come from `matrix`");
         };
-        gpu.blas.plan(op, gpu, key)
+        gpu.blas.plan(op, self.issuing(), key)
     }
 
     /// A sum without terms.

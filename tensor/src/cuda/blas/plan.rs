@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 
 use super::missing;
-use crate::cuda::gpu::Gpu;
+use crate::cuda::gpu::{Gpu, Issuing};
 use crate::{DType, Error, Result};
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys::{
@@ -104,13 +104,21 @@ unsafe impl Sync for Library {}
 impl Blas {
     /// How a kind of product is computed; `None` where the library has no algorithm for it. The card's
     /// context is the thread's.
-    pub(super) fn plan(&self, op: &'static str, gpu: &Gpu, key: Key) -> Result<Option<Arc<Plan>>> {
+    pub(super) fn plan(
+        &self,
+        op: &'static str,
+        issuing: &mut Issuing,
+        key: Key,
+    ) -> Result<Option<Arc<Plan>>> {
+        let gpu = issuing.gpu();
         let library = self.library.get_or_init(start);
         let library = *library.as_ref().map_err(|e| missing(op, gpu, e))?;
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(plan) = plans.get(&key) {
             return Ok(plan.clone());
         }
+        // The library loads its kernels late, too.
+        issuing.ready_to_load(op)?;
         let plan = match Plan::new(library, key) {
             Ok(plan) => Some(Arc::new(plan)),
             Err(NOT_SUPPORTED) => None,
