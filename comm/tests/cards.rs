@@ -176,6 +176,40 @@ fn a_call_left_out() {
     assert_eq!(end.unwrap(), vec![vec![2.0; 10]; 2]);
 }
 
+/// More calls are under way than a lane keeps events for, and the oldest of them never ends: it is noticed all the same.
+#[test]
+fn many_calls_under_way() {
+    let Some(_turn) = cards("many_calls_under_way", 2) else {
+        return;
+    };
+    let config = config(2).deadline(Duration::from_secs(1));
+    let start = Instant::now();
+    let end = launch(config, |group| {
+        let mine = Tensor::full([100], 1.0, DType::F32, group.device())?;
+        group.barrier()?.wait()?;
+        if group.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(2500));
+            return group.barrier()?.wait();
+        }
+        let calls = (0..100).map(|_| group.all_reduce(mine.clone(), ReduceOp::Sum));
+        let mut works = calls.collect::<Result<Vec<_>, _>>()?;
+        while !works[0].poll()? {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+    let Err(LaunchError::Ranks { first, .. }) = end else {
+        panic!("{end:?}")
+    };
+    let said = first.to_string();
+    assert!(said.contains("for rank 1"), "{said}");
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+}
+
 /// Runs a test of this program by itself, in a process whose environment says so. True in that process.
 fn alone(test: &str, environment: &[(&str, &str)]) -> bool {
     const CHILD: &str = "PHALANX_TEST_ALONE";
