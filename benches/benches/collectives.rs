@@ -9,7 +9,7 @@ use phalanx_tensor::{DType, Device, Tensor};
 
 /// How long `calls` all-reduces of `bytes` bytes take, one after the other.
 fn all_reduce(ranks: usize, bytes: usize, calls: u64) -> anyhow::Result<Duration> {
-    let times = launch(ranks, move |group| {
+    let times = launch(ranks, Device::cpu(0), move |group| {
         let device = Device::cpu(group.rank());
         let elements = bytes / DType::F32.size();
         group.barrier()?.wait()?;

@@ -80,6 +80,7 @@ class Trainer:
         start = time.perf_counter()
         for _ in range(steps):
             self.step()
+        finish()
         return steps / (time.perf_counter() - start)
 
 

@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use phalanx_comm::{ProcessGroup, ReduceOp};
 use phalanx_examples::cli::ranks;
-use phalanx_tensor::{DType, Shape, Tensor};
+use phalanx_tensor::{DType, Device, Shape, Tensor};
 use serde::Serialize;
 
 use crate::mpi;
@@ -52,6 +52,26 @@ pub enum Backend {
     Local,
     /// Processes, under mpirun.
     Mpi,
+    /// Threads of one process, each with a card: cuda:0 and those that follow.
+    Nccl,
+}
+
+impl Backend {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Backend::Local => "local",
+            Backend::Mpi => "mpi",
+            Backend::Nccl => "nccl",
+        }
+    }
+
+    /// Of rank 0; the others follow.
+    pub(crate) fn first_device(self) -> Device {
+        match self {
+            Backend::Local | Backend::Mpi => Device::cpu(0),
+            Backend::Nccl => Device::cuda(0),
+        }
+    }
 }
 
 /// A collective.
@@ -207,6 +227,9 @@ pub(crate) fn time(
     };
     let wrong = call.wrong(call.run(call.input()?)?)?;
     let timed = |calls: u32| -> Result<f64> {
+        if let Device::Cuda(_) = group.device() {
+            return on_card(&call, calls);
+        }
         let mut spent = 0.0;
         for _ in 0..calls {
             let input = call.input()?;
@@ -227,13 +250,41 @@ pub(crate) fn time(
     Ok((samples, wrong))
 }
 
+/// Inputs that a card holds at once, at most, and their bytes.
+const INPUTS: (usize, usize) = (20, 1 << 30);
+
+/// Seconds for each of about `calls` calls, as nccl-tests measure: they are put on the card one behind the other, and the
+/// host waits for the last one.
+fn on_card(call: &Call<'_>, calls: u32) -> Result<f64> {
+    let Call { group, count, .. } = *call;
+    let fitting = INPUTS.1 / (count * DType::F32.size()).max(1);
+    let at_once = (calls as usize).min(INPUTS.0).min(fitting).max(1);
+    let rounds = (calls as usize).div_ceil(at_once);
+    let mut spent = 0.0;
+    for _ in 0..rounds {
+        let inputs = (0..at_once).map(|_| call.input());
+        let inputs = inputs.collect::<phalanx_tensor::Result<Vec<_>>>()?;
+        group.device().synchronize()?;
+        group.barrier()?.wait()?;
+        let start = Instant::now();
+        let outputs = inputs.into_iter().map(|input| call.run(input));
+        let outputs = outputs.collect::<phalanx_comm::Result<Vec<_>>>()?;
+        group.device().synchronize()?;
+        spent += start.elapsed().as_secs_f64();
+        drop(outputs);
+    }
+    slowest(group, spent / (rounds * at_once) as f64)
+}
+
 /// Seconds that a call takes on the slowest rank, and how many elements of all results were wrong.
 fn measure(args: &CollectivesArgs, op: Op, ranks: usize, bytes: usize) -> Result<(Spread, usize)> {
     let sampling = args.common.sampling;
     if args.backend == Backend::Mpi {
         return mpi::measure(op, ranks, bytes, sampling);
     }
-    let outcomes = launch(ranks, move |group| time(&*group, op, bytes, sampling))?;
+    let outcomes = launch(ranks, args.backend.first_device(), move |group| {
+        time(&*group, op, bytes, sampling)
+    })?;
     let wrong = outcomes.iter().map(|(_, wrong)| wrong).sum();
     let (samples, _) = outcomes.into_iter().next().unwrap_or_default();
     Ok((Spread::of(samples), wrong))
@@ -244,9 +295,10 @@ fn measure(args: &CollectivesArgs, op: Op, ranks: usize, bytes: usize) -> Result
 /// # Errors
 /// A collective or a peer fails.
 pub fn run(args: &CollectivesArgs) -> Result<()> {
-    let (backend, limit) = match args.backend {
-        Backend::Local => ("local", CProgram::build("shm_allreduce")?),
-        Backend::Mpi => ("mpi", CProgram::build_with("mpicc", "mpi_coll")?),
+    let limit = match args.backend {
+        Backend::Local => CProgram::build("shm_allreduce")?,
+        Backend::Mpi => CProgram::build_with("mpicc", "mpi_coll")?,
+        Backend::Nccl => None,
     };
     let columns = [
         "op",
@@ -269,6 +321,7 @@ pub fn run(args: &CollectivesArgs) -> Result<()> {
         Backend::Mpi => {
             "f32 on the MPI backend; plain C: time over that of MPI_Allreduce (mpi_coll.c); peer: gloo"
         }
+        Backend::Nccl => "f32 between cards, by NCCL; peer: PyTorch's, by NCCL",
     };
     let mut table = Table::new(title, &columns, args.common.json)?;
     for (&ranks, &op) in args
@@ -280,7 +333,7 @@ pub fn run(args: &CollectivesArgs) -> Result<()> {
             let limit = limit.as_ref().filter(|_| op == Op::AllReduce);
             let limit = || {
                 let time = |program| match args.backend {
-                    Backend::Local => plain_c(program, ranks, bytes),
+                    Backend::Local | Backend::Nccl => plain_c(program, ranks, bytes),
                     Backend::Mpi => mpi::plain_c(program, ranks, bytes, args.common.sampling),
                 };
                 limit.map(time).transpose()
@@ -300,7 +353,7 @@ pub fn run(args: &CollectivesArgs) -> Result<()> {
             let row = Row {
                 bench: "collectives",
                 op: op.name(),
-                backend,
+                backend: args.backend.name(),
                 ranks,
                 bytes,
                 microseconds: micro.median,
@@ -348,10 +401,15 @@ fn plain_c(program: &CProgram, ranks: usize, bytes: usize) -> Result<f64> {
     number(&lines[0], "microseconds")
 }
 
-/// Microseconds of gloo's collective.
+/// Microseconds of PyTorch's collective.
 fn peer(args: &CollectivesArgs, op: Op, ranks: usize, bytes: usize) -> Result<Option<f64>> {
     let (ranks, bytes) = (ranks.to_string(), bytes.to_string());
-    let options = ["--op", &op.name(), "--ranks", &ranks, "--bytes", &bytes];
+    let backend = match args.backend {
+        Backend::Local | Backend::Mpi => "gloo",
+        Backend::Nccl => "nccl",
+    };
+    let options = ["--backend", backend, "--op", &op.name()];
+    let options = [&options[..], &["--ranks", &ranks, "--bytes", &bytes]].concat();
     let figures = args.common.peer.figures("collectives.py", &options)?;
     figures
         .map(|figures| number(&figures, "microseconds"))

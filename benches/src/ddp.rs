@@ -14,7 +14,9 @@ use serde::Serialize;
 use crate::options::Common;
 use crate::peer::number;
 use crate::ranks::{launch, slowest};
-use crate::sample::{Sampling, Spread, calls_per_sample};
+use phalanx_tensor::Device;
+
+use crate::sample::{Spread, calls_per_sample};
 use crate::table::{Table, figure, ratio};
 use crate::work::{DdpTrainer, Trainer, Work};
 
@@ -35,6 +37,9 @@ pub struct DdpArgs {
     /// Whether the batch is shared out, or each rank has a whole one
     #[arg(long, value_enum, default_value = "strong")]
     pub scaling: Scaling,
+    /// Where rank 0 trains: cpu, or a card, as in cuda:0; the others follow on the next ones
+    #[arg(long, default_value = "cpu")]
+    pub device: Device,
     #[command(flatten)]
     common: Common,
 }
@@ -52,6 +57,7 @@ pub enum Scaling {
 #[derive(Serialize)]
 struct Row {
     bench: &'static str,
+    device: String,
     work: Work,
     ranks: usize,
     scaling: Scaling,
@@ -79,10 +85,11 @@ struct Figures {
 /// What takes a step: a trainer of either kind.
 type Stepper<'a> = &'a mut dyn FnMut() -> Result<()>;
 
-fn measure(work: Work, ranks: usize, scaling: Scaling, sampling: Sampling) -> Result<Figures> {
+fn measure(args: &DdpArgs, work: Work, ranks: usize) -> Result<Figures> {
+    let sampling = args.common.sampling;
     let whole = work.batch_size();
-    let share = share(whole, ranks, scaling)?;
-    let outcomes = launch(ranks, move |group| {
+    let share = share(whole, ranks, args.scaling)?;
+    let outcomes = launch(ranks, args.device, move |group| {
         let device = group.device();
         let mut solo = Trainer::new(work, whole, device, 0)?;
         let mut replica = Trainer::new(work, share, device, 1 + group.rank() as u64)?;
@@ -120,11 +127,13 @@ fn measure(work: Work, ranks: usize, scaling: Scaling, sampling: Sampling) -> Re
 
 /// Seconds that the slowest rank takes for `steps` steps. A rank that takes no part sleeps meanwhile.
 fn time(group: &dyn ProcessGroup, takes_part: bool, step: Stepper<'_>, steps: u32) -> Result<f64> {
+    group.device().synchronize()?;
     group.barrier()?.wait()?;
     let start = Instant::now();
     for _ in 0..if takes_part { steps } else { 0 } {
         step()?;
     }
+    group.device().synchronize()?;
     slowest(
         group,
         if takes_part {
@@ -154,7 +163,7 @@ fn share(whole: usize, ranks: usize, scaling: Scaling) -> Result<usize> {
 /// The step fails.
 pub fn one_step(work: Work, ranks: usize) -> Result<()> {
     let share = share(work.batch_size(), ranks, Scaling::Strong)?;
-    launch(ranks, move |group| {
+    launch(ranks, Device::cpu(0), move |group| {
         DdpTrainer::new(work, share, group)?.step()
     })
     .map(drop)
@@ -178,8 +187,12 @@ pub fn run(args: &DdpArgs) -> Result<()> {
         "peer smp/s",
         "ratio",
     ];
-    let title =
-        "data-parallel training, one thread per rank; peer: DistributedDataParallel over gloo";
+    let title = match args.device {
+        Device::Cpu(_) => {
+            "data-parallel training, one thread per rank; peer: DistributedDataParallel over gloo"
+        }
+        _ => "data-parallel training, one card per rank; peer: DistributedDataParallel over NCCL",
+    };
     let mut table = Table::new(title, &columns, args.common.json)?;
     for (&ranks, &work) in args
         .ranks
@@ -187,10 +200,10 @@ pub fn run(args: &DdpArgs) -> Result<()> {
         .flat_map(|ranks| args.work.iter().map(move |work| (ranks, work)))
     {
         // Ours before and after the peer, so that both have seen the same minutes.
-        let mut figures = measure(work, ranks, args.scaling, args.common.sampling)?;
+        let mut figures = measure(args, work, ranks)?;
         let peer = peer(args, work, ranks)?;
         if peer.is_some() {
-            let more = measure(work, ranks, args.scaling, args.common.sampling)?;
+            let more = measure(args, work, ranks)?;
             figures.solo.extend(more.solo);
             figures.replicas.extend(more.replicas);
             figures.ddp.extend(more.ddp);
@@ -200,6 +213,7 @@ pub fn run(args: &DdpArgs) -> Result<()> {
         let samples = ddp.median * (share(whole, ranks, args.scaling)? * ranks) as f64;
         let row = Row {
             bench: "ddp",
+            device: args.device.to_string(),
             work,
             ranks,
             scaling: args.scaling,
@@ -237,8 +251,10 @@ pub fn run(args: &DdpArgs) -> Result<()> {
 fn peer(args: &DdpArgs, work: Work, ranks: usize) -> Result<Option<f64>> {
     let scaling = args.scaling.to_possible_value();
     let scaling = scaling.as_ref().map_or("strong", |value| value.get_name());
-    let ranks = ranks.to_string();
+    let (ranks, device) = (ranks.to_string(), args.device.to_string());
     let options = [
+        "--device",
+        device.split(':').next().unwrap_or(&device),
         "--work",
         work.name(),
         "--ranks",

@@ -143,6 +143,7 @@ pub(crate) fn time(
                 compute.run(amount);
             }
             let output = work.map(|work| work.wait()).transpose()?;
+            group.device().synchronize()?;
             spent += start.elapsed().as_secs_f64();
             drop(output);
         }
@@ -187,18 +188,17 @@ pub fn run(args: &OverlapArgs) -> Result<()> {
     let mut table = Table::new(title, &columns, args.json)?;
     for &compute in &args.compute {
         for &bytes in &args.bytes {
-            let (backend, steps) = match args.backend {
-                Backend::Local => {
-                    let all = launch(args.ranks, |group| {
+            let steps = match args.backend {
+                Backend::Local | Backend::Nccl => {
+                    let first = args.backend.first_device();
+                    let all = launch(args.ranks, first, |group| {
                         time(&*group, compute, bytes, args.sampling)
                     })?;
-                    ("local", all.into_iter().next().unwrap_or_default())
+                    all.into_iter().next().unwrap_or_default()
                 }
-                Backend::Mpi => (
-                    "mpi",
-                    crate::mpi::overlap(compute, args.ranks, bytes, args.sampling)?,
-                ),
+                Backend::Mpi => crate::mpi::overlap(compute, args.ranks, bytes, args.sampling)?,
             };
+            let backend = args.backend.name();
             let of = |part: fn(&Step) -> f64| Spread::of(steps.iter().map(part).collect()).median;
             let row = Row {
                 bench: "overlap",

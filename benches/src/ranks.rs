@@ -3,18 +3,22 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use phalanx_comm::{ProcessGroup, ReduceOp};
-use phalanx_tensor::Tensor;
+use phalanx_comm::{LaunchConfig, ProcessGroup, ReduceOp};
+use phalanx_tensor::{Device, Tensor};
 
-/// Runs `work` on `ranks` threads; what each returned, in rank order.
+/// Runs `work` on `ranks` threads, the first of them on the device `first`; what each returned, in rank order.
 ///
 /// # Errors
 /// A rank failed.
 pub fn launch<T: Send>(
     ranks: usize,
+    first: Device,
     work: impl Fn(Arc<dyn ProcessGroup>) -> Result<T> + Send + Sync,
 ) -> Result<Vec<T>> {
-    Ok(phalanx_comm::launch(ranks, work)?)
+    Ok(phalanx_comm::launch(
+        LaunchConfig::new(ranks).device(first),
+        work,
+    )?)
 }
 
 /// The largest of the ranks' `seconds`, on every rank.

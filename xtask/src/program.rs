@@ -24,12 +24,12 @@ pub fn bench(args: &Args) -> Result<ExitCode> {
     let mut features = Vec::new();
     for (feature, words) in [
         ("mpi", &["mpi", "--backend=mpi"][..]),
-        ("cuda", &["card", "cuda"]),
+        ("nccl", &["card", "cuda", "nccl", "--backend=nccl"]),
     ] {
         let asks = |arg: &OsString| {
             let arg = arg.to_string_lossy();
             let device = arg.strip_prefix("--device=").unwrap_or(&arg);
-            words.contains(&&*arg) || feature == "cuda" && device.starts_with("cuda")
+            words.contains(&&*arg) || feature == "nccl" && device.starts_with("cuda")
         };
         if args.args.iter().any(asks) {
             features.extend(["--features", feature]);

@@ -9,7 +9,7 @@ use crate::cargo::{artifacts, cargo, root};
 
 /// What they are built with. All builds name the whole workspace, so that they share what they depend on.
 pub const FEATURES: &str = "phalanx-tensor/cuda,phalanx-autograd/cuda,phalanx-comm/nccl,phalanx-parallel/nccl,\
-    phalanx-examples/nccl,phalanx-benches/cuda";
+    phalanx-examples/nccl,phalanx-benches/nccl";
 
 /// A program of the workspace.
 #[derive(Debug)]
