@@ -5,7 +5,10 @@
 use cudarc::nccl::sys::{
     self, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId,
 };
+use std::env;
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// A `cudaStream_t`.
@@ -72,17 +75,18 @@ pub(super) fn library() -> Result<&'static Library, &'static str> {
 }
 
 fn find() -> Result<Library, String> {
-    let mut found = None;
-    for name in NAMES {
-        // SAFETY: loading the library runs its initialisers, which have no requirements.
-        if let Ok(library) = unsafe { libloading::Library::new(name) } {
-            found = Some(library);
-            break;
-        }
-    }
+    let prefixes = ["VIRTUAL_ENV", "CONDA_PREFIX"].map(|name| env::var_os(name).map(PathBuf::from));
+    let home = env::home_dir().map(|home| home.join(".local"));
+    let system = ["/usr/local", "/usr"].map(|prefix| Some(prefix.into()));
+    let prefixes = prefixes.into_iter().chain([home]).chain(system);
+    let wheels = prefixes.flatten().filter_map(|prefix| of_wheel(&prefix));
+    let mut places = NAMES.map(PathBuf::from).into_iter().chain(wheels);
+    // SAFETY: loading the library runs its initialisers, which have no requirements.
+    let found = places.find_map(|place| unsafe { libloading::Library::new(place) }.ok());
     let library = found.ok_or_else(|| {
         format!(
-            "NCCL is not installed (there is no {}; its folder can be named in LD_LIBRARY_PATH)",
+            "NCCL is not installed (there is no {}, neither where the loader looks nor among Python's packages; its \
+             folder can be named in LD_LIBRARY_PATH)",
             NAMES[0]
         )
     })?;
@@ -101,6 +105,24 @@ fn find() -> Result<Library, String> {
         ));
     }
     Ok(library)
+}
+
+/// The library of the wheel `nvidia-nccl-cu13` or its like, which some Python under `prefix` has.
+fn of_wheel(prefix: &Path) -> Option<PathBuf> {
+    let pythons = ["lib", "lib64"].into_iter().flat_map(|lib| {
+        let folders = fs::read_dir(prefix.join(lib)).into_iter().flatten();
+        let is_python = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with("python3")
+        };
+        let paths = folders.filter_map(|entry| Some(entry.ok()?.path()));
+        paths.filter(is_python).collect::<Vec<_>>()
+    });
+    let packages = pythons.flat_map(|python| {
+        ["site-packages", "dist-packages"].map(|packages| python.join(packages))
+    });
+    let libraries = packages.map(|packages| packages.join("nvidia/nccl/lib").join(NAMES[0]));
+    libraries.into_iter().find(|library| library.is_file())
 }
 
 /// A version, as NCCL counts from 2.9 on: 22809 is 2.28.9.
@@ -127,6 +149,19 @@ impl Library {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_wheels_library_is_found() {
+        let prefix = env::temp_dir().join(format!("phalanx-wheel-{}", std::process::id()));
+        assert_eq!(of_wheel(&prefix), None);
+        let folder = prefix.join("lib/python3.13/site-packages/nvidia/nccl/lib");
+        fs::create_dir_all(&folder).unwrap();
+        assert_eq!(of_wheel(&prefix), None);
+        let library = folder.join("libnccl.so.2");
+        fs::write(&library, "").unwrap();
+        assert_eq!(of_wheel(&prefix), Some(library));
+        fs::remove_dir_all(prefix).unwrap();
+    }
 
     #[test]
     fn versions_are_written_as_nccl_writes_them() {
