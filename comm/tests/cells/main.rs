@@ -6,9 +6,11 @@
 //! mpirun, `cargo xtask mpi` starts a job for each: `--cells mpi` lists them, `--play` is what a rank of the job runs, and
 //! `--judge` says whether the job went as the table wants it. `cargo xtask drill` prints both as tables.
 
+mod cards;
 mod children;
 mod judge;
 mod play;
+mod reads;
 mod site;
 mod table;
 
@@ -46,13 +48,13 @@ fn main() -> ExitCode {
 
 /// Lists the cells of threads, as libtest does.
 fn list() -> ExitCode {
-    Cell::all().for_each(|cell| println!("{cell}: test"));
+    Cell::all(Backend::on(cards::first_device())).for_each(|cell| println!("{cell}: test"));
     ExitCode::SUCCESS
 }
 
 /// Lists the cells of a backend; behind a colon, why one does not apply.
 fn cells(backend: Backend) -> ExitCode {
-    for cell in Cell::all() {
+    for cell in Cell::all(backend) {
         match cell.must(backend) {
             Must::NotApply(why) => println!("{cell}: {why}"),
             _ => println!("{cell}"),
@@ -86,7 +88,7 @@ fn judge(backend: &str, cell: &str, [code, by_force, at]: [&str; 3]) -> Result<E
 fn play(cell: Cell, folder: &Path) -> ExitCode {
     let (backend, rank) = match Start::detect() {
         Ok(Start::Mpi(process)) => (Backend::Mpi, process.rank),
-        _ => (Backend::Local, 0),
+        _ => (Backend::on(cards::first_device()), 0),
     };
     let must = cell.must(backend);
     let site = Site::new(cell, must, folder);
@@ -100,7 +102,12 @@ fn play(cell: Cell, folder: &Path) -> ExitCode {
         Must::EndTheStart => START,
         _ => Duration::from_secs(20),
     };
-    let config = LaunchConfig::new(RANKS).deadline(cell.deadline(backend));
+    if let Err(error) = cards::warm_up() {
+        println!("{WRONG}: {error}");
+        return ExitCode::FAILURE;
+    }
+    let config = LaunchConfig::new(RANKS).device(cards::first_device());
+    let config = config.deadline(cell.deadline(backend));
     let first = config.clone().start_deadline(start);
     let first = match must {
         Must::EndByPolicy => first.on_failure(OnFailure::EndAfter(END_AFTER)),
@@ -112,7 +119,7 @@ fn play(cell: Cell, folder: &Path) -> ExitCode {
         Err(LaunchError::Ranks { first, .. }) => {
             // Who panics, or returns an error of its own, is the first to fail.
             let own = matches!(cell.fault, Fault::Panic | Fault::Error);
-            if backend == Backend::Local && own && first.rank != CULPRIT {
+            if backend != Backend::Mpi && own && first.rank != CULPRIT {
                 println!("{WRONG}: the first to fail is {first}");
             }
         }
@@ -131,6 +138,10 @@ fn play(cell: Cell, folder: &Path) -> ExitCode {
             ranks.into_iter().for_each(say);
         }
         Err(error) => println!("{SECOND} {error}"),
+    }
+    match cards::left() {
+        0 => {}
+        left => println!("{SECOND} {left} bytes are left on the ranks' devices"),
     }
     ExitCode::from(cell.code(backend))
 }

@@ -64,7 +64,13 @@ impl Site {
 
     /// Waits, without a call of the library, until the culprit has gone wrong, and a little longer: by then its fault is
     /// done.
+    ///
+    /// Not where calls are compared before they are issued: there the culprit does not come to its fault without the
+    /// others.
     pub fn wait_for_fault(&self) {
+        if self.cell.compares {
+            return;
+        }
         let start = Instant::now();
         while self.fault().is_none() && start.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(1));

@@ -1,7 +1,7 @@
 //! The table of the drill: when something goes wrong, in which way, and what the ranks that did nothing wrong must
 //! hold then. Everything else in this folder reads it.
 
-use phalanx_comm::{Error, Link, Stands};
+use phalanx_comm::{Device, Error, Link, Stands};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -69,6 +69,8 @@ pub enum Backend {
     Local,
     /// Processes under mpirun.
     Mpi,
+    /// Threads of one process, each with a card of its own.
+    Nccl,
 }
 
 /// What must come of a cell.
@@ -141,6 +143,8 @@ const BEFORE_MPI: [Must; 6] = [
 pub struct Cell {
     pub phase: Phase,
     pub fault: Fault,
+    /// Whether calls on cards are compared before they are issued, and not behind.
+    pub compares: bool,
     /// Whether a loop ends when the others have their error. One that does not is a matter of the policy.
     pub lets_go: bool,
 }
@@ -149,6 +153,7 @@ pub struct Cell {
 const POLICY: Cell = Cell {
     phase: Phase::Between,
     fault: Fault::Loop,
+    compares: false,
     lets_go: false,
 };
 
@@ -165,14 +170,18 @@ pub const SLACK: Duration = Duration::from_secs(1);
 pub const JOB_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 impl Cell {
-    /// All 36 cells, and the one for the policy.
-    pub fn all() -> impl Iterator<Item = Cell> {
-        let row = |phase| {
-            FAULTS.map(|fault| Cell {
+    /// All 36 cells, and the one for the policy. On cards, calls that differ have one more in each phase.
+    pub fn all(backend: Backend) -> impl Iterator<Item = Cell> {
+        let row = move |phase| {
+            let cell = move |fault, compares| Cell {
                 phase,
                 fault,
+                compares,
                 lets_go: true,
-            })
+            };
+            let compared = (backend == Backend::Nccl).then(|| cell(Fault::Differs, true));
+            let cells = FAULTS.into_iter().map(move |fault| cell(fault, false));
+            cells.chain(compared)
         };
         PHASES.into_iter().flat_map(row).chain([POLICY])
     }
@@ -183,6 +192,9 @@ impl Cell {
             _ if !self.lets_go => Must::EndByPolicy,
             (Backend::Mpi, Phase::Before, _) => BEFORE_MPI[column],
             (Backend::Mpi, _, Fault::Gone) => Must::EndTheJob,
+            // A call on cards is done without its rank: to wait for one is to hand out what was issued, and a rank that
+            // returns stays until its card is through. So nothing is abandoned; what others lack is its next call.
+            (Backend::Nccl, _, Fault::Gone) => Must::Hold(RankReturned),
             _ => Must::Hold(LOCAL[row][column]),
         }
     }
@@ -206,7 +218,7 @@ impl Cell {
         let millis = match (self.fault, backend) {
             (Fault::Loop, Backend::Local) if cfg!(phalanx_tsan) => 1500,
             (Fault::Loop, Backend::Local) => 400,
-            (Fault::Loop, Backend::Mpi) => 1000,
+            (Fault::Loop, Backend::Mpi | Backend::Nccl) => 1000,
             _ => 5000,
         };
         Duration::from_millis(millis)
@@ -250,7 +262,11 @@ impl Fault {
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let end = if self.lets_go { "" } else { "-for-ever" };
+        let end = match (self.lets_go, self.compares) {
+            (false, _) => "-for-ever",
+            (_, true) => "-compared",
+            _ => "",
+        };
         write!(f, "{}/{}{end}", self.phase.name(), self.fault.name())
     }
 }
@@ -259,8 +275,18 @@ impl FromStr for Cell {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Cell, String> {
-        let found = Cell::all().find(|cell| cell.to_string() == name);
+        let found = Cell::all(Backend::Nccl).find(|cell| cell.to_string() == name);
         found.ok_or_else(|| format!("there is no cell {name}"))
+    }
+}
+
+impl Backend {
+    /// Of threads whose results live on devices of this kind.
+    pub fn on(device: Device) -> Backend {
+        match device.is_cpu() {
+            true => Backend::Local,
+            false => Backend::Nccl,
+        }
     }
 }
 
@@ -271,6 +297,7 @@ impl FromStr for Backend {
         match name {
             "local" => Ok(Backend::Local),
             "mpi" => Ok(Backend::Mpi),
+            "nccl" => Ok(Backend::Nccl),
             _ => Err(format!("there is no backend {name}")),
         }
     }
