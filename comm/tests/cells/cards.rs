@@ -56,14 +56,19 @@ pub fn warm_up() -> Result<()> {
     Ok(())
 }
 
-/// How many bytes are left on the ranks' devices, after a moment for threads that are about to end.
-pub fn left() -> usize {
+/// How many bytes are left on the ranks' devices when all that was issued there is done, after a moment for threads that
+/// are about to end.
+///
+/// # Errors
+/// A device that no longer works.
+pub fn left() -> Result<usize> {
+    devices().try_for_each(Device::synchronize)?;
     let start = Instant::now();
     loop {
         let live = |device: Device| device.memory().map_or(0, |memory| memory.live as usize);
         let left = devices().map(live).sum();
         if left == 0 || start.elapsed() > Duration::from_secs(5) {
-            return left;
+            return Ok(left);
         }
         std::thread::sleep(Duration::from_millis(5));
     }

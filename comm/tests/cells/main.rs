@@ -140,8 +140,9 @@ fn play(cell: Cell, folder: &Path) -> ExitCode {
         Err(error) => println!("{SECOND} {error}"),
     }
     match cards::left() {
-        0 => {}
-        left => println!("{SECOND} {left} bytes are left on the ranks' devices"),
+        Ok(0) => {}
+        Ok(left) => println!("{SECOND} {left} bytes are left on the ranks' devices"),
+        Err(error) => println!("{SECOND} {error}"),
     }
     ExitCode::from(cell.code(backend))
 }

@@ -53,10 +53,12 @@ fn culprit(g: &dyn ProcessGroup, site: &Site, backend: Backend) -> Result<()> {
             go_wrong(&|| g.barrier()?.wait())
         }
         Phase::Between => {
+            sleep(SETTLE);
             go_wrong(&|| read_in_vain(g, issue(g, 4, ReduceOp::Sum)?.wait()?).map(drop))
         }
         Phase::InFlight => {
             let _first = issue(g, 1000, ReduceOp::Sum)?;
+            sleep(SETTLE);
             go_wrong(&|| {
                 let ones = Tensor::ones([3], DType::F32, g.device())?;
                 read_in_vain(g, g.broadcast(ones, 0)?.wait()?).map(drop)
@@ -74,6 +76,7 @@ fn culprit(g: &dyn ProcessGroup, site: &Site, backend: Backend) -> Result<()> {
                 ReduceOp::Sum
             };
             let works = [issue(g, LARGE, ReduceOp::Sum)?, issue(g, 3, op)?];
+            sleep(SETTLE);
             if differs {
                 // It waits for none of them, and hears of it in its next call.
                 drop(works);
