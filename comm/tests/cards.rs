@@ -1,6 +1,9 @@
 //! The conformance suite on cards: ranks as threads of this process, each with a card of its own.
 
 mod cases;
+#[path = "cards/failures.rs"]
+mod failures;
+mod scenes;
 #[path = "../../tensor/tests/cuda/support.rs"]
 mod support;
 
