@@ -1,5 +1,5 @@
-//! `cargo xtask drill`: a rank goes wrong, at six times and in six ways, on threads and on processes; what the other
-//! ranks hold then, and how soon, as Markdown tables.
+//! `cargo xtask drill`: a rank goes wrong, at six times and in six ways, on threads, on processes and on cards; what the
+//! other ranks hold then, and how soon, as Markdown tables.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -8,7 +8,10 @@ use anyhow::{Context, Result, bail};
 
 use crate::cargo::{cargo, executables};
 use crate::mpi::{Outcome, cells, nothing_left};
-use crate::{machine, signals};
+use crate::{gpu, machine, signals};
+
+/// How many ranks a cell has (`comm/tests/cells/table.rs`).
+const RANKS: usize = 3;
 
 /// What to drill.
 #[derive(clap::Args)]
@@ -17,8 +20,11 @@ pub struct Args {
     #[arg(long, default_value = "")]
     only: String,
     /// Only cells of this backend
-    #[arg(long, value_parser = ["local", "mpi"])]
+    #[arg(long, value_parser = ["local", "mpi", "nccl"])]
     backend: Option<String>,
+    /// The order of what is not ordered, on simulated cards
+    #[arg(long, default_value = "0")]
+    seed: u64,
 }
 
 impl Args {
@@ -28,18 +34,42 @@ impl Args {
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let obstacle = machine::obstacle();
-    let program = build(obstacle.is_none())?;
     let mut tables = Vec::new();
-    if args.wants("local") {
-        tables.push(("local", local(&program, &args.only)?));
-    }
-    match obstacle {
-        _ if !args.wants("mpi") => {}
-        Some(why) => println!("SKIPPED: the drill on processes: {why}"),
-        None => {
+    let obstacle = machine::obstacle();
+    let with_mpi = args.wants("mpi") && obstacle.is_none();
+    if args.wants("local") || with_mpi {
+        let program = build(with_mpi.then_some("mpi"))?;
+        if args.wants("local") {
+            tables.push(("local", threads(Command::new(&program), &args.only)?));
+        }
+        if with_mpi {
             signals::catch();
             tables.push(("mpi", mpi(&program, &args.only)?));
+        }
+    }
+    if let Some(why) = obstacle.filter(|_| args.wants("mpi")) {
+        println!("SKIPPED: the drill on processes: {why}");
+    }
+    if args.wants("nccl") {
+        match gpu::for_ranks(RANKS)? {
+            Ok((cards, nvrtc)) => {
+                let mut program = Command::new(build(Some("nccl"))?);
+                program.envs(cards.environment(args.seed, &nvrtc));
+                program.env("PHALANX_TEST_DEVICE", "cuda:0");
+                let mut table = threads(program, &args.only)?;
+                if let Some(findings) = cards.findings() {
+                    table.add(
+                        "the simulated device finds nothing",
+                        match findings.is_empty() {
+                            true => Ok(String::new()),
+                            false => Err(findings.join("; ")),
+                        },
+                    );
+                }
+                println!("ON {cards}; {nvrtc}");
+                tables.push(("nccl", table));
+            }
+            Err(why) => println!("SKIPPED: the drill on cards: {why}"),
         }
     }
     for (backend, table) in &tables {
@@ -53,11 +83,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// The program that plays the cells.
-fn build(with_mpi: bool) -> Result<PathBuf> {
+fn build(feature: Option<&str>) -> Result<PathBuf> {
     let mut build = cargo(["test", "--no-run", "--quiet", "--release"]);
     build.args(["--package", "phalanx-comm", "--test", "cells"]);
-    if with_mpi {
-        build.args(["--features", "mpi"]);
+    if let Some(feature) = feature {
+        build.args(["--features", feature]);
     }
     let built = executables(&mut build)?.into_iter();
     let mut found = built.filter(|(name, _)| name == "cells");
@@ -68,10 +98,9 @@ fn build(with_mpi: bool) -> Result<PathBuf> {
 }
 
 /// The cells on threads, which the program starts by itself.
-fn local(program: &Path, only: &str) -> Result<Table> {
-    let mut command = Command::new(program);
-    command.args(Some(only).filter(|only| !only.is_empty()));
-    let output = command.stderr(Stdio::inherit()).output()?;
+fn threads(mut program: Command, only: &str) -> Result<Table> {
+    program.args(Some(only).filter(|only| !only.is_empty()));
+    let output = program.stderr(Stdio::inherit()).output()?;
     let mut table = Table::default();
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let test = line.strip_prefix("test ");

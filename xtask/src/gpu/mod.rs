@@ -49,7 +49,7 @@ pub struct Args {
 }
 
 /// What the tests run on.
-enum Cards {
+pub enum Cards {
     Real(Driver),
     Simulated(Simulator),
 }
@@ -64,7 +64,7 @@ impl Cards {
     }
 
     /// What a test program finds in its environment.
-    fn environment(&self, seed: u64, nvrtc: &Nvrtc) -> Vec<(&'static str, OsString)> {
+    pub fn environment(&self, seed: u64, nvrtc: &Nvrtc) -> Vec<(&'static str, OsString)> {
         let folder = nvrtc.folder.as_deref();
         let mut environment = match self {
             Cards::Real(_) => vec![("LD_LIBRARY_PATH", search([folder]))],
@@ -75,6 +75,14 @@ impl Cards {
         // There are cards, so a test that finds none has a fault.
         environment.push(("PHALANX_REQUIRE_CARDS", self.count().to_string().into()));
         environment
+    }
+
+    /// What simulated ones have found since the last call.
+    pub fn findings(&self) -> Option<Vec<String>> {
+        match self {
+            Cards::Real(_) => None,
+            Cards::Simulated(simulator) => Some(simulator.findings()),
+        }
     }
 }
 
@@ -101,6 +109,22 @@ pub fn has_cards() -> bool {
 /// Why simulated cards cannot be had here, if they cannot. Fetches what is not here.
 pub fn obstacle() -> Option<String> {
     simulator::nvrtc().err()
+}
+
+/// Cards for a chore that wants so many: the real ones, or simulated ones; with NVRTC for their kernels. Or why there are
+/// none.
+///
+/// # Errors
+/// The simulated device does not build.
+pub fn for_ranks(ranks: usize) -> Result<Result<(Cards, Nvrtc), String>> {
+    let real = Driver::find().filter(|driver| driver.cards.len() >= ranks);
+    Ok(match real {
+        Some(driver) => Nvrtc::find().map(|nvrtc| (Cards::Real(driver), nvrtc)),
+        None => match simulator::nvrtc() {
+            Ok(nvrtc) => Ok((Cards::Simulated(Simulator::build(ranks)?), nvrtc)),
+            Err(why) => Err(why),
+        },
+    })
 }
 
 pub fn run(args: &Args) -> Result<ExitCode> {
@@ -213,11 +237,9 @@ fn run_test(command: &mut Command, name: &str, cards: &Cards) -> Result<Tally> {
         lines::report(format_args!("error: {name} has no test that ran"))?;
         tally.failed += 1;
     }
-    if let Cards::Simulated(simulator) = cards {
-        for line in judged(&simulator.findings()) {
-            println!("{line}");
-            tally.read(&line);
-        }
+    for line in cards.findings().map_or(Vec::new(), |f| judged(&f)) {
+        println!("{line}");
+        tally.read(&line);
     }
     Ok(tally)
 }

@@ -35,6 +35,11 @@ const PROGRAMS: &[Program] = &[
         needs: &["libcublasLt.so", "libnccl.so.2"],
         ..program("comm", "test", "cards")
     },
+    // Its cells: each is a process of its own, in which a rank goes wrong.
+    Program {
+        needs: &["libcublasLt.so", "libnccl.so.2"],
+        ..table("comm", "cells")
+    },
     test("parallel"),
     // Whole trainings: the search for races in global memory would take too long, and finds no more in them than in the
     // operations of which they are made.
