@@ -7,7 +7,7 @@ mod driver;
 mod ranks;
 
 use std::sync::Barrier;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use driver::*;
 use ranks::*;
@@ -66,6 +66,40 @@ fn abort_of_a_start(blocking: bool) {
         good!(ncclCommAbort(comm));
         let code = joining.join().unwrap();
         assert_eq!(code, if blocking { INVALID_USAGE } else { IN_PROGRESS });
+    });
+}
+
+/// Both ranks abort as soon as they have joined: one of them may have left before the other one comes.
+fn aborts_of_a_start() {
+    good!(cuInit(0));
+    let both = Barrier::new(2);
+    let ids: Vec<_> = (0..1000).map(|_| id()).collect();
+    std::thread::scope(|scope| {
+        for number in 0..2 {
+            let (both, ids) = (&both, &ids);
+            scope.spawn(move || {
+                let gpu = Gpu::new(number);
+                for (round, id) in ids.iter().enumerate() {
+                    let mut comm = 0;
+                    let configs = [config(0)];
+                    let out = Out::to(&mut comm);
+                    both.wait();
+                    let late = Duration::from_micros(round as u64 % 100 * number as u64);
+                    let start = Instant::now();
+                    while start.elapsed() < late {}
+                    // The other rank waits for this one in any case: what goes wrong is a finding.
+                    let _ = call!(ncclCommInitRankConfig(
+                        out,
+                        2,
+                        *id,
+                        number,
+                        Array::of(&configs)
+                    ));
+                    good!(ncclCommAbort(comm));
+                }
+                gpu.end();
+            });
+        }
     });
 }
 
@@ -166,6 +200,7 @@ const PROGRAMS: &[(&str, fn())] = &[
     ("abort of a start without blocking", || {
         abort_of_a_start(false)
     }),
+    ("aborts of a start", aborts_of_a_start),
     ("one gpu", one_gpu),
     ("hasty", hasty),
     ("late", late),
@@ -195,6 +230,7 @@ fn a_communicator_that_is_gone_is_reported() {
     finds("two threads", &["ncclAllReduce uses", "another thread"]);
     outcome("abort of a start", &[]).finds_nothing();
     outcome("abort of a start without blocking", &[]).finds_nothing();
+    outcome("aborts of a start", &[]).finds_nothing();
     finds("after abort", &["ncclAllReduce uses", "which was aborted"]);
     finds(
         "after destroy",

@@ -137,10 +137,8 @@ impl Gathering {
             return Err(taken);
         }
         if let Some(folder) = &self.folder {
-            let made = folder.make();
-            let text = record.text();
-            let published = made.and_then(|()| folder.publish(&[self.file(rank)], text.as_bytes()));
-            published.map_err(|error| match shared::is_taken(&error) {
+            let joined = folder.join(&self.file(rank), record.text().as_bytes());
+            joined.map_err(|error| match shared::is_taken(&error) {
                 true => taken,
                 false => format!("Rank {rank} cannot say in shared memory that it joins: {error}."),
             })?;

@@ -39,12 +39,23 @@ impl Folder {
         Folder(place().join(id))
     }
 
-    /// Makes the folder, unless it is there.
+    /// Publishes the record of a rank that joins, and makes the folder unless it is there.
     ///
     /// # Errors
-    /// The system's.
-    pub fn make(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.0)
+    /// As [`publish`](Folder::publish).
+    pub fn join(&self, name: &str, record: &[u8]) -> io::Result<()> {
+        let names = [name.to_owned()];
+        loop {
+            // Who had joined before may leave just now, be the last one, and remove the folder: between any two steps.
+            match fs::create_dir_all(&self.0) {
+                Err(error) if is_taken(&error) => continue,
+                made => made?,
+            }
+            match self.publish(&names, record) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                published => return published,
+            }
+        }
     }
 
     /// Publishes bytes under some names at once; the names are new.
