@@ -230,6 +230,9 @@ pub struct Signature {
     /// Where in the program the call stands, if the program says so.
     /// Shared, so that a call without one is not longer for it.
     pub label: Option<Arc<Label>>,
+    /// Of what an engine says by another one beside a call of its own: that call, which is printed in the place of this one.
+    /// It is not compared.
+    pub beside: Option<Arc<str>>,
 }
 
 /// In which respect two ranks' calls differ.
@@ -340,6 +343,9 @@ const PRINTED: usize = 4;
 
 impl fmt::Display for Signature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(call) = &self.beside {
+            return f.write_str(call);
+        }
         write!(f, "{}", self.op)?;
         for (at, (dtype, shape)) in self.tensors.iter().take(PRINTED).enumerate() {
             let before = if at == 0 { " of" } else { "," };

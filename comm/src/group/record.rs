@@ -255,6 +255,7 @@ mod tests {
             op: Op::Barrier,
             tensors: SmallVec::new(),
             label: None,
+            beside: None,
         }
     }
 

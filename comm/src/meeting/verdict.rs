@@ -61,6 +61,7 @@ mod tests {
             op: Op::AllReduce(ReduceOp::Sum),
             tensors: smallvec![(DType::F32, Shape::from([len]))],
             label: None,
+            beside: None,
         }
     }
 

@@ -71,6 +71,9 @@ fn one(seed: u64, n: usize) {
     assert!(all.len() >= n - scene.silent(), "{}: {all:?}", say());
     assert!(all.iter().all(|e| *e == all[0]), "{}: {all:?}", say());
     assert!(is_right(&all[0], &scene), "{}: {}", say(), all[0]);
+    // What ranks say to each other beside each call, which no program has made.
+    let text = all[0].to_string();
+    assert!(!text.contains("of i64 [7]"), "{}: {text}", say());
 }
 
 fn scenes(test: &str, environment: &[(&str, &str)]) {

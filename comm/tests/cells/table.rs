@@ -313,6 +313,9 @@ impl Held {
     /// What is wrong with an error that a rank holds, if anything is: it must be of this variant, and name the culprit
     /// alone; one of a deadline says too where the culprit stands.
     pub fn fault_of(self, error: &Error) -> Option<String> {
+        if error.to_string().contains(BESIDE) {
+            return Some("it names a call that no program has made".into());
+        }
         let named = match (self, error) {
             (RankPanicked, Error::RankPanicked { rank, message })
             | (RankFailed, Error::RankFailed { rank, message })
@@ -346,6 +349,9 @@ impl Held {
         (named != CULPRIT).then(|| format!("it names rank {named}"))
     }
 }
+
+/// What ranks on cards say to each other beside each call.
+const BESIDE: &str = "of i64 [7]";
 
 /// What panics, errors and aborts say.
 pub const ON_PURPOSE: &str = "on purpose";

@@ -155,7 +155,12 @@ impl Header {
             from: usize::try_from(from).ok()?,
             number,
             tag: u32::try_from(tag).ok()?,
-            signature: Signature { op, tensors, label },
+            signature: Signature {
+                op,
+                tensors,
+                label,
+                beside: None, // MPI carries no words of other engines
+            },
         })
     }
 }
@@ -245,6 +250,7 @@ mod tests {
                         op: op.clone(),
                         tensors: tensors.clone().into(),
                         label: label.map(Arc::new),
+                        beside: None,
                     },
                 };
                 let mut bytes = Vec::new();

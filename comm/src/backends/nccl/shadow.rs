@@ -64,7 +64,9 @@ const RESPECTS: [Difference; 7] = [
 ];
 
 fn words(signature: &Signature) -> Words {
-    let Signature { op, tensors, label } = signature;
+    let Signature {
+        op, tensors, label, ..
+    } = signature;
     let name = match op.is_message() {
         true => "message", // of two ends
         false => op.name(),
@@ -121,7 +123,7 @@ impl Shadow {
     pub(super) fn say(&self, signature: &Signature) -> Result<Said> {
         let me = self.engine.membership();
         let words = words(signature);
-        let call: Call = match &signature.op {
+        let mut call: Call = match &signature.op {
             Op::Send { destination, tag } => {
                 check::send(me, self.numbers(&words)?, *destination, *tag)?
             }
@@ -135,6 +137,8 @@ impl Shadow {
             }
             _ => check::all_gather(me, self.numbers(&words)?)?,
         };
+        // Whoever waits for it, or calls something else, waits for that call, or differs from it.
+        call.signature.beside = Some(signature.to_string().into());
         Ok(Said {
             pending: self.engine.issue(call)?,
             words,
@@ -307,6 +311,7 @@ mod tests {
             op,
             tensors: smallvec![(dtype, Shape::from(shape))],
             label: None,
+            beside: None,
         };
         let ours = signature(Op::AllReduce(ReduceOp::Sum), DType::F32, &[2, 3]);
         let others = [

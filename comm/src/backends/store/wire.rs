@@ -49,6 +49,7 @@ pub(super) fn call(signature: &Signature, data: &[&[u8]]) -> Vec<u8> {
                 .number(label.part);
         }
     }
+    out.text(signature.beside.as_deref().unwrap_or_default());
     for bytes in data {
         out.raw(bytes);
     }
@@ -89,7 +90,13 @@ pub(super) fn read_call(bytes: &[u8]) -> Option<(Signature, &[u8])> {
         })),
         _ => return None,
     };
-    let signature = Signature { op, tensors, label };
+    let beside = from.text()?;
+    let signature = Signature {
+        op,
+        tensors,
+        label,
+        beside: (!beside.is_empty()).then(|| beside.into()),
+    };
     Some((signature, from.rest()))
 }
 
@@ -125,6 +132,7 @@ mod tests {
                             (dtype, [].into())
                         ],
                         label: label.clone(),
+                        beside: label.is_none().then(|| "reduce of what is on cards".into()),
                     };
                     let bytes = call(&signature, &[b"da", b"ta"]);
                     assert_eq!(read_call(&bytes), Some((signature, &b"data"[..])));
