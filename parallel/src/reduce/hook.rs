@@ -6,6 +6,7 @@ use crate::Result;
 use phalanx_autograd::Param;
 use phalanx_comm::{ProcessGroup, ReduceOp, Work};
 use phalanx_tensor::{DType, Tensor};
+use std::sync::Arc;
 
 /// A bucket of gradients that is complete on this rank (PyTorch: `GradBucket`).
 #[derive(Debug)]
@@ -42,10 +43,21 @@ impl GradBucket<'_> {
 /// A reduction that a [`CommHook`] has started. A closure is one that moves nothing before it is
 /// finished.
 pub trait Completion {
-    /// Does a small share of what is left to do, without blocking. Returns whether
-    /// [`finish`](Completion::finish) would return at once. Called now and then during the sweep.
+    /// Does a small share of what is under way, without blocking. Returns whether that is complete, so that
+    /// [`proceed`](Completion::proceed), and without one [`finish`](Completion::finish), would return at once. Called
+    /// now and then during the sweep.
     fn poll(&mut self) -> bool {
         false
+    }
+
+    /// Starts what can only follow once the reduction's first part has arrived, and may wait for that. Called
+    /// once, when the last bucket has left, for all buckets in order and before any of them is finished: at the same
+    /// place on every rank, so that collectives that it starts meet those of the other ranks.
+    ///
+    /// # Errors
+    /// Whatever stops the step.
+    fn proceed(&mut self) -> Result<()> {
+        Ok(())
     }
 
     /// Waits for the reduction and returns what stands for the average.
@@ -63,6 +75,13 @@ impl<F: FnOnce() -> Result<Tensor>> Completion for F {
 
 /// Reduces buckets of gradients (PyTorch: DDP communication hooks).
 pub trait CommHook: Send + Sync {
+    /// Where the hook keeps something from step to step: a hook of the same kind that has kept nothing yet. Every
+    /// [`GradReducer`](crate::GradReducer) asks for one of its own, since configurations are shared by wrappers, and
+    /// by ranks that are threads. `None`, the default, where nothing is kept: this one serves all.
+    fn fresh(&self) -> Option<Arc<dyn CommHook>> {
+        None
+    }
+
     /// Starts the reduction of a bucket, and returns what completes it.
     ///
     /// Each rank's gradients come divided already (by the number of ranks, or weighted), so the
@@ -78,7 +97,7 @@ pub trait CommHook: Send + Sync {
     /// are.
     fn start(
         &self,
-        group: &dyn ProcessGroup,
+        group: &Arc<dyn ProcessGroup>,
         bucket: GradBucket<'_>,
     ) -> Result<Box<dyn Completion>>;
 
@@ -103,7 +122,7 @@ pub enum Compress {
 impl CommHook for Compress {
     fn start(
         &self,
-        group: &dyn ProcessGroup,
+        group: &Arc<dyn ProcessGroup>,
         bucket: GradBucket<'_>,
     ) -> Result<Box<dyn Completion>> {
         let short = match self {

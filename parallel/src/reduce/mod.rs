@@ -148,8 +148,11 @@ impl GradReducer {
     pub(crate) fn of_agreed(
         params: Vec<(String, Param)>,
         group: Arc<dyn ProcessGroup>,
-        config: ReduceConfig,
+        mut config: ReduceConfig,
     ) -> Result<GradReducer> {
+        // What a hook keeps belongs to these buckets on this rank.
+        let fresh = config.hook.as_ref().and_then(|hook| hook.fresh());
+        config.hook = fresh.or(config.hook);
         // The first rank's count of reducers: as a part of what labels reductions, it keeps those of two
         // reducers of equal shape apart.
         static NEXT: AtomicU64 = AtomicU64::new(0);

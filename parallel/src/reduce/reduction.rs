@@ -111,6 +111,13 @@ impl Flight {
             Flight::Hooked(completion) => completion.poll(),
         }
     }
+
+    fn proceed(&mut self) -> Result<()> {
+        match self {
+            Flight::Plain(_) => Ok(()),
+            Flight::Hooked(completion) => completion.proceed(),
+        }
+    }
 }
 
 /// How a sum over the ranks becomes the average.
@@ -308,7 +315,7 @@ impl<'a> Parts<'a> {
                         buffer,
                         slots: &self.plan.buckets[b].slots,
                     };
-                    Flight::Hooked(hook.start(&*group, bucket)?)
+                    Flight::Hooked(hook.start(&group, bucket)?)
                 }
                 None => Flight::Plain(group.all_reduce(buffer, self.arithmetic.op)?),
             };
@@ -354,6 +361,9 @@ impl<'a> Parts<'a> {
         self.trace.record(|| TraceEvent::SweepEnded);
         self.all_launched()?;
         let plan = Arc::clone(&self.plan);
+        for (flight, _) in &mut self.flights {
+            flight.proceed()?;
+        }
         let mut arrived = Vec::with_capacity(plan.buckets.len());
         for (b, (flight, marks)) in std::mem::take(&mut self.flights).into_iter().enumerate() {
             let sum = match flight {

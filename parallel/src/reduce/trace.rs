@@ -14,7 +14,8 @@ pub enum TraceEvent {
     /// All gradients of this rank are final: the sweep ended.
     SweepEnded,
     /// The reduction of this bucket was seen to be complete: when a gradient became final, or, at
-    /// the latest, when the result was waited for after the sweep.
+    /// the latest, when the result was waited for after the sweep. (Of a hook that reduces in two parts, the first
+    /// may have been seen.)
     Reduced(usize),
 }
 

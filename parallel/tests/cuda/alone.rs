@@ -116,7 +116,7 @@ struct Plain;
 impl CommHook for Plain {
     fn start(
         &self,
-        group: &dyn ProcessGroup,
+        group: &Arc<dyn ProcessGroup>,
         bucket: GradBucket<'_>,
     ) -> Result<Box<dyn Completion>> {
         Ok(Box::new(Sum(

@@ -49,7 +49,7 @@ impl Hook {
 impl CommHook for Hook {
     fn start(
         &self,
-        group: &dyn ProcessGroup,
+        group: &Arc<dyn ProcessGroup>,
         bucket: GradBucket<'_>,
     ) -> Result<Box<dyn Completion>> {
         let now = self.started.load(Relaxed) == self.buckets_of_a_step + 1;

@@ -90,7 +90,7 @@ struct Notes(Mutex<Vec<Seen>>);
 impl CommHook for Notes {
     fn start(
         &self,
-        group: &dyn ProcessGroup,
+        group: &Arc<dyn ProcessGroup>,
         bucket: GradBucket<'_>,
     ) -> Result<Box<dyn Completion>> {
         let unique = bucket.buffer.is_unique();

@@ -157,7 +157,7 @@ fn what_is_wrong_before_anything_is_sent_leaves_it_whole() {
 struct Fails(bool);
 
 impl CommHook for Fails {
-    fn start(&self, _: &dyn ProcessGroup, _: GradBucket<'_>) -> Result<Box<dyn Completion>> {
+    fn start(&self, _: &Arc<dyn ProcessGroup>, _: GradBucket<'_>) -> Result<Box<dyn Completion>> {
         let failed = || phalanx_autograd::Error::other("the hook has failed").into();
         match self.0 {
             true => Err(failed()),
