@@ -27,7 +27,7 @@ mod talk;
 pub use ddp::{Ddp, DdpConfig};
 pub use error::{Error, Result};
 pub use reduce::{
-    Average, CommHook, Completion, Compress, GradBucket, GradReducer, ReduceConfig, ReduceStats,
-    Reduction, Trace, TraceEvent,
+    Average, CommHook, Completion, Compress, GradBucket, GradReducer, PowerSgd, PowerSgdConfig,
+    ReduceConfig, ReduceStats, Reduction, Trace, TraceEvent,
 };
 pub use sampler::DistributedSampler;

@@ -7,6 +7,7 @@ mod config;
 pub(crate) mod flat;
 mod hook;
 mod poison;
+mod power_sgd;
 mod reduction;
 mod trace;
 mod uses;
@@ -16,6 +17,7 @@ pub(crate) use average::{Turn, gather};
 pub use config::ReduceConfig;
 pub use hook::{CommHook, Completion, Compress, GradBucket};
 pub(crate) use poison::{Attempt, Poison};
+pub use power_sgd::{PowerSgd, PowerSgdConfig};
 pub use reduction::Reduction;
 pub use trace::{Trace, TraceEvent};
 

@@ -14,6 +14,7 @@ mod memory;
 mod model;
 mod overlap;
 mod poison;
+mod power_sgd;
 mod replicas;
 mod unused;
 
