@@ -1,5 +1,6 @@
 //! [`Mutex`], the standard one without poison, and [`Shared`], the standard `Arc`, in a form that
-//! ThreadSanitizer can follow.
+//! ThreadSanitizer can follow. And what the local backend synchronises with: under `--cfg phalanx_loom` these are
+//! loom's stand-ins for the standard types, by which `backends/local/model.rs` tries the orders in which threads may run.
 //!
 //! ThreadSanitizer sees only what it has instrumented, and the standard library comes compiled
 //! without it: a lock that was contended is taken in there, so that what it orders looks like a race. And `Arc` orders the last drop after all others
@@ -7,16 +8,29 @@
 //! load). Under `--cfg phalanx_tsan` (see `xtask/src/parts.rs`) they say so once more, with an atomic
 //! of their own.
 
-use std::ops::{Deref, DerefMut};
+#[cfg(not(phalanx_loom))]
+mod cell;
+
+#[cfg(not(phalanx_loom))]
+pub(crate) use self::cell::UnsafeCell;
+#[cfg(phalanx_loom)]
+pub(crate) use loom::{
+    cell::UnsafeCell,
+    sync::{Condvar, Mutex as Lock, MutexGuard, atomic},
+};
+#[cfg(not(phalanx_loom))]
+pub(crate) use std::sync::{Condvar, Mutex as Lock, MutexGuard, atomic};
+
 #[cfg(phalanx_tsan)]
-use std::sync::atomic::{AtomicUsize, Ordering::AcqRel};
-use std::sync::{Arc, MutexGuard};
+use self::atomic::{AtomicUsize, Ordering::AcqRel};
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 /// Excludes other threads from a value. No code that can panic runs while one of this crate's
 /// locks is held, so there is no poison.
 #[derive(Debug, Default)]
 pub(crate) struct Mutex<T> {
-    inner: std::sync::Mutex<T>,
+    inner: Lock<T>,
     #[cfg(phalanx_tsan)]
     edge: AtomicUsize,
 }
@@ -24,7 +38,7 @@ pub(crate) struct Mutex<T> {
 impl<T> Mutex<T> {
     pub(crate) fn new(value: T) -> Mutex<T> {
         Mutex {
-            inner: std::sync::Mutex::new(value),
+            inner: Lock::new(value),
             #[cfg(phalanx_tsan)]
             edge: AtomicUsize::new(0),
         }

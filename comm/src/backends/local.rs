@@ -45,13 +45,13 @@ use crate::error::{Error, Result};
 use crate::group::ProcessGroup;
 use crate::membership::Membership;
 use crate::op::{Op, Promises};
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::sync::{Mutex, Shared};
 use crate::work::Pending;
 use phalanx_tensor::Device;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// One rank's side of a group of threads.

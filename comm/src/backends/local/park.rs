@@ -1,28 +1,33 @@
 //! [`Parker`]: where the waiting threads of one rank sleep.
 
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Condvar, Mutex};
+use crate::sync::atomic::{
+    AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+    fence,
+};
+use crate::sync::{Condvar, Lock};
 use std::time::{Duration, Instant};
 
 /// The bed of one rank's threads. Waking an empty one costs a load.
 ///
 /// No wake-up is lost. The sleeper announces itself (1), then looks whether what it waits for has
-/// come (2); the waker makes it come (3), then looks for sleepers (4). All four are `SeqCst`, so
-/// they stand in one order: either (2) comes after (3), and the sleeper does not sleep; or (2)
-/// before (3), then (1) before (4), and the waker sees the sleeper, takes the lock, which the
-/// sleeper holds from before (2) until it sleeps, and wakes it.
+/// come (2); the waker makes it come (3), then looks for sleepers (4). Between (1) and (2), and between
+/// (3) and (4), stands a fence that is `SeqCst`, so one of the two fences comes first: either the waker's, and the
+/// sleeper finds in (2) what came in (3), and does not sleep; or the sleeper's, and the waker sees
+/// the sleeper in (4), takes the lock, which the sleeper holds from before (2) until it sleeps, and wakes it.
 #[derive(Debug, Default)]
 #[repr(align(128))] // a cache line of its own, and the neighbour that is fetched with it
 pub(super) struct Parker {
     sleepers: AtomicUsize,
-    lock: Mutex<()>,
+    lock: Lock<()>,
     bell: Condvar,
 }
 
 impl Parker {
-    /// Sleeps while `idle` says so, for `timeout` at most. `idle` reads with `SeqCst`.
+    /// Sleeps while `idle` says so, for `timeout` at most.
     pub(super) fn park(&self, timeout: Duration, idle: impl Fn() -> bool) {
-        self.sleepers.fetch_add(1, SeqCst); // (1)
+        self.sleepers.fetch_add(1, Relaxed); // (1)
+        fence(SeqCst);
         let start = Instant::now();
         // A panic while the lock was held cannot have broken anything: it guards no data.
         let mut guard = self.lock.lock().unwrap_or_else(|e| e.into_inner());
@@ -34,15 +39,18 @@ impl Parker {
             guard = woken.unwrap_or_else(|e| e.into_inner()).0;
         }
         drop(guard);
-        self.sleepers.fetch_sub(1, SeqCst);
+        self.sleepers.fetch_sub(1, Relaxed);
     }
 
-    /// Wakes all sleepers, after a `SeqCst` store (3) of what they wait for.
-    pub(super) fn unpark(&self) {
-        if self.sleepers.load(SeqCst) > 0 {
+    /// Wakes all sleepers of all these, after what they wait for was stored (3).
+    pub(super) fn unpark<'a>(parkers: impl IntoIterator<Item = &'a Parker>) {
+        fence(SeqCst);
+        for parker in parkers {
             // (4)
-            drop(self.lock.lock().unwrap_or_else(|e| e.into_inner()));
-            self.bell.notify_all();
+            if parker.sleepers.load(Relaxed) > 0 {
+                drop(parker.lock.lock().unwrap_or_else(|e| e.into_inner()));
+                parker.bell.notify_all();
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::Group;
+use super::park::Parker;
 use super::pool::SlotRef;
 use super::slot::{Helped, State};
 use super::world::World;
@@ -55,7 +56,7 @@ impl Part {
     /// else may be there to run its chunks.
     pub(super) fn wake_others(&self, world: &World, me: usize) {
         let others = self.slot.ranks().filter(|rank| *rank != me);
-        others.for_each(|rank| world.parker(rank).unpark());
+        Parker::unpark(others.map(|rank| world.parker(rank)));
     }
 
     /// What the rank gets out of an operation that is done.

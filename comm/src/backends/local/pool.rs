@@ -6,13 +6,13 @@
 #![allow(unsafe_code)]
 
 use super::slot::Slot;
-use crate::sync::{Guard, Mutex};
-use std::ops::Deref;
-use std::ptr::{self, NonNull};
-use std::sync::atomic::{
+use crate::sync::atomic::{
     AtomicPtr,
     Ordering::{AcqRel, Acquire, Relaxed},
 };
+use crate::sync::{Guard, Mutex};
+use std::ops::Deref;
+use std::ptr::{self, NonNull};
 
 /// The slots of a group for its collectives, or for its messages, and those of them that are free.
 ///

@@ -6,15 +6,15 @@ use super::pool::{SlotPool, SlotRef, Spares};
 use super::post::Post;
 use crate::launch::message;
 use crate::op::Op;
+use crate::sync::UnsafeCell;
+use crate::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
 use crate::work::Tensors;
 use smallvec::SmallVec;
-use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
-use std::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
-    Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst},
-};
 
 mod look;
 
@@ -71,7 +71,7 @@ const AT_ONCE: usize = 4 << 10;
 ///     that rank's own cell: the slot is not given back before that rank has counted up `left` (8), and its group lives,
 ///     since the rank's own work holds it.
 ///
-/// `Release` and `Acquire` are `SeqCst` where a sleeper must not be missed: see
+/// A sleeper is not missed, since whoever wakes it orders what it has stored here before it looks for sleepers: see
 /// [`Parker`](super::park::Parker).
 ///
 /// What is written at different times, or by some while others wait for something else, lies on
@@ -229,7 +229,7 @@ impl Slot {
     /// Nobody else knows the slot (guarantee 8).
     pub(super) unsafe fn dedicate(&self, sequence: u64, ranks: &[usize]) {
         // SAFETY: by the caller. Dropping a plan frees two lists at most.
-        unsafe { *self.stage.plan.get() = None };
+        unsafe { self.stage.plan.with_mut(|plan| *plan = None) };
         self.stage.state.store(FILLING, Relaxed);
         self.progress.0.store(0, Relaxed);
         self.exit.0.store(0, Relaxed);
@@ -293,7 +293,7 @@ impl Slot {
     /// Called once for each cell.
     pub(super) unsafe fn post(&self, cell: usize, post: Post, workers: usize) -> Posted {
         // SAFETY: guarantee 1, once by the caller.
-        unsafe { *self.cells[cell].post.get() = Some(post) };
+        unsafe { self.cells[cell].post.with_mut(|p| *p = Some(post)) };
         self.cells[cell]
             .posted
             .store(self.uses.load(Relaxed), Release);
@@ -329,7 +329,7 @@ impl Slot {
 
     /// Two calls differ (guarantee 9).
     fn suspect(&self) {
-        self.stage.state.store(SUSPECT, SeqCst);
+        self.stage.state.store(SUSPECT, Release);
     }
 
     /// Makes the plan; false where ranks differ. The last rank to arrive calls this.
@@ -337,7 +337,7 @@ impl Slot {
         let n = self.cells().len();
         // SAFETY: guarantees 2 and 3: all cells are posted, and only this thread looks at them.
         let posts: SmallVec<[&Post; 4]> = (0..n)
-            .filter_map(|c| unsafe { (*self.cells[c].post.get()).as_ref() })
+            .filter_map(|c| unsafe { self.cells[c].post.with(|post| (*post).as_ref()) })
             .collect();
         let first = &posts[0].signature;
         let pairs = || (0..n).flat_map(|a| (a + 1..n).map(move |b| (a, b)));
@@ -354,11 +354,11 @@ impl Slot {
         if bytes <= AT_ONCE {
             // SAFETY: all buffers are there (7), and no other thread sees the plan.
             (0..chunks).for_each(|c| unsafe { plan.run(c) });
-            self.stage.state.store(DONE, SeqCst); // `Release` for 6
+            self.stage.state.store(DONE, Release); // for 6
         } else {
             // SAFETY: guarantee 4.
-            unsafe { *self.stage.plan.get() = Some(plan) };
-            self.stage.state.store(READY, SeqCst); // `Release` for 4
+            unsafe { self.stage.plan.with_mut(|place| *place = Some(plan)) };
+            self.stage.state.store(READY, Release); // for 4
         }
         true
     }
@@ -371,14 +371,14 @@ impl Slot {
     pub(super) unsafe fn take(&self, cell: usize) -> (Tensors, bool) {
         let parties = self.parties.load(Relaxed);
         // SAFETY: guarantees 3 and 6: others look at the cell no more; once by the caller.
-        let post = unsafe { (*self.cells[cell].post.get()).take() };
+        let post = unsafe { self.cells[cell].post.with_mut(|post| (*post).take()) };
         let is_last = self.exit.0.fetch_add(1, AcqRel) + 1 == parties;
         (post.map_or_else(Tensors::new, |p| p.outputs), is_last)
     }
 
     pub(super) fn state(&self) -> State {
-        // `Acquire` for 4, 6 and 9; `SeqCst` for sleepers.
-        match self.stage.state.load(SeqCst) {
+        // `Acquire` for 4, 6 and 9.
+        match self.stage.state.load(Acquire) {
             FILLING => State::Filling,
             SUSPECT => State::Suspect,
             READY => State::Ready,
@@ -388,14 +388,19 @@ impl Slot {
 
     /// Runs a chunk that nobody has claimed, or, if `all`, chunks until none is left. `cell` is the helper's.
     pub(super) fn help(&self, cell: usize, all: bool) -> Helped {
-        let plan = match self.state() {
-            // SAFETY: guarantee 4: nobody writes to the plan after `READY`.
-            State::Ready => unsafe { (*self.stage.plan.get()).as_ref() },
-            State::Filling | State::Suspect | State::Done => None,
-        };
-        let Some(plan) = plan else {
+        if self.state() != State::Ready {
             return Helped::NotNow;
-        };
+        }
+        self.stage.plan.with(|plan| {
+            // SAFETY: guarantee 4: nobody writes to the plan after `READY`.
+            match unsafe { (*plan).as_ref() } {
+                Some(plan) => self.run(plan, cell, all),
+                None => Helped::NotNow,
+            }
+        })
+    }
+
+    fn run(&self, plan: &Plan, cell: usize, all: bool) -> Helped {
         let runs = &self.cells[cell].runs;
         runs.store(true, Relaxed);
         let chunks = plan.chunks();
@@ -415,7 +420,7 @@ impl Slot {
             }
             before = progress.fetch_add(if all { RAN + CLAIM } else { RAN }, AcqRel);
             if (before >> UPPER) as usize + 1 == chunks {
-                self.stage.state.store(DONE, SeqCst); // `Release` for 6
+                self.stage.state.store(DONE, Release); // for 6
                 break Helped::Ended;
             }
             if !all {

@@ -10,13 +10,13 @@ use super::stand::{Looks, Standings};
 use super::suspects::Suspects;
 use crate::error::{Error, Result};
 use crate::meeting::late::grace;
+use crate::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed},
+};
 use crate::sync::{Mutex, Shared};
 use std::num::NonZero;
 use std::sync::Arc;
-use std::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicU64,
-    Ordering::{Relaxed, SeqCst},
-};
 use std::time::Duration;
 
 pub(super) struct World {
@@ -97,7 +97,7 @@ impl World {
     /// # Errors
     /// The failure of the world, if it has failed.
     pub(super) fn refuse(&self) -> Result<()> {
-        if self.alarm.load(SeqCst) == 0 {
+        if self.alarm.load(Acquire) == 0 {
             return Ok(());
         }
         self.judge();
@@ -109,7 +109,7 @@ impl World {
     }
 
     fn has_failed(&self) -> bool {
-        self.alarm.load(SeqCst) & FAILED != 0
+        self.alarm.load(Acquire) & FAILED != 0
     }
 
     /// The failure of the world, if it has failed, for one that is no rank; and whether a rank has heard of it.
@@ -128,7 +128,7 @@ impl World {
 
     fn end(&self, error: Error) -> Error {
         let fault = self.fault.lock().get_or_insert(error).clone();
-        self.alarm.fetch_or(FAILED, SeqCst);
+        self.alarm.fetch_or(FAILED, AcqRel);
         self.announce();
         fault
     }
@@ -136,14 +136,14 @@ impl World {
     /// Ranks disagree in this slot of a group of this name.
     pub(super) fn suspect(&self, slot: SlotRef, group: &Shared<Group>, name: &Arc<str>) {
         if self.suspects.add(slot, group, name) {
-            self.alarm.fetch_or(SUSPECTED, SeqCst);
+            self.alarm.fetch_or(SUSPECTED, AcqRel);
             self.announce();
         }
     }
 
     /// Gives the verdict where ranks disagree, and it is time; returns after how long it will be, else.
     pub(super) fn judge(&self) -> Option<Duration> {
-        if self.alarm.load(SeqCst) != SUSPECTED {
+        if self.alarm.load(Acquire) != SUSPECTED {
             return None;
         }
         match self.suspects.judge(self, self.grace) {
@@ -162,7 +162,7 @@ impl World {
             return;
         }
         self.check_dropped(rank);
-        if !self.ranks[rank].gone.swap(true, SeqCst) {
+        if !self.ranks[rank].gone.swap(true, AcqRel) {
             self.announce();
         }
         self.judge();
@@ -203,11 +203,11 @@ impl World {
     }
 
     pub(super) fn is_gone(&self, rank: usize) -> bool {
-        self.ranks[rank].gone.load(SeqCst)
+        self.ranks[rank].gone.load(Acquire)
     }
 
     pub(super) fn events(&self) -> u64 {
-        self.events.load(SeqCst)
+        self.events.load(Acquire)
     }
 
     pub(super) fn parker(&self, rank: usize) -> &Parker {
@@ -215,7 +215,7 @@ impl World {
     }
 
     fn announce(&self) {
-        self.events.fetch_add(1, SeqCst);
-        self.ranks.iter().for_each(|r| r.parker.unpark());
+        self.events.fetch_add(1, AcqRel);
+        Parker::unpark(self.ranks.iter().map(|r| &r.parker));
     }
 }

@@ -4,7 +4,7 @@
 use super::{Slot, State};
 use crate::meeting::verdict::{Heard, verdict};
 use crate::op::{Difference, Op, Signature};
-use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use crate::sync::atomic::Ordering::{Acquire, Relaxed};
 
 /// Two ranks that disagree, by their numbers in the world.
 pub(in super::super) struct Disagreement {
@@ -23,7 +23,7 @@ impl Slot {
     /// (guarantee 3).
     pub(super) unsafe fn signature(&self, cell: usize) -> Option<&Signature> {
         // SAFETY: by the caller.
-        unsafe { (*self.cells[cell].post.get()).as_ref() }.map(|p| &p.signature)
+        unsafe { self.cells[cell].post.with(|post| (*post).as_ref()) }.map(|p| &p.signature)
     }
 
     /// Whether the calls in two cells that are known to be posted differ. Asked before this thread's arrival, or by
