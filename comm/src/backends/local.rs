@@ -18,8 +18,11 @@
 mod alone;
 mod mail;
 mod mark;
+#[cfg(phalanx_loom)]
+mod model;
 mod park;
 mod part;
+#[cfg(not(phalanx_loom))]
 mod patience;
 mod plan;
 mod pool;

@@ -1,6 +1,9 @@
 //! [`Plan`]: an operation as chunks of plain data movement, which any rank may carry out.
 #![allow(unsafe_code)]
 
+#[cfg(phalanx_loom)]
+use super::model::fold;
+#[cfg(not(phalanx_loom))]
 use crate::backends::fold::fold;
 use crate::op::{Op, ReduceOp, Signature};
 use phalanx_tensor::{DType, Shape};

@@ -2,7 +2,10 @@
 #![allow(unsafe_code)]
 
 use super::Endpoint;
+#[cfg(phalanx_loom)]
+use super::model::Patience;
 use super::part::{Dropped, Part};
+#[cfg(not(phalanx_loom))]
 use super::patience::Patience;
 use super::post::Post;
 use super::slot::{Posted, State};

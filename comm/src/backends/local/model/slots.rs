@@ -1,0 +1,114 @@
+//! Models of slots, their pool and the beds of sleepers alone: deep, since nothing else takes part.
+
+use super::tensors::{HOURS, check_sum, explore, memberships, ones};
+use crate::backends::local::park::Parker;
+use crate::backends::local::pool::{SlotPool, SlotRef, Spares};
+use crate::backends::local::post::Post;
+use crate::backends::local::slot::{Helped, Posted, State};
+use crate::check;
+use crate::membership::Membership;
+use crate::op::ReduceOp;
+use std::mem;
+use std::sync::Arc;
+
+/// How often a thread loses its turn at other times than when it waits.
+const PREEMPTIONS: usize = 3;
+
+/// What ranks need to meet.
+struct Place {
+    pool: SlotPool,
+    first: SlotRef,
+    parkers: Box<[Parker]>,
+    members: Vec<Membership>,
+}
+
+impl Place {
+    fn new(ranks: usize) -> Place {
+        let members = memberships(ranks);
+        let pool = SlotPool::new(ranks, ranks);
+        let first = pool.take(0, &mut Spares::default(), 0, &members[0].world_ranks);
+        Place {
+            pool,
+            first,
+            parkers: (0..ranks).map(|_| Parker::default()).collect(),
+            members,
+        }
+    }
+
+    fn wake_others(&self, me: usize) {
+        let others = self.parkers.iter().enumerate();
+        Parker::unpark(others.filter(|(r, _)| *r != me).map(|(_, p)| p));
+    }
+
+    /// One operation of a rank, from its call to its result: what `LocalWork` does, but for all that may go wrong.
+    fn all_reduce(&self, me: usize, slot: SlotRef, chunks: usize) {
+        let member = &self.members[me];
+        let call = check::all_reduce(member, ones(member, chunks), ReduceOp::Sum).unwrap();
+        let post = Post::new(call, member).unwrap();
+        // SAFETY: each rank has a cell of its own, and posts once in each slot.
+        match unsafe { slot.post(me, post, self.members.len()) } {
+            Posted::Waits => {}
+            Posted::Begun => self.wake_others(me),
+            bad => panic!("{bad:?}"),
+        }
+        let mut chunks_left = true;
+        loop {
+            let seen = slot.state();
+            match seen {
+                State::Done => break,
+                State::Ready if chunks_left => {
+                    match slot.help(me, true) {
+                        Helped::NothingLeft => chunks_left = false,
+                        Helped::Ended => self.wake_others(me),
+                        Helped::NotNow => {}
+                        bad => panic!("{bad:?}"),
+                    }
+                    continue;
+                }
+                _ => self.parkers[me].park(HOURS, || slot.state() == seen),
+            }
+        }
+        // SAFETY: `DONE` has been seen, and this rank leaves.
+        let (result, is_free) = unsafe { slot.take(me) };
+        if is_free {
+            self.pool.give_back(slot);
+        }
+        check_sum(member, &result);
+    }
+}
+
+/// All ranks carry out operations of so many chunks.
+fn meet(name: &str, ranks: usize, operations: &'static [usize]) {
+    let world = move || Arc::new(Place::new(ranks));
+    let rank = |place: &Arc<Place>, me: usize| {
+        let (mut next, mut spares) = (place.first, Spares::default());
+        let (last, others) = operations.split_last().unwrap();
+        for chunks in others {
+            let members = &place.members[me].world_ranks;
+            let after = next.next(members, &mut spares, &place.pool, me);
+            place.all_reduce(me, mem::replace(&mut next, after), *chunks);
+        }
+        place.all_reduce(me, next, *last);
+    };
+    explore(name, ranks, PREEMPTIONS, world, rank);
+}
+
+#[test]
+fn two_ranks_in_two_slots() {
+    meet("2 ranks, 2 slots, 2 chunks", 2, &[2, 2]);
+}
+
+#[test]
+fn two_ranks_in_two_small_slots() {
+    meet("2 ranks, 2 slots, at once", 2, &[0, 0]);
+}
+
+#[test]
+fn three_ranks_in_one_slot() {
+    meet("3 ranks, 1 slot, 2 chunks", 3, &[2]);
+}
+
+#[test]
+fn three_ranks_in_one_small_slot() {
+    meet("3 ranks, 1 slot, at once", 3, &[0]);
+}
