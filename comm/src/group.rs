@@ -145,6 +145,17 @@ pub trait ProcessGroup: Send + Sync {
     /// the same time. (PyTorch: `split_group`; MPI: `MPI_Comm_split`.)
     fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Arc<dyn ProcessGroup>>>;
 
+    /// A new group of the same ranks over these cards of this rank: tensors on each of them have an engine, as those on
+    /// [`device`](ProcessGroup::device) have, which is the first one. All ranks call it, with as many cards, and it waits
+    /// for them all; tensors that meet in a call are on cards of the same place in the ranks' lists. A module that is
+    /// spread over several cards is averaged over such a group.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument), the same on every rank, where a rank names something
+    /// else than a card, or one twice, or another number than rank 0; that this build is without NCCL; the world's
+    /// failure, to which belong cards that two ranks name.
+    fn with_cards(&self, cards: &[Device]) -> Result<Arc<dyn ProcessGroup>>;
+
     /// The same group for calls that carry this label: ranks whose labels differ get
     /// [`Error::Divergence`](crate::Error::Divergence). Calls are counted together with those of
     /// the group itself; a group that is split off has no label.

@@ -257,11 +257,13 @@ pub enum Difference {
     Tag,
     /// Their [`Label`]s differ: one is in another step, or in another part of it.
     Label,
+    /// Their tensors are on cards of different slots of a group that has several for each rank.
+    Device,
 }
 
 impl Difference {
     /// Every difference, in the order of declaration.
-    pub const ALL: [Difference; 9] = [
+    pub const ALL: [Difference; 10] = [
         Difference::Operation,
         Difference::Reduction,
         Difference::Root,
@@ -271,6 +273,7 @@ impl Difference {
         Difference::Splits,
         Difference::Tag,
         Difference::Label,
+        Difference::Device,
     ];
 }
 
@@ -286,6 +289,7 @@ impl fmt::Display for Difference {
             Difference::Splits => "splits",
             Difference::Tag => "tag",
             Difference::Label => "label",
+            Difference::Device => "device",
         })
     }
 }

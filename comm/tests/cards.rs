@@ -284,3 +284,48 @@ fn calls_that_differ_are_not_issued() {
         differ(false);
     }
 }
+
+/// A group over two cards of each rank: calls on either of them, calls that meet on different ones, and what is refused.
+#[test]
+fn two_cards_a_rank() {
+    let Some(_turn) = cards("two_cards_a_rank", 4) else {
+        return;
+    };
+    let end = launch(config(2), |world| {
+        let rank = world.rank();
+        let own = [Device::cuda(rank), Device::cuda(2 + rank)];
+        let refused = |wrong: &[Device], said: &str| match world.with_cards(wrong) {
+            Err(error @ Error::InvalidArgument { .. }) => {
+                assert!(error.to_string().contains(said), "{error}");
+            }
+            _ => panic!("{wrong:?} are taken"),
+        };
+        refused(&own[..1 + rank], "it has 2 cards, and rank 0 has 1");
+        refused(&[own[0], own[0]], "none is named twice");
+        refused(&[Device::cpu(0)], "is a card");
+        let ones = |card: Device| Tensor::full([100], 1.0, DType::F32, card);
+        let error = world.all_reduce(ones(own[1])?, ReduceOp::Sum).unwrap_err();
+        assert!(error.to_string().contains("with_cards"), "{error}");
+        let group = world.with_cards(&own)?;
+        assert_eq!(group.device(), own[0]);
+        for card in [own[1], own[0], own[1]] {
+            let sum = group.all_reduce(ones(card)?, ReduceOp::Sum)?.wait()?;
+            assert_eq!(sum.device(), card);
+            assert_eq!(sum.to_vec::<f32>()?, [2.0; 100]);
+        }
+        // A part of it has the same cards.
+        let part = group.split(Some(0), 0)?.expect("every rank has a color");
+        let sum = part.all_reduce(ones(own[1])?, ReduceOp::Sum)?.wait()?;
+        assert_eq!(sum.to_vec::<f32>()?, [2.0; 100]);
+        // On each rank another one.
+        let sum = group.all_reduce(ones(own[rank])?, ReduceOp::Sum)?.wait()?;
+        match sum.to_vec::<f32>() {
+            Ok(_) => panic!("the sum of what never met"),
+            Err(_) => Err::<(), _>(group.health().expect("the world has failed")),
+        }
+    });
+    let Err(LaunchError::Ranks { first, .. }) = end else {
+        panic!("{end:?}")
+    };
+    assert!(first.to_string().contains("on the device"), "{first}");
+}

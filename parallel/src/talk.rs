@@ -3,6 +3,7 @@
 use crate::{Error, Result};
 use phalanx_comm::ProcessGroup;
 use phalanx_tensor::{Device, Tensor};
+use std::sync::Arc;
 
 /// Where the tensors of small talk live: in the host's memory, also where the group's results live on a
 /// card, so that to read them waits for nothing that a card does.
@@ -16,6 +17,30 @@ pub(crate) fn device(group: &dyn ProcessGroup) -> Device {
 /// This rank's number in the world, which errors name.
 pub(crate) fn world_rank(group: &dyn ProcessGroup) -> usize {
     group.world_ranks()[group.rank()]
+}
+
+/// A group that carries tensors on all these devices: this one, or one of the same ranks with an engine for each card, the
+/// group's own first and then in the order of `devices`. Every rank must call it.
+pub(crate) fn over_devices(
+    group: Arc<dyn ProcessGroup>,
+    devices: impl IntoIterator<Item = Device>,
+) -> Result<Arc<dyn ProcessGroup>> {
+    if group.device().is_cpu() || group.size() == 1 {
+        return Ok(group);
+    }
+    let mut cards = vec![group.device()];
+    for device in devices {
+        if !device.is_cpu() && !cards.contains(&device) {
+            cards.push(device);
+        }
+    }
+    let lacks = cards.iter().any(|&card| group.promises(card).is_none());
+    let mine = Tensor::scalar(i64::from(lacks), device(&*group))?;
+    let all = group.all_gather(mine)?.wait()?.to_vec::<i64>()?;
+    match all.contains(&1) {
+        true => Ok(group.with_cards(&cards)?),
+        false => Ok(group),
+    }
 }
 
 /// The numbers of the group's rank `root`, on every rank. All give as many.

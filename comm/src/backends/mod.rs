@@ -78,19 +78,6 @@ pub trait Backend: Send + Sync {
     /// The world's failure.
     fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>>;
 
-    /// As [`split_off`](Backend::split_off), of an engine for cards, beside the new group's engine for the host's tensors.
-    ///
-    /// # Errors
-    /// The world's failure.
-    fn split_off_beside(
-        &self,
-        new: Membership,
-        host: &Arc<dyn Backend>,
-    ) -> Result<Arc<dyn Backend>> {
-        let _ = host;
-        self.split_off(new)
-    }
-
     /// The world's failure, as far as this rank has heard of it.
     fn fault(&self) -> Option<Error>;
 

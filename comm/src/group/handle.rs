@@ -4,7 +4,8 @@
 use super::ProcessGroup;
 use super::batch::{self, Message};
 use super::record::{Flight, GroupRecord, Record, Ticket};
-use crate::backends::{Backend, nccl};
+use crate::backends::Backend;
+use crate::backends::nccl::{self, UnderWays};
 use crate::check::{self, Call, Room};
 use crate::error::{Error, Result};
 use crate::meeting::naming;
@@ -39,41 +40,52 @@ pub(crate) struct Engines {
     /// For tensors in the host's memory, and for what ranks say to each other beside their tensors: barriers,
     /// splits, sizes. One that carries small talk alone refuses the rest.
     pub(crate) host: Arc<dyn Backend>,
-    /// For tensors on cards.
-    pub(crate) cards: Option<Arc<dyn Backend>>,
+    /// For tensors on cards: one for each card of this rank, of which the first is where results live.
+    pub(crate) cards: Vec<Arc<dyn Backend>>,
+    /// Of all groups of this rank.
+    pub(crate) under_way: UnderWays,
 }
 
 impl Engines {
     /// The engine for tensors on this device. A rank alone needs none for its cards: it meets nobody.
     fn of(&self, device: Device) -> Option<&dyn Backend> {
-        match &self.cards {
-            _ if device.is_cpu() => Some(&*self.host),
-            Some(cards) => Some(&**cards),
-            None => (self.host.membership().size() == 1).then_some(&*self.host),
+        let mut cards = self.cards.iter().map(|engine| &**engine);
+        match device.is_cpu() {
+            true => Some(&*self.host),
+            false if self.host.membership().size() == 1 => Some(self.main()),
+            false => cards.find(|engine| engine.membership().device == device),
         }
     }
 
     /// The engine for tensors where the group's results live.
     fn main(&self) -> &dyn Backend {
-        match &self.cards {
-            Some(cards) => &**cards,
-            None => &*self.host,
-        }
+        &**self.cards.first().unwrap_or(&self.host)
     }
 
     fn all(&self) -> impl Iterator<Item = &dyn Backend> {
-        [Some(&self.host), self.cards.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(|engine| &**engine)
+        let all = [&self.host].into_iter().chain(&self.cards);
+        all.map(|engine| &**engine)
     }
 
-    fn split_off(&self, new: &Membership) -> Result<Engines> {
+    /// The cards of this rank.
+    fn devices(&self) -> Vec<Device> {
+        let cards = self.cards.iter();
+        cards.map(|engine| engine.membership().device).collect()
+    }
+
+    /// Those of a group that was split off, over these cards of this rank.
+    fn split_off(&self, new: &Membership, cards: &[Device]) -> Result<Engines> {
         let host = self.host.split_off(new.clone())?;
-        let cards = self.cards.as_ref();
-        let cards = cards.map(|cards| cards.split_off_beside(new.clone(), &host));
-        let cards = cards.transpose()?;
-        Ok(Engines { host, cards })
+        let under_way = self.under_way.clone();
+        let cards = match cards {
+            [] => Vec::new(),
+            cards => nccl::beside(&host, cards, &under_way)?,
+        };
+        Ok(Engines {
+            host,
+            cards,
+            under_way,
+        })
     }
 }
 
@@ -97,7 +109,8 @@ impl Group {
     pub(crate) fn world(host: impl Backend + 'static) -> Group {
         let engines = Engines {
             host: Arc::new(host),
-            cards: None,
+            cards: Vec::new(),
+            under_way: UnderWays::default(),
         };
         Group::new(engines, Arc::default())
     }
@@ -108,8 +121,17 @@ impl Group {
     /// The world's failure; there is no NCCL.
     pub(crate) fn world_on(host: impl Backend + 'static, card: Option<Device>) -> Result<Group> {
         let host: Arc<dyn Backend> = Arc::new(host);
-        let cards = card.map(|card| nccl::beside(&host, card)).transpose()?;
-        Ok(Group::new(Engines { host, cards }, Arc::default()))
+        let under_way = UnderWays::default();
+        let cards = match card {
+            None => Vec::new(),
+            Some(card) => nccl::beside(&host, &[card], &under_way)?,
+        };
+        let engines = Engines {
+            host,
+            cards,
+            under_way,
+        };
+        Ok(Group::new(engines, Arc::default()))
     }
 
     pub(crate) fn flight(&self) -> &Arc<Flight> {
@@ -129,10 +151,8 @@ impl Group {
     /// Declares that this rank will issue nothing more. Who waits for it is told at once.
     pub(crate) fn depart(&self) {
         // What is under way on the card needs the host's engine still.
-        let Engines { host, cards } = &self.inner.engines;
-        if let Some(cards) = cards {
-            cards.depart();
-        }
+        let Engines { host, cards, .. } = &self.inner.engines;
+        cards.iter().for_each(|engine| engine.depart());
         host.depart();
     }
 
@@ -169,10 +189,18 @@ impl Group {
             return Err(wrong(reason));
         }
         engines.of(device).ok_or_else(|| {
-            let name = engines.host.name();
-            let reason =
-                format!("its tensor is on {device}, and {name} carries tensors of the host alone");
-            wrong(reason)
+            let name = engines.main().name();
+            let cards: Vec<String> = engines.devices().iter().map(Device::to_string).collect();
+            let carries = match &*cards {
+                [] => "tensors of the host alone".to_owned(),
+                cards => format!(
+                    "those of {} on this rank (with_cards makes a group over more)",
+                    cards.join(", ")
+                ),
+            };
+            wrong(format!(
+                "its tensor is on {device}, and {name} carries {carries}"
+            ))
         })
     }
 
@@ -212,6 +240,38 @@ impl Group {
         let refused = |_: &Error| tickets.iter().for_each(Ticket::refused);
         let pending = engine.issue_together(calls).inspect_err(refused)?;
         Ok(Work::new(pending, tickets))
+    }
+
+    /// Splits the group; the new one is over these cards of this rank.
+    fn split_over(
+        &self,
+        color: Option<u32>,
+        key: i32,
+        cards: &[Device],
+    ) -> Result<Option<Arc<dyn ProcessGroup>>> {
+        let old = self.membership();
+        let call = check::split(old, color, key)?;
+        let (number, work) = {
+            let _turn = self.inner.splits.lock();
+            (
+                self.inner.engines.host.issued(),
+                self.issue::<Tensor>(call)?,
+            )
+        };
+        let all = work.wait()?;
+        let all = all.to_vec::<i64>()?;
+        let (choices, _) = all.as_chunks::<2>();
+        let members = naming::members(choices, old.rank);
+        let (Some(color), Some(members)) = (color, members) else {
+            return Ok(None);
+        };
+        let Some(new) = naming::split_off(old, number, color, &members) else {
+            return Ok(None); // no rank of a color is missing from its members
+        };
+        let engines = self.inner.engines.split_off(&new, cards)?;
+        engines.all().try_for_each(Backend::connect)?;
+        let group = Group::new(engines, Arc::clone(&self.inner.flight));
+        Ok(Some(Arc::new(group)))
     }
 }
 
@@ -369,29 +429,37 @@ impl ProcessGroup for Group {
     }
 
     fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Arc<dyn ProcessGroup>>> {
-        let old = self.membership();
-        let call = check::split(old, color, key)?;
-        let (number, work) = {
-            let _turn = self.inner.splits.lock();
-            (
-                self.inner.engines.host.issued(),
-                self.issue::<Tensor>(call)?,
-            )
+        self.split_over(color, key, &self.inner.engines.devices())
+    }
+
+    fn with_cards(&self, cards: &[Device]) -> Result<Arc<dyn ProcessGroup>> {
+        let me = self.membership();
+        let wrong = |rank: usize, reason: String| Error::InvalidArgument {
+            op: "with_cards",
+            rank: me.world_ranks[rank],
+            reason,
         };
-        let all = work.wait()?;
-        let all = all.to_vec::<i64>()?;
-        let (choices, _) = all.as_chunks::<2>();
-        let members = naming::members(choices, old.rank);
-        let (Some(color), Some(members)) = (color, members) else {
-            return Ok(None);
-        };
-        let Some(new) = naming::split_off(old, number, color, &members) else {
-            return Ok(None); // no rank of a color is missing from its members
-        };
-        let engines = self.inner.engines.split_off(&new)?;
-        engines.all().try_for_each(Backend::connect)?;
-        let group = Group::new(engines, Arc::clone(&self.inner.flight));
-        Ok(Some(Arc::new(group)))
+        let twice = |at: usize| cards[..at].contains(&cards[at]);
+        let odd = (0..cards.len()).find(|&at| cards[at].is_cpu() || twice(at));
+        // That of a rank whose argument is wrong is no number that others have.
+        let mine = odd.map_or(cards.len() as i64, |at| -1 - at as i64);
+        let mine = Tensor::from_slice(&[mine], [1], batch::host(me))?;
+        let all = self.all_gather(mine)?.wait()?.to_vec::<i64>()?;
+        if let Some(rank) = all.iter().position(|n| *n < 0) {
+            let reason = "each of a rank's devices is a card, and none is named twice";
+            return Err(wrong(rank, reason.into()));
+        }
+        if let Some(rank) = all.iter().position(|n| *n != all[0]) {
+            return Err(wrong(
+                rank,
+                format!(
+                    "it has {} cards, and rank {} has {}",
+                    all[rank], me.world_ranks[0], all[0]
+                ),
+            ));
+        }
+        let group = self.split_over(Some(0), 0, cards)?;
+        group.ok_or_else(|| wrong(me.rank, "it is in no group".into()))
     }
 
     fn labelled(&self, label: Label) -> Arc<dyn ProcessGroup> {
@@ -400,7 +468,6 @@ impl ProcessGroup for Group {
             label: Some(Arc::new(label)),
         })
     }
-
     fn abort(&self, reason: &str) {
         self.fail(Error::Aborted {
             rank: self.membership().world_rank(),

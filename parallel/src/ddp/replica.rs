@@ -57,6 +57,11 @@ impl Replica {
         // Before anything is sent: it concerns this rank alone.
         let claim = Claim::new(HOLDER, params.iter().map(|(_, p)| p))?;
         verify::replicas_agree(&config, &params, &buffers, &*group)?;
+        let devices = params.iter().map(|(_, p)| p.device());
+        let group = talk::over_devices(
+            group,
+            devices.chain(buffers.iter().map(|(_, b)| b.device())),
+        )?;
         take_parameters_of(0, &params, &*group)?;
         let (params, frozen): (Vec<_>, Vec<_>) =
             params.into_iter().partition(|(_, p)| p.requires_grad());

@@ -143,6 +143,7 @@ impl GradReducer {
         let entries = entries.map(|(name, p)| ("parameter", &**name, Entry::of_gradient(p)));
         let text = config.describe(&*group) + &bucket::describe(entries);
         talk::agree(&*group, "gradients to average", &text)?;
+        let group = talk::over_devices(group, params.iter().map(|(_, p)| p.device()))?;
         GradReducer::of_agreed(params, group, config)
     }
 

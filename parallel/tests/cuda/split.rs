@@ -1,13 +1,17 @@
-//! A model split over two cards equals the same model in one piece, and what PyTorch computes.
+//! A model split over two cards equals the same model in one piece, and what PyTorch computes; so do replicas of it, each
+//! over two cards of its own.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use phalanx_autograd::nn::{Factory, Linear, Module, mse};
+use phalanx_autograd::nn::{Factory, Linear, Module, Visitor, mse};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
-use phalanx_autograd::{Param, Result, Tape, Var};
+use phalanx_autograd::{Gradients, Result, Tape, Var};
+use phalanx_comm::{LaunchConfig, ProcessGroup, launch};
+use phalanx_parallel::{Ddp, DdpConfig};
 use phalanx_tensor::{DType, Device, Tensor};
 
-use crate::support::{distance, read};
+use crate::support::{cards, distance, read};
 
 /// Linear, ReLU, linear: the first layer on one device, the second on another, maybe the same.
 struct Split {
@@ -41,9 +45,12 @@ impl Split {
         }
         Ok(split)
     }
+}
 
-    fn parameters(&self) -> Vec<Param> {
-        [self.first.parameters(), self.second.parameters()].concat()
+impl Module for Split {
+    fn visit(&self, v: &mut Visitor<'_>) {
+        v.child("first", &self.first);
+        v.child("second", &self.second);
     }
 
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
@@ -75,6 +82,24 @@ fn golden() -> Golden {
     serde_json::from_str(include_str!("../golden/toy.json")).unwrap()
 }
 
+/// A model, or a wrapper of it.
+trait Forward {
+    fn run(&self, tape: &Tape, x: &Var) -> Result<Var>;
+}
+
+impl Forward for Split {
+    fn run(&self, tape: &Tape, x: &Var) -> Result<Var> {
+        self.forward(tape, x)
+    }
+}
+
+impl Forward for Ddp<Split> {
+    fn run(&self, tape: &Tape, x: &Var) -> Result<Var> {
+        self.forward(tape, x)
+            .map_err(phalanx_autograd::Error::other)
+    }
+}
+
 /// What training leaves: losses, the gradients of every step, all parameters.
 struct Outcome {
     losses: Vec<f64>,
@@ -83,8 +108,43 @@ struct Outcome {
 }
 
 fn train(golden: &Golden, devices: [Device; 2]) -> Result<Outcome> {
-    let [inputs, _, outputs] = golden.dims;
     let model = Split::new(golden.dims, devices)?;
+    train_with(golden, &model, &model, |tape, loss| tape.backward(loss))
+}
+
+/// A replica, which has the whole batch: the average of all gradients is its own.
+fn train_replica(
+    golden: &Golden,
+    devices: [Device; 2],
+    group: Arc<dyn ProcessGroup>,
+) -> phalanx_parallel::Result<Outcome> {
+    let model = Split::new(golden.dims, devices)?;
+    if group.rank() > 0 {
+        // Whose values are taken.
+        let zero = |p: &phalanx_autograd::Param| p.set(p.value()?.mul_scalar(0.0)?);
+        model.parameters().iter().try_for_each(zero)?;
+    }
+    let config = DdpConfig {
+        first_bucket_bytes: Some(1),
+        bucket_cap_bytes: Some(1),
+        ..DdpConfig::default()
+    };
+    let ddp = Ddp::new(model, group, config)?;
+    let outcome = train_with(golden, ddp.module(), &ddp, |tape, loss| {
+        ddp.backward(tape, loss)
+            .map_err(phalanx_autograd::Error::other)
+    })?;
+    ddp.check_replicas()?;
+    Ok(outcome)
+}
+
+fn train_with(
+    golden: &Golden,
+    model: &Split,
+    forward: &dyn Forward,
+    backward: impl Fn(&Tape, &Var) -> Result<Gradients>,
+) -> Result<Outcome> {
+    let ([inputs, _, outputs], devices) = (golden.dims, model.devices);
     let config = SgdConfig {
         lr: golden.lr,
         momentum: golden.momentum,
@@ -96,10 +156,10 @@ fn train(golden: &Golden, devices: [Device; 2]) -> Result<Outcome> {
         let tape = Tape::new();
         let x = tape.constant(fill(&[golden.batch, inputs], 100 + step, devices[0])?);
         let y = tape.constant(fill(&[golden.batch, outputs], 500 + step, devices[1])?);
-        let loss = mse(&model.forward(&tape, &x)?, &y)?;
+        let loss = mse(&forward.run(&tape, &x)?, &y)?;
         assert_eq!(loss.device(), devices[1]);
         losses.push(loss.value().clone());
-        let found = tape.backward(&loss)?;
+        let found = backward(&tape, &loss)?;
         for param in model.parameters() {
             let gradient = found.get(&param).expect("the loss reaches it");
             assert_eq!(gradient.device(), param.device());
@@ -168,5 +228,24 @@ fn a_model_over_two_cards_is_the_model_in_one_piece() {
         let split = train(&golden, devices).unwrap();
         assert_same(&split, &whole);
         assert_is_golden(&split, &golden);
+    }
+}
+
+/// Each rank's replica is over two cards: the first layers meet on one communicator, the second ones on another.
+#[test]
+fn replicas_over_two_cards_each_are_the_model_in_one_piece() {
+    let Some(_turn) = cards("replicas_over_two_cards_each", 4) else {
+        return;
+    };
+    let golden = golden();
+    let whole = train(&golden, [Device::cpu(0); 2]).unwrap();
+    let config = LaunchConfig::new(2).device(Device::cuda(0));
+    let outcomes = launch(config, |group| {
+        let rank = group.rank();
+        let devices = [Device::cuda(rank), Device::cuda(2 + rank)];
+        train_replica(&golden, devices, group)
+    });
+    for outcome in outcomes.unwrap() {
+        assert_same(&outcome, &whole);
     }
 }

@@ -45,12 +45,36 @@ pub(crate) fn is_there() -> std::result::Result<(), &'static str> {
     library::library().map(drop)
 }
 
-/// The engine for tensors on `device`, a card, beside the one that carries the tensors of the host.
+/// How many calls of a rank are not done, in all its groups of cards.
+pub(crate) type UnderWays = Arc<AtomicUsize>;
+
+/// The engines for tensors on these cards of this rank, one for each, beside the one that carries the tensors of the host.
+/// All ranks give as many.
 ///
 /// # Errors
 /// The world's failure.
-pub(crate) fn beside(host: &Arc<dyn Backend>, device: Device) -> Result<Arc<dyn Backend>> {
-    Ok(Arc::new(NcclGroup::new(Arc::clone(host), device)?))
+pub(crate) fn beside(
+    host: &Arc<dyn Backend>,
+    cards: &[Device],
+    under_way: &UnderWays,
+) -> Result<Vec<Arc<dyn Backend>>> {
+    let shadow = Arc::new(Shadow::new(host)?);
+    let engine = |(slot, &device): (usize, &Device)| -> Arc<dyn Backend> {
+        Arc::new(NcclGroup {
+            membership: Membership {
+                device,
+                ..host.membership().clone()
+            },
+            host: Arc::clone(host),
+            shadow: Arc::clone(&shadow),
+            slot,
+            link: OnceLock::new(),
+            compares: env::compares_calls(),
+            turn: Mutex::default(),
+            under_way: Arc::clone(under_way),
+        })
+    };
+    Ok(cards.iter().enumerate().map(engine).collect())
 }
 
 /// One rank's side of a group of cards.
@@ -58,15 +82,17 @@ struct NcclGroup {
     membership: Membership,
     /// Carries the tensors of the hosts of the same ranks.
     host: Arc<dyn Backend>,
+    /// That of all slots.
     shadow: Arc<Shadow>,
+    /// Which of the rank's cards it is.
+    slot: usize,
     /// Made by `connect`.
     link: OnceLock<Link>,
     /// Whether each call is compared before it is issued, for which the rank waits for the others; else behind it.
     compares: bool,
     /// Held while a call is issued: the calls of a rank come one after the other.
     turn: Mutex<()>,
-    /// How many calls of this rank are not done, in all its groups of cards.
-    under_way: Arc<AtomicUsize>,
+    under_way: UnderWays,
 }
 
 /// A communicator, and the watch over it.
@@ -84,27 +110,6 @@ struct NcclWork {
 }
 
 impl NcclGroup {
-    /// Beside the group that `host` carries: this rank's tensors are on `device`, a card.
-    ///
-    /// # Errors
-    /// The world's failure.
-    fn new(host: Arc<dyn Backend>, device: Device) -> Result<NcclGroup> {
-        let membership = Membership {
-            device,
-            ..host.membership().clone()
-        };
-        let shadow = Arc::new(Shadow::new(&host)?);
-        Ok(NcclGroup {
-            membership,
-            host,
-            shadow,
-            link: OnceLock::new(),
-            compares: env::compares_calls(),
-            turn: Mutex::default(),
-            under_way: Arc::default(),
-        })
-    }
-
     fn failed(&self, failure: Failure) -> Error {
         let error = Error::Transport {
             rank: self.membership.world_rank(),
@@ -243,7 +248,7 @@ impl NcclGroup {
     /// A rank that meets nobody.
     fn alone(&self, calls: Vec<Call>) -> Result<Box<dyn Pending>> {
         let one = |call: Call| -> Result<Box<dyn Pending>> {
-            let said = self.shadow.say(&call.signature)?; // it counts the call
+            let said = self.shadow.say(&call.signature, self.slot)?; // it counts the call
             self.shadow.compare(said, 0, &call.signature)?;
             Ok(Box::new(Done::of(call)?))
         };
@@ -262,7 +267,9 @@ impl NcclGroup {
         let me = &self.membership;
         let reads: SmallVec<[&Tensor; 4]> = calls.iter().flat_map(Buffers::reads).collect();
         let writes: SmallVec<[&Tensor; 4]> = calls.iter().flat_map(Buffers::writes).collect();
-        let said = calls.iter().map(|call| self.shadow.say(&call.signature));
+        let said = calls
+            .iter()
+            .map(|call| self.shadow.say(&call.signature, self.slot));
         let mut said: Vec<Option<Said>> = said.map(|said| said.map(Some)).collect::<Result<_>>()?;
         if self.compares {
             for (said, call) in said.iter_mut().zip(calls) {
@@ -399,17 +406,7 @@ impl Backend for NcclGroup {
     }
 
     fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>> {
-        let host = Membership {
-            device: self.host.membership().device,
-            ..new.clone()
-        };
-        self.split_off_beside(new, &self.host.split_off(host)?)
-    }
-
-    fn split_off_beside(&self, _: Membership, host: &Arc<dyn Backend>) -> Result<Arc<dyn Backend>> {
-        let mut group = NcclGroup::new(Arc::clone(host), self.membership.device)?;
-        group.under_way = Arc::clone(&self.under_way);
-        Ok(Arc::new(group))
+        self.host.split_off(new) // the group makes the engines of its cards beside it: `beside`
     }
 
     fn fault(&self) -> Option<Error> {

@@ -53,7 +53,7 @@ fn hash(what: impl fmt::Debug) -> i64 {
 /// What a rank says of its call: a number for each respect in which calls may differ.
 type Words = [i64; RESPECTS.len()];
 
-const RESPECTS: [Difference; 7] = [
+const RESPECTS: [Difference; 8] = [
     Difference::Operation,
     Difference::Reduction,
     Difference::Root,
@@ -61,9 +61,10 @@ const RESPECTS: [Difference; 7] = [
     Difference::DType,
     Difference::Shape,
     Difference::Label,
+    Difference::Device,
 ];
 
-fn words(signature: &Signature) -> Words {
+fn words(signature: &Signature, slot: usize) -> Words {
     let Signature {
         op, tensors, label, ..
     } = signature;
@@ -85,6 +86,7 @@ fn words(signature: &Signature) -> Words {
         hash(types),
         hash(shapes),
         hash(label.as_deref()),
+        slot as i64,
     ]
 }
 
@@ -119,10 +121,10 @@ impl Shadow {
         bytes.try_into().map_err(|_| self.broken("a broadcast"))
     }
 
-    /// Says what this rank calls. It waits for nobody.
-    pub(super) fn say(&self, signature: &Signature) -> Result<Said> {
+    /// Says what this rank calls, on the card of which slot. It waits for nobody.
+    pub(super) fn say(&self, signature: &Signature, slot: usize) -> Result<Said> {
         let me = self.engine.membership();
-        let words = words(signature);
+        let words = words(signature, slot);
         let mut call: Call = match &signature.op {
             Op::Send { destination, tag } => {
                 check::send(me, self.numbers(&words)?, *destination, *tag)?
@@ -321,7 +323,7 @@ mod tests {
             signature(Op::AllReduce(ReduceOp::Sum), DType::F32, &[3, 2]),
         ];
         for other in others {
-            let (a, b) = (words(&ours), words(&other));
+            let (a, b) = (words(&ours, 0), words(&other, 0));
             let first = (0..a.len())
                 .find(|&at| a[at] != b[at])
                 .map(|at| RESPECTS[at]);
