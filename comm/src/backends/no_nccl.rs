@@ -13,13 +13,14 @@ pub(crate) fn is_there() -> std::result::Result<(), &'static str> {
 }
 
 /// There is nothing to count.
-pub(crate) type UnderWays = ();
+#[derive(Clone, Default)]
+pub(crate) struct UnderWays;
 
 /// An error that says so.
 pub(crate) fn beside(
     host: &Arc<dyn Backend>,
     cards: &[Device],
-    (): &UnderWays,
+    _: &UnderWays,
 ) -> Result<Vec<Arc<dyn Backend>>> {
     match cards {
         [] => Ok(Vec::new()),
