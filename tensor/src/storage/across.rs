@@ -52,8 +52,7 @@ pub(crate) fn across(op: &'static str, from: Source<'_>, to: Target<'_>) -> Resu
             #[cfg(feature = "cuda")]
             Memory::Cuda(_) => {
                 crate::cuda::download(op, from, to)?;
-                // It may have been lost while this waited for it.
-                from.storage().expect_written(op)?;
+                from.storage().expect_told(op)?;
             }
         },
         (Source::Tensor(from), Target::Tensor(to, start)) => {
@@ -68,8 +67,7 @@ pub(crate) fn across(op: &'static str, from: Source<'_>, to: Target<'_>) -> Resu
                 #[cfg(feature = "cuda")]
                 (Memory::Cuda(_), Memory::Cpu(_)) => {
                     crate::cuda::download(op, from, host_bytes(op, to, start, bytes)?)?;
-                    // It may have been lost while this waited for it.
-                    from.storage().expect_written(op)?;
+                    from.storage().expect_told(op)?;
                 }
                 #[cfg(feature = "cuda")]
                 (Memory::Cuda(_), Memory::Cuda(_)) => crate::cuda::copy(op, from, to, start)?,

@@ -25,7 +25,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 /// # Ok::<(), phalanx_tensor::Error>(())
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct WriteFault(Arc<OnceLock<Outcome>>);
+pub struct WriteFault(Arc<Cell>);
+
+#[derive(Debug, Default)]
+struct Cell {
+    outcome: OnceLock<Outcome>,
+    /// Whether its issuer says in any case how it ended.
+    is_told: bool,
+}
 
 /// How a write ended.
 #[derive(Debug)]
@@ -43,27 +50,45 @@ impl WriteFault {
         WriteFault::default()
     }
 
+    /// A write whose issuer says how it ended in any case, by [`declare`](WriteFault::declare) or
+    /// [`settle`](WriteFault::settle). Until then no copy to the host gives its bytes: it waits, so that nobody reads what
+    /// turns out to be lost. Operations on the device do not wait; what they make is kept back in the same way.
+    #[must_use]
+    pub fn told() -> WriteFault {
+        WriteFault(Arc::new(Cell {
+            outcome: OnceLock::new(),
+            is_told: true,
+        }))
+    }
+
     /// Declares the write lost, for `reason`. The first outcome counts.
     ///
     /// This comes before whatever lets readers go on: a reader that waits for the write looks here when
     /// its wait is over.
     pub fn declare(&self, reason: impl Into<String>) {
         // A second call keeps the first outcome.
-        let _ = self.0.set(Outcome::Lost(reason.into()));
+        let _ = self.0.outcome.set(Outcome::Lost(reason.into()));
     }
 
     /// Says that the write went well, so that nobody need ask any more. The first outcome counts.
     pub fn settle(&self) {
-        let _ = self.0.set(Outcome::Done);
+        let _ = self.0.outcome.set(Outcome::Done);
     }
 
     fn is_settled(&self) -> bool {
-        matches!(self.0.get(), Some(Outcome::Done))
+        matches!(self.0.outcome.get(), Some(Outcome::Done))
+    }
+
+    /// Waits until its issuer has said how it ended, if that one does so in any case.
+    fn hear(&self) {
+        if self.0.is_told {
+            self.0.outcome.wait();
+        }
     }
 
     /// Why the write was lost; `None` while it was not.
     pub fn reason(&self) -> Option<&str> {
-        match self.0.get()? {
+        match self.0.outcome.get()? {
             Outcome::Done => None,
             Outcome::Lost(reason) => Some(reason),
         }
@@ -109,6 +134,17 @@ impl Storage {
             false => Ok(()),
             true => self.look(op),
         }
+    }
+
+    /// The last write of the storage was not lost, as far as anybody will ever say: for who hands its bytes out.
+    pub(crate) fn expect_told(&self, op: &'static str) -> Result<()> {
+        if self.fault.some.load(Acquire) {
+            let cells = self.fault.cell.lock();
+            // Not under the lock: whoever computes with the storage looks there.
+            let cells = cells.unwrap_or_else(PoisonError::into_inner).clone();
+            cells.iter().for_each(WriteFault::hear);
+        }
+        self.expect_written(op)
     }
 
     /// A write of the storage may still get lost.

@@ -6,7 +6,8 @@
 //! NCCL compares nothing, and a rank that is missing makes it wait for ever. So each call is accompanied by a word to the
 //! other ranks, by the engine that carries the tensors of the hosts ([`Shadow`]), and watched by a thread ([`watch`]): a
 //! failure of the world ends what is under way on all cards, and each tensor that it was to write gives
-//! [`phalanx_tensor::Error::LostWrite`] to its readers, never its bytes.
+//! [`phalanx_tensor::Error::LostWrite`] to its readers, never its bytes. Ranks that call different things may well get
+//! numbers from NCCL; so a copy to the host waits, at its end, until the watch has compared what the ranks have called.
 //!
 //! Reductions are in no promised order: the bits of a sum may depend on the number of ranks, the size and the hardware.
 
@@ -219,24 +220,20 @@ impl NcclGroup {
         let (said, issued, fault) = self.issue_on(link, op, number, &calls)?;
         let is_done = Arc::<AtomicBool>::default();
         let mut outputs = Tensors::new();
+        let mut under_way = UnderWay {
+            calls: SmallVec::new(),
+            number,
+            issued,
+            is_done: Arc::clone(&is_done),
+            fault,
+        };
         for (call, said) in calls.into_iter().zip(said) {
-            self.under_way.fetch_add(1, SeqCst);
-            let under_way = UnderWay {
-                signature: call.signature,
-                number,
-                said,
-                issued: issued.clone(),
-                is_done: Arc::clone(&is_done),
-                fault: fault.clone(),
-            };
-            if let Err(unheard) = link.watch.send(under_way) {
-                unheard
-                    .0
-                    .fault
-                    .declare("nobody watches over the card any more");
-                self.under_way.fetch_sub(1, SeqCst);
-            }
+            under_way.calls.push((call.signature, said));
             outputs.extend(call.outputs);
+        }
+        self.under_way.fetch_add(1, SeqCst);
+        if link.watch.send(under_way).is_err() {
+            self.under_way.fetch_sub(1, SeqCst); // the watch is gone; with the call, what it writes is declared lost
         }
         Ok(Box::new(NcclWork {
             is_done,
@@ -281,7 +278,7 @@ impl NcclGroup {
         let lane = Collective::begin(op, me.device, &reads, &writes)?;
         let start = Instant::now();
         let stop = || self.host.fault().is_some() || start.elapsed() > me.deadline;
-        let fault = WriteFault::new();
+        let fault = WriteFault::told();
         writes
             .iter()
             .for_each(|tensor| tensor.set_last_write(&fault));

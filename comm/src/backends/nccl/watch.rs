@@ -9,24 +9,43 @@ use crate::error::{Error, Result};
 use crate::op::Signature;
 use phalanx_tensor::WriteFault;
 use phalanx_tensor::collective::Issued;
+use smallvec::SmallVec;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A call under way.
+/// Calls under way that were issued as one.
 pub(super) struct UnderWay {
-    pub(super) signature: Signature,
-    /// Its number in the group.
+    /// Each with what was said of it; `None` where nothing is on the card, or it is compared already.
+    pub(super) calls: SmallVec<[(Signature, Option<Said>); 1]>,
+    /// Their number in the group.
     pub(super) number: u64,
-    /// `None` where nothing is on the card, or it is compared already.
-    pub(super) said: Option<Said>,
     pub(super) issued: Issued,
     /// Set when the card is done with it: who polls a work asks this, and not the card.
     pub(super) is_done: Arc<AtomicBool>,
-    /// Of what it writes.
+    /// Of what they write. Readers wait for it.
     pub(super) fault: WriteFault,
+}
+
+impl Drop for UnderWay {
+    /// However the watch ends, no reader waits for ever.
+    fn drop(&mut self) {
+        self.fault.declare("nobody watches over the card any more");
+    }
+}
+
+impl UnderWay {
+    /// What it is, in an error.
+    fn name(&self) -> String {
+        let mut calls = self.calls.iter().map(|(signature, _)| signature);
+        let first = calls.next().map(Signature::to_string).unwrap_or_default();
+        match calls.count() {
+            0 => first,
+            more => format!("{first} and {more} more"),
+        }
+    }
 }
 
 /// The longest pause between two looks at a card.
@@ -83,7 +102,7 @@ impl Watch {
     }
 
     fn lose(&self, call: &UnderWay, error: &Error) {
-        let what = &call.signature;
+        let what = call.name();
         call.fault
             .declare(format!("{what} was ended before it was complete: {error}"));
         self.under_way.fetch_sub(1, SeqCst);
@@ -98,8 +117,10 @@ impl Watch {
 
     fn follow(&self, call: &mut UnderWay) -> Result<()> {
         self.until(None, call, Issued::is_reached)?;
-        if let Some(said) = call.said.take() {
-            self.shadow.compare(said, call.number, &call.signature)?;
+        for (signature, said) in &mut call.calls {
+            if let Some(said) = said.take() {
+                self.shadow.compare(said, call.number, signature)?;
+            }
         }
         let deadline = self.shadow.engine().membership().deadline;
         self.until(Some(deadline), call, Issued::is_done)
@@ -133,7 +154,7 @@ impl Watch {
                     group: Arc::clone(&me.name),
                     sequence: call.number,
                     rank: me.world_rank(),
-                    call: call.signature.to_string(),
+                    call: call.name(),
                     missing: others.filter(|rank| *rank != me.world_rank()).collect(),
                     deadline,
                     note: "all ranks have issued it, but the cards do not end it".into(),
