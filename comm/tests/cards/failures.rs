@@ -4,8 +4,12 @@
 use super::alone;
 use super::scenes::{Crime, Scene, is_right};
 use super::support::cards;
-use phalanx_comm::{Device, Error, LaunchConfig, LaunchError, ProcessGroup, launch};
+use phalanx_comm::{
+    DType, Device, Error, Label, LaunchConfig, LaunchError, Message, ProcessGroup, ReduceOp,
+    Tensor, launch,
+};
 use phalanx_tensor::Error as TensorError;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -118,5 +122,150 @@ fn every_rank_hears_before_a_call_is_issued() {
     scenes(
         "every_rank_hears_before_a_call_is_issued",
         &[("PHALANX_COMM_DEBUG", "1")],
+    );
+}
+
+/// Two ranks that differ in this program, in nothing that NCCL looks at: their cards end the call. Nobody reads what they
+/// made of it before it is known that they differ.
+fn never_read(
+    disagreement: &str,
+    program: impl Fn(&Arc<dyn ProcessGroup>) -> Result<Vec<Tensor>, Error> + Sync,
+) {
+    for _ in 0..20 {
+        let config = LaunchConfig::new(2).device(Device::cuda(0));
+        let end = launch(config.deadline(SOON), |g| {
+            for result in program(&g)? {
+                if let Ok(numbers) = result.to_vec::<f32>() {
+                    panic!("read {} where ranks differ", numbers[0]);
+                }
+            }
+            heard(&g, Ok(()))
+        });
+        let said = end.expect_err("they differ").to_string();
+        assert!(said.contains(disagreement), "{said}");
+    }
+}
+
+#[test]
+fn what_ranks_differ_in_is_never_read() {
+    let Some(_turn) = cards("what_ranks_differ_in_is_never_read", 2) else {
+        return;
+    };
+    let ones = |g: &Arc<dyn ProcessGroup>| Tensor::ones([10], DType::F32, g.device());
+    never_read("disagree on the label", |g| {
+        let label = Label {
+            owner: 1,
+            step: g.rank() as u64,
+            part: 0,
+        };
+        let work = g.labelled(label).all_reduce(ones(g)?, ReduceOp::Sum)?;
+        Ok(vec![work.wait()?])
+    });
+    // Of messages that run together, the last pair differs.
+    never_read("disagree on the tag", |g| {
+        let message = |tag| match g.rank() {
+            0 => Ok(Message::Send {
+                tensor: ones(g)?,
+                destination: 1,
+                tag,
+            }),
+            _ => Ok::<_, Error>(Message::Recv {
+                shape: [10].into(),
+                dtype: DType::F32,
+                source: 0,
+                tag,
+            }),
+        };
+        let last = 2 + g.rank() as u32;
+        g.batch(vec![message(1)?, message(last)?])?.wait()
+    });
+}
+
+/// Nobody waits for what rank 0 has dropped; rank 1, which comes later, gets all that it would have got.
+#[test]
+fn a_dropped_work_takes_nothing_from_the_others() {
+    let Some(_turn) = cards("a_dropped_work_takes_nothing_from_the_others", 2) else {
+        return;
+    };
+    for returns in [false, true] {
+        let has_dropped = AtomicBool::new(false);
+        let config = LaunchConfig::new(2).device(Device::cuda(0));
+        let end = launch(config.deadline(SOON), |g| {
+            let mine = Tensor::ones([1000], DType::F32, g.device())?;
+            if g.rank() == 0 {
+                drop(g.all_reduce(mine, ReduceOp::Sum)?);
+                has_dropped.store(true, SeqCst);
+            } else {
+                let start = Instant::now();
+                while !has_dropped.load(SeqCst) {
+                    assert!(start.elapsed() < SOON, "the drop waits");
+                    std::thread::yield_now();
+                }
+                // By now rank 0 is about to return.
+                std::thread::sleep(Duration::from_millis(50));
+                let sum = g.all_reduce(mine, ReduceOp::Sum)?.wait()?;
+                assert_eq!(sum.to_vec::<f32>()?, [2.0; 1000]);
+            }
+            match returns {
+                true => Ok::<_, Error>(()),
+                false => g.barrier()?.wait(),
+            }
+        });
+        end.unwrap_or_else(|e| panic!("{e}"));
+    }
+    for card in (0..2).map(Device::cuda) {
+        card.synchronize().unwrap();
+        assert_eq!(card.memory().unwrap().live, 0, "{card}");
+    }
+}
+
+/// A part of the world fails while the other one works on by itself: that one is told in its next call, whatever it calls,
+/// and what it had before is good.
+#[test]
+fn parts_of_a_world_fail_together() {
+    let Some(_turn) = cards("parts_of_a_world_fail_together", 4) else {
+        return;
+    };
+    let rounds = AtomicUsize::new(0);
+    let config = LaunchConfig::new(4).device(Device::cuda(0));
+    let end = launch(config.deadline(Duration::from_secs(1)), |g| {
+        let half = g.split(Some(g.rank() as u32 / 2), 0)?.expect("a color");
+        let sum = |g: &dyn ProcessGroup| -> Result<(), Error> {
+            let mine = Tensor::ones([100], DType::F32, g.device())?;
+            let sum = g.all_reduce(mine, ReduceOp::Sum)?.wait()?;
+            assert_eq!(sum.to_vec::<f32>()?, [g.size() as f32; 100]);
+            Ok(())
+        };
+        if g.rank() == 3 {
+            let start = Instant::now();
+            while g.health().is_none() {
+                assert!(start.elapsed() < SOON, "nobody waits for rank 3");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            return heard(&g, Ok(()));
+        }
+        loop {
+            if let Err(error) = sum(&*half) {
+                return heard(&g, Err(error));
+            }
+            rounds.fetch_add(1, SeqCst);
+        }
+    });
+    let Err(LaunchError::Ranks { first, others }) = end else {
+        panic!("{end:?}")
+    };
+    for failed in others.iter().chain([&first]) {
+        let said = failed.to_string();
+        assert!(
+            said.contains("rank 2 waited 1s in all_reduce(sum)"),
+            "{said}"
+        );
+        assert!(said.contains("for rank 3"), "{said}");
+    }
+    assert_eq!(others.len(), 3);
+    let rounds = rounds.into_inner();
+    assert!(
+        rounds > 10,
+        "the other half has made {rounds} rounds meanwhile"
     );
 }
