@@ -106,11 +106,18 @@ fn two_processes() {
     if std::env::var("PHALANX_TEST_ALONE").is_ok_and(|name| name == TEST) {
         return in_processes();
     }
+    for said in two_ranks_of(TEST) {
+        assert_eq!(said.matches(" on rank ").count(), cases::ALL.len());
+    }
+}
+
+/// Runs a test of this program in two processes of its own, the ranks of a world; what they say.
+fn two_ranks_of(test: &str) -> [String; 2] {
     let port = free_port().to_string();
     let process = |rank: &str| {
         let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", TEST, "--nocapture"]);
-        child.env("PHALANX_TEST_ALONE", TEST);
+        child.args(["--exact", test, "--nocapture"]);
+        child.env("PHALANX_TEST_ALONE", test);
         child.env("WORLD_SIZE", "2").env("RANK", rank);
         child.env("LOCAL_WORLD_SIZE", "2").env("LOCAL_RANK", rank);
         child
@@ -120,13 +127,13 @@ fn two_processes() {
         child.spawn().unwrap()
     };
     let ranks = ["0", "1"].map(process);
-    for rank in ranks.map(Child::wait_with_output) {
+    ranks.map(Child::wait_with_output).map(|rank| {
         let rank = rank.unwrap();
         let said = String::from_utf8_lossy(&rank.stdout).into_owned();
         let errors = String::from_utf8_lossy(&rank.stderr).into_owned();
         assert!(rank.status.success(), "{said}{errors}");
-        assert_eq!(said.matches(" on rank ").count(), cases::ALL.len());
-    }
+        said
+    })
 }
 
 /// A rank leaves a call out: the others hear who is missing, and read no number out of what was ended.

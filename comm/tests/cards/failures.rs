@@ -1,12 +1,12 @@
 //! One rank does something wrong, in programs made from seeds: every other one hears the same of it, soon, and nobody
 //! reads a number that is none. The programs of `divergence.rs`, on cards.
 
-use super::alone;
 use super::scenes::{Crime, Scene, is_right};
 use super::support::cards;
+use super::{alone, two_ranks_of};
 use phalanx_comm::{
-    DType, Device, Error, Label, LaunchConfig, LaunchError, Message, ProcessGroup, ReduceOp,
-    Tensor, launch,
+    DType, Device, Error, Label, LaunchConfig, LaunchError, Message, ProcessGroup, Ranks, ReduceOp,
+    RunConfig, Tensor, launch, run,
 };
 use phalanx_tensor::Error as TensorError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -217,6 +217,37 @@ fn a_dropped_work_takes_nothing_from_the_others() {
         card.synchronize().unwrap();
         assert_eq!(card.memory().unwrap().live, 0, "{card}");
     }
+}
+
+/// A process that has dropped a work and returns stays until its card is through with it: the other rank, which comes late,
+/// gets its numbers.
+#[test]
+fn a_process_that_returns_ends_when_its_card_is_through() {
+    const TEST: &str = "failures::a_process_that_returns_ends_when_its_card_is_through";
+    let Some(_turn) = cards(TEST, 2) else {
+        return;
+    };
+    if std::env::var("PHALANX_TEST_ALONE").is_err() {
+        for said in two_ranks_of(TEST) {
+            assert!(said.contains("it returns"), "{said}");
+        }
+        return;
+    }
+    let config = LaunchConfig::new(1).device(Device::cuda(0));
+    let config = RunConfig::new(Ranks::OrAlone(1)).launch(config.deadline(SOON));
+    let end = run(config, |g| {
+        let mine = Tensor::ones([1000], DType::F32, g.device())?;
+        if g.rank() == 1 {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        let work = g.all_reduce(mine, ReduceOp::Sum)?;
+        if g.rank() == 1 {
+            assert_eq!(work.wait()?.to_vec::<f32>()?, [2.0; 1000]);
+        }
+        Ok::<_, Error>(())
+    });
+    end.unwrap_or_else(|e| panic!("{e}"));
+    println!("it returns");
 }
 
 /// A part of the world fails while the other one works on by itself: that one is told in its next call, whatever it calls,
