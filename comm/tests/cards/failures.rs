@@ -162,23 +162,52 @@ fn what_ranks_differ_in_is_never_read() {
         Ok(vec![work.wait()?])
     });
     // Of messages that run together, the last pair differs.
-    never_read("disagree on the tag", |g| {
-        let message = |tag| match g.rank() {
+    never_read("disagree on the shape", |g| {
+        let message = |shape: &[usize]| match g.rank() {
             0 => Ok(Message::Send {
                 tensor: ones(g)?,
                 destination: 1,
-                tag,
+                tag: 0,
             }),
             _ => Ok::<_, Error>(Message::Recv {
-                shape: [10].into(),
+                shape: shape.into(),
                 dtype: DType::F32,
                 source: 0,
-                tag,
+                tag: 0,
             }),
         };
-        let last = 2 + g.rank() as u32;
-        g.batch(vec![message(1)?, message(last)?])?.wait()
+        g.batch(vec![message(&[10])?, message(&[2, 5])?])?.wait()
     });
+}
+
+/// A rank that returns while a call is under way in which it differs: that is what the other one hears, and not that it has
+/// returned.
+#[test]
+fn who_differs_and_returns_has_differed() {
+    let Some(_turn) = cards("who_differs_and_returns_has_differed", 2) else {
+        return;
+    };
+    for _ in 0..5 {
+        let config = LaunchConfig::new(2).device(Device::cuda(0));
+        let end = launch(config.deadline(SOON), |g| {
+            let mine = Tensor::ones([10], DType::F32, g.device())?;
+            let label = Label {
+                owner: 1,
+                step: g.rank() as u64,
+                part: 0,
+            };
+            if g.rank() == 1 {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            drop(g.labelled(label).all_reduce(mine, ReduceOp::Sum)?);
+            match g.rank() {
+                0 => Ok(()),
+                _ => heard(&g, Ok(())),
+            }
+        });
+        let said = end.expect_err("their labels differ").to_string();
+        assert!(said.contains("disagree on the label"), "{said}");
+    }
 }
 
 /// Nobody waits for what rank 0 has dropped; rank 1, which comes later, gets all that it would have got.
