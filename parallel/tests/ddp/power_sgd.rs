@@ -277,3 +277,22 @@ fn what_is_lost_arrives_later_with_its_weight() {
         }
     }
 }
+
+#[test]
+fn a_bucket_travels_as_two_short_messages() {
+    let hook = hook(2, |_| ());
+    on_ranks(2, |group| {
+        let reducer = reducer(&group, DType::F32, Some(&hook), None)?;
+        average_of(&reducer, &gradients(&reducer, 0, 1.0)?, &Average::EQUAL)?;
+        let calls = group.recent().into_iter().map(|record| record.call);
+        let sums: Vec<String> = calls.filter(|c| c.contains("all_reduce")).collect();
+        // Two matrices of 12 × 10 are compressed; the one of 6 × 12 would not even be half as long.
+        let (p, q, others) = (2 * 2 * 12, 2 * 2 * 10, 10 + 72 + 1 + 6);
+        let lengths = [p + others, q];
+        assert_eq!(sums.len(), lengths.len(), "{sums:?}");
+        for (sum, length) in sums.iter().zip(lengths) {
+            assert!(sum.contains(&format!("[{length}]")), "{sums:?}");
+        }
+        Ok(())
+    });
+}

@@ -3,12 +3,12 @@
 use crate::model::{on_ranks, values};
 use crate::support::{ALONE, SHAPES, gradient, reducer, shuffled, small, step};
 use phalanx_autograd::ParamId;
-use phalanx_comm::{ProcessGroup, ReduceOp};
+use phalanx_comm::{ProcessGroup, ReduceOp, Work};
 use phalanx_parallel::reduce::bucket::Bucket;
 use phalanx_parallel::{
     Average, CommHook, Completion, GradBucket, ReduceConfig, Result, TraceEvent,
 };
-use phalanx_tensor::DType;
+use phalanx_tensor::{DType, Tensor};
 use std::sync::{Arc, Mutex};
 
 #[test]
@@ -134,6 +134,81 @@ fn a_hook_sees_each_bucket_with_its_parameters() {
                     assert_eq!(*found, values(&own.mul_scalar(0.5)?));
                 }
             }
+        }
+        Ok(())
+    });
+}
+
+/// Sums in two parts: gradients, then the mean of these sums, which are equal.
+struct Twice(Arc<Mutex<Vec<String>>>);
+
+struct Part {
+    notes: Arc<Mutex<Vec<String>>>,
+    group: Arc<dyn ProcessGroup>,
+    index: usize,
+    work: Option<Work<Tensor>>,
+}
+
+impl CommHook for Twice {
+    fn start(
+        &self,
+        group: &Arc<dyn ProcessGroup>,
+        bucket: GradBucket<'_>,
+    ) -> Result<Box<dyn Completion>> {
+        let part = Part {
+            notes: Arc::clone(&self.0),
+            group: Arc::clone(group),
+            index: bucket.index,
+            work: Some(group.all_reduce(bucket.buffer, ReduceOp::Sum)?),
+        };
+        part.note("start");
+        Ok(Box::new(part))
+    }
+}
+
+impl Part {
+    fn note(&self, what: &str) {
+        let note = format!("{what} {}", self.index);
+        self.notes.lock().unwrap().push(note);
+    }
+}
+
+impl Completion for Part {
+    fn proceed(&mut self) -> Result<()> {
+        self.note("proceed");
+        let sum = self.work.take().unwrap().wait()?;
+        self.work = Some(self.group.all_reduce(sum, ReduceOp::Avg)?);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Tensor> {
+        self.note("finish");
+        Ok(self.work.unwrap().wait()?)
+    }
+}
+
+#[test]
+fn the_second_part_starts_when_all_buckets_have_left() {
+    on_ranks(2, |group| {
+        let notes = Arc::default();
+        let config = ReduceConfig {
+            hook: Some(Arc::new(Twice(Arc::clone(&notes)))),
+            ..small()
+        };
+        let (plain, hooked) = (reducer(&group, small())?, reducer(&group, config)?);
+        for i in 0..2 {
+            let order = shuffled(1 + 5 * i + group.rank());
+            let found = step(&hooked, &order, i, &Average::EQUAL)?;
+            let wanted = step(&plain, &order, i, &Average::EQUAL)?;
+            for ((_, a), (_, b)) in hooked.parameters().iter().zip(plain.parameters()) {
+                let (found, wanted) = (found.get(a).unwrap(), wanted.get(b).unwrap());
+                assert_eq!(values(found), values(wanted));
+            }
+            let buckets = hooked.buckets().unwrap().len();
+            let parts = ["start", "proceed", "finish"].iter();
+            let wanted = parts.flat_map(|part| (0..buckets).map(move |b| format!("{part} {b}")));
+            let notes = std::mem::take(&mut *notes.lock().unwrap());
+            assert_eq!(notes, wanted.collect::<Vec<_>>());
         }
         Ok(())
     });

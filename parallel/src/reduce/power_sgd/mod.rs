@@ -178,3 +178,100 @@ impl CommHook for PowerSgd {
         format!("PowerSgd {:?}", self.config)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reduce::bucket::Slot;
+    use phalanx_autograd::Param;
+    use phalanx_comm::launch;
+    use phalanx_tensor::{DType, Device, Rng};
+
+    /// A bucket of one matrix and of one vector behind it.
+    fn bucket<'a>(buffer: Tensor, params: &'a [Param], slots: &'a [Slot]) -> GradBucket<'a> {
+        GradBucket {
+            index: 0,
+            is_last: true,
+            parameters: params,
+            buffer,
+            slots,
+        }
+    }
+
+    fn sum_of(numbers: &mut Vec<f64>, tensor: &Tensor) {
+        let more = tensor.to_vec::<f64>().unwrap();
+        numbers.resize(more.len(), 0.0);
+        numbers.iter_mut().zip(more).for_each(|(n, m)| *n += m);
+    }
+
+    #[test]
+    fn averages_and_what_is_kept_are_all_gradients() {
+        const RANKS: usize = 3;
+        let ends = launch(RANKS, |group| -> Result<_> {
+            let device = Device::cpu(group.rank());
+            let hook = PowerSgd::new(PowerSgdConfig {
+                rank: 2,
+                start_step: 2,
+                min_compression_rate: 1.0,
+                ..Default::default()
+            })?;
+            let shapes: [&[usize]; 2] = [&[8, 2, 5], &[3]];
+            let params =
+                shapes.map(|shape| Param::new(Tensor::zeros(shape, DType::F64, device).unwrap()));
+            let slot = |param, offset, numel| Slot {
+                param,
+                offset,
+                numel,
+            };
+            let slots = [slot(0, 0, 80), slot(1, 128, 3)];
+            let mut rng = Rng::new(group.rank() as u64);
+            let (mut sent, mut got) = (Vec::new(), Vec::new());
+            for step in 0..7 {
+                let mut buffer = Tensor::zeros([131], DType::F64, device)?;
+                for slot in &slots {
+                    let random = Tensor::randn([slot.numel], DType::F64, device, &mut rng)?;
+                    buffer.write_at(slot.offset, &random)?;
+                }
+                sum_of(&mut sent, &buffer);
+                let mut completion = hook.start(&group, bucket(buffer, &params, &slots))?;
+                completion.proceed()?;
+                let average = completion.finish()?;
+                sum_of(&mut got, &average);
+                let between = average.narrow(0, 80, 48)?.to_vec::<f64>()?;
+                assert!(
+                    between.iter().all(|&x| x == 0.0),
+                    "step {step}: {between:?}"
+                );
+            }
+            let kept = lock(&hook.kept);
+            let [Memory { error, q, .. }] = &kept[0].memories[..] else {
+                panic!("one matrix is compressed: {kept:?}");
+            };
+            assert_eq!(q.as_ref().map(Tensor::dims), Some(&[2, 10][..]));
+            let error = error.as_ref().unwrap().to_vec::<f64>()?;
+            Ok((sent, got, error))
+        });
+        let ends = ends.unwrap();
+        let mut large = 0;
+        for i in 0..131 {
+            let sent: f64 = ends.iter().map(|(sent, ..)| sent[i]).sum();
+            let kept: f64 = ends.iter().filter_map(|(.., error)| error.get(i)).sum();
+            let got = ends[0].1[i];
+            assert!(
+                (got + kept - sent).abs() < 1e-12,
+                "{i}: {got} + {kept}, {sent}"
+            );
+            large += usize::from(kept.abs() > 0.1);
+        }
+        assert!(large > 40, "something is kept: {large}");
+    }
+
+    #[test]
+    fn each_reducer_has_a_hook_of_its_own() {
+        let hook = PowerSgd::new(PowerSgdConfig::default()).unwrap();
+        lock(&hook.kept).push(Kept::default());
+        let fresh = hook.fresh().unwrap();
+        assert_eq!(fresh.name(), hook.name());
+        assert!(hook.name().contains("rank: 1"), "ranks compare its numbers");
+    }
+}
