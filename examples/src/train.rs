@@ -9,7 +9,7 @@ use phalanx_autograd::nn::{Module, cross_entropy};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_comm::{ProcessGroup, ReduceOp};
 use phalanx_parallel::ddp::agree;
-use phalanx_parallel::{Ddp, DdpConfig, DistributedSampler};
+use phalanx_parallel::{CommHook, Ddp, DdpConfig, DistributedSampler, PowerSgd, PowerSgdConfig};
 use phalanx_tensor::{DType, Tensor};
 
 use crate::data::Dataset;
@@ -31,6 +31,8 @@ pub struct TrainConfig {
     pub momentum: f64,
     /// Pull of the weights towards 0.
     pub weight_decay: f64,
+    /// The rank of the products as which gradients travel, after a tenth of the steps; `None`: as they are.
+    pub power_sgd: Option<usize>,
 }
 
 impl TrainConfig {
@@ -48,11 +50,13 @@ impl TrainConfig {
             learning_rate,
             momentum,
             weight_decay,
+            power_sgd,
         } = self;
         let (train, test) = (train.len(), test.len());
         format!(
             "{epochs} epochs\nbatch size {batch_size}\nseed {seed}\nlearning rate {learning_rate}\n\
-             momentum {momentum}\nweight decay {weight_decay}\n{train} images to train\n{test} images to test\n"
+             momentum {momentum}\nweight decay {weight_decay}\nPowerSGD {power_sgd:?}\n\
+             {train} images to train\n{test} images to test\n"
         )
     }
 }
@@ -106,14 +110,6 @@ pub fn train<M: Module>(
 ) -> Result<Outcome> {
     let device = group.device();
     agree(&**group, "arguments", &config.describe(train, test))?;
-    let ddp = Ddp::new(model, group.clone(), DdpConfig::default())?;
-    let sgd = SgdConfig {
-        lr: config.learning_rate,
-        momentum: config.momentum,
-        weight_decay: config.weight_decay,
-        ..SgdConfig::default()
-    };
-    let mut optimizer = Sgd::new(ddp.parameters(), sgd)?;
     let sampler = DistributedSampler {
         len: train.len(),
         world_size: group.size(),
@@ -125,6 +121,27 @@ pub fn train<M: Module>(
     let share = config.share(group.size());
     let steps_per_epoch = sampler.samples_per_rank().div_ceil(share);
     let steps = config.epochs * steps_per_epoch;
+
+    let hook: Option<Arc<dyn CommHook>> = match config.power_sgd {
+        None => None,
+        Some(rank) => Some(Arc::new(PowerSgd::new(PowerSgdConfig {
+            rank,
+            start_step: steps.div_ceil(10) as u64,
+            ..PowerSgdConfig::default()
+        })?)),
+    };
+    let how = DdpConfig {
+        hook,
+        ..DdpConfig::default()
+    };
+    let ddp = Ddp::new(model, group.clone(), how)?;
+    let sgd = SgdConfig {
+        lr: config.learning_rate,
+        momentum: config.momentum,
+        weight_decay: config.weight_decay,
+        ..SgdConfig::default()
+    };
+    let mut optimizer = Sgd::new(ddp.parameters(), sgd)?;
 
     let progress = Progress::start(group.rank(), steps);
     let mut curves = Curves::default();
@@ -247,6 +264,7 @@ mod tests {
                 learning_rate: if group.rank() == 0 { 0.05 } else { 0.01 },
                 momentum: 0.9,
                 weight_decay: 0.0,
+                power_sgd: None,
             };
             let model = image_mlp(&mut Factory::new(group.device(), 0)).expect("there is memory");
             let end = train(model, &group, &test, &test, &config);

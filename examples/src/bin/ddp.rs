@@ -44,6 +44,9 @@ struct Cli {
     /// Weight decay of SGD
     #[arg(long, value_name = "RATE", default_value = "0.0005", value_parser = not_negative, allow_negative_numbers = true)]
     weight_decay: f64,
+    /// Send gradients as products of matrices of this rank, after a tenth of the steps [default: as they are]
+    #[arg(long, value_name = "RANK", value_parser = at_least_one, allow_negative_numbers = true)]
+    powersgd: Option<usize>,
     /// A folder with Fashion-MNIST's files [default: the 6,000 images that come with the source]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
@@ -78,6 +81,7 @@ fn run(cli: &Cli) -> Result<()> {
         learning_rate: cli.lr,
         momentum: cli.momentum,
         weight_decay: cli.weight_decay,
+        power_sgd: cli.powersgd,
     };
     let outcome = cli.world.launch(2, |group| {
         if let (0, Some(path)) = (group.rank(), &cli.plot) {

@@ -29,7 +29,8 @@ pub struct DdpConfig {
     /// all ranks (PyTorch: `join(divide_by_initial_world_size=True)`, its default), so that a sample
     /// counts the same in every step; else by the number of ranks that have data. Default: false.
     pub divide_by_initial_world_size: bool,
-    /// How a bucket is reduced. Default: `None`, an exact average.
+    /// How a bucket is reduced: [`Compress`](crate::Compress), [`PowerSgd`](crate::PowerSgd), or a hook of your own.
+    /// Default: `None`, an exact average.
     pub hook: Option<Arc<dyn CommHook>>,
     /// Whether a loss may leave parameters of the module out, on this rank or that: see
     /// [`ReduceConfig::find_unused_parameters`](crate::ReduceConfig::find_unused_parameters). Without it, one

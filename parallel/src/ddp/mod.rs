@@ -7,7 +7,8 @@ mod step;
 mod verify;
 
 pub use crate::reduce::{
-    CommHook, Completion, Compress, GradBucket, Trace, TraceEvent, bucket, bucket::Bucket,
+    CommHook, Completion, Compress, GradBucket, PowerSgd, PowerSgdConfig, Trace, TraceEvent,
+    bucket, bucket::Bucket,
 };
 pub use crate::talk::agree;
 pub use config::DdpConfig;

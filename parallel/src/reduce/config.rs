@@ -18,7 +18,8 @@ pub struct ReduceConfig {
     /// A gradient of this many bytes travels alone and is reduced in place, without a copy into a
     /// bucket. Default: as above.
     pub in_place_bytes: Option<usize>,
-    /// How a bucket is reduced. Default: `None`, an exact average.
+    /// How a bucket is reduced: [`Compress`](crate::Compress), [`PowerSgd`](crate::PowerSgd), or a hook of your own.
+    /// Default: `None`, an exact average.
     pub hook: Option<Arc<dyn CommHook>>,
     /// Whether a step may leave parameters out, on this rank or that. One that no rank has a gradient for
     /// has none then, and one that some have gets their sum over the number of ranks. The ranks tell each
