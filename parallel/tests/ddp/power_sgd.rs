@@ -168,7 +168,7 @@ fn hook(rank: usize, change: impl FnOnce(&mut PowerSgdConfig)) -> Arc<PowerSgd> 
 
 #[test]
 fn a_full_rank_gives_the_average() {
-    for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 3e-6)] {
+    for (dtype, tolerance) in [(DType::F64, 1e-13), (DType::F32, 1e-5)] {
         for bytes in [None, Some(1)] {
             let full = hook(100, |config| config.min_compression_rate = 0.0);
             on_ranks(3, |group| {

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 ///
 /// A gradient *M* of shape *n* × *m* (the first dimension by all others) becomes *P Qᵀ*, where *P* has
 /// *r* = [`rank`](PowerSgdConfig::rank) columns: *P* is the sum of *M Q* over the ranks, made orthonormal, and the
-/// next *Q* the sum of *Mᵀ P*. This is a step of the power iteration, which starts from the *Q* of the step before.
+/// next *Q* the sum of *Mᵀ P*, made orthonormal before it is used. This is a step of the power iteration, which starts from the *Q* of the step before.
 /// What the product lacks of *M* stays on the rank, and is added to its next gradient (error feedback), so that all
 /// of it arrives in the end. Gradients with fewer than two dimensions, and matrices for which it does not
 /// [pay](PowerSgdConfig::pays), are averaged as they are.
@@ -28,7 +28,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Each rank sends *r*(*n* + *m*) elements for a matrix instead of *n m*: for 4096 × 4096 in `f32` and a rank of 4,
 /// 128 KiB instead of 64 MiB. A bucket travels in two collectives: *P* with all that is not compressed while the sweep
 /// runs, *Q* after it, while other buckets still compute. The work is three products of some 2 *n m r* operations,
-/// and some 20 *r* small kernels for each matrix. It pays where the links are slow, not within a machine. Each rank
+/// and some 40 *r* small kernels for each matrix, which make *P* and *Q*
+/// orthonormal. It pays where the links are slow, not within a machine. Each rank
 /// keeps as much memory as the compressed gradients have, and as much again of *Q* as it sends.
 ///
 /// # What it changes
@@ -46,7 +47,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// - *P* and what is not compressed are one collective; PyTorch has two.
 /// - Nothing divides by zero, so there is no `orthogonalization_epsilon`: a direction in which *M* has nothing counts as
 ///   zero, and the next step tries a random one instead, so that a gradient that was zero once does not stay so.
-/// - *Q* is only scaled before it is used, as in the paper, and not made orthonormal: the span of *M Q* is the same.
 /// - What is not compressed has no error, and is summed as without a hook. (PyTorch keeps the difference of this rank's
 ///   gradient and the average, which adds up to zero over the ranks.)
 /// - Compression may start in the first step: buckets are planned before anything is sent.

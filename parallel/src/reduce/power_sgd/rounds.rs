@@ -157,6 +157,8 @@ impl Compressed {
                 Some(q) => unit_or(&q.to_device(device)?, &start)?,
                 None => start.clone(),
             };
+            // *M Q* spans the same without it, but small directions would be lost in the rounding of large ones.
+            let q = orthonormal(&q)?;
             message.write_at(at, &q.matmul(&input.t()?)?)?;
             at += r * n;
             if plan.config.warm_start {
