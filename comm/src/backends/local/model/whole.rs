@@ -4,7 +4,7 @@ use super::tensors::{HOURS, check_sum, explore, memberships, ones};
 use crate::backends::Backend;
 use crate::backends::local::{Group, LocalGroup, Seat, World};
 use crate::check;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::op::ReduceOp;
 use crate::sync::Shared;
 use crate::work::Pending;
@@ -63,5 +63,70 @@ fn slots_are_used_again() {
         for _ in 0..3 {
             all_reduce(g, 0).unwrap();
         }
+    });
+}
+
+/// Rank 1 never comes. Without an end of the wait, loom would find that nobody runs any more: timers never go off there.
+#[test]
+fn who_leaves_is_not_waited_for() {
+    run("who leaves is not waited for", 2, |g| {
+        match g.membership().rank {
+            0 => {
+                let error = all_reduce(g, 2).unwrap_err();
+                assert!(
+                    matches!(error, Error::RankReturned { rank: 1, .. }),
+                    "{error}"
+                );
+            }
+            _ => g.depart(),
+        }
+    });
+}
+
+/// What a rank has posted before it left is good.
+#[test]
+fn who_has_come_may_leave() {
+    run("who has come may leave", 2, |g| {
+        all_reduce(g, 0).unwrap();
+        g.depart();
+    });
+}
+
+#[test]
+fn a_failure_ends_all_waits() {
+    run("a failure ends all waits", 2, |g| {
+        match g.membership().rank {
+            0 => {
+                let error = all_reduce(g, 2).unwrap_err();
+                assert!(
+                    matches!(error, Error::RankPanicked { rank: 1, .. }),
+                    "{error}"
+                );
+            }
+            rank => g.fail(Error::RankPanicked {
+                rank,
+                message: String::new(),
+            }),
+        }
+    });
+}
+
+/// Rank 0 wants nothing of its first operation; rank 1 gets its own part of it, and both go on.
+#[test]
+fn a_dropped_work_is_carried_out() {
+    run("a dropped work is carried out", 2, |g| {
+        match g.membership().rank {
+            0 => drop(sum(g, 2).unwrap()),
+            _ => all_reduce(g, 2).unwrap(),
+        }
+        all_reduce(g, 0).unwrap();
+    });
+}
+
+#[test]
+fn ranks_that_differ_hear_of_it() {
+    run("ranks that differ hear of it", 2, |g| {
+        let error = all_reduce(g, g.membership().rank).unwrap_err();
+        assert!(matches!(error, Error::Divergence { .. }), "{error}");
     });
 }
