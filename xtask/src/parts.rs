@@ -91,6 +91,12 @@ pub const PARTS: &[Part] = &[
         ..PLAIN
     },
     Part {
+        name: "loom",
+        what: "the local backend's slots in every order in which loom can run a few ranks",
+        command: loom,
+        ..PLAIN
+    },
+    Part {
         name: "tsan",
         what: "the local backend under ThreadSanitizer",
         obstacle: sanitizer_obstacle,
@@ -254,6 +260,17 @@ fn without_cards() -> Command {
 }
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// The models in `comm/src/backends/local/model`, which say how many orders they have tried: a build of its own, in a
+/// folder of its own.
+fn loom() -> Command {
+    let package = ["test", "--profile", "loom", "--package", "phalanx-comm"];
+    let mut command = cargo(package);
+    command.args(["--lib", "--target-dir", "target/loom"]);
+    command.args(["--", "--nocapture", "local::model"]);
+    command.env("RUSTFLAGS", "--cfg phalanx_loom");
+    command
+}
 
 /// Sanitizers come with the nightly compiler; the standard library it ships serves.
 fn sanitizer_obstacle() -> Option<String> {

@@ -58,7 +58,7 @@ fn touch(chunk: *const u8, writes: bool) {
     }
 }
 
-/// As [`fold`](crate::backends::fold::fold), before loom's eyes.
+/// As [`fold`](crate::backends::fold::fold), before loom's eyes; of the elements the first alone, which stands for all.
 ///
 /// # Safety
 /// As there.
@@ -76,6 +76,7 @@ pub(super) unsafe fn fold(
     for to in dst {
         touch(to.wrapping_add(at), true);
     }
+    let first = range.start..range.start + 1;
     // SAFETY: by the caller.
-    unsafe { crate::backends::fold::fold(dtype, op, src, dst, range) }
+    unsafe { crate::backends::fold::fold(dtype, op, src, dst, first) }
 }

@@ -8,7 +8,6 @@ use crate::backends::local::slot::{Helped, Posted, State};
 use crate::check;
 use crate::membership::Membership;
 use crate::op::ReduceOp;
-use std::mem;
 use std::sync::Arc;
 
 /// How often a thread loses its turn at other times than when it waits.
@@ -40,8 +39,8 @@ impl Place {
         Parker::unpark(others.filter(|(r, _)| *r != me).map(|(_, p)| p));
     }
 
-    /// One operation of a rank, from its call to its result: what `LocalWork` does, but for all that may go wrong.
-    fn all_reduce(&self, me: usize, slot: SlotRef, chunks: usize) {
+    /// A rank's call: what `LocalWork` does, but for all that may go wrong.
+    fn issue(&self, me: usize, slot: SlotRef, chunks: usize) {
         let member = &self.members[me];
         let call = check::all_reduce(member, ones(member, chunks), ReduceOp::Sum).unwrap();
         let post = Post::new(call, member).unwrap();
@@ -51,6 +50,10 @@ impl Place {
             Posted::Begun => self.wake_others(me),
             bad => panic!("{bad:?}"),
         }
+    }
+
+    /// A rank's wait, as there.
+    fn wait(&self, me: usize, slot: SlotRef) {
         let mut chunks_left = true;
         loop {
             let seen = slot.state();
@@ -73,42 +76,57 @@ impl Place {
         if is_free {
             self.pool.give_back(slot);
         }
-        check_sum(member, &result);
+        check_sum(&self.members[me], &result);
     }
 }
 
-/// All ranks carry out operations of so many chunks.
-fn meet(name: &str, ranks: usize, operations: &'static [usize]) {
+/// All ranks issue operations of so many chunks, then wait for them.
+fn meet(name: &str, ranks: usize, operations: &'static [usize], preemptions: usize) {
     let world = move || Arc::new(Place::new(ranks));
     let rank = |place: &Arc<Place>, me: usize| {
-        let (mut next, mut spares) = (place.first, Spares::default());
-        let (last, others) = operations.split_last().unwrap();
-        for chunks in others {
-            let members = &place.members[me].world_ranks;
-            let after = next.next(members, &mut spares, &place.pool, me);
-            place.all_reduce(me, mem::replace(&mut next, after), *chunks);
+        let mut spares = Spares::default();
+        let mut slots = vec![place.first];
+        for (i, chunks) in operations.iter().enumerate() {
+            if i > 0 {
+                let members = &place.members[me].world_ranks;
+                slots.push(slots[i - 1].next(members, &mut spares, &place.pool, me));
+            }
+            place.issue(me, slots[i], *chunks);
         }
-        place.all_reduce(me, next, *last);
+        slots.into_iter().for_each(|slot| place.wait(me, slot));
     };
-    explore(name, ranks, PREEMPTIONS, world, rank);
+    explore(name, ranks, preemptions, world, rank);
 }
 
 #[test]
 fn two_ranks_in_two_slots() {
-    meet("2 ranks, 2 slots, 2 chunks", 2, &[2, 2]);
-}
-
-#[test]
-fn two_ranks_in_two_small_slots() {
-    meet("2 ranks, 2 slots, at once", 2, &[0, 0]);
+    meet("2 ranks, 2 slots", 2, &[2, 0], PREEMPTIONS);
 }
 
 #[test]
 fn three_ranks_in_one_slot() {
-    meet("3 ranks, 1 slot, 2 chunks", 3, &[2]);
+    meet("3 ranks, 1 slot", 3, &[0], PREEMPTIONS);
 }
 
+/// The chunks are run by all who wait: with a preemption less, since there is so much more to try.
 #[test]
-fn three_ranks_in_one_small_slot() {
-    meet("3 ranks, 1 slot, at once", 3, &[0]);
+fn three_ranks_share_the_chunks() {
+    meet("3 ranks, 1 slot, 2 chunks", 3, &[2], PREEMPTIONS - 1);
+}
+
+/// A slot comes back to the rank that took it from whoever leaves last, while that rank takes the next one.
+#[test]
+fn slots_come_back() {
+    let world = || Arc::new(Place::new(2));
+    explore("slots come back", 2, PREEMPTIONS, world, |place, me| {
+        let members = &place.members[me].world_ranks;
+        let mut spares = Spares::default();
+        let mut slot = place.first;
+        for _ in 0..3 {
+            let next = slot.next(members, &mut spares, &place.pool, me);
+            place.issue(me, slot, 0);
+            place.wait(me, slot);
+            slot = next;
+        }
+    });
 }

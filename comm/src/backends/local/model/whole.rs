@@ -130,3 +130,21 @@ fn ranks_that_differ_hear_of_it() {
         assert!(matches!(error, Error::Divergence { .. }), "{error}");
     });
 }
+
+/// What others have called is read where they have posted, though they may not have been counted.
+#[test]
+fn two_differ_and_the_third_leaves() {
+    run("two differ and the third leaves", 3, |g| {
+        match g.membership().rank {
+            2 => g.depart(),
+            rank => {
+                let error = all_reduce(g, rank).unwrap_err();
+                let is_one = matches!(
+                    error,
+                    Error::Divergence { .. } | Error::RankReturned { rank: 2, .. }
+                );
+                assert!(is_one, "{error}");
+            }
+        }
+    });
+}
