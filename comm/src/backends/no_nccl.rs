@@ -14,7 +14,7 @@ pub(crate) fn is_there() -> std::result::Result<(), &'static str> {
 
 /// There is nothing to count.
 #[derive(Clone, Default)]
-pub(crate) struct UnderWays;
+pub(crate) struct UnderWays(());
 
 /// An error that says so.
 pub(crate) fn beside(

@@ -48,8 +48,8 @@ impl UnderWay {
     }
 }
 
-/// The longest pause between two looks at a card.
-const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+/// The longest pause between two looks at a card. Whoever reads a result on the host may wait for so much longer.
+const LONGEST_PAUSE: Duration = Duration::from_micros(200);
 
 /// Who watches.
 struct Watch {
