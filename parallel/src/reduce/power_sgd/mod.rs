@@ -19,7 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 ///
 /// A gradient *M* of shape *n* × *m* (the first dimension by all others) becomes *P Qᵀ*, where *P* has
 /// *r* = [`rank`](PowerSgdConfig::rank) columns: *P* is the sum of *M Q* over the ranks, made orthonormal, and the
-/// next *Q* the sum of *Mᵀ P*, made orthonormal before it is used. This is a step of the power iteration, which starts from the *Q* of the step before.
+/// next *Q* the sum of *Mᵀ P*, made orthonormal before it is used. This is a step of the power iteration, which
+/// starts from the *Q* of the step before.
 /// What the product lacks of *M* stays on the rank, and is added to its next gradient (error feedback), so that all
 /// of it arrives in the end. Gradients with fewer than two dimensions, and matrices for which it does not
 /// [pay](PowerSgdConfig::pays), are averaged as they are.
