@@ -8,7 +8,7 @@
 use super::slot::Slot;
 use crate::sync::atomic::{
     AtomicPtr,
-    Ordering::{AcqRel, Acquire, Relaxed},
+    Ordering::{Acquire, Relaxed, Release},
 };
 use crate::sync::{Guard, Mutex};
 use std::ops::Deref;
@@ -104,7 +104,7 @@ impl SlotPool {
     ) -> SlotRef {
         let home = if self.common.is_some() { 0 } else { rank };
         if spares.0.is_empty() {
-            let mut top = self.returned[home].0.swap(ptr::null_mut(), AcqRel);
+            let mut top = self.returned[home].0.swap(ptr::null_mut(), Acquire);
             // SAFETY: slots on a stack are slots of this pool.
             while let Some(slot) = unsafe { SlotRef::from_ptr(top) } {
                 spares.0.push(slot);
@@ -128,7 +128,8 @@ impl SlotPool {
         let mut top = stack.load(Relaxed);
         loop {
             slot.link().store(top, Relaxed);
-            match stack.compare_exchange_weak(top, slot.as_ptr(), AcqRel, Acquire) {
+            // `Release` for who takes all: it comes after each who pushed, since all do so by read-modify-writes.
+            match stack.compare_exchange_weak(top, slot.as_ptr(), Release, Relaxed) {
                 Ok(_) => return,
                 Err(now) => top = now,
             }

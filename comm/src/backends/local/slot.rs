@@ -299,7 +299,8 @@ impl Slot {
             .store(self.uses.load(Relaxed), Release);
         let arrivals = &self.entrance.arrivals;
         let first = (cell as u64 + 1) << UPPER | 1;
-        let (arrived, differs) = match arrivals.compare_exchange(0, first, AcqRel, Acquire) {
+        // Who comes first looks at no other cell: `Release` is enough.
+        let (arrived, differs) = match arrivals.compare_exchange(0, first, Release, Acquire) {
             Ok(_) => (1, false),
             Err(so_far) => {
                 let differs = self.differ(cell, (so_far >> UPPER) as usize - 1);
