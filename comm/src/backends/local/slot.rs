@@ -277,7 +277,8 @@ impl Slot {
             None => spares,
         };
         let new = pool.take(me, spares, self.sequence() + 1, ranks);
-        match link.compare_exchange(ptr::null_mut(), new.as_ptr(), AcqRel, Acquire) {
+        // Who puts its own there reads nothing: `Release` is enough.
+        match link.compare_exchange(ptr::null_mut(), new.as_ptr(), Release, Acquire) {
             Ok(_) => new,
             Err(theirs) => {
                 SlotPool::keep(new, spares);
