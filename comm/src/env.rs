@@ -9,6 +9,7 @@
 use crate::place::Place;
 use std::ffi::OsString;
 use std::fmt;
+use std::path::PathBuf;
 
 /// How this process was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,6 +158,21 @@ impl Start {
             (None, Some(process)) => Ok(Start::Mpi(process)),
         }
     }
+}
+
+/// Where a Python may have its packages, below `lib`: that of the active environment first, the system's last.
+#[cfg_attr(not(feature = "nccl"), expect(dead_code, reason = "nobody asks"))]
+pub(crate) fn python_prefixes() -> Vec<PathBuf> {
+    let active =
+        ["VIRTUAL_ENV", "CONDA_PREFIX"].map(|name| std::env::var_os(name).map(PathBuf::from));
+    let home = std::env::home_dir().map(|home| home.join(".local"));
+    let system = ["/usr/local", "/usr"].map(|prefix| Some(prefix.into()));
+    active
+        .into_iter()
+        .chain([home])
+        .chain(system)
+        .flatten()
+        .collect()
 }
 
 /// Whether `PHALANX_COMM_DEBUG=1` asks engines that cannot compare calls by themselves to do so before each call. (PyTorch:

@@ -2,10 +2,10 @@
 //! that installations without headers have, too.
 #![allow(unsafe_code)]
 
+use crate::env;
 use cudarc::nccl::sys::{
     self, ncclComm_t, ncclConfig_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId,
 };
-use std::env;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -75,11 +75,8 @@ pub(super) fn library() -> Result<&'static Library, &'static str> {
 }
 
 fn find() -> Result<Library, String> {
-    let prefixes = ["VIRTUAL_ENV", "CONDA_PREFIX"].map(|name| env::var_os(name).map(PathBuf::from));
-    let home = env::home_dir().map(|home| home.join(".local"));
-    let system = ["/usr/local", "/usr"].map(|prefix| Some(prefix.into()));
-    let prefixes = prefixes.into_iter().chain([home]).chain(system);
-    let wheels = prefixes.flatten().filter_map(|prefix| of_wheel(&prefix));
+    let prefixes = env::python_prefixes();
+    let wheels = prefixes.iter().filter_map(|prefix| of_wheel(prefix));
     let mut places = NAMES.map(PathBuf::from).into_iter().chain(wheels);
     // SAFETY: loading the library runs its initialisers, which have no requirements.
     let found = places.find_map(|place| unsafe { libloading::Library::new(place) }.ok());
@@ -152,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_wheels_library_is_found() {
-        let prefix = env::temp_dir().join(format!("phalanx-wheel-{}", std::process::id()));
+        let prefix = std::env::temp_dir().join(format!("phalanx-wheel-{}", std::process::id()));
         assert_eq!(of_wheel(&prefix), None);
         let folder = prefix.join("lib/python3.13/site-packages/nvidia/nccl/lib");
         fs::create_dir_all(&folder).unwrap();
