@@ -2,9 +2,10 @@
 //! processes. What the others hold is a typed error that names the culprit, and they hold it while the culprit's loop
 //! still runs; afterwards the same process runs a second world.
 //!
-//! `cargo test --test cells` plays the cells on threads, each in a process of its own, so that nothing can hang. Under
-//! mpirun, `cargo xtask mpi` starts a job for each: `--cells mpi` lists them, `--play` is what a rank of the job runs, and
-//! `--judge` says whether the job went as the table wants it. `cargo xtask drill` prints both as tables.
+//! `cargo test --test cells` plays the cells on threads, each in a process of its own, so that nothing can hang; with the
+//! feature `nccl` and `PHALANX_TEST_DEVICE=cuda:0` each thread has a card. Under mpirun, `cargo xtask mpi` starts a job for
+//! each: `--cells mpi` lists them, `--play` is what a rank of the job runs, and `--judge` says whether the job went as the
+//! table wants it. `cargo xtask drill` prints all as tables.
 
 mod cards;
 mod children;
