@@ -176,42 +176,41 @@ impl Shadow {
                 }
             },
             Op::AllToAllV(splits) => {
-                let rows = heard.chunks_exact(words.len() + me.size());
-                let mut rows = rows.zip(&splits.recv).enumerate();
-                let odd = rows.find_map(|(rank, (row, &expected))| match differs(row) {
-                    Some(at) => Some((rank, RESPECTS[at])),
-                    None => (row[words.len() + me.rank] != expected as i64)
-                        .then_some((rank, Difference::Splits)),
-                });
+                let rows: Vec<&[i64]> = heard.chunks_exact(words.len() + me.size()).collect();
+                let all = rows.iter().filter_map(|row| row.first_chunk().copied());
+                self.expect_agreement(&all.collect::<Vec<Words>>(), number, signature)?;
+                let sent = rows.iter().map(|row| row[words.len() + me.rank]);
+                let mut sent = sent.zip(&splits.recv);
+                let odd = sent.position(|(rows, &expected)| rows != expected as i64);
                 match odd {
                     None => Ok(()),
-                    Some((rank, respect)) => {
+                    Some(rank) => {
                         let theirs = format!("{} with other splits", signature.op.name());
                         self.differ(
                             rank,
                             theirs,
                             me.rank,
                             signature.to_string(),
-                            respect,
+                            Difference::Splits,
                             number,
                         )
                     }
                 }
             }
-            _ => {
-                let (all, _) = heard.as_chunks();
-                match odd_one_out(all) {
-                    None => Ok(()),
-                    Some((odd, other)) => {
-                        let at = (0..words.len()).find(|&at| all[odd][at] != all[other][at]);
-                        let respect = RESPECTS[at.unwrap_or(0)];
-                        let texts = self.tell(signature.to_string())?;
-                        let [theirs, others] = [odd, other].map(|rank| texts[rank].clone());
-                        self.differ(odd, theirs, other, others, respect, number)
-                    }
-                }
-            }
+            _ => self.expect_agreement(heard.as_chunks().0, number, signature),
         }
+    }
+
+    /// What ranks say of their calls is the same. All of them look at the same words, and find the same rank that differs.
+    fn expect_agreement(&self, all: &[Words], number: u64, signature: &Signature) -> Result<()> {
+        let Some((odd, other)) = odd_one_out(all) else {
+            return Ok(());
+        };
+        let at = (0..RESPECTS.len()).find(|&at| all[odd][at] != all[other][at]);
+        let respect = RESPECTS[at.unwrap_or(0)];
+        let texts = self.tell(signature.to_string())?;
+        let [theirs, others] = [odd, other].map(|rank| texts[rank].clone());
+        self.differ(odd, theirs, other, others, respect, number)
     }
 
     /// What all ranks have called, in words. All of them ask, since all have heard the same.
