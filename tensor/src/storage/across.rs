@@ -48,7 +48,10 @@ pub(crate) fn across(op: &'static str, from: Source<'_>, to: Target<'_>) -> Resu
             Memory::Cuda(_) => crate::cuda::upload(op, from, to, start)?,
         },
         (Source::Tensor(from), Target::Host(to)) => match from.storage().memory() {
-            Memory::Cpu(_) => gather(from, to),
+            Memory::Cpu(_) => {
+                from.storage().expect_told(op)?;
+                gather(from, to);
+            }
             #[cfg(feature = "cuda")]
             Memory::Cuda(_) => {
                 crate::cuda::download(op, from, to)?;
