@@ -137,10 +137,6 @@ impl Storage {
     }
 
     /// The last write of the storage was not lost, as far as anybody will ever say: for who hands its bytes out.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(dead_code, reason = "no write in the host's memory is told of later")
-    )]
     pub(crate) fn expect_told(&self, op: &'static str) -> Result<()> {
         if self.fault.some.load(Acquire) {
             let cells = self.fault.cell.lock();
