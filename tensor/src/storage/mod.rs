@@ -161,7 +161,7 @@ impl Storage {
     /// [`Error::DeviceUnavailable`](crate::Error::DeviceUnavailable) where they are on a card,
     /// [`Error::LostWrite`](crate::Error::LostWrite).
     pub(crate) fn on_host(&self, op: &'static str) -> Result<&CpuStorage> {
-        self.expect_written(op)?;
+        self.expect_told(op)?;
         match &self.memory {
             Memory::Cpu(s) => Ok(s),
             #[cfg(feature = "cuda")]
@@ -171,7 +171,7 @@ impl Storage {
 
     /// As [`on_host`](Storage::on_host), for writing.
     pub(crate) fn on_host_mut(&mut self, op: &'static str) -> Result<&mut CpuStorage> {
-        self.expect_written(op)?;
+        self.expect_told(op)?;
         match &mut self.memory {
             Memory::Cpu(s) => Ok(s),
             #[cfg(feature = "cuda")]

@@ -4,7 +4,8 @@
 mod walk;
 
 use crate::support::*;
-use phalanx_tensor::{DType, Device, Error, Tensor};
+use phalanx_tensor::{DType, Device, Error, Tensor, WriteFault};
+use std::time::Duration;
 
 #[test]
 fn lost_writes_are_never_read() {
@@ -12,6 +13,38 @@ fn lost_writes_are_never_read() {
     // The door through which operations go is one, for the host's devices, too.
     for device in [device, Device::cpu(0)] {
         walk::lost_writes_are_never_read(device);
+    }
+}
+
+/// Of a write whose issuer says in any case how it ended, nobody reads anything before: also where it is lost late.
+#[test]
+fn a_copy_to_the_host_waits_until_the_outcome_is_told() {
+    let (card, _turn) = card!();
+    for device in [card, Device::cpu(0)] {
+        let reads: [fn(&Tensor) -> Result<(), Error>; 3] = [
+            |t| t.to_vec::<f32>().map(drop),
+            |t| t.t()?.to_device(Device::cpu(1)).map(drop),
+            |t| t.mul_scalar(2.0)?.to_vec::<f32>().map(drop),
+        ];
+        for (read, is_lost) in reads.into_iter().flat_map(|r| [(r, true), (r, false)]) {
+            let t = values(&[3, 4], DType::F32, 1).to_device(device).unwrap();
+            let write = WriteFault::told();
+            t.set_last_write(&write);
+            let told = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(30));
+                match is_lost {
+                    true => write.declare("it was lost late"),
+                    false => write.settle(),
+                }
+            });
+            let outcome = read(&t);
+            assert_eq!(
+                matches!(outcome, Err(Error::LostWrite { .. })),
+                is_lost,
+                "{device}: {outcome:?}"
+            );
+            told.join().unwrap();
+        }
     }
 }
 

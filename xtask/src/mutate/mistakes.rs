@@ -33,6 +33,7 @@ pub const CALLS: &[(Kind, &str, &str)] = &[
     (Kind::Record, ".put(", "()"),
     (Kind::Flag, ".look(", "Ok(())"),
     (Kind::Flag, ".expect_written(", "Ok(())"),
+    (Kind::Flag, ".expect_told(", "Ok(())"),
     (Kind::Flag, "memset_d8_async(", "Ok(())"),
     (Kind::Flag, ".arrive(", "Ok(())"),
     (Kind::Flag, "index.clear(", "Ok(())"),
