@@ -186,6 +186,26 @@ fn a_call_left_out() {
     assert_eq!(end.unwrap(), vec![vec![2.0; 10]; 2]);
 }
 
+/// A call that one rank drops and the other never makes: both return well, and the launch tells what nobody was told.
+#[test]
+fn a_failure_that_no_program_was_told_of() {
+    let Some(_turn) = cards("a_failure_that_no_program_was_told_of", 2) else {
+        return;
+    };
+    let end = launch(config(2), |group| {
+        let mine = Tensor::full([100], 1.0, DType::F32, group.device())?;
+        if group.rank() == 0 {
+            drop(group.all_reduce(mine, ReduceOp::Sum)?);
+        }
+        Ok::<_, Error>(())
+    });
+    let Err(LaunchError::World(error)) = end else {
+        panic!("{end:?}")
+    };
+    let said = error.to_string();
+    assert!(said.contains("all_reduce(sum) of f32 [100]"), "{said}");
+}
+
 /// More calls are under way than a lane keeps events for, and the oldest of them never ends: it is noticed all the same.
 #[test]
 fn many_calls_under_way() {

@@ -14,6 +14,7 @@ pub(crate) mod nccl;
 pub(crate) mod nccl;
 pub mod store;
 mod together;
+pub(crate) mod watcher;
 
 pub(crate) use self::together::Together;
 use crate::check::Call;

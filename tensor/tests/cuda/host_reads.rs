@@ -21,7 +21,8 @@ fn lost_writes_are_never_read() {
 fn a_copy_to_the_host_waits_until_the_outcome_is_told() {
     let (card, _turn) = card!();
     for device in [card, Device::cpu(0)] {
-        let reads: [fn(&Tensor) -> Result<(), Error>; 3] = [
+        type Read = fn(&Tensor) -> Result<(), Error>;
+        let reads: [Read; 3] = [
             |t| t.to_vec::<f32>().map(drop),
             |t| t.t()?.to_device(Device::cpu(1)).map(drop),
             |t| t.mul_scalar(2.0)?.to_vec::<f32>().map(drop),

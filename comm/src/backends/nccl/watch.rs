@@ -5,6 +5,7 @@
 
 use super::communicator::Communicator;
 use super::shadow::{Said, Shadow};
+use crate::backends::watcher;
 use crate::error::{Error, Result};
 use crate::op::Signature;
 use phalanx_tensor::WriteFault;
@@ -72,7 +73,10 @@ pub(super) fn start(
     };
     let rank = shadow.engine().membership().world_rank();
     let thread = thread::Builder::new().name(format!("nccl-watch-{rank}"));
-    thread.spawn(move || watch.run(&calls))?;
+    thread.spawn(move || {
+        watcher::watch();
+        watch.run(&calls);
+    })?;
     Ok(sender)
 }
 

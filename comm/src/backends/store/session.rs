@@ -6,6 +6,7 @@
 //! own key, then raises the number of those that have left, which is what the others wait for.
 
 use super::meet::Dropped;
+use crate::backends::watcher;
 use crate::error::{Error, Result};
 use crate::meeting::fault;
 use crate::store::{Reply, Request, Store, Until};
@@ -199,11 +200,8 @@ impl Session {
     /// An error on its way to the program, which is told of the world's failure if it is that.
     pub(super) fn tell(&self, error: Error) -> Error {
         let mut failure = self.failure.lock();
-        if failure
-            .fault
-            .as_ref()
-            .is_some_and(|(fault, _)| *fault == error)
-        {
+        let fault = failure.fault.as_ref();
+        if watcher::is_program() && fault.is_some_and(|(fault, _)| *fault == error) {
             failure.told.get_or_insert_with(Instant::now);
         }
         error

@@ -2,6 +2,7 @@
 
 use super::groups::Counted;
 use super::*;
+use crate::backends::watcher;
 
 impl Core {
     /// Tells the others of a call in a group of this epoch, and starts it if they have all come. Says whether it has data
@@ -75,8 +76,10 @@ impl Core {
 
     /// The failure of an epoch, of which this rank is told with it.
     pub(in crate::backends::mpi) fn refuse(&mut self, epoch: u64) -> Result<()> {
-        if self.detector.fault(epoch).is_none() {
-            return Ok(());
+        match self.detector.fault(epoch) {
+            None => return Ok(()),
+            Some((fault, _)) if !watcher::is_program() => return Err(fault.clone()),
+            Some(_) => {}
         }
         self.detector
             .tell(Instant::now(), epoch)
