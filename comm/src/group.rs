@@ -25,7 +25,11 @@ use std::time::Duration;
 ///
 /// Results live on the device of the tensor that went in, or on [`device`](ProcessGroup::device)
 /// where none did. A tensor that nobody else shares is changed in place. In a group of one rank, every
-/// collective gives the rank's own tensor back and waits for nothing: there, tensors may live on a card.
+/// collective gives the rank's own tensor back and waits for nothing, on whatever device.
+///
+/// On cards all calls of a rank, in whatever group, come one after the other on the card: there, ranks call what they have
+/// in common in one order over all groups, and messages that would go round in a circle go together
+/// ([`batch`](ProcessGroup::batch)). Where they do not, the cards wait for each other until the deadline.
 ///
 /// # Errors
 /// Every method returns [`Error`](crate::Error): for an argument that makes no sense, which the

@@ -8,9 +8,10 @@ mod scenes;
 mod support;
 
 use phalanx_comm::{
-    DType, Device, Error, LaunchConfig, LaunchError, Ranks, ReduceOp, RunConfig, Tensor, launch,
-    run,
+    DType, Device, Error, Label, LaunchConfig, LaunchError, Ranks, ReduceOp, RunConfig, Tensor,
+    launch, run,
 };
+use phalanx_tensor::WriteFault;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -206,6 +207,57 @@ fn a_failure_that_no_program_was_told_of() {
     assert!(said.contains("all_reduce(sum) of f32 [100]"), "{said}");
 }
 
+/// A tensor that was lost before is refused by its rank alone, and nobody has heard a word of that call: the next ones meet
+/// as they should.
+#[test]
+fn a_lost_tensor_is_refused_before_a_word_is_said() {
+    let Some(_turn) = cards("a_lost_tensor_is_refused_before_a_word_is_said", 2) else {
+        return;
+    };
+    let end = launch(config(2).deadline(Duration::from_secs(5)), |group| {
+        let mine = |value: f64| Tensor::full([100], value, DType::F32, group.device());
+        if group.rank() == 0 {
+            let lost = mine(7.0)?;
+            let write = WriteFault::new();
+            lost.set_last_write(&write);
+            write.declare("on purpose");
+            let error = group.all_reduce(lost, ReduceOp::Sum).unwrap_err();
+            assert!(error.to_string().contains("on purpose"), "{error}");
+        }
+        for step in [1.0, 2.0] {
+            let sum = group.all_reduce(mine(step)?, ReduceOp::Sum)?.wait()?;
+            assert_eq!(sum.to_vec::<f32>()?, [2.0 * step as f32; 100]);
+        }
+        Ok::<_, Error>(())
+    });
+    end.unwrap();
+}
+
+/// Programs that hear of a failure and end well all the same: the launch has nothing to tell, as on CPUs.
+#[test]
+fn a_failure_that_every_program_has_heard_of() {
+    let Some(_turn) = cards("a_failure_that_every_program_has_heard_of", 2) else {
+        return;
+    };
+    let end = launch(config(2), |group| {
+        let mine = Tensor::full([100], 1.0, DType::F32, group.device())?;
+        let group = group.labelled(Label {
+            owner: 0,
+            step: group.rank() as u64,
+            part: 0,
+        });
+        let mut work = group.all_reduce(mine, ReduceOp::Sum)?;
+        loop {
+            match work.poll() {
+                Ok(_) => std::thread::sleep(Duration::from_millis(1)),
+                Err(Error::Divergence { .. }) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    });
+    end.unwrap();
+}
+
 /// More calls are under way than a lane keeps events for, and the oldest of them never ends: it is noticed all the same.
 #[test]
 fn many_calls_under_way() {
@@ -330,6 +382,7 @@ fn two_cards_a_rank() {
         refused(&own[..1 + rank], "it has 2 cards, and rank 0 has 1");
         refused(&[own[0], own[0]], "none is named twice");
         refused(&[Device::cpu(0)], "is a card");
+        refused(&[own[0], Device::cuda(99)], "that is there");
         let ones = |card: Device| Tensor::full([100], 1.0, DType::F32, card);
         let error = world.all_reduce(ones(own[1])?, ReduceOp::Sum).unwrap_err();
         assert!(error.to_string().contains("with_cards"), "{error}");

@@ -322,6 +322,10 @@ impl Backend for LocalGroup {
         self.endpoint.world().fault().map(|(fault, _)| fault)
     }
 
+    fn refuse(&self) -> Result<()> {
+        self.endpoint.world().refuse()
+    }
+
     fn depart(&self) {
         let seat = &self.endpoint.seat;
         seat.world.depart(seat.rank);

@@ -82,6 +82,14 @@ pub trait Backend: Send + Sync {
     /// The world's failure, as far as this rank has heard of it.
     fn fault(&self) -> Option<Error>;
 
+    /// As [`fault`](Backend::fault), of which the program is told with it: for whoever gives it an error.
+    ///
+    /// # Errors
+    /// The world's failure.
+    fn refuse(&self) -> Result<()> {
+        self.fault().map_or(Ok(()), Err)
+    }
+
     /// Declares that this rank will issue nothing more. Who waits for it is told at once.
     fn depart(&self);
 

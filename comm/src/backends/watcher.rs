@@ -16,6 +16,14 @@ pub(crate) fn watch() {
     WATCHES.set(true);
 }
 
+/// Runs what a program does not hear of.
+pub(crate) fn unheard<T>(run: impl FnOnce() -> T) -> T {
+    let before = WATCHES.replace(true);
+    let result = run();
+    WATCHES.set(before);
+    result
+}
+
 /// Whether what this thread hears is told to a program.
 pub(crate) fn is_program() -> bool {
     !WATCHES.get()

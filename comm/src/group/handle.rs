@@ -4,8 +4,8 @@
 use super::ProcessGroup;
 use super::batch::{self, Message};
 use super::record::{Flight, GroupRecord, Record, Ticket};
-use crate::backends::Backend;
 use crate::backends::nccl::{self, UnderWays};
+use crate::backends::{Backend, watcher};
 use crate::check::{self, Call, Room};
 use crate::error::{Error, Result};
 use crate::meeting::naming;
@@ -145,7 +145,7 @@ impl Group {
     /// Makes what the ranks of a world make together; each one calls it on its own thread, before its program. Where
     /// that fails, the world has failed, and the program hears of it at its first call.
     pub(crate) fn connect(&self) {
-        let _ = self.inner.engines.all().try_for_each(Backend::connect);
+        let _ = watcher::unheard(|| self.inner.engines.all().try_for_each(Backend::connect));
     }
 
     /// Declares that this rank will issue nothing more. Who waits for it is told at once.
@@ -227,7 +227,7 @@ impl Group {
                 return Err(Error::InvalidArgument {
                     op: call.signature.op.name(),
                     rank: self.membership().world_rank(),
-                    reason: "what runs together is all in the host's memory, or all on cards"
+                    reason: "what runs together is all in the host's memory, or all on one card"
                         .into(),
                 });
             }
@@ -440,13 +440,15 @@ impl ProcessGroup for Group {
             reason,
         };
         let twice = |at: usize| cards[..at].contains(&cards[at]);
-        let odd = (0..cards.len()).find(|&at| cards[at].is_cpu() || twice(at));
+        let is_there = |at: usize| !cards[at].is_cpu() && cards[at].memory().is_ok();
+        let odd = (0..cards.len()).find(|&at| !is_there(at) || twice(at));
         // That of a rank whose argument is wrong is no number that others have.
         let mine = odd.map_or(cards.len() as i64, |at| -1 - at as i64);
         let mine = Tensor::from_slice(&[mine], [1], batch::host(me))?;
         let all = self.all_gather(mine)?.wait()?.to_vec::<i64>()?;
         if let Some(rank) = all.iter().position(|n| *n < 0) {
-            let reason = "each of a rank's devices is a card, and none is named twice";
+            let reason =
+                "each of a rank's devices is a card that is there, and none is named twice";
             return Err(wrong(rank, reason.into()));
         }
         if let Some(rank) = all.iter().position(|n| *n != all[0]) {

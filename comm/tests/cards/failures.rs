@@ -77,7 +77,7 @@ fn one(seed: u64, n: usize) {
     assert!(is_right(&all[0], &scene), "{}: {}", say(), all[0]);
     // What ranks say to each other beside each call, which no program has made.
     let text = all[0].to_string();
-    assert!(!text.contains("of i64 [7]"), "{}: {text}", say());
+    assert!(!text.contains("all_gather of i64 [8]"), "{}: {text}", say());
 }
 
 fn scenes(test: &str, environment: &[(&str, &str)]) {

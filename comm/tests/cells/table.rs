@@ -351,7 +351,7 @@ impl Held {
 }
 
 /// What ranks on cards say to each other beside each call.
-const BESIDE: &str = "of i64 [7]";
+const BESIDE: &str = "all_gather of i64 [8]";
 
 /// What panics, errors and aborts say.
 pub const ON_PURPOSE: &str = "on purpose";

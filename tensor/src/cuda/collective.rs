@@ -14,7 +14,7 @@ use std::sync::Arc;
 ///
 /// What the library issues until [`end`](Collective::end) counts as one operation, which reads and writes the tensors
 /// that were given. The card's issue lock is not held meanwhile, since a library may wait in its calls for other ranks;
-/// so at most one of these exists for a card at any time. Where it is dropped, that counts as its end.
+/// so whoever has a communicator makes one of these at a time for it. Where it is dropped, that counts as its end.
 #[derive(Debug)]
 pub struct Collective {
     op: &'static str,

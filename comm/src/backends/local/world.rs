@@ -172,6 +172,8 @@ impl World {
         if !self.ranks[rank].gone.swap(true, AcqRel) {
             self.announce();
         }
+        // What another thread of the rank has dropped in between.
+        self.check_dropped(rank);
         self.judge();
     }
 

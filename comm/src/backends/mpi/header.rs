@@ -98,6 +98,9 @@ impl Header {
                 .into_iter()
                 .for_each(|number| put(out, number));
         }
+        let beside = self.signature.beside.as_deref().unwrap_or_default();
+        put(out, beside.len() as u64);
+        out.extend(beside.as_bytes());
         if let Op::AllToAllV(splits) = op {
             let rows = splits.send.iter().chain(&splits.recv);
             rows.for_each(|&rows| put(out, rows as u64));
@@ -121,6 +124,9 @@ impl Header {
             }
             _ => return None,
         };
+        let [length] = numbers(bytes)?;
+        let beside = bytes.split_off(..usize::try_from(length).ok()?)?;
+        let beside = std::str::from_utf8(beside).ok()?;
         let op = match code {
             0 => Op::AllReduce(reduction?),
             1 => Op::Broadcast { root },
@@ -159,7 +165,7 @@ impl Header {
                 op,
                 tensors,
                 label,
-                beside: None, // MPI carries no words of other engines
+                beside: (!beside.is_empty()).then(|| beside.into()),
             },
         })
     }
@@ -250,7 +256,7 @@ mod tests {
                         op: op.clone(),
                         tensors: tensors.clone().into(),
                         label: label.map(Arc::new),
-                        beside: None,
+                        beside: label.is_none().then(|| "reduce of what is on cards".into()),
                     },
                 };
                 let mut bytes = Vec::new();

@@ -44,7 +44,7 @@ pub use self::engine::Footprint;
 use self::detector::Ended;
 use self::engine::Engine;
 use self::wait::MpiWork;
-use crate::backends::{Backend, fold};
+use crate::backends::{Backend, fold, watcher};
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::group::{Group, ProcessGroup};
@@ -185,6 +185,11 @@ impl Backend for MpiGroup {
         core.detector.fault(*epoch).map(|(error, _)| error.clone())
     }
 
+    fn refuse(&self) -> Result<()> {
+        let Handle { engine, epoch, .. } = &*self.handle;
+        engine.lock().refuse(*epoch)
+    }
+
     /// The others hear of it first, so that nobody waits for a call that never comes; then what was issued and dropped
     /// is finished.
     fn depart(&self) {
@@ -197,7 +202,12 @@ impl Backend for MpiGroup {
     fn fail(&self, error: Error) {
         let Handle { engine, epoch, .. } = &*self.handle;
         let mut core = engine.lock();
-        if core.end(*epoch, Ended::Failed(Instant::now())) {
+        let counts = match watcher::is_program() {
+            true => core.end(*epoch, Ended::Failed(Instant::now())),
+            // The program of a rank whose card has failed still runs.
+            false => *epoch == core.detector.epoch(),
+        };
+        if counts {
             core.fail(*epoch, &error);
         }
     }

@@ -28,8 +28,8 @@ type Stop<'a> = &'a dyn Fn() -> bool;
 
 /// One rank's side of a communicator.
 ///
-/// 1. *It is used by one thread at a time*, but for `abort` and the question for its state: `turn` is held while calls
-///    are issued.
+/// 1. *It is used by one thread at a time*: `turn` is held while calls are issued, for the question for its state, and by
+///    `abort`, for which whoever issues makes room as soon as there is a reason to stop.
 /// 2. *It is ended once*: by `abort` or the drop, whoever comes first sets `has_ended`; nothing is called with the handle
 ///    afterwards, since all other calls hold `turn`, and look at it first.
 pub(super) struct Communicator {

@@ -22,7 +22,7 @@ use self::buffers::Buffers;
 use self::communicator::{Communicator, Failure};
 use self::plan::{Channel, Ends};
 use self::shadow::{Said, Shadow};
-use self::watch::UnderWay;
+use self::watch::{Counted, UnderWay};
 use crate::backends::local::Done;
 use crate::backends::{Backend, Together};
 use crate::check::Call;
@@ -117,8 +117,13 @@ impl NcclGroup {
             call: failure.call.to_owned(),
             message: failure.message,
         };
+        self.ended(error)
+    }
+
+    /// Ends the world with an error, and gives the one that it has failed with to the program.
+    fn ended(&self, error: Error) -> Error {
         self.host.fail(error.clone());
-        self.host.fault().unwrap_or(error)
+        self.host.refuse().err().unwrap_or(error)
     }
 
     /// Makes a communicator, together with all other ranks.
@@ -138,13 +143,12 @@ impl NcclGroup {
             return Err(self.late("making a communicator"));
         };
         let communicator = Arc::new(communicator);
-        let watch =
-            watch::start(&communicator, &self.shadow, &self.under_way).map_err(|error| {
-                self.failed(Failure {
-                    call: "starting a thread",
-                    message: error.to_string(),
-                })
-            })?;
+        let watch = watch::start(&communicator, &self.shadow).map_err(|error| {
+            self.failed(Failure {
+                call: "starting a thread",
+                message: error.to_string(),
+            })
+        })?;
         Ok(Link {
             communicator,
             watch,
@@ -154,7 +158,7 @@ impl NcclGroup {
     /// The communicator.
     fn link(&self) -> Result<&Link> {
         self.link.get().ok_or_else(|| {
-            let fault = self.host.fault();
+            let fault = self.host.refuse().err();
             fault.unwrap_or_else(|| {
                 self.failed(Failure {
                     call: "a call on cards",
@@ -178,11 +182,10 @@ impl NcclGroup {
             note: String::new(),
             chain: Vec::new(),
         };
-        if let Some(fault) = self.host.fault() {
-            return fault;
+        match self.host.refuse() {
+            Err(fault) => fault,
+            Ok(()) => self.ended(error),
         }
-        self.host.fail(error.clone());
-        self.host.fault().unwrap_or(error)
     }
 
     fn admit(&self, call: &Call) -> Result<()> {
@@ -201,9 +204,7 @@ impl NcclGroup {
 
     /// Puts calls that run together on the card's comm lane.
     fn put(&self, calls: Vec<Call>) -> Result<Box<dyn Pending>> {
-        if let Some(fault) = self.host.fault() {
-            return Err(fault);
-        }
+        self.host.refuse()?;
         calls.iter().try_for_each(|call| self.admit(call))?;
         let me = &self.membership;
         if me.size() == 1 {
@@ -226,14 +227,18 @@ impl NcclGroup {
             issued,
             is_done: Arc::clone(&is_done),
             fault,
+            _counted: Counted::new(&self.under_way),
         };
         for (call, said) in calls.into_iter().zip(said) {
             under_way.calls.push((call.signature, said));
             outputs.extend(call.outputs);
         }
-        self.under_way.fetch_add(1, SeqCst);
         if link.watch.send(under_way).is_err() {
-            self.under_way.fetch_sub(1, SeqCst); // the watch is gone; with the call, what it writes is declared lost
+            // With the call, what it writes is declared lost.
+            return Err(self.failed(Failure {
+                call: op,
+                message: "nobody watches over the card any more".into(),
+            }));
         }
         Ok(Box::new(NcclWork {
             is_done,
@@ -264,18 +269,16 @@ impl NcclGroup {
         let me = &self.membership;
         let reads: SmallVec<[&Tensor; 4]> = calls.iter().flat_map(Buffers::reads).collect();
         let writes: SmallVec<[&Tensor; 4]> = calls.iter().flat_map(Buffers::writes).collect();
-        let said = calls
-            .iter()
-            .map(|call| self.shadow.say(&call.signature, self.slot));
-        let mut said: Vec<Option<Said>> = said.map(|said| said.map(Some)).collect::<Result<_>>()?;
-        if self.compares {
-            for (said, call) in said.iter_mut().zip(calls) {
-                if let Some(said) = said.take() {
-                    self.shadow.compare(said, number, &call.signature)?;
-                }
-            }
-        }
-        let lane = Collective::begin(op, me.device, &reads, &writes)?;
+        // Before a word is said: what is wrong with this rank's tensors, the others do not hear of. They are lost where the
+        // world has failed meanwhile.
+        let lane = Collective::begin(op, me.device, &reads, &writes);
+        let lane = lane.map_err(|error| match self.host.refuse() {
+            Err(fault) => fault,
+            Ok(()) => error.into(),
+        })?;
+        // A call of which a word is said is issued, or the world has failed: else the others' words, and NCCL's calls,
+        // would meet those of later ones.
+        let said = self.say(calls, number).map_err(|error| self.ended(error))?;
         let start = Instant::now();
         let stop = || self.host.fault().is_some() || start.elapsed() > me.deadline;
         let fault = WriteFault::told();
@@ -299,6 +302,22 @@ impl NcclGroup {
                 Err(error)
             }
         }
+    }
+
+    /// Says all calls; compares them, too, where that is asked for.
+    fn say(&self, calls: &[Buffers], number: u64) -> Result<Vec<Option<Said>>> {
+        let said = calls
+            .iter()
+            .map(|call| self.shadow.say(&call.signature, self.slot));
+        let mut said: Vec<Option<Said>> = said.map(|said| said.map(Some)).collect::<Result<_>>()?;
+        if self.compares {
+            for (said, call) in said.iter_mut().zip(calls) {
+                if let Some(said) = said.take() {
+                    self.shadow.compare(said, number, &call.signature)?;
+                }
+            }
+        }
+        Ok(said)
     }
 
     /// What ranks say to each other without tensors goes by the hosts' engine.
@@ -345,17 +364,13 @@ impl Link {
 
 impl Pending for NcclWork {
     fn poll(&mut self) -> Result<bool> {
-        if let Some(fault) = self.host.fault() {
-            return Err(fault);
-        }
+        self.host.refuse()?;
         Ok(self.is_done.load(SeqCst))
     }
 
     fn wait(self: Box<Self>) -> Result<Tensors> {
-        match self.host.fault() {
-            Some(fault) => Err(fault),
-            None => Ok(self.outputs),
-        }
+        self.host.refuse()?;
+        Ok(self.outputs)
     }
 }
 
@@ -370,7 +385,8 @@ impl Backend for NcclGroup {
 
     fn connect(&self) -> Result<()> {
         if self.membership.size() > 1 && self.link.get().is_none() {
-            let link = self.meet()?;
+            // Whatever it is: the others are waiting there.
+            let link = self.meet().map_err(|error| self.ended(error))?;
             let _ = self.link.set(link); // a rank connects once
         }
         Ok(())
@@ -408,6 +424,10 @@ impl Backend for NcclGroup {
 
     fn fault(&self) -> Option<Error> {
         self.host.fault()
+    }
+
+    fn refuse(&self) -> Result<()> {
+        self.host.refuse()
     }
 
     /// The hosts' engine says it. Before, the card is through with what this rank has issued: the others need it for what

@@ -293,6 +293,12 @@ mod tests {
     use phalanx_tensor::Shape;
     use smallvec::smallvec;
 
+    /// The tests of failures look for words of this length in errors, where they do not belong.
+    #[test]
+    fn words_have_eight_numbers() {
+        assert_eq!(RESPECTS.len(), 8);
+    }
+
     #[test]
     fn the_odd_one_is_who_has_the_fewest_with_it() {
         let odd = |words: &[i64]| {

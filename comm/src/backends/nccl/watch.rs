@@ -7,10 +7,12 @@ use super::communicator::Communicator;
 use super::shadow::{Said, Shadow};
 use crate::backends::watcher;
 use crate::error::{Error, Result};
+use crate::launch::message;
 use crate::op::Signature;
 use phalanx_tensor::WriteFault;
 use phalanx_tensor::collective::Issued;
 use smallvec::SmallVec;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -28,6 +30,23 @@ pub(super) struct UnderWay {
     pub(super) is_done: Arc<AtomicBool>,
     /// Of what they write. Readers wait for it.
     pub(super) fault: WriteFault,
+    pub(super) _counted: Counted,
+}
+
+/// One of the calls that are not done, as long as it lives.
+pub(super) struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    pub(super) fn new(under_way: &Arc<AtomicUsize>) -> Counted {
+        under_way.fetch_add(1, SeqCst);
+        Counted(Arc::clone(under_way))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
 }
 
 impl Drop for UnderWay {
@@ -38,6 +57,12 @@ impl Drop for UnderWay {
 }
 
 impl UnderWay {
+    fn lose(&self, error: &Error) {
+        let what = self.name();
+        self.fault
+            .declare(format!("{what} was ended before it was complete: {error}"));
+    }
+
     /// What it is, in an error.
     fn name(&self) -> String {
         let mut calls = self.calls.iter().map(|(signature, _)| signature);
@@ -56,26 +81,27 @@ const LONGEST_PAUSE: Duration = Duration::from_micros(200);
 struct Watch {
     communicator: Arc<Communicator>,
     shadow: Arc<Shadow>,
-    under_way: Arc<AtomicUsize>,
 }
 
 /// Starts a watch. It ends when the sender is dropped, and all calls have come to an end.
 pub(super) fn start(
     communicator: &Arc<Communicator>,
     shadow: &Arc<Shadow>,
-    under_way: &Arc<AtomicUsize>,
 ) -> std::io::Result<Sender<UnderWay>> {
     let (sender, calls) = channel();
     let watch = Watch {
         communicator: Arc::clone(communicator),
         shadow: Arc::clone(shadow),
-        under_way: Arc::clone(under_way),
     };
     let rank = shadow.engine().membership().world_rank();
     let thread = thread::Builder::new().name(format!("nccl-watch-{rank}"));
     thread.spawn(move || {
         watcher::watch();
-        watch.run(&calls);
+        // A panic is a fault of this crate. Then nobody would end what is stuck.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| watch.run(&calls))) {
+            let message = format!("the watch over its card: {}", message(&*panic));
+            watch.end(Error::RankPanicked { rank, message }, &calls);
+        }
     })?;
     Ok(sender)
 }
@@ -87,29 +113,27 @@ impl Watch {
                 Ok(()) => {
                     call.fault.settle();
                     call.is_done.store(true, SeqCst);
-                    self.under_way.fetch_sub(1, SeqCst);
                 }
                 Err(error) => {
                     let error = self.told(error);
-                    self.lose(&call, &error);
-                    // What is issued from now on is refused, since the world has failed.
-                    while let Ok(call) = calls.try_recv() {
-                        self.lose(&call, &error);
-                    }
-                    self.communicator.abort();
-                    while let Ok(call) = calls.recv() {
-                        self.lose(&call, &error);
-                    }
+                    call.lose(&error);
+                    self.end(error, calls);
                 }
             }
         }
     }
 
-    fn lose(&self, call: &UnderWay, error: &Error) {
-        let what = call.name();
-        call.fault
-            .declare(format!("{what} was ended before it was complete: {error}"));
-        self.under_way.fetch_sub(1, SeqCst);
+    /// The world fails. What is under way, and what may still come, is lost.
+    fn end(&self, error: Error, calls: &Receiver<UnderWay>) {
+        let error = self.told(error);
+        // What is issued from now on is refused.
+        while let Ok(call) = calls.try_recv() {
+            call.lose(&error);
+        }
+        self.communicator.abort();
+        while let Ok(call) = calls.recv() {
+            call.lose(&error);
+        }
     }
 
     /// Ends the world with an error, and gives the one that it has failed with.

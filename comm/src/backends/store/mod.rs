@@ -342,6 +342,13 @@ impl Backend for StoreGroup {
         self.endpoint.session.failure().map(|(error, _)| error)
     }
 
+    fn refuse(&self) -> Result<()> {
+        let session = &self.endpoint.session;
+        session
+            .failure()
+            .map_or(Ok(()), |(error, _)| Err(session.tell(error)))
+    }
+
     fn depart(&self) {
         self.endpoint.session.depart();
     }

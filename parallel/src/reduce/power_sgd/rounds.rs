@@ -144,6 +144,7 @@ impl Compressed {
             let gradient = view(&buffer, offset, n, m)?;
             let input = match memory.error.take() {
                 // In the memory of the error, which nobody else holds.
+                Some(error) if error.device() == device => error.add_into(&gradient)?,
                 Some(error) => error.to_device(device)?.add_into(&gradient)?,
                 // So that it outlives the bucket, which the average overwrites.
                 None if plan.config.use_error_feedback => gradient.copy()?,
