@@ -3,6 +3,7 @@
 use super::pool::SlotRef;
 use super::slot::State;
 use super::world::World;
+use crate::backends::watcher;
 use crate::error::{Error, Link, Stands};
 use crate::meeting::late;
 use crate::sync::Mutex;
@@ -44,8 +45,16 @@ impl Drop for Standing<'_> {
 
 impl Standings {
     /// Says that a thread of this rank sleeps in this slot, where the rank has posted in this cell. To be taken back
-    /// before the rank takes its result (guarantee 10 of [`Slot`](super::slot::Slot)).
+    /// before the rank takes its result (guarantee 10 of [`Slot`](super::slot::Slot)). Where an engine's thread sleeps,
+    /// the rank does not stand.
     pub(super) fn stand(&self, slot: SlotRef, cell: usize, group: &Arc<str>) -> Standing<'_> {
+        if !watcher::is_program() {
+            let number = 0; // of none
+            return Standing {
+                standings: self,
+                number,
+            };
+        }
         let mut waits = self.0.lock();
         waits.count += 1;
         let number = waits.count;
