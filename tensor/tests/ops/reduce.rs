@@ -81,6 +81,9 @@ proptest! {
             let x = rng.tensor(&shape, dtype, (-1.0, 3.0));
             let groups = groups(&values(&x), &shape, &kept);
             let count = groups.first().map_or(0, Vec::len) as f64;
+            if dtype == DType::F16 && 3.0 * count > 65504.0 {
+                continue; // the sum may not fit in
+            }
             let all = |f: &dyn Fn(&[f64]) -> f64| groups.iter().map(|g| f(g)).collect::<Vec<_>>();
             // The stated bound, with Σ|x| ≤ 3 n, on top of one rounding of the result.
             let bound = (24.0 + count.max(1.0).log2()) * 3.0 * count.max(1.0);
