@@ -22,8 +22,9 @@ fn a_copy_to_the_host_waits_until_the_outcome_is_told() {
     let (card, _turn) = card!();
     for device in [card, Device::cpu(0)] {
         type Read = fn(&Tensor) -> Result<(), Error>;
-        let reads: [Read; 3] = [
+        let reads: [Read; 4] = [
             |t| t.to_vec::<f32>().map(drop),
+            |t| t.t()?.to_vec::<f32>().map(drop),
             |t| t.t()?.to_device(Device::cpu(1)).map(drop),
             |t| t.mul_scalar(2.0)?.to_vec::<f32>().map(drop),
         ];

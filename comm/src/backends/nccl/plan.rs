@@ -208,6 +208,8 @@ impl Channel<'_> {
         }
     }
 
+    /// # Safety
+    /// As [`issue`](Channel::issue), of `count` elements at one address.
     unsafe fn send(
         &self,
         at: u64,
@@ -227,6 +229,8 @@ impl Channel<'_> {
         }
     }
 
+    /// # Safety
+    /// As [`issue`](Channel::issue), of `count` elements at one address.
     unsafe fn recv(
         &self,
         at: u64,

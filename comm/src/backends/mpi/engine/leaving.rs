@@ -50,11 +50,15 @@ impl Core {
         if epoch != before {
             self.has_failed = false;
             self.slots.forget_callers();
-            // Of what is over, only what somebody has a handle on.
+            let is_hopeless = |mine: &Mine| mine.is_abandoned && mine.exchange.is_in_flight();
+            self.keeps_data |= self.slots.under_way().any(is_hopeless);
+            // Of what is over, only what somebody has a handle on: nobody finishes the rest any more.
             self.slots.retain(|slot| {
-                let is_held = |mine: &Mine| !mine.is_abandoned || !mine.exchange.is_done();
+                let is_held = |mine: &Mine| !mine.is_abandoned;
                 slot.epoch >= epoch || slot.mine.as_ref().is_some_and(is_held)
             });
+            self.moving.retain(|key| self.slots.is_under_way(*key));
+            self.suspects.retain(|key| self.slots.is_under_way(*key));
         }
         epoch
     }
