@@ -207,6 +207,27 @@ fn a_failure_that_no_program_was_told_of() {
     assert!(said.contains("all_reduce(sum) of f32 [100]"), "{said}");
 }
 
+/// A tensor is changed in place when nobody reads it any more: also where the last event of its writer is older than the
+/// reader.
+#[test]
+fn readers_come_before_a_call_in_place() {
+    let Some(_turn) = cards("readers_come_before_a_call_in_place", 2) else {
+        return;
+    };
+    let end = launch(config(2), |group| {
+        for _ in 0..4 {
+            let mine = Tensor::full([100_000], 1.0, DType::F32, group.device())?;
+            assert_eq!(mine.narrow(0, 0, 1)?.to_vec::<f32>()?, [1.0]); // an event behind the write
+            let twice = mine.mul_scalar(2.0)?;
+            let sum = group.all_reduce(mine, ReduceOp::Sum)?.wait()?;
+            assert_eq!(twice.to_vec::<f32>()?, [2.0; 100_000]);
+            assert_eq!(sum.to_vec::<f32>()?, [2.0; 100_000]);
+        }
+        Ok::<_, Error>(())
+    });
+    end.unwrap();
+}
+
 /// A tensor that was lost before is refused by its rank alone, and nobody has heard a word of that call: the next ones meet
 /// as they should.
 #[test]
