@@ -65,7 +65,7 @@ pub fn left() -> Result<usize> {
     devices().try_for_each(Device::synchronize)?;
     let start = Instant::now();
     loop {
-        let live = |device: Device| device.memory().map_or(0, |memory| memory.live as usize);
+        let live = |device: Device| device.memory().map_or(0, |memory| memory.live);
         let left = devices().map(live).sum();
         if left == 0 || start.elapsed() > Duration::from_secs(5) {
             return Ok(left);
