@@ -188,6 +188,24 @@ pub enum Error {
         /// What is wrong.
         error: Box<Error>,
     },
+    /// A module was called with another number of variables than it takes.
+    #[error("{module} takes {wanted} input{}, but got {given}", if *wanted == 1 { "" } else { "s" })]
+    InputCount {
+        /// The module's type.
+        module: &'static str,
+        /// How many it takes.
+        wanted: usize,
+        /// How many came.
+        given: usize,
+    },
+    /// A module gave no or several variables where one was wanted.
+    #[error("{module} gave {given} outputs where one was wanted; call its `forward_all`")]
+    OutputCount {
+        /// The module's type.
+        module: &'static str,
+        /// How many it gave.
+        given: usize,
+    },
     /// A module inside another one failed.
     #[error("layer `{path}`: {error}")]
     InModule {

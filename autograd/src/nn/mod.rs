@@ -17,6 +17,6 @@ pub use init::{Factory, Fan, Init};
 pub use layers::*;
 pub use linear::Linear;
 pub use loss::{CrossEntropyConfig, Reduction, binary_cross_entropy, cross_entropy, l1, mse, nll};
-pub use module::{Count, Module, Training, Visitor};
+pub use module::{Count, Module, Training, Visitor, inputs, one_output};
 pub use norm::{BatchNorm2d, LayerNorm};
 pub use sequential::Sequential;

@@ -1,6 +1,6 @@
 //! [`Module`]: a computation with parameters, and the one way to walk through it.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::param::{Buffer, Param, ParamId};
 use crate::tape::Tape;
 use crate::var::Var;
@@ -37,6 +37,52 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 /// assert_eq!(names, ["inner.weight", "inner.bias"]);
 /// # Ok::<(), phalanx_autograd::Error>(())
 /// ```
+///
+/// A module may take several variables and give several: a part of a U-Net takes what came over a
+/// skip connection, too. Such a module implements [`forward_all`](Module::forward_all).
+///
+/// ```
+/// use phalanx_autograd::nn::{self, Factory, Linear, Module, Visitor};
+/// use phalanx_autograd::{Error, Result, Tape, Var};
+/// use phalanx_tensor::{DType, Device, Tensor};
+///
+/// /// Goes on with `x`, and adds what it has computed to the second variable.
+/// struct Collect {
+///     inner: Linear,
+/// }
+///
+/// impl Module for Collect {
+///     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
+///         let out = self.forward_all(tape, std::slice::from_ref(x))?; // one is too few: an error
+///         nn::one_output("Collect", out)
+///     }
+///     fn forward_all(&self, tape: &Tape, inputs: &[Var]) -> Result<Vec<Var>> {
+///         let [x, sum] = nn::inputs("Collect", inputs)?;
+///         let x = self.inner.forward(tape, x)?;
+///         let sum = sum.add(&x)?;
+///         Ok(vec![x, sum])
+///     }
+///     fn visit(&self, v: &mut Visitor<'_>) {
+///         v.child("inner", &self.inner);
+///     }
+/// }
+///
+/// let device = Device::cpu(0);
+/// let mut f = Factory::new(device, 0);
+/// let first = Collect { inner: Linear::new(4, 4, &mut f)? };
+/// let second = Collect { inner: Linear::new(4, 4, &mut f)? };
+/// let model = nn::Sequential::new().with(first).with(second);
+/// let tape = Tape::new();
+/// let x = tape.constant(Tensor::ones([2, 4], DType::F32, device)?);
+/// let zero = tape.constant(Tensor::zeros([2, 4], DType::F32, device)?);
+/// let out = model.forward_all(&tape, &[x.clone(), zero])?;
+/// assert_eq!(out.len(), 2);
+/// assert_eq!(tape.backward(&out[1].sum_all()?)?.len(), 4);
+///
+/// let error = model.forward(&tape, &x).unwrap_err();
+/// assert_eq!(error.to_string(), "layer `0`: Collect takes 2 inputs, but got 1");
+/// # Ok::<(), phalanx_autograd::Error>(())
+/// ```
 pub trait Module: Send + Sync {
     /// Computes the output for `x`. The same on every tape: one that records and one that does not.
     ///
@@ -44,6 +90,18 @@ pub trait Module: Send + Sync {
     /// Those of the operations inside; those of modules inside with their names, where
     /// [`Error::in_module`](crate::Error::in_module) gives them.
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var>;
+
+    /// Computes the outputs for all `inputs`, where there may be several of either. Without an
+    /// implementation of its own, a module takes one and gives one: it calls
+    /// [`forward`](Module::forward).
+    ///
+    /// # Errors
+    /// [`Error::InputCount`](crate::Error::InputCount) where the module takes another number of
+    /// inputs ([`nn::inputs`](crate::nn::inputs) makes it); as [`forward`](Module::forward).
+    fn forward_all(&self, tape: &Tape, inputs: &[Var]) -> Result<Vec<Var>> {
+        let [x] = super::inputs(std::any::type_name::<Self>(), inputs)?;
+        Ok(vec![self.forward(tape, x)?])
+    }
 
     /// Shows `v` the module's own parameters, buffers, counts and training flag, then its children, each by
     /// its name and always in the same order.
@@ -115,6 +173,9 @@ impl<M: Module + ?Sized> Module for Box<M> {
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
         (**self).forward(tape, x)
     }
+    fn forward_all(&self, tape: &Tape, inputs: &[Var]) -> Result<Vec<Var>> {
+        (**self).forward_all(tape, inputs)
+    }
     fn visit(&self, v: &mut Visitor<'_>) {
         (**self).visit(v);
     }
@@ -124,9 +185,40 @@ impl<M: Module + ?Sized> Module for std::sync::Arc<M> {
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
         (**self).forward(tape, x)
     }
+    fn forward_all(&self, tape: &Tape, inputs: &[Var]) -> Result<Vec<Var>> {
+        (**self).forward_all(tape, inputs)
+    }
     fn visit(&self, v: &mut Visitor<'_>) {
         (**self).visit(v);
     }
+}
+
+/// The inputs of a module that takes `N` of them, for its [`Module::forward_all`].
+///
+/// # Errors
+/// [`Error::InputCount`] with the name `module`, where another number has come.
+pub fn inputs<'v, const N: usize>(module: &'static str, inputs: &'v [Var]) -> Result<&'v [Var; N]> {
+    inputs.try_into().map_err(|_| Error::InputCount {
+        module,
+        wanted: N,
+        given: inputs.len(),
+    })
+}
+
+/// The output of a module that has given just one, for a [`Module::forward`] that calls
+/// [`Module::forward_all`].
+///
+/// # Errors
+/// [`Error::OutputCount`] with the name `module`, where another number has come.
+pub fn one_output(module: &'static str, outputs: Vec<Var>) -> Result<Var> {
+    let outputs: [Var; 1] = outputs
+        .try_into()
+        .map_err(|outputs: Vec<Var>| Error::OutputCount {
+            module,
+            given: outputs.len(),
+        })?;
+    let [output] = outputs;
+    Ok(output)
 }
 
 /// A module's own training flag: on at first. Show it in [`Module::visit`], and

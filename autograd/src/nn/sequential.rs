@@ -1,11 +1,13 @@
 //! [`Sequential`]: modules one after another.
 
-use super::module::{Module, Visitor};
+use super::module::{Module, Visitor, one_output};
 use crate::error::Result;
 use crate::tape::Tape;
 use crate::var::Var;
+use std::slice::from_ref;
 
-/// Modules one after another, named `0`, `1`, …, as `torch.nn.Sequential`.
+/// Modules one after another, named `0`, `1`, …, as `torch.nn.Sequential`. Where a layer gives several
+/// variables, the next one takes them all.
 #[derive(Default)]
 pub struct Sequential {
     layers: Vec<Box<dyn Module>>,
@@ -45,14 +47,18 @@ impl FromIterator<Box<dyn Module>> for Sequential {
 
 impl Module for Sequential {
     fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
-        let forward = |i: usize, x: &Var| {
-            let y = self.layers[i].forward(tape, x);
+        one_output("Sequential", self.forward_all(tape, from_ref(x))?)
+    }
+
+    fn forward_all(&self, tape: &Tape, inputs: &[Var]) -> Result<Vec<Var>> {
+        let forward = |i: usize, x: &[Var]| {
+            let y = self.layers[i].forward_all(tape, x);
             y.map_err(|error| error.in_module(&i.to_string()))
         };
         if self.layers.is_empty() {
-            return Ok(x.clone());
+            return Ok(inputs.to_vec());
         }
-        (1..self.layers.len()).try_fold(forward(0, x)?, |x, i| forward(i, &x))
+        (1..self.layers.len()).try_fold(forward(0, inputs)?, |x, i| forward(i, &x))
     }
 
     fn visit(&self, v: &mut Visitor<'_>) {

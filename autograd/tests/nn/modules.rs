@@ -2,7 +2,7 @@
 
 use crate::{CPU, cnn, f, vals};
 use phalanx_autograd::nn::{
-    Dropout, Embedding, Factory, LayerNorm, Linear, Module, Sequential, Visitor,
+    self, Dropout, Embedding, Factory, LayerNorm, Linear, Module, Sequential, Visitor,
 };
 use phalanx_autograd::{Error, Result, State, Tape, Var};
 use phalanx_tensor::{DType, Device, Rng, Tensor};
@@ -264,4 +264,100 @@ fn modules_move_between_devices() {
         model.forward(&tape, &tape.constant(x)).unwrap().device(),
         other
     );
+}
+
+/// Two variables to two: the second is turned round, and both change places.
+struct Swap;
+
+impl Module for Swap {
+    fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
+        nn::one_output("Swap", self.forward_all(tape, std::slice::from_ref(x))?)
+    }
+    fn forward_all(&self, _tape: &Tape, inputs: &[Var]) -> Result<Vec<Var>> {
+        let [a, b] = nn::inputs("Swap", inputs)?;
+        Ok(vec![b.neg()?, a.clone()])
+    }
+    fn visit(&self, _v: &mut Visitor<'_>) {}
+}
+
+/// One variable to as many copies.
+struct Copies(usize);
+
+impl Module for Copies {
+    fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
+        nn::one_output("Copies", self.forward_all(tape, std::slice::from_ref(x))?)
+    }
+    fn forward_all(&self, _tape: &Tape, inputs: &[Var]) -> Result<Vec<Var>> {
+        let [x] = nn::inputs("Copies", inputs)?;
+        Ok(vec![x.clone(); self.0])
+    }
+    fn visit(&self, _v: &mut Visitor<'_>) {}
+}
+
+#[test]
+fn several_variables_go_from_layer_to_layer() {
+    let tape = Tape::new();
+    let scalar = |v: f64| tape.constant(Tensor::scalar(v, CPU).unwrap());
+    let numbers =
+        |vars: Vec<Var>| -> Vec<f64> { vars.iter().map(|v| v.item::<f64>().unwrap()).collect() };
+    // Behind a box and an arc, whose own `forward_all` would take one variable only.
+    let boxed: Box<dyn Module> = Box::new(Swap);
+    let model = Sequential::new()
+        .with(Swap)
+        .with(boxed)
+        .with(std::sync::Arc::new(Swap));
+    let out = model.forward_all(&tape, &[scalar(1.0), scalar(2.0)]);
+    assert_eq!(numbers(out.unwrap()), [2.0, -1.0]);
+    // One in and one out, with two in between.
+    let add = Sequential::new().with(Copies(2)).with(Swap).with(Copies(1));
+    let e = add.forward(&tape, &scalar(3.0)).unwrap_err();
+    assert!(
+        matches!(&e, Error::InModule { path, error } if path == "2"
+            && matches!(**error, Error::InputCount { module: "Copies", wanted: 1, given: 2 })),
+        "{e}"
+    );
+    let model = Sequential::new().with(Copies(2)).with(Swap);
+    let out = model.forward_all(&tape, &[scalar(3.0)]).unwrap();
+    assert_eq!(numbers(out), [-3.0, 3.0]);
+    for many in [0, 2] {
+        let e = Sequential::new()
+            .with(Copies(many))
+            .forward(&tape, &scalar(3.0));
+        let e = e.unwrap_err();
+        assert!(
+            matches!(e, Error::OutputCount { module: "Sequential", given } if given == many),
+            "{e}"
+        );
+    }
+    let none = Sequential::new().forward_all(&tape, &[scalar(1.0), scalar(2.0)]);
+    assert_eq!(
+        numbers(none.unwrap()),
+        [1.0, 2.0],
+        "no layers: the identity"
+    );
+}
+
+#[test]
+fn a_layer_of_one_input_says_how_many_came() {
+    let tape = Tape::new();
+    let layer = Linear::new(3, 2, &mut f()).unwrap();
+    let x = tape.constant(Tensor::ones([1, 3], DType::F32, CPU).unwrap());
+    let one = layer.forward_all(&tape, std::slice::from_ref(&x)).unwrap();
+    let [y] = &one[..] else {
+        panic!("{} outputs", one.len())
+    };
+    assert_eq!(
+        vals(y.value()),
+        vals(layer.forward(&tape, &x).unwrap().value())
+    );
+    for many in [0, 3] {
+        let e = layer
+            .forward_all(&tape, &vec![x.clone(); many])
+            .unwrap_err();
+        let told = format!("takes 1 input, but got {many}");
+        assert!(
+            e.to_string().contains("Linear") && e.to_string().ends_with(&told),
+            "{e}"
+        );
+    }
 }

@@ -346,6 +346,10 @@ impl<M: Module> Module for Ddp<M> {
         self.module.forward(tape, x)
     }
 
+    fn forward_all(&self, tape: &Tape, inputs: &[Var]) -> phalanx_autograd::Result<Vec<Var>> {
+        self.module.forward_all(tape, inputs)
+    }
+
     fn visit(&self, v: &mut Visitor<'_>) {
         self.module.visit(v);
     }
