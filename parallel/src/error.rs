@@ -133,6 +133,34 @@ pub enum Error {
         /// What to do instead.
         reason: String,
     },
+    /// An action of a pipeline's plan failed on this rank. The others get
+    /// [`Aborted`](phalanx_comm::Error::Aborted) with the same sentence.
+    #[error("step {step} of the pipeline, in {action} on rank {rank}{}: {error}", place(*stage, *microbatch))]
+    Action {
+        /// The rank.
+        rank: usize,
+        /// The step, from 0.
+        step: u64,
+        /// The action, as plans print it: `2F0`, `1SEND_B3`.
+        action: String,
+        /// Its stage.
+        stage: usize,
+        /// Its microbatch; `None` where it concerns the whole stage.
+        microbatch: Option<usize>,
+        /// What went wrong.
+        error: Box<Error>,
+    },
+    /// A rank of a pipeline was given a batch that it refuses, so that no rank takes the step.
+    #[error("step {step} of the pipeline: rank {rank} refused its batch, as its own error says")]
+    BatchRefused {
+        /// The rank.
+        rank: usize,
+        /// The step, from 0.
+        step: u64,
+    },
+    /// A pipeline's plan that cannot be made, or is wrong.
+    #[error(transparent)]
+    Plan(#[from] crate::pipeline::PlanError),
     /// An operation on tensors failed.
     #[error(transparent)]
     Tensor(#[from] phalanx_tensor::Error),
@@ -142,6 +170,14 @@ pub enum Error {
     /// Communication failed.
     #[error(transparent)]
     Comm(#[from] phalanx_comm::Error),
+}
+
+/// ` (stage 2, microbatch 0)`.
+fn place(stage: usize, microbatch: Option<usize>) -> String {
+    match microbatch {
+        Some(microbatch) => format!(" (stage {stage}, microbatch {microbatch})"),
+        None => format!(" (stage {stage})"),
+    }
 }
 
 /// A `main` that returns an error prints its `Debug`: a derived one would hide the sentence.

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use phalanx_comm::ProcessGroup;
-use phalanx_tensor::{Device, Tensor};
+use phalanx_tensor::{Device, Tensor, Value};
 use std::sync::Arc;
 
 /// Where the tensors of small talk live: in the host's memory, also where the group's results live on a
@@ -52,6 +52,26 @@ pub(crate) fn numbers_of(
     let n = mine.len();
     let mine = Tensor::from_vec(mine, n, device(group))?;
     Ok(group.broadcast(mine, root)?.wait()?.to_vec::<i64>()?)
+}
+
+/// As [`numbers_of`], of floats.
+pub(crate) fn floats_of(root: usize, mine: Vec<f64>, group: &dyn ProcessGroup) -> Result<Vec<f64>> {
+    if group.size() == 1 {
+        return Ok(mine);
+    }
+    let n = mine.len();
+    let mine = Tensor::from_vec(mine, n, device(group))?;
+    Ok(group.broadcast(mine, root)?.wait()?.to_vec::<f64>()?)
+}
+
+/// The numbers of all ranks, one rank's behind the other's. All give as many.
+pub(crate) fn gather_numbers<T: Value>(mine: Vec<T>, group: &dyn ProcessGroup) -> Result<Vec<T>> {
+    if group.size() == 1 {
+        return Ok(mine);
+    }
+    let n = mine.len();
+    let mine = Tensor::from_vec(mine, n, device(group))?;
+    Ok(group.all_gather(mine)?.wait()?.to_vec::<T>()?)
 }
 
 /// Where two descriptions part, as a sentence.

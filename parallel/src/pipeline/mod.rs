@@ -1,11 +1,11 @@
-//! Pipeline plans as data: schedules, their proof, their prediction and their pictures.
+//! Pipelines: schedules as data, their proof, their prediction and their pictures, and the one interpreter that runs
+//! them.
 //!
 //! A pipeline cuts a model into *stages*, puts each on a rank, and sends *microbatches* through
 //! them. Who does what when is a [`Schedule`]: one list of [`Action`]s per rank, printed as
-//! `2F0, 1B3`. Everything here is a pure function over such lists; **nothing in this module touches
-//! a tensor, a thread or a file**. So a plan can be made, proved, timed and drawn here, but nothing
-//! runs one on a model yet. **No schedule has a loop of its own**: what will run plans reads the
-//! same lists.
+//! `2F0, 1B3`. Everything but [`Pipeline`] is a pure function over such lists: **nothing else in this module touches
+//! a tensor, a thread or a file**. So a plan can be made, proved, timed and drawn before it runs. **No schedule has a loop
+//! of its own**: [`Pipeline`] reads a rank's list and does it.
 //!
 //! | step | function |
 //! | --- | --- |
@@ -16,6 +16,8 @@
 //! | prove that it is right | [`validate`](fn@validate) |
 //! | predict time and memory | [`simulate`](fn@simulate) |
 //! | draw it | [`render`] |
+//! | cut a model | [`Layers`] |
+//! | run it | [`Pipeline`] |
 //!
 //! ```
 //! use phalanx_parallel::pipeline::*;
@@ -32,11 +34,13 @@ mod action;
 mod costs;
 mod error;
 mod graph;
+mod layers;
 mod lower;
 pub mod optimize;
 mod plan;
 mod release;
 pub mod render;
+mod runtime;
 pub mod schedules;
 mod simulate;
 pub mod text;
@@ -47,10 +51,12 @@ pub use action::{Action, ActionError, Kind};
 pub use costs::{Cost, Costs, StageCosts};
 pub use error::PlanError;
 pub use graph::StageGraph;
+pub use layers::Layers;
 pub use lower::{Lowering, lower};
 pub use optimize::{Budget, Found, optimize};
 pub use plan::Schedule;
 pub use release::{Buffer, releases};
+pub use runtime::{Loss, LossOn, Pipeline, PipelineConfig, Step};
 pub use schedules::{Named, UnknownName};
 pub use simulate::{Span, Timeline, Transfers, simulate};
 pub use validate::{Fault, Invalid, Proof, Rules, Sends, validate};

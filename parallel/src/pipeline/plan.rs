@@ -61,6 +61,31 @@ impl Schedule {
         })
     }
 
+    /// The same order over another graph of as many stages, whose edges all point forward: a schedule that is right for a
+    /// chain is right for it too, since it does a stage's forward after those of all earlier stages, and its backward after
+    /// those of all later ones.
+    ///
+    /// # Errors
+    /// Another number of stages, an edge that points back, and transfers that are written out already.
+    pub fn over(&self, graph: StageGraph) -> Result<Self, PlanError> {
+        let wrong = |reason: String| Err(PlanError::Placement { reason });
+        if graph.stages() != self.stages() {
+            let (ours, other) = (self.stages(), graph.stages());
+            return wrong(format!(
+                "the schedule has {ours} stages, and the graph {other}"
+            ));
+        }
+        if let Some((from, to)) = graph.edges().find(|(from, to)| from > to) {
+            return wrong(format!("the edge {from}>{to} points back"));
+        }
+        if let Some(action) = self.ranks.iter().flatten().find(|a| a.kind().is_transfer()) {
+            return wrong(format!("its transfers are written out, such as {action}"));
+        }
+        let mut plan = self.clone();
+        plan.graph = graph;
+        Ok(plan)
+    }
+
     /// The same stages and placement with other lists; the caller has checked that they fit.
     pub(crate) fn with_ranks(&self, ranks: Vec<Vec<Action>>) -> Self {
         debug_assert_eq!(ranks.len(), self.ranks.len());
@@ -130,6 +155,12 @@ impl Schedule {
     /// Whether transfers are written out; if not, they are understood.
     pub fn has_transfers(&self) -> bool {
         self.ranks.iter().flatten().any(|a| a.kind().is_transfer())
+    }
+
+    /// Whether there is an action that is neither compute nor a transfer.
+    pub(crate) fn has_collectives(&self) -> bool {
+        let mut all = self.ranks.iter().flatten();
+        all.any(|a| !a.kind().is_compute() && !a.kind().is_transfer())
     }
 
     /// The plan without all that is not compute.

@@ -42,6 +42,14 @@ impl Average {
         Ok(average.unwrap_or(Average::EQUAL)) // this rank has not joined: there is one
     }
 
+    /// The sum over the ranks, not divided by anything.
+    pub(crate) fn sums(ranks: usize) -> Average {
+        Average(Some(Weights {
+            weights: vec![1.0; ranks],
+            divisor: 1.0,
+        }))
+    }
+
     /// Where nothing is uneven, the average is the plain one: the same bits, and no multiplication.
     fn of(weights: Vec<f64>, divisor: Option<f64>) -> Average {
         if weights.iter().all(|&w| w == weights[0]) {

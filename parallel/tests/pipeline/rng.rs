@@ -17,6 +17,7 @@ impl Rng {
     }
 
     /// Evenly between `low` and `high`.
+    #[allow(dead_code, reason = "another test program uses it")]
     pub fn between(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }

@@ -95,52 +95,69 @@ impl<'a, P, G, S, C> Part<'a, P, G, S, C> {
 /// # Errors
 /// [`Error::UnsupportedDType`] for integer tensors; [`Error::OutOfMemory`].
 pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
-    const OP: &str = "global_norm";
+    squares("global_norm", tensors, true)
+}
+
+/// The sum of the squares of all elements of all tensors together, as [`global_norm`] takes the root of: what several
+/// processes add where each has a part of the tensors. Sums of single tensors, added in order as `f64`, give on a CPU
+/// the bits of the sum of them all.
+///
+/// # Errors
+/// As [`global_norm`].
+pub fn square_sum<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
+    squares("square_sum", tensors, false)
+}
+
+fn squares<'a>(
+    op: &'static str,
+    tensors: impl IntoIterator<Item = &'a Tensor>,
+    root: bool,
+) -> Result<Tensor> {
     let mut lists: ByDevice<List<&Tensor>> = ByDevice::new();
     let mut first = None;
     for tensor in tensors {
-        tensor.expect_float(OP)?;
+        tensor.expect_float(op)?;
         first.get_or_insert(tensor.device());
         lists.of(tensor.device()).push(tensor);
     }
     let first = first.unwrap_or(Device::cpu(0));
     let (mut total, mut is_root): (Option<Tensor>, bool) = (None, false);
     for (device, list) in &lists.0 {
-        let mut sum = Tensor::allocate(OP, ().into(), DType::F64, *device)?;
+        let mut sum = Tensor::allocate(op, ().into(), DType::F64, *device)?;
         let dense = match device {
             Device::Cpu(_) => Vec::new(), // its kernel makes one copy at a time
-            Device::Cuda(_) => dense(OP, list)?,
+            Device::Cuda(_) => dense(op, list)?,
         };
         let list = match dense.is_empty() {
             true => &list[..],
             false => &dense.iter().collect::<List<&Tensor>>(),
         };
         // What has no other part needs no operation of its own for the root.
-        is_root = match on(OP, (list, out(&mut sum)))? {
+        is_root = match on(op, (list, out(&mut sum)))? {
             On::Cpu((tensors, sum)) => {
-                cpu::square_sum(OP, tensors, sum)?;
+                cpu::square_sum(op, tensors, sum)?;
                 false
             }
             #[cfg(feature = "cuda")]
             On::Cuda(mut lane, (tensors, sum)) => {
-                let is_root = lists.0.len() == 1;
+                let is_root = root && lists.0.len() == 1;
                 cuda::square_sum(&mut lane, tensors, sum, is_root)?;
                 is_root
             }
         };
-        let sum = sum.to_device(first).map_err(|e| e.of(OP))?;
+        let sum = sum.to_device(first).map_err(|e| e.of(op))?;
         total = Some(match total {
             None => sum,
-            Some(total) => total.add_into(&sum).map_err(|e| e.of(OP))?,
+            Some(total) => total.add_into(&sum).map_err(|e| e.of(op))?,
         });
     }
     let total = match total {
         Some(total) => total,
-        None => Tensor::zeros_for(OP, ().into(), DType::F64, first)?,
+        None => Tensor::zeros_for(op, ().into(), DType::F64, first)?,
     };
-    match is_root {
+    match is_root || !root {
         true => Ok(total),
-        false => total.sqrt().map_err(|error| error.of(OP)),
+        false => total.sqrt().map_err(|error| error.of(op)),
     }
 }
 

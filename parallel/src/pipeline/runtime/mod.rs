@@ -1,0 +1,511 @@
+//! [`Pipeline`]: the one interpreter, which runs any lowered plan on a model cut into stages.
+
+mod batch;
+mod config;
+mod edges;
+mod failure;
+mod finish;
+mod program;
+mod stage;
+mod trace;
+mod walk;
+
+pub use config::{LossOn, PipelineConfig};
+pub use stage::Loss;
+
+use self::edges::{Carried, Sizes};
+use self::program::{Instruction, forward_part, program};
+use self::stage::Stage;
+use self::trace::{Clock, Place};
+use self::walk::{Pass, Purpose, Walk};
+use super::{Kind, Layers, Lowering, PlanError, Rules, Schedule, Span, lower, validate};
+use crate::reduce::{GradReducer, Poison};
+use crate::{Error, Result, talk};
+use phalanx_autograd::nn::Module;
+use phalanx_autograd::{Gradients, Tape, Var};
+use phalanx_comm::ProcessGroup;
+use phalanx_tensor::{DType, Tensor};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+
+/// A model that is cut into stages over the ranks of a group, and trained by a plan (PyTorch:
+/// `torch.distributed.pipelining`).
+///
+/// Every rank makes one with the same plan and with the stages that the plan puts on it, and calls
+/// [`step`](Pipeline::step) for every batch. The batch is cut along its first axis into as many microbatches as the plan
+/// has. The gradients are those of the mean loss of the whole batch, whatever the plan:
+///
+/// - **The weight gradients of a stage are added in ascending order of the microbatches**, so that every schedule gives
+///   the same bits, and those of one process that works through the same microbatches.
+/// - **An error in mid-step poisons the pipeline**: it names the stage, the action and the microbatch, and the other ranks
+///   are told.
+///
+/// ```
+/// use phalanx_autograd::nn::{Factory, Linear, Module, Relu, Sequential};
+/// use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
+/// use phalanx_comm::launch;
+/// use phalanx_parallel::pipeline::{Named, Pipeline, PipelineConfig};
+/// use phalanx_tensor::{DType, Device, Tensor};
+///
+/// let losses = launch(2, |group| -> Result<Vec<f64>, Box<dyn std::error::Error + Send + Sync>> {
+///     let device = Device::cpu(group.rank());
+///     let plan = Named::OneFOneB.schedule(2, 1, 4)?; // 2 ranks, a stage on each, 4 microbatches
+///     let mut f = Factory::new(device, 7);
+///     let stage: Box<dyn Module> = match group.rank() {
+///         0 => Box::new(Sequential::new().with(Linear::new(3, 8, &mut f)?).with(Relu)),
+///         _ => Box::new(Linear::new(8, 1, &mut f)?),
+///     };
+///     // The sum over the rows of a microbatch, and how many these are.
+///     let loss = |_: &_, outputs: &[phalanx_autograd::Var], targets: &[Tensor]| {
+///         let error = outputs[0].sub(&outputs[0].tape().constant(targets[0].clone()))?;
+///         Ok((error.square()?.sum_all()?, targets[0].dims()[0] as f64))
+///     };
+///     let number = group.rank();
+///     let mut pipeline = Pipeline::new(group, &plan, vec![(number, stage)], loss, PipelineConfig::default())?;
+///     let mut optimizer = Sgd::new(pipeline.parameters(), 0.05, SgdConfig::default())?;
+///     let (x, y) = (Tensor::ones([8, 3], DType::F32, device)?, Tensor::ones([8, 1], DType::F32, device)?);
+///     let mut losses = Vec::new();
+///     for _ in 0..3 {
+///         let step = pipeline.step(&[x.clone()], &[y.clone()])?;
+///         optimizer.step(&step.gradients)?;
+///         losses.extend(step.loss);
+///     }
+///     Ok(losses)
+/// })?;
+/// assert!(losses[0][2] < losses[0][0]);
+/// assert_eq!(losses[0], losses[1]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Pipeline {
+    group: Arc<dyn ProcessGroup>,
+    schedule: Schedule,
+    /// What this rank does in a step, and in a pass forward alone.
+    programs: [Vec<Instruction>; 2],
+    /// This rank's stages in ascending order.
+    stages: Vec<Stage>,
+    carried: Carried,
+    loss: Box<Loss>,
+    config: PipelineConfig,
+    reducers: Vec<(usize, GradReducer)>,
+    /// By the shapes of the batch, and whether there is a backward pass.
+    sizes: HashMap<u64, Sizes>,
+    poison: Poison,
+    step: u64,
+    /// What has been accumulated since the last step.
+    sums: finish::Sums,
+    spans: Vec<Span>,
+}
+
+/// What a step gives on this rank.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Step {
+    /// The gradients of the mean loss, for the parameters of this rank's stages.
+    pub gradients: Gradients,
+    /// The mean loss over all microbatches and replicas, where [`PipelineConfig::loss`] wants it.
+    pub loss: Option<f64>,
+    /// The sum of the weights: rows, or whatever the loss counts.
+    pub weight: f64,
+    /// The norm of the gradient of the whole model before it was clipped, where [`PipelineConfig::max_norm`] is set.
+    pub norm: Option<f64>,
+}
+
+/// The most batches of different shapes whose sizes are remembered: more are rare, and what is forgotten is told again.
+const REMEMBERED: usize = 64;
+
+impl Pipeline {
+    /// A pipeline over the ranks of `group`, which are those of the plan. `stages` are this rank's own, with their
+    /// numbers; `loss` gives the sum of the losses of a microbatch and its weight, and is called where the last stage is.
+    /// A plan of compute actions is lowered; either way it is proved before anything runs. Every rank must call it.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] for a plan that is wrong or has none or several last stages; [`Error::InvalidUse`] for stages that
+    /// are not those of this rank; [`Error::RanksDiffer`], the same on every rank, where they have different plans or
+    /// configurations; errors of the communication.
+    pub fn new(
+        group: Arc<dyn ProcessGroup>,
+        plan: &Schedule,
+        stages: Vec<(usize, Box<dyn Module>)>,
+        loss: impl Fn(&Tape, &[Var], &[Tensor]) -> phalanx_autograd::Result<(Var, f64)> + 'static,
+        config: PipelineConfig,
+    ) -> Result<Pipeline> {
+        Pipeline::agreed(group, plan, stages, loss, config, String::new())
+    }
+
+    /// As [`new`](Pipeline::new), over a model that is given as a list of layers and cut into the stages whose first layers
+    /// are `cuts`: builds this rank's stages, of elements of type `dtype`, on the group's device. The plan is one over
+    /// [`Layers::graph`] (see [`Schedule::over`]).
+    ///
+    /// # Errors
+    /// As [`new`](Pipeline::new) and [`Layers::stage`]; [`Error::RanksDiffer`] too where the ranks have different layers or
+    /// cuts.
+    pub fn of_layers(
+        group: Arc<dyn ProcessGroup>,
+        plan: &Schedule,
+        (layers, cuts): (&Layers, &[usize]),
+        dtype: DType,
+        loss: impl Fn(&Tape, &[Var], &[Tensor]) -> phalanx_autograd::Result<(Var, f64)> + 'static,
+        mut config: PipelineConfig,
+    ) -> Result<Pipeline> {
+        config.edges = layers.edges(cuts)?;
+        if layers.graph(cuts)? != *plan.graph() {
+            return Err(Error::InvalidUse {
+                op: "Pipeline::of_layers",
+                reason: "the plan is over another graph than that of the cut; see Schedule::over"
+                    .into(),
+            });
+        }
+        let own = plan.stages_of(group.rank());
+        let stages = own.map(|s| Ok((s, layers.stage(s, cuts, dtype, group.device())?)));
+        let stages = stages.collect::<Result<Vec<_>>>()?;
+        let text = format!("elements: {dtype}\n{}", layers.describe(cuts));
+        Pipeline::agreed(group, plan, stages, loss, config, text)
+    }
+
+    /// As [`new`](Pipeline::new), where ranks must also agree on `model`.
+    fn agreed(
+        group: Arc<dyn ProcessGroup>,
+        plan: &Schedule,
+        stages: Vec<(usize, Box<dyn Module>)>,
+        loss: impl Fn(&Tape, &[Var], &[Tensor]) -> phalanx_autograd::Result<(Var, f64)> + 'static,
+        config: PipelineConfig,
+        model: String,
+    ) -> Result<Pipeline> {
+        let prepared = prepare(&*group, plan, stages, &config);
+        // A rank that cannot take part says so, and no other waits for it.
+        let text = match &prepared {
+            Ok((schedule, _, carried)) => model + &describe(schedule, carried, &config),
+            Err(error) => format!("no pipeline: {error}"),
+        };
+        let agreed = talk::agree(&*group, "pipelines", &text);
+        let (schedule, stages, carried) = prepared?;
+        agreed?;
+        let mut reducers = Vec::new();
+        if let Some(data) = &config.data {
+            for stage in &stages {
+                let reducer =
+                    GradReducer::new(stage.trainable(), Arc::clone(data), config.reduce.clone())?;
+                reducers.push((stage.number, reducer));
+            }
+        }
+        let rank = group.rank();
+        Ok(Pipeline {
+            programs: [
+                program(&schedule, rank),
+                program(&forward_part(&schedule), rank),
+            ],
+            group,
+            schedule,
+            stages,
+            carried,
+            loss: Box::new(loss),
+            config,
+            reducers,
+            sizes: HashMap::new(),
+            poison: Poison::default(),
+            step: 0,
+            sums: finish::Sums::default(),
+            spans: Vec::new(),
+        })
+    }
+
+    /// Runs the plan for a batch: forward, backward, and the average over the replicas. `inputs` go to the first stages
+    /// and `targets` to the loss, each cut along its first axis; other ranks may give none. Every rank must call it.
+    ///
+    /// # Errors
+    /// [`Error::InvalidUse`] before anything is sent, for a batch that cannot be cut, and [`Error::BatchRefused`] on the
+    /// other ranks; [`Error::Action`] with the stage, the action and the microbatch in which this rank failed; the failure
+    /// of the group. Then [`Error::Poisoned`].
+    pub fn step(&mut self, inputs: &[Tensor], targets: &[Tensor]) -> Result<Step> {
+        Ok(self.pass(Purpose::Train, inputs, targets)?.0)
+    }
+
+    /// As [`step`](Pipeline::step), of which the gradients and the loss wait for the next step, which counts this batch
+    /// as a part of its own: gradient accumulation.
+    ///
+    /// # Errors
+    /// As [`step`](Pipeline::step).
+    pub fn accumulate(&mut self, inputs: &[Tensor], targets: &[Tensor]) -> Result<()> {
+        self.pass(Purpose::Accumulate, inputs, targets).map(drop)
+    }
+
+    /// The mean loss of a batch, by the forward part of the plan; nothing is recorded. Layers behave as their
+    /// [mode](Module::set_training) says.
+    ///
+    /// # Errors
+    /// As [`step`](Pipeline::step).
+    pub fn evaluate(&mut self, inputs: &[Tensor], targets: &[Tensor]) -> Result<Step> {
+        Ok(self.pass(Purpose::Evaluate, inputs, targets)?.0)
+    }
+
+    /// The outputs of the last stage for a batch, on the rank that has it; the others get none.
+    ///
+    /// # Errors
+    /// As [`step`](Pipeline::step); those of [`Tensor::cat`] where the microbatches' outputs do not fit together.
+    pub fn infer(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        Ok(self.pass(Purpose::Infer, inputs, &[])?.1)
+    }
+
+    /// The trainable parameters of this rank's stages.
+    pub fn parameters(&self) -> Vec<phalanx_autograd::Param> {
+        let all = self
+            .stages
+            .iter()
+            .flat_map(|stage| stage.module.parameters());
+        all.collect()
+    }
+
+    /// This rank's stages with their numbers.
+    pub fn stages(&self) -> impl Iterator<Item = (usize, &dyn Module)> {
+        self.stages
+            .iter()
+            .map(|stage| (stage.number, &*stage.module))
+    }
+
+    /// Says to every stage of this rank whether it is in training: see [`Module::set_training`].
+    pub fn set_training(&self, on: bool) {
+        self.stages
+            .iter()
+            .for_each(|stage| stage.module.set_training(on));
+    }
+
+    /// The lowered plan that it runs.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// When this rank's compute actions of the last pass began and ended, in seconds since it began, where
+    /// [`PipelineConfig::trace`] is set. On a card these are the times of the host, which goes on before the card is done.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    fn pass(
+        &mut self,
+        purpose: Purpose,
+        inputs: &[Tensor],
+        targets: &[Tensor],
+    ) -> Result<(Step, Vec<Tensor>)> {
+        self.poison
+            .expect_whole(talk::world_rank(&*self.group), self.step)?;
+        let cut = self.cut(purpose, inputs, targets);
+        let key = self.announce(purpose, cut.as_ref().ok())?;
+        let (inputs, targets) = cut?;
+        let Pipeline {
+            group,
+            schedule,
+            programs,
+            stages,
+            carried,
+            loss,
+            config,
+            reducers,
+            sizes: remembered,
+            poison,
+            step,
+            sums,
+            spans,
+        } = self;
+        let mut attempt = poison.attempt();
+        let known = remembered.remove(&key);
+        let pass = Pass {
+            purpose,
+            schedule,
+            group: &**group,
+            carried,
+            loss: &**loss,
+            inputs,
+            targets,
+            tell_sizes: config.dynamic_shapes || known.is_none(),
+            reducers,
+        };
+        let mut sizes = known.unwrap_or_default();
+        let place = Place::default();
+        let mut clock = Clock::new(config.trace);
+        let walk = || {
+            let walk = Walk::new(&pass, stages, &mut sizes, &place);
+            let passed = walk.run(&programs[usize::from(!purpose.has_backward())], &mut clock)?;
+            place.set(None);
+            let ranks = finish::Ranks {
+                group: &**group,
+                schedule,
+                config,
+            };
+            finish::finish(&ranks, purpose, passed, stages, sums)
+        };
+        let done = match catch_unwind(AssertUnwindSafe(walk)) {
+            Ok(done) => done,
+            Err(panic) => {
+                // The others hear where, before they hear that this rank has ended.
+                group.abort(&failure::sentence(&**group, *step, place.get(), "a panic"));
+                resume_unwind(panic);
+            }
+        };
+        let done =
+            attempt.note(done.map_err(|error| failure::of(&**group, *step, place.get(), error)))?;
+        if remembered.len() >= REMEMBERED {
+            remembered.clear();
+        }
+        remembered.insert(key, sizes);
+        *spans = clock.spans();
+        *step += u64::from(purpose == Purpose::Train);
+        attempt.done();
+        Ok(done)
+    }
+
+    /// The microbatches of what this rank needs of a batch: inputs where a first stage is, targets where the last one is.
+    fn cut(&self, purpose: Purpose, inputs: &[Tensor], targets: &[Tensor]) -> Result<Cut> {
+        let graph = self.schedule.graph();
+        let mut numbers = self.stages.iter().map(|stage| stage.number);
+        let takes_inputs = numbers.clone().any(|s| graph.predecessors(s).is_empty());
+        let takes_targets =
+            purpose != Purpose::Infer && numbers.any(|s| graph.successors(s).is_empty());
+        let cut = |what, batch, needed| match needed {
+            true => batch::cut(what, batch, self.schedule.microbatches()),
+            false => Ok(vec![Vec::new(); self.schedule.microbatches()]),
+        };
+        if takes_inputs && inputs.is_empty() {
+            return Err(Error::InvalidUse {
+                op: "Pipeline::step",
+                reason: "this rank has a first stage, and the batch has no inputs".into(),
+            });
+        }
+        Ok((
+            cut("inputs", inputs, takes_inputs)?,
+            cut("targets", targets, takes_targets)?,
+        ))
+    }
+
+    /// Tells the other ranks what is to come, and hears it of them: ranks that are in different passes are told apart, a
+    /// batch that one refuses is taken by none, and all know whether the shapes are new. Gives a number for the shapes.
+    fn announce(&self, purpose: Purpose, cut: Option<&Cut>) -> Result<u64> {
+        let mut hasher = DefaultHasher::new();
+        for (what, part) in cut.iter().flat_map(|(i, t)| [(0, i), (1, t)]) {
+            for (mb, tensors) in part.iter().enumerate() {
+                for tensor in tensors {
+                    (what, mb, tensor.dtype(), tensor.dims()).hash(&mut hasher);
+                }
+            }
+        }
+        let mine = [
+            self.step as i64,
+            purpose as i64,
+            i64::from(cut.is_none()),
+            hasher.finish() as i64,
+        ];
+        let all = talk::gather_numbers(mine.to_vec(), &*self.group)?;
+        let ranks = self.group.world_ranks();
+        for (rank, theirs) in ranks.iter().zip(all.chunks_exact(mine.len())) {
+            if theirs[..2] != all[..2] {
+                let what =
+                    |words: &[i64]| format!("{} of step {}", purpose_name(words[1]), words[0]);
+                return Err(Error::RanksDiffer {
+                    what: "passes of a pipeline",
+                    rank: *rank,
+                    difference: format!(
+                        "rank {rank} is in {}, where rank {} is in {}",
+                        what(theirs),
+                        ranks[0],
+                        what(&all)
+                    ),
+                });
+            }
+        }
+        let refused = all
+            .chunks_exact(mine.len())
+            .position(|theirs| theirs[2] != 0);
+        if let (Some(rank), Some(_)) = (refused, cut) {
+            return Err(Error::BatchRefused {
+                rank: ranks[rank],
+                step: self.step,
+            });
+        }
+        let mut key = DefaultHasher::new();
+        (purpose.has_backward(), &all).hash(&mut key);
+        Ok(key.finish())
+    }
+}
+
+/// What a pass works on, by microbatch: inputs and targets.
+type Cut = (Vec<Vec<Tensor>>, Vec<Vec<Tensor>>);
+
+fn purpose_name(number: i64) -> &'static str {
+    match number {
+        0 => "`accumulate`",
+        1 => "`step`",
+        2 => "`evaluate`",
+        _ => "`infer`",
+    }
+}
+
+/// Checks a plan and this rank's stages.
+fn prepare(
+    group: &dyn ProcessGroup,
+    plan: &Schedule,
+    stages: Vec<(usize, Box<dyn Module>)>,
+    config: &PipelineConfig,
+) -> Result<(Schedule, Vec<Stage>, Carried)> {
+    let invalid = |reason: String| Error::InvalidUse {
+        op: "Pipeline::new",
+        reason,
+    };
+    let schedule = match plan.has_transfers() || plan.has_collectives() {
+        true => plan.clone(),
+        false => lower(plan, &Lowering::default())?,
+    };
+    validate(&schedule, &Rules::default()).map_err(PlanError::from)?;
+    if schedule.rank_count() != group.size() {
+        return Err(invalid(format!(
+            "the plan is for {} ranks, and the group has {}",
+            schedule.rank_count(),
+            group.size()
+        )));
+    }
+    let kinds = [Kind::Unshard, Kind::Reshard];
+    if let Some(action) = schedule
+        .ranks()
+        .iter()
+        .flatten()
+        .find(|a| kinds.contains(&a.kind()))
+    {
+        return Err(invalid(format!(
+            "the plan has {action}, and stages are not sharded here"
+        )));
+    }
+    let graph = schedule.graph();
+    let last: Vec<usize> = (0..graph.stages())
+        .filter(|&s| graph.successors(s).is_empty())
+        .collect();
+    if last.len() != 1 {
+        return Err(invalid(format!(
+            "the stages {last:?} feed no other; there must be one last stage, whose outputs the loss is of"
+        )));
+    }
+    let mut stages = stages;
+    stages.sort_by_key(|(number, _)| *number);
+    let given: Vec<usize> = stages.iter().map(|(number, _)| *number).collect();
+    let own: Vec<usize> = schedule.stages_of(group.rank()).collect();
+    if given != own {
+        return Err(invalid(format!(
+            "the plan puts the stages {own:?} on rank {}, which was given {given:?}",
+            talk::world_rank(group)
+        )));
+    }
+    let carried = Carried::new(&schedule, &config.edges)?;
+    let stages = stages
+        .into_iter()
+        .map(|(number, module)| Stage::new(number, module));
+    Ok((schedule, stages.collect::<Result<_>>()?, carried))
+}
+
+/// What all ranks must have alike, one line each.
+fn describe(schedule: &Schedule, carried: &Carried, config: &PipelineConfig) -> String {
+    let microbatches = schedule.microbatches();
+    format!(
+        "microbatches: {microbatches}\n{}{}{schedule}",
+        config.describe(),
+        carried.describe()
+    )
+}

@@ -1,0 +1,461 @@
+//! [`Walk`]: one pass through a rank's program. It computes, sends and receives in the order of the plan, and decides
+//! nothing.
+
+use super::edges::{self, Carried, Item, Sizes};
+use super::program::Instruction;
+use super::stage::{Arrival, Loss, Outcome, Stage};
+use super::trace::{Clock, Place};
+use crate::pipeline::{Action, Kind, Schedule};
+use crate::reduce::{Average, GradReducer, Reduction};
+use crate::{Error, Result};
+use phalanx_autograd::Gradients;
+use phalanx_comm::{Message, ProcessGroup, Work};
+use phalanx_tensor::Tensor;
+use std::collections::HashMap;
+
+/// What a pass is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Forward and backward; the gradients stay where they are.
+    Accumulate,
+    /// Forward and backward, and the gradients are averaged over the replicas.
+    Train,
+    /// Forward alone, with the loss.
+    Evaluate,
+    /// Forward alone; the outputs are kept.
+    Infer,
+}
+
+impl Purpose {
+    pub(super) fn has_backward(self) -> bool {
+        matches!(self, Purpose::Accumulate | Purpose::Train)
+    }
+}
+
+/// What a pass works on and does not change.
+pub(super) struct Pass<'a> {
+    pub(super) purpose: Purpose,
+    pub(super) schedule: &'a Schedule,
+    pub(super) group: &'a dyn ProcessGroup,
+    pub(super) carried: &'a Carried,
+    pub(super) loss: &'a Loss,
+    /// By microbatch: what the first stages take …
+    pub(super) inputs: Vec<Vec<Tensor>>,
+    /// … and what the loss compares with.
+    pub(super) targets: Vec<Vec<Tensor>>,
+    /// Whether sizes travel ahead of the tensors.
+    pub(super) tell_sizes: bool,
+    /// By stage: who averages its gradients over the replicas.
+    pub(super) reducers: &'a [(usize, GradReducer)],
+}
+
+/// What a pass gives.
+#[derive(Default)]
+pub(super) struct Passed<'a> {
+    /// By microbatch, where the last stage is here.
+    pub(super) losses: Vec<Option<(Tensor, f64)>>,
+    /// By microbatch, where the last stage is here and the pass is to infer.
+    pub(super) outputs: Vec<Vec<Tensor>>,
+    pub(super) reductions: Vec<(usize, Reduction<'a>)>,
+}
+
+/// What travels: along which edge, with the activations or against them, of which microbatch. Each is made once and used
+/// once.
+type Key = (usize, Way, usize);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Way {
+    Forward,
+    Back,
+}
+
+/// What a rank holds between the action that makes it and the one that uses it.
+enum Held {
+    There(Vec<Tensor>),
+    /// It comes with the flight of this number.
+    Coming(usize),
+}
+
+/// Transfers under way, and what they bring: so many tensors for each.
+struct Flight {
+    work: Work<Vec<Tensor>>,
+    brings: Vec<(Key, usize)>,
+}
+
+/// A pass under way.
+pub(super) struct Walk<'a, 's> {
+    pass: &'a Pass<'a>,
+    stages: &'s mut [Stage],
+    sizes: &'s mut Sizes,
+    place: &'s Place,
+    held: HashMap<Key, Held>,
+    flights: Vec<Option<Flight>>,
+    /// The flights before this one have landed.
+    landed: usize,
+    passed: Passed<'a>,
+}
+
+impl<'a, 's> Walk<'a, 's> {
+    pub(super) fn new(
+        pass: &'a Pass<'a>,
+        stages: &'s mut [Stage],
+        sizes: &'s mut Sizes,
+        place: &'s Place,
+    ) -> Self {
+        let microbatches = pass.schedule.microbatches();
+        stages.iter_mut().for_each(Stage::start);
+        Walk {
+            pass,
+            stages,
+            sizes,
+            place,
+            held: HashMap::new(),
+            flights: Vec::new(),
+            landed: 0,
+            passed: Passed {
+                losses: vec![None; microbatches],
+                outputs: vec![Vec::new(); microbatches],
+                reductions: Vec::new(),
+            },
+        }
+    }
+
+    /// Does the whole program.
+    pub(super) fn run(mut self, program: &[Instruction], clock: &mut Clock) -> Result<Passed<'a>> {
+        for instruction in program {
+            match instruction {
+                Instruction::Compute(action) => {
+                    self.place.set(Some(*action));
+                    self.compute(*action, clock)?;
+                }
+                Instruction::Exchange(list) => {
+                    self.place.set(list.first().copied());
+                    self.exchange(list)?;
+                }
+                Instruction::Reduce(stage) => {
+                    self.place
+                        .set(Some(Action::whole_stage(Kind::ReduceGrad, *stage as u16)));
+                    self.reduce(*stage)?;
+                }
+            }
+            self.poll()?;
+        }
+        for flight in self.flights.drain(..).flatten() {
+            flight.work.wait()?;
+        }
+        Ok(self.passed)
+    }
+
+    fn compute(&mut self, action: Action, clock: &mut Clock) -> Result<()> {
+        let (number, mb) = (action.stage(), action.microbatch());
+        match action.kind() {
+            Kind::Forward => {
+                let inputs = self.arrivals(number, mb)?;
+                let outcome = clock.measure(action, || self.forward(number, mb, inputs))?;
+                self.hand_on(number, mb, outcome)
+            }
+            Kind::Weight => {
+                clock.measure(action, || stage(self.stages, number).weight(mb, self.place))
+            }
+            kind => {
+                let seeds = self.seeds(number, mb)?;
+                let gradients = clock.measure(action, || {
+                    let stage = stage(self.stages, number);
+                    match kind {
+                        Kind::Input => stage.input(mb, seeds),
+                        _ => stage.backward(mb, seeds, self.place),
+                    }
+                })?;
+                self.hand_back(number, mb, gradients)
+            }
+        }
+    }
+
+    fn forward(&mut self, number: usize, mb: usize, inputs: Vec<Arrival>) -> Result<Outcome> {
+        let pass = self.pass;
+        let is_last = pass.schedule.graph().successors(number).is_empty();
+        let wants_loss = is_last && pass.purpose != Purpose::Infer;
+        let loss = wants_loss.then_some((pass.loss, &pass.targets[mb][..]));
+        let stage = stage(self.stages, number);
+        match pass.purpose.has_backward() {
+            true => stage.forward(mb, inputs, loss),
+            false => stage.infer(inputs, loss),
+        }
+    }
+
+    /// What a stage computes on: the batch's own rows in a first stage, else what comes along its edges, in the order of
+    /// the stages that they come from.
+    fn arrivals(&mut self, number: usize, mb: usize) -> Result<Vec<Arrival>> {
+        let graph = self.pass.schedule.graph();
+        let before = graph.predecessors(number);
+        if before.is_empty() {
+            let inputs = self.pass.inputs[mb].iter();
+            let inputs = inputs.map(|value| Arrival {
+                value: value.clone(),
+                wants_grad: false,
+            });
+            return Ok(inputs.collect());
+        }
+        let mut arrivals = Vec::new();
+        for &from in before {
+            let edge = self.edge(usize::from(from), number);
+            let values = self.take((edge, Way::Forward, mb))?;
+            let items = self.sizes.get(&(edge, mb)).into_iter().flatten();
+            arrivals.extend(values.into_iter().zip(items).map(|(value, item)| Arrival {
+                value,
+                wants_grad: item.wants_grad && self.pass.purpose.has_backward(),
+            }));
+        }
+        Ok(arrivals)
+    }
+
+    /// Puts a stage's outputs where the stages behind it find them.
+    fn hand_on(&mut self, number: usize, mb: usize, outcome: Outcome) -> Result<()> {
+        let graph = self.pass.schedule.graph();
+        for &to in graph.successors(number) {
+            let edge = self.edge(number, usize::from(to));
+            let (mut values, mut items) = (Vec::new(), Vec::new());
+            for output in self.pass.carried.of(edge, outcome.outputs.len()) {
+                let Some(arrival) = outcome.outputs.get(output) else {
+                    let count = outcome.outputs.len();
+                    return Err(invalid(format!(
+                        "the edge {number}>{to} carries output {output} of stage {number}, which has {count}"
+                    )));
+                };
+                values.push(arrival.value.contiguous()?);
+                items.push(Item::of(arrival));
+            }
+            self.held
+                .insert((edge, Way::Forward, mb), Held::There(values));
+            self.settle(edge, number, mb, items)?;
+        }
+        if graph.successors(number).is_empty() {
+            self.passed.losses[mb] = outcome.loss;
+            if self.pass.purpose == Purpose::Infer {
+                let outputs = outcome.outputs.into_iter().map(|output| output.value);
+                self.passed.outputs[mb] = outputs.collect();
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the sizes of what goes along an edge; those that the receiver expects must come again.
+    fn settle(&mut self, edge: usize, number: usize, mb: usize, items: Vec<Item>) -> Result<()> {
+        if self.pass.tell_sizes {
+            self.sizes.insert((edge, mb), items);
+            return Ok(());
+        }
+        match self.sizes.get(&(edge, mb)) {
+            Some(known) if *known == items => Ok(()),
+            known => Err(invalid(format!(
+                "stage {number} gave {items:?} for inputs whose shapes had given {known:?} before; where shapes follow \
+                 from values, set PipelineConfig::dynamic_shapes on every rank"
+            ))),
+        }
+    }
+
+    /// The gradients of a stage's outputs: the sums of what comes back along its edges, the last stage first, as a single
+    /// sweep adds them.
+    fn seeds(&mut self, number: usize, mb: usize) -> Result<Vec<Option<Tensor>>> {
+        let graph = self.pass.schedule.graph();
+        let count = stage(self.stages, number).outputs(mb);
+        let mut seeds: Vec<Option<Tensor>> = vec![None; count];
+        for &to in graph.successors(number).iter().rev() {
+            let edge = self.edge(number, usize::from(to));
+            let values = self.take((edge, Way::Back, mb))?;
+            let items = self.sizes.get(&(edge, mb)).into_iter().flatten();
+            let carried = self.pass.carried.of(edge, count).into_iter().zip(items);
+            let wanting = carried.filter(|(_, item)| item.wants_grad);
+            for ((output, _), value) in wanting.zip(values) {
+                seeds[output] = Some(match seeds[output].take() {
+                    None => value,
+                    Some(sum) => sum.add_into(&value)?,
+                });
+            }
+        }
+        Ok(seeds)
+    }
+
+    /// Puts the gradients of a stage's inputs where the stages before it find them.
+    fn hand_back(
+        &mut self,
+        number: usize,
+        mb: usize,
+        gradients: Vec<Option<Tensor>>,
+    ) -> Result<()> {
+        let mut gradients = gradients.into_iter();
+        for &from in self.pass.schedule.graph().predecessors(number) {
+            let edge = self.edge(usize::from(from), number);
+            let count = self.sizes.get(&(edge, mb)).map_or(0, Vec::len);
+            let values = gradients.by_ref().take(count).flatten().collect();
+            self.held.insert((edge, Way::Back, mb), Held::There(values));
+        }
+        Ok(())
+    }
+
+    /// Starts transfers with one other rank.
+    fn exchange(&mut self, list: &[Action]) -> Result<()> {
+        let pass = self.pass;
+        let (mut messages, mut brings) = (Vec::new(), Vec::new());
+        for action in list {
+            let (kind, mb) = (action.kind(), action.microbatch());
+            let peer = pass.schedule.rank_of(action.peer());
+            let (from, to, way) = match kind {
+                Kind::SendForward => (action.stage(), action.peer(), Way::Forward),
+                Kind::RecvForward => (action.peer(), action.stage(), Way::Forward),
+                Kind::SendBackward => (action.peer(), action.stage(), Way::Back),
+                _ => (action.stage(), action.peer(), Way::Back),
+            };
+            let edge = self.edge(from, to);
+            let key = (edge, way, mb);
+            let tag = ((edge * 2 + way as usize) * pass.schedule.microbatches() + mb) as u32;
+            if way == Way::Forward && pass.tell_sizes {
+                // What stands before goes out first: the other rank may wait for it, and takes it first.
+                self.launch(&mut messages, &mut brings)?;
+                if kind.is_send() {
+                    let items = self.sizes.get(&(edge, mb)).map_or(&[][..], |items| items);
+                    edges::tell(pass.group, peer, tag, items)?;
+                } else {
+                    let items = edges::hear(pass.group, peer, tag)?;
+                    self.sizes.insert((edge, mb), items);
+                }
+            }
+            if kind.is_send() {
+                let send = |tensor| Message::Send {
+                    tensor,
+                    destination: peer,
+                    tag,
+                };
+                messages.extend(self.take(key)?.into_iter().map(send));
+            } else {
+                let items = self.sizes.get(&(edge, mb)).into_iter().flatten();
+                let items = items.filter(|item| way == Way::Forward || item.wants_grad);
+                let before = messages.len();
+                messages.extend(items.map(|item| Message::Recv {
+                    shape: item.shape.clone(),
+                    dtype: item.dtype,
+                    source: peer,
+                    tag,
+                }));
+                brings.push((key, messages.len() - before));
+            }
+        }
+        self.launch(&mut messages, &mut brings)
+    }
+
+    /// Issues messages that run together.
+    fn launch(
+        &mut self,
+        messages: &mut Vec<Message>,
+        brings: &mut Vec<(Key, usize)>,
+    ) -> Result<()> {
+        let brings = std::mem::take(brings);
+        if messages.is_empty() {
+            for (key, _) in brings {
+                self.held.insert(key, Held::There(Vec::new()));
+            }
+            return Ok(());
+        }
+        for (key, _) in &brings {
+            self.held.insert(*key, Held::Coming(self.flights.len()));
+        }
+        let work = self.pass.group.batch(std::mem::take(messages))?;
+        self.flights.push(Some(Flight { work, brings }));
+        Ok(())
+    }
+
+    /// Takes what an action uses; waits for it where it is under way.
+    fn take(&mut self, key: Key) -> Result<Vec<Tensor>> {
+        match self.held.remove(&key) {
+            Some(Held::There(tensors)) => Ok(tensors),
+            Some(Held::Coming(flight)) => {
+                self.land(flight)?;
+                match self.held.remove(&key) {
+                    Some(Held::There(tensors)) => Ok(tensors),
+                    _ => Ok(Vec::new()), // a flight brings what it was noted for
+                }
+            }
+            None => Err(invalid(format!(
+                "the plan uses what it has not made: {key:?}"
+            ))),
+        }
+    }
+
+    fn land(&mut self, flight: usize) -> Result<()> {
+        let Some(Flight { work, brings }) = self.flights[flight].take() else {
+            return Ok(());
+        };
+        let mut tensors = work.wait()?.into_iter();
+        for (key, count) in brings {
+            let part = tensors.by_ref().take(count).collect();
+            self.held.insert(key, Held::There(part));
+        }
+        Ok(())
+    }
+
+    /// Lends what is under way a hand, and lets go of what has been sent.
+    fn poll(&mut self) -> Result<()> {
+        while let Some(flight) = self.flights.get_mut(self.landed) {
+            if let Some(under_way) = flight {
+                if !under_way.work.poll()? {
+                    break;
+                }
+                if under_way.brings.is_empty() {
+                    let sent = flight.take();
+                    sent.map_or(Ok(Vec::new()), |sent| sent.work.wait())?;
+                }
+            }
+            self.landed += 1;
+        }
+        for (_, reduction) in &mut self.passed.reductions {
+            reduction.poll();
+        }
+        Ok(())
+    }
+
+    /// Starts to average the gradients of a stage over the replicas.
+    fn reduce(&mut self, number: usize) -> Result<()> {
+        let found = self
+            .pass
+            .reducers
+            .iter()
+            .find(|(stage, _)| *stage == number);
+        let (Some((_, reducer)), Purpose::Train) = (found, self.pass.purpose) else {
+            return Ok(());
+        };
+        let gradients: Gradients = stage(self.stages, number).take_gradients();
+        let sums = Average::sums(reducer.group().size());
+        let expected: Vec<_> = gradients.iter().map(|(param, _)| param.clone()).collect();
+        let mut reduction = reducer.begin(&expected, &sums)?;
+        let mut gradients = gradients;
+        for param in &expected {
+            if let Some(gradient) = gradients.take(param) {
+                reduction.ready(param, gradient)?;
+            }
+        }
+        self.passed.reductions.push((number, reduction));
+        Ok(())
+    }
+
+    fn edge(&self, from: usize, to: usize) -> usize {
+        // The proof has found an edge for every transfer, and the graph has one for every neighbour.
+        self.pass
+            .schedule
+            .graph()
+            .edge(from, to)
+            .unwrap_or_default()
+    }
+}
+
+/// The stage of this number: the proof says that it is here.
+fn stage(stages: &mut [Stage], number: usize) -> &mut Stage {
+    let at = stages.partition_point(|stage| stage.number < number);
+    &mut stages[at]
+}
+
+fn invalid(reason: String) -> Error {
+    Error::InvalidUse {
+        op: "Pipeline",
+        reason,
+    }
+}

@@ -1,0 +1,178 @@
+//! A rank that fails at a random action: every rank hears of it in time, with the stage, the action and the microbatch.
+
+use crate::models::{batch, loss, parts};
+use crate::rng::Rng;
+use phalanx_autograd::nn::{Module, Visitor};
+use phalanx_autograd::{Grads, Tape, Var, Vjp};
+use phalanx_comm::{LaunchConfig, ProcessGroup};
+use phalanx_parallel::pipeline::{
+    Action, Kind, Lowering, Named, Pipeline, PipelineConfig, Schedule, lower,
+};
+use phalanx_parallel::{Error, Result};
+use phalanx_tensor::{DType, Tensor};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    Error,
+    Panic,
+    Stall,
+}
+
+const DEADLINE: Duration = Duration::from_millis(400);
+
+impl Fault {
+    fn strike(self) -> phalanx_autograd::Result<()> {
+        match self {
+            Fault::Error => Err(phalanx_autograd::Error::other("on purpose")),
+            Fault::Panic => panic!("on purpose"),
+            Fault::Stall => {
+                std::thread::sleep(3 * DEADLINE);
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A stage that fails in the forward or the backward of one microbatch. The microbatches come in ascending order.
+struct Faulty {
+    inner: Box<dyn Module>,
+    fault: Fault,
+    forward: bool,
+    microbatch: usize,
+    calls: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Trap(Option<Fault>);
+
+impl Vjp for Trap {
+    fn name(&self) -> &'static str {
+        "trap"
+    }
+    fn backward(&self, grad: Tensor, _: &[bool]) -> phalanx_autograd::Result<Grads> {
+        self.0.map_or(Ok(()), Fault::strike)?;
+        Ok(Grads::from_iter([Some(grad)]))
+    }
+    fn saved_bytes(&self) -> usize {
+        0
+    }
+}
+
+impl Module for Faulty {
+    fn forward(&self, _: &Tape, x: &Var) -> phalanx_autograd::Result<Var> {
+        Ok(x.clone())
+    }
+    fn forward_all(&self, tape: &Tape, inputs: &[Var]) -> phalanx_autograd::Result<Vec<Var>> {
+        let strikes = self.calls.fetch_add(1, Relaxed) == self.microbatch;
+        if strikes && self.forward {
+            self.fault.strike()?;
+        }
+        let y = self.inner.forward_all(tape, inputs)?.remove(0);
+        let fault = (strikes && !self.forward).then_some(self.fault);
+        Ok(vec![Var::from_vjp(tape, &[&y], y.value().clone(), |_| {
+            Trap(fault)
+        })?])
+    }
+    fn visit(&self, v: &mut Visitor<'_>) {
+        self.inner.visit(v);
+    }
+}
+
+/// What a rank's program ends with.
+fn program(
+    group: Arc<dyn ProcessGroup>,
+    plan: &Schedule,
+    at: Action,
+    fault: Fault,
+) -> Result<String, String> {
+    let (rank, device) = (group.rank(), group.device());
+    let stages = plan.stages_of(rank).map(|s| {
+        let inner = parts(plan.graph(), s, DType::F32, device);
+        if s != at.stage() {
+            return (s, inner);
+        }
+        let faulty = Faulty {
+            inner,
+            fault,
+            forward: at.kind() == Kind::Forward,
+            microbatch: at.microbatch(),
+            calls: AtomicUsize::new(0),
+        };
+        (s, Box::new(faulty) as Box<dyn Module>)
+    });
+    let words = |error: Error| error.to_string();
+    let stages = stages.collect();
+    let mut pipeline =
+        Pipeline::new(group, plan, stages, loss, PipelineConfig::default()).map_err(words)?;
+    let (x, y) = batch(2 * plan.microbatches(), 0, DType::F32, device).unwrap();
+    let error = pipeline
+        .step(&[x.clone()], &[y.clone()])
+        .map(drop)
+        .expect_err("a rank has failed");
+    let again = pipeline
+        .step(&[x], &[y])
+        .map(drop)
+        .expect_err("it is poisoned");
+    assert!(matches!(again, Error::Poisoned { .. }), "{again}");
+    Ok(error.to_string())
+}
+
+/// The sentences that the ranks get, and how long it took.
+fn strike(plan: &Schedule, at: Action, fault: Fault) -> (Vec<String>, Duration) {
+    let start = Instant::now();
+    let config = LaunchConfig::new(plan.rank_count()).deadline(DEADLINE);
+    let heard = std::sync::Mutex::new(Vec::new());
+    let ends = phalanx_comm::launch(config, |group| {
+        let end = program(group, plan, at, fault);
+        heard.lock().unwrap().push(end.clone());
+        end.map(drop)
+    });
+    drop(ends); // a panic's launch has failed, the others' programs have ended well
+    let heard = heard.into_inner().unwrap().into_iter();
+    (
+        heard
+            .map(|end| end.unwrap_or_else(|e| panic!("{e}")))
+            .collect(),
+        start.elapsed(),
+    )
+}
+
+#[test]
+fn one_error_on_every_rank() {
+    let mut rng = Rng(7);
+    for case in 0..200 {
+        let named = *rng.pick(&Named::ALL);
+        let per_rank = named.default_stages_per_rank();
+        let (p, m) = (2 + rng.below(3), 8);
+        let Ok(plan) = named.schedule(p, per_rank, m) else {
+            continue;
+        };
+        let plan = lower(&plan, &Lowering::default()).unwrap();
+        let compute: Vec<Action> = plan
+            .ranks()
+            .iter()
+            .flatten()
+            .copied()
+            .filter(|a| a.kind().is_compute() && a.kind() != Kind::Weight)
+            .collect();
+        let at = *rng.pick(&compute);
+        let fault = *rng.pick(&[Fault::Error, Fault::Panic, Fault::Stall]);
+        let (heard, took) = strike(&plan, at, fault);
+        let name = format!("case {case}: {named} on {p} ranks, {fault:?} in {at}");
+        let ranks = if fault == Fault::Panic { p - 1 } else { p };
+        assert_eq!(heard.len(), ranks, "{name}");
+        // What belongs to the weights alone happens in the second half of a backward.
+        let half = Action::compute(Kind::Weight, at.stage() as u16, at.microbatch() as u16);
+        let names = |s: &&String| [at, half].iter().any(|a| s.contains(&format!(" {a} ")));
+        for sentence in heard.iter().filter(|_| fault != Fault::Stall) {
+            assert!(names(&sentence), "{name}: {sentence}");
+        }
+        assert!(
+            took < 3 * DEADLINE + Duration::from_secs(1),
+            "{name}: {took:?}"
+        );
+    }
+}
