@@ -3,7 +3,7 @@
 use phalanx_parallel::partition::*;
 use phalanx_parallel::pipeline::*;
 
-#[path = "pipeline/rng.rs"]
+#[path = "support/rng.rs"]
 mod rng;
 use rng::Rng;
 

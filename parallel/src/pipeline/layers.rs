@@ -254,6 +254,13 @@ impl Layers {
         text
     }
 
+    /// The names of each stage's layers.
+    pub(super) fn names(&self, cuts: &[usize]) -> Result<Vec<Vec<String>>> {
+        let name = |at: usize| self.layers[at].name.clone();
+        let stages = self.cut(cuts)?.into_iter();
+        Ok(stages.map(|range| range.map(name).collect()).collect())
+    }
+
     fn places(&self, names: &[String]) -> Vec<usize> {
         let place = |name: &String| self.layers.iter().position(|layer| layer.name == *name);
         names.iter().filter_map(place).collect()

@@ -15,6 +15,8 @@ mod model;
 mod overlap;
 mod poison;
 mod power_sgd;
+#[path = "../support/ranks.rs"]
+mod ranks;
 mod replicas;
 mod unused;
 

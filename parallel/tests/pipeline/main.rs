@@ -3,9 +3,12 @@
 mod formulas;
 mod golden;
 mod lowering;
+#[path = "../support/mistakes.rs"]
+mod mistakes;
 mod mutations;
 mod oracle;
 mod pictures;
+#[path = "../support/rng.rs"]
 mod rng;
 mod search;
 mod text;

@@ -1,7 +1,9 @@
 //! Every named schedule gives the bits of one process that works through the same microbatches in ascending order.
 
 use crate::models::{batch_norm_parts, parts};
-use crate::reference::{Task, alone, expect, has_ranks};
+use crate::ranks::{has_ranks, on_cpus};
+use crate::reference::{Task, alone, expect};
+use crate::rng::Rng;
 use phalanx_parallel::pipeline::{Named, Schedule, StageGraph};
 use phalanx_tensor::DType;
 use std::ops::RangeInclusive;
@@ -33,6 +35,10 @@ fn with_skips(plan: &Schedule) -> Schedule {
 
 #[test]
 fn every_named_schedule_gives_the_bits_of_one_process() {
+    const NAME: &str = "every_named_schedule_gives_the_bits_of_one_process";
+    if !on_cpus(NAME, "sixty cells of it are run") {
+        return;
+    }
     let mut cells = 0;
     for (name, plan) in named(1..=4, &[1, 2, 4, 7, 8]) {
         for plan in [plan.clone(), with_skips(&plan)] {
@@ -50,6 +56,24 @@ fn every_named_schedule_gives_the_bits_of_one_process() {
     }
     // 146 plans exist for these numbers, on a chain and with skips, of two types, with rows that divide and that do not.
     assert!(cells == 1168 || !has_ranks(4), "{cells} cells");
+}
+
+/// Sixty of the cells, in `f64`, on CPUs and on cards.
+#[test]
+fn some_cells_agree_with_one_process() {
+    let mut rng = Rng(5);
+    let plans = named(1..=4, &[1, 2, 4, 7, 8]);
+    for _ in 0..60 {
+        let (name, plan) = rng.pick(&plans);
+        let plan = match rng.below(3) {
+            0 => with_skips(plan),
+            _ => plan.clone(),
+        };
+        let m = plan.microbatches();
+        let task = Task::new(DType::F64, 2 * m + rng.below(m));
+        let want = alone(plan.graph(), &parts, m, task);
+        expect(&plan, &parts, task, &want, 0.0, name);
+    }
 }
 
 #[test]

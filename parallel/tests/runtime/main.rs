@@ -2,8 +2,13 @@
 
 mod equivalence;
 mod faults;
+mod layers;
+#[path = "../support/mistakes.rs"]
+mod mistakes;
 mod models;
 mod random;
+#[path = "../support/ranks.rs"]
+mod ranks;
 mod reference;
-#[path = "../pipeline/rng.rs"]
+#[path = "../support/rng.rs"]
 mod rng;

@@ -1,9 +1,14 @@
 //! Random plans: what is valid gives the same numbers as one process, and what is not is refused.
 
-use crate::models::parts;
+use crate::mistakes::{bases, mutate};
+use crate::models::{loss, parts};
+use crate::ranks::{on_cpus, on_ranks};
 use crate::reference::{Task, alone, expect};
 use crate::rng::Rng;
-use phalanx_parallel::pipeline::{Action, Kind, Named, Schedule, StageGraph, lower};
+use phalanx_parallel::Error;
+use phalanx_parallel::pipeline::{
+    Action, Kind, Named, Pipeline, PipelineConfig, Rules, Schedule, StageGraph, lower, validate,
+};
 use phalanx_tensor::DType;
 
 /// A plan that came about by doing what can be done, in random order: any graph, any placement, any microbatch first.
@@ -84,6 +89,12 @@ fn mutated(rng: &mut Rng) -> Option<Schedule> {
 
 #[test]
 fn random_plans_agree_with_one_process() {
+    if !on_cpus(
+        "random_plans_agree_with_one_process",
+        "it would take too long",
+    ) {
+        return;
+    }
     let mut rng = Rng(11);
     let mut kinds = [0; 5];
     let mut count = 0;
@@ -123,4 +134,46 @@ fn random_plans_agree_with_one_process() {
         kinds[2] + kinds[3],
         kinds[3]
     );
+}
+
+#[test]
+fn plans_that_are_wrong_are_refused_before_a_tensor_moves() {
+    if !on_cpus(
+        "plans_that_are_wrong_are_refused",
+        "nothing of it reaches a card",
+    ) {
+        return;
+    }
+    let mut rng = Rng(3);
+    let bases = bases(3, 3);
+    let mut refused = 0;
+    while refused < 2000 {
+        let mut plan = rng.pick(&bases).clone();
+        for _ in 0..1 + rng.below(3) {
+            mutate(&mut plan, &mut rng);
+        }
+        if validate(&plan, &Rules::default()).is_ok() {
+            continue;
+        }
+        refused += 1;
+        on_ranks(plan.rank_count(), |group| {
+            let own = plan.stages_of(group.rank());
+            let stages = own.map(|s| (s, parts(plan.graph(), s, DType::F32, group.device())));
+            let made = Pipeline::new(
+                group.clone(),
+                &plan,
+                stages.collect(),
+                loss,
+                PipelineConfig::default(),
+            );
+            let error = made.err().expect("the plan is wrong");
+            assert!(matches!(error, Error::Plan(_)), "{error}\n{plan}");
+            let moved = group.recent().into_iter().map(|record| record.to_string());
+            let messages: Vec<String> = moved
+                .filter(|call| call.contains("send") || call.contains("recv"))
+                .collect();
+            assert!(messages.is_empty(), "{messages:?}");
+            Ok(())
+        });
+    }
 }

@@ -59,6 +59,10 @@ const PROGRAMS: &[Program] = &[
         ],
         ..table("parallel", "ddp")
     },
+    Program {
+        needs: &["libcublasLt.so", "libnccl.so.2"],
+        ..table("parallel", "runtime")
+    },
     bin("examples", "ddp"),
     bin("benches", "phalanx-bench"),
 ];

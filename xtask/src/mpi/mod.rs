@@ -47,6 +47,7 @@ struct Programs {
     drill: PathBuf,
     cells: PathBuf,
     parallel: PathBuf,
+    pipelines: PathBuf,
     ddp: PathBuf,
 }
 
@@ -56,7 +57,7 @@ impl Programs {
         let mut comm = cargo([
             "test", "--no-run", "--lib", "--test", "mpi", "--test", "drill", "--test", "cells",
         ]);
-        let mut parallel = cargo(["test", "--no-run", "--test", "ddp"]);
+        let mut parallel = cargo(["test", "--no-run", "--test", "ddp", "--test", "runtime"]);
         let mut ddp = cargo(["build", "--bin", "ddp"]);
         let comm = executables(comm.args(release).arg("phalanx-comm"))?;
         let parallel = executables(parallel.args(release).arg("phalanx-parallel"))?;
@@ -73,6 +74,7 @@ impl Programs {
             drill: find(&comm, "drill")?,
             cells: find(&comm, "cells")?,
             parallel: find(&parallel, "ddp")?,
+            pipelines: find(&parallel, "runtime")?,
             ddp: find(&ddp, "ddp")?,
         })
     }
@@ -159,6 +161,16 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Result<Vec<Tes
         };
         add(
             format!("parallel's ddp::{filter} on {ranks} ranks"),
+            Box::new(test),
+        );
+    }
+    for ranks in [2, 4] {
+        let test = move || {
+            let args = ["equivalence", "--test-threads=1", "--color=never"];
+            result(&programs.pipelines, &args, ranks, hosts)
+        };
+        add(
+            format!("parallel's pipelines on {ranks} ranks"),
             Box::new(test),
         );
     }

@@ -7,6 +7,7 @@ mod failure;
 mod finish;
 mod program;
 mod stage;
+mod state;
 mod trace;
 mod walk;
 
@@ -16,6 +17,7 @@ pub use stage::Loss;
 use self::edges::{Carried, Sizes};
 use self::program::{Instruction, forward_part, program};
 use self::stage::Stage;
+use self::state::Numbered;
 use self::trace::{Clock, Place};
 use self::walk::{Pass, Purpose, Walk};
 use super::{Kind, Layers, Lowering, PlanError, Rules, Schedule, Span, lower, validate};
@@ -93,6 +95,8 @@ pub struct Pipeline {
     sizes: HashMap<u64, Sizes>,
     poison: Poison,
     step: u64,
+    /// By stage: the names under which its parameters stand in the uncut model, or their first parts.
+    names: Vec<Vec<String>>,
     /// What has been accumulated since the last step.
     sums: finish::Sums,
     spans: Vec<Span>,
@@ -131,7 +135,17 @@ impl Pipeline {
         loss: impl Fn(&Tape, &[Var], &[Tensor]) -> phalanx_autograd::Result<(Var, f64)> + 'static,
         config: PipelineConfig,
     ) -> Result<Pipeline> {
-        Pipeline::agreed(group, plan, stages, loss, config, String::new())
+        let stages = stages.into_iter().map(|(number, module)| {
+            let name = number.to_string();
+            (
+                number,
+                Box::new(Numbered { name, module }) as Box<dyn Module>,
+            )
+        });
+        let stages = stages.collect();
+        let names = (0..plan.stages()).map(|stage| vec![stage.to_string()]);
+        let model = (String::new(), names.collect());
+        Pipeline::agreed(group, plan, stages, loss, config, model)
     }
 
     /// As [`new`](Pipeline::new), over a model that is given as a list of layers and cut into the stages whose first layers
@@ -161,17 +175,18 @@ impl Pipeline {
         let stages = own.map(|s| Ok((s, layers.stage(s, cuts, dtype, group.device())?)));
         let stages = stages.collect::<Result<Vec<_>>>()?;
         let text = format!("elements: {dtype}\n{}", layers.describe(cuts));
-        Pipeline::agreed(group, plan, stages, loss, config, text)
+        let model = (text, layers.names(cuts)?);
+        Pipeline::agreed(group, plan, stages, loss, config, model)
     }
 
-    /// As [`new`](Pipeline::new), where ranks must also agree on `model`.
+    /// As [`new`](Pipeline::new), of a model that is described so, with the names of each stage's layers.
     fn agreed(
         group: Arc<dyn ProcessGroup>,
         plan: &Schedule,
         stages: Vec<(usize, Box<dyn Module>)>,
         loss: impl Fn(&Tape, &[Var], &[Tensor]) -> phalanx_autograd::Result<(Var, f64)> + 'static,
         config: PipelineConfig,
-        model: String,
+        (model, names): (String, Vec<Vec<String>>),
     ) -> Result<Pipeline> {
         let prepared = prepare(&*group, plan, stages, &config);
         // A rank that cannot take part says so, and no other waits for it.
@@ -206,6 +221,7 @@ impl Pipeline {
             sizes: HashMap::new(),
             poison: Poison::default(),
             step: 0,
+            names,
             sums: finish::Sums::default(),
             spans: Vec::new(),
         })
@@ -307,6 +323,7 @@ impl Pipeline {
             step,
             sums,
             spans,
+            names: _,
         } = self;
         let mut attempt = poison.attempt();
         let known = remembered.remove(&key);
