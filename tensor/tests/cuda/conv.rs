@@ -221,6 +221,23 @@ fn gradients_are_the_cpus() {
                 terms,
                 |x, g, _| Tensor::conv2d_weight_grad(x, g, case.weight(), &case.config),
             );
+            let wide = match dtype {
+                DType::F64 => DType::F64,
+                _ => DType::F32,
+            };
+            let old = values(&case.weight(), wide, seed + 3);
+            judge(
+                &format!("weight onto what is there {name}"),
+                device,
+                [&x, &g],
+                Some(&old),
+                terms + 1,
+                |x, g, old| {
+                    let mut sum = old.unwrap().copy()?;
+                    Tensor::conv2d_weight_grad_into(x, g, &mut sum, &case.config)?;
+                    Ok(sum)
+                },
+            );
         }
     }
 }

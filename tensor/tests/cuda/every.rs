@@ -165,6 +165,12 @@ const ROWS: &[Row] = &[
         .a
         .narrow(0, 0, 3)?
         .embedding_backward(&g.at, 5)),
+    one!("embedding_backward_into", |g| {
+        let mut sum = sum_of(g, &[5, 6])?;
+        g.a.narrow(0, 0, 3)?
+            .embedding_backward_into(&g.at, &mut sum)?;
+        Ok(sum)
+    }),
     one!("cat", |g| Tensor::cat(&[&g.a, &g.b], 1)),
     one!("stack", |g| Tensor::stack(&[&g.a, &g.b], 1)),
     one!("pad", |g| g.a.pad(&[(1, 0), (0, 2)], 1.0)),
@@ -172,6 +178,11 @@ const ROWS: &[Row] = &[
     ("split", |g| g.a.split(&[1, 5], 1)),
     ("chunk", |g| g.a.chunk(3, 1)),
     one!("matmul", |g| g.a.matmul(&g.b.t()?)),
+    one!("addmm", |g| {
+        let mut sum = sum_of(g, &[4, 4])?;
+        sum.addmm(&g.a, &g.b.t()?)?;
+        Ok(sum)
+    }),
     one!("linear", |g| g.a.linear(&g.b, None, Activation::Relu)),
     one!("linear_input_grad", |g| g
         .a
@@ -193,6 +204,13 @@ const ROWS: &[Row] = &[
         let weight = weight(g)?;
         let y = g.images.conv2d(&weight, None, &padded())?;
         Tensor::conv2d_weight_grad(&g.images, &y, weight.shape().clone(), &padded())
+    }),
+    one!("conv2d_weight_grad_into", |g| {
+        let weight = weight(g)?;
+        let y = g.images.conv2d(&weight, None, &padded())?;
+        let mut sum = sum_of(g, weight.dims())?;
+        Tensor::conv2d_weight_grad_into(&g.images, &y, &mut sum, &padded())?;
+        Ok(sum)
     }),
     ("max_pool2d", |g| {
         let (y, at) = g.images.max_pool2d(&Pool2dConfig::new([2, 2]))?;
@@ -355,6 +373,15 @@ fn padded() -> Conv2dConfig {
 fn weight(g: &Given) -> Result<Tensor> {
     let six = g.images.flatten(0, -1)?.narrow(0, 7, 72)?;
     six.reshape([6, 6, 2, 1])
+}
+
+/// Something to add to, in the type of computation.
+fn sum_of(g: &Given, shape: &[usize]) -> Result<Tensor> {
+    let ones = Tensor::ones(shape, g.dtype, g.device)?;
+    match g.dtype {
+        DType::BF16 | DType::F16 => ones.cast(DType::F32),
+        _ => Ok(ones),
+    }
 }
 
 fn batch_norm_backward(

@@ -50,6 +50,36 @@ fn products_of_every_shape_are_the_cpus() {
     }
 }
 
+#[test]
+fn a_product_is_added_as_on_the_cpu() {
+    let (device, _turn) = card!();
+    let sizes = [[1, 1, 1], [5, 7, 3], [33, 130, 65], [3, 0, 4], [0, 3, 4]];
+    for dtype in FLOATS {
+        let wide = match dtype {
+            DType::F64 => DType::F64,
+            _ => DType::F32,
+        };
+        for (seed, [m, k, n]) in (1..).zip(sizes) {
+            // The first transposed, as in a weight's gradient.
+            let (a, b) = (
+                values(&[k, m], dtype, seed),
+                values(&[k, n], dtype, seed + 9),
+            );
+            let old = values(&[m, n], wide, seed + 18);
+            let run = |at: Device| {
+                let [a, b] = [&a, &b].map(|t| t.to_device(at).unwrap());
+                let mut sum = old.to_device(at).unwrap().copy().unwrap();
+                let address = sum.address();
+                sum.addmm(&a.t().unwrap(), &b).unwrap();
+                assert_eq!(sum.address(), address);
+                sum
+            };
+            let name = format!("{dtype} {m} by {k} by {n} added");
+            judge(&name, &run(device), &run(Device::cpu(0)));
+        }
+    }
+}
+
 /// A view of a tensor.
 type View = fn(&Tensor) -> Tensor;
 

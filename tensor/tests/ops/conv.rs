@@ -111,6 +111,14 @@ impl Problem {
         bounded(&actual, &self.x, &dx, &format!("input grad {what}"));
         let actual = Tensor::conv2d_weight_grad(&x, &dy, self.w, &self.cfg).unwrap();
         bounded(&actual, &self.w, &dw, &format!("weight grad {what}"));
+        // Onto what is there, which stays where it is.
+        let mut sum = rng.tensor(&self.w, dtype, (-1.0, 1.0));
+        sum = sum.cast(computed(dtype)).unwrap().copy().unwrap();
+        let (old, at) = (values(&sum), sum.address());
+        dw.iter_mut().zip(old).for_each(|(sum, old)| sum.add(old));
+        Tensor::conv2d_weight_grad_into(&x, &dy, &mut sum, &self.cfg).unwrap();
+        assert_eq!((sum.dtype(), sum.address()), (computed(dtype), at));
+        bounded(&sum, &self.w, &dw, &format!("added weight grad {what}"));
     }
 }
 

@@ -45,6 +45,19 @@ fn rows_come_out_by_id_and_gradients_go_back() {
             }
             let actual = grad.embedding_backward(&t, entries).unwrap();
             assert_eq!(actual.dtype(), dtype);
+            // Onto what is there, which stays where it is.
+            let old = rng.tensor(&[entries, width], computed(dtype), (-1.0, 1.0));
+            let mut sum = old.copy().unwrap();
+            let at = sum.address();
+            grad.embedding_backward_into(&t, &mut sum).unwrap();
+            assert_eq!((sum.dtype(), sum.address()), (computed(dtype), at));
+            let both: Vec<f64> = expected
+                .iter()
+                .zip(values(&old))
+                .map(|(e, o)| e + o)
+                .collect();
+            let tol = tolerance(computed(dtype), 256.0);
+            assert_close(&sum, &[entries, width], &both, tol, "added backward");
             assert_close(
                 &actual,
                 &[entries, width],

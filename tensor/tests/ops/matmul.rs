@@ -156,3 +156,64 @@ fn mistakes_are_named() {
         Err(Error::UnsupportedDType { op: "matmul", .. })
     ));
 }
+
+#[test]
+fn a_product_is_added_where_the_sum_is() {
+    let mut rng = TestRng::new(23);
+    for _ in 0..200 {
+        let (m, n, k) = (rng.below(40), rng.below(40), rng.below(60));
+        for dtype in FLOATS {
+            // Views of any strides.
+            let a = rng.tensor(&[m, k], dtype, (-2.0, 2.0));
+            let b = rng.tensor(&[k, n], dtype, (-2.0, 2.0));
+            let wide = computed(dtype);
+            let mut sum = rng.tensor(&[m, n], wide, (-2.0, 2.0)).copy().unwrap();
+            let (old, at) = (values(&sum), sum.address());
+            let (mut expected, mut size) = match k {
+                0 => (vec![0.0; m * n], vec![0.0; m * n]),
+                _ => reference(&values(&a), &values(&b), (m, n, k)),
+            };
+            expected.iter_mut().zip(&old).for_each(|(e, o)| *e += o);
+            size.iter_mut().zip(&old).for_each(|(s, o)| *s += o.abs());
+            sum.addmm(&a, &b).unwrap();
+            assert_eq!((sum.dtype(), sum.address()), (wide, at));
+            let what = format!("{dtype} {m} by {k} by {n}");
+            assert_product(&sum, &[m, n], (expected, size), k + 1, &what);
+        }
+    }
+    // What somebody shares, keeps its values; so does what is read.
+    let one = Tensor::ones([2, 2], DType::F32, device()).unwrap();
+    let mut sum = one.clone();
+    sum.addmm(&one, &sum.clone()).unwrap();
+    assert_eq!((values(&one), values(&sum)), (vec![1.0; 4], vec![3.0; 4]));
+}
+
+#[test]
+fn a_sum_that_is_not_like_the_product_is_named() {
+    let f = |shape: &[usize], dtype| Tensor::zeros(shape, dtype, device()).unwrap();
+    let (a, b) = (f(&[2, 3], DType::F32), f(&[3, 4], DType::F32));
+    let wrong = |mut sum: Tensor| sum.addmm(&a, &b).unwrap_err();
+    for shape in [[2, 3], [3, 4]] {
+        let e = wrong(f(&shape, DType::F32));
+        assert!(matches!(e, Error::ShapeMismatch { op: "addmm", .. }), "{e}");
+    }
+    let e = wrong(f(&[2, 4], DType::F64));
+    assert!(matches!(e, Error::WrongDType { op: "addmm", .. }), "{e}");
+    let e = wrong(f(&[2, 4], DType::F32).to_device(Device::cpu(9)).unwrap());
+    assert!(
+        matches!(e, Error::DeviceMismatch { op: "addmm", .. }),
+        "{e}"
+    );
+    let e = f(&[2, 2], DType::BF16).addmm(&f(&[2, 2], DType::BF16), &f(&[2, 2], DType::BF16));
+    let e = e.unwrap_err();
+    assert!(
+        matches!(
+            e,
+            Error::WrongDType {
+                wanted: DType::F32,
+                ..
+            }
+        ),
+        "{e}"
+    );
+}

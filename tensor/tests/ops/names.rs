@@ -142,6 +142,10 @@ fn errors_begin_with_the_name_of_what_was_called() {
         argmin: zeros(&[2, 0]).argmin(1);
 
         matmul: x.matmul(&x);
+        addmm: x.clone().addmm(&x, &x);
+        addmm: x.clone().addmm(&x, &zeros(&[3, 4]));
+        addmm: line.clone().addmm(&x, &zeros(&[3, 4]));
+        addmm: ints.clone().addmm(&x, &zeros(&[3, 3]));
         linear: x.linear(&other, None, phalanx_tensor::ops::linear::Activation::None);
         linear_input_grad: x.linear_input_grad(&other);
         linear_weight_grad: x.linear_weight_grad(&other);
@@ -150,6 +154,8 @@ fn errors_begin_with_the_name_of_what_was_called() {
         conv2d: four.conv2d(&zeros(&[1, 3, 9, 9]), None, &conv);
         conv2d_input_grad: Tensor::conv2d_input_grad(&x, &x, [1, 1, 1, 1], &conv);
         conv2d_weight_grad: Tensor::conv2d_weight_grad(&x, &x, [1, 1, 1, 1], &conv);
+        conv2d_weight_grad_into: Tensor::conv2d_weight_grad_into(&x, &x, &mut x.clone(), &conv);
+        conv2d_weight_grad_into: Tensor::conv2d_weight_grad_into(&four, &four, &mut ints.clone(), &conv);
         max_pool2d: four.max_pool2d(&pool);
         avg_pool2d: four.avg_pool2d(&pool);
         adaptive_avg_pool2d: x.adaptive_avg_pool2d([1, 1]);
@@ -169,6 +175,8 @@ fn errors_begin_with_the_name_of_what_was_called() {
         embedding: line.embedding(&list);
         embedding_backward: x.embedding_backward(&list.narrow(0, 0, 1).unwrap(), 4);
         embedding_backward: x.embedding_backward(&list, 1 << 60);
+        embedding_backward_into: x.embedding_backward_into(&list, &mut zeros(&[4, 2]));
+        embedding_backward_into: x.embedding_backward_into(&list, &mut ints.clone());
         index_select: x.index_select(0, &x);
         index_add: x.index_add(0, &list, &other);
         gather: x.gather(0, &list);

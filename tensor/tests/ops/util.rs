@@ -178,6 +178,14 @@ pub fn values(t: &Tensor) -> Vec<f64> {
     }
 }
 
+/// The type in which an element type is summed.
+pub fn computed(dtype: DType) -> DType {
+    match dtype {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    }
+}
+
 /// Half the distance between 1 and the next number of the type: the relative error of one
 /// rounding.
 pub fn rounding(dtype: DType) -> f64 {

@@ -208,12 +208,13 @@ weight_partial(const T *x, Strides x_strides, Side down, Side across, const T *d
     }
 }
 
-// y = the sum of `slices` arrays of `n` elements, rounded. Bound: reads each element once.
-extern "C" __global__ void finish(const R *sums, i64 slices, T *y, i64 n) {
+// y = the sum of `slices` arrays of `n` elements, rounded; with `add`, and of what is there. Bound: reads
+// each element once.
+extern "C" __global__ void finish(const R *sums, i64 slices, T *y, i64 n, i64 add) {
     for (i64 i = first(); i < n; i += step()) {
         R sum = sums[i];
         for (i64 slice = 1; slice < slices; slice++) sum += sums[slice * n + i];
-        y[i] = narrow<T>(sum);
+        y[i] = narrow<T>(add ? widen(y[i]) + sum : sum);
     }
 }
 

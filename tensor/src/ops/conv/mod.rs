@@ -12,7 +12,7 @@ use cpu::Pass;
 pub use geometry::Conv2dConfig;
 use geometry::Geometry;
 
-use crate::storage::{On, on, out};
+use crate::storage::{On, inout, on, out};
 use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {
@@ -111,9 +111,36 @@ impl Tensor {
         match on(OP, (input, grad, out(&mut dw)))? {
             On::Cpu((x, dy, dw)) => cpu::convolve(OP, Pass::WeightGrad, &g, [x, dy], None, dw)?,
             #[cfg(feature = "cuda")]
-            On::Cuda(mut lane, (x, dy, dw)) => cuda::weight_grad(&mut lane, &g, x, dy, dw)?,
+            On::Cuda(mut lane, (x, dy, dw)) => cuda::weight_grad(&mut lane, &g, x, dy, dw, false)?,
         }
         Ok(dw)
+    }
+
+    /// Adds [`conv2d_weight_grad`](Tensor::conv2d_weight_grad) of `input` and `grad` to `sum`, whose
+    /// shape is the weight's, in place where nobody shares it. For operands of a half type `sum` is
+    /// `f32`, and nothing is rounded to the half type.
+    ///
+    /// # Errors
+    /// As [`conv2d_weight_grad`](Tensor::conv2d_weight_grad); [`Error::WrongDType`] where `sum` has not
+    /// the type of computation of the operands. Where there is no scratch memory, the elements of `sum`
+    /// on a card are arbitrary.
+    pub fn conv2d_weight_grad_into(
+        input: &Tensor,
+        grad: &Tensor,
+        sum: &mut Tensor,
+        config: &Conv2dConfig,
+    ) -> Result<()> {
+        const OP: &str = "conv2d_weight_grad_into";
+        check_kind(OP, input, grad)?;
+        input.expect_same_device(OP, sum)?;
+        sum.expect_operand(OP, "the sum", input.dtype().compute())?;
+        let g = geometry(OP, input.shape(), sum.shape(), config)?;
+        check_grad(OP, grad, &g)?;
+        match on(OP, (input, grad, inout(sum)))? {
+            On::Cpu((x, dy, dw)) => cpu::convolve(OP, Pass::AddWeightGrad, &g, [x, dy], None, dw),
+            #[cfg(feature = "cuda")]
+            On::Cuda(mut lane, (x, dy, dw)) => cuda::weight_grad(&mut lane, &g, x, dy, dw, true),
+        }
     }
 }
 

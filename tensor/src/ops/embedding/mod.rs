@@ -47,17 +47,7 @@ impl Tensor {
     pub fn embedding_backward(&self, ids: &Tensor, entries: usize) -> Result<Tensor> {
         const OP: &str = "embedding_backward";
         self.expect_float(OP)?;
-        let width = match self.dims().split_last() {
-            Some((&width, lead)) if lead == ids.dims() => width,
-            _ => {
-                return Err(Error::ShapeMismatch {
-                    op: OP,
-                    lhs: self.shape().clone(),
-                    rhs: ids.shape().clone(),
-                    reason: "the gradient must have the ids' shape and one axis more",
-                });
-            }
-        };
+        let width = self.width_of(OP, ids)?;
         let (shape, dtype) = (Shape::from([entries, width]), self.dtype().compute());
         if !shape.is_addressable(dtype) {
             return Err(Error::InvalidArgument {
@@ -72,5 +62,44 @@ impl Tensor {
         let mut sum = Tensor::zeros_for(OP, shape, dtype, self.device())?;
         add(OP, self, 0, ids, &mut sum)?;
         rounded(OP, sum, self.dtype())
+    }
+
+    /// Adds [`embedding_backward`](Tensor::embedding_backward) to `sum` `[entries, width]`, gradient by
+    /// gradient in the order of `ids`, in place where nobody shares it. It reads and writes the rows
+    /// at `ids` alone. Of a gradient of a half type the sum is `f32`.
+    ///
+    /// # Errors
+    /// As [`embedding_backward`](Tensor::embedding_backward); [`Error::WrongDType`] where `sum` has not
+    /// the type of computation of the gradient, [`Error::ShapeMismatch`] where its rows are of another
+    /// width.
+    pub fn embedding_backward_into(&self, ids: &Tensor, sum: &mut Tensor) -> Result<()> {
+        const OP: &str = "embedding_backward_into";
+        self.expect_float(OP)?;
+        let width = self.width_of(OP, ids)?;
+        self.expect_same_device(OP, sum)?;
+        sum.expect_operand(OP, "the sum", self.dtype().compute())?;
+        if sum.rank() != 2 || sum.dims()[1] != width {
+            return Err(Error::ShapeMismatch {
+                op: OP,
+                lhs: self.shape().clone(),
+                rhs: sum.shape().clone(),
+                reason: "the sum must have two axes, and rows like the gradient's",
+            });
+        }
+        self.expect_indices(OP, ids)?;
+        add(OP, self, 0, ids, sum)
+    }
+
+    /// The width of a table of which this is the gradient for `ids`.
+    fn width_of(&self, op: &'static str, ids: &Tensor) -> Result<usize> {
+        match self.dims().split_last() {
+            Some((&width, lead)) if lead == ids.dims() => Ok(width),
+            _ => Err(Error::ShapeMismatch {
+                op,
+                lhs: self.shape().clone(),
+                rhs: ids.shape().clone(),
+                reason: "the gradient must have the ids' shape and one axis more",
+            }),
+        }
     }
 }

@@ -5,6 +5,7 @@ use crate::cpu::gemm::{Epilogue, Kernels, MatMut, MatRef, Scalar, product};
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::{NoMemory, Outcome};
 use crate::cpu::threads;
+use crate::cpu::working::{on_real, working};
 use crate::layout::Layout;
 use crate::{Result, Shape, Tensor, dispatch_float};
 
@@ -17,6 +18,20 @@ pub(super) fn matmul(op: &'static str, a: &Tensor, b: &Tensor, out: &mut Tensor)
     let device = out.device();
     dispatch_float!(op, out.dtype(), T => {
         stacks::<T>(a, b, out.make_mut()?).map_err(|e| e.on(op, device))
+    })
+}
+
+/// `sum += a b` for matrices. Half types are widened first, so that no product is rounded.
+pub(super) fn addmm(op: &'static str, a: &Tensor, b: &Tensor, sum: &mut Tensor) -> Result<()> {
+    if a.dtype() != sum.dtype() {
+        return addmm(op, &working(op, a)?, &working(op, b)?, sum);
+    }
+    let (m, n, device) = (a.dims()[0], b.dims()[1], sum.device());
+    on_real!(sum, T => {
+        let epilogue = Epilogue { beta: 1.0, ..Epilogue::default() };
+        let sum = MatMut::row_major(sum.make_mut::<T>()?, m, n);
+        let matrix = |t| Stack::new(Tensor::layout(t)).matrix(raw::<T>(t), 0);
+        product(Kernels::Best, sum, matrix(a), matrix(b), &epilogue).map_err(|e| e.on(op, device))
     })
 }
 

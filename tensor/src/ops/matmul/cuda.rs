@@ -67,6 +67,21 @@ pub(super) fn matmul(lane: &mut Issue, a: &Tensor, b: &Tensor, y: &mut Tensor) -
     Ok(())
 }
 
+/// `sum += a b` for matrices.
+pub(super) fn addmm(lane: &mut Issue, a: &Tensor, b: &Tensor, sum: &mut Tensor) -> Result<()> {
+    let [m, k, n] = [a.dims()[0], a.dims()[1], b.dims()[1]];
+    if m == 0 || n == 0 || k == 0 {
+        return Ok(());
+    }
+    let (dtype, c) = (a.dtype(), Matrix::dense(lane.address(sum), m, n));
+    let operands = [lane.matrix(a)?, lane.matrix(b)?, c];
+    lane.gemm(&Gemm {
+        result: sum.dtype(),
+        add: true,
+        ..Gemm::new([m, n, k], dtype, operands)
+    })
+}
+
 /// All axes but the last two, whose extents become 1.
 fn leading(layout: &Layout) -> Result<Layout> {
     layout.narrow(-1, 0, 1)?.narrow(-2, 0, 1)

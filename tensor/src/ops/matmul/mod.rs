@@ -4,7 +4,7 @@ pub(super) mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-use crate::storage::{On, on, out};
+use crate::storage::{On, inout, on, out};
 use crate::{Error, Result, Shape, Tensor};
 
 impl Tensor {
@@ -97,6 +97,61 @@ impl Tensor {
             y = y.squeeze(if rhs.rank() == 1 { -1 } else { -2 })?;
         }
         Ok(y)
+    }
+
+    /// Adds the product of the matrices `a` `[m, k]` and `b` `[k, n]` to `self` `[m, n]`, in place
+    /// where nobody shares it (PyTorch: `addmm_`). No memory is asked for the product. For operands
+    /// of a half type `self` is `f32`, and nothing is rounded to the half type.
+    ///
+    /// ```
+    /// # use phalanx_tensor::{Device, Tensor};
+    /// let a = Tensor::from_slice(&[1.0f32, 2.0, 3.0, 4.0], [2, 2], Device::cpu(0))?;
+    /// let mut sum = Tensor::from_slice(&[1.0f32, 1.0, 1.0, 1.0], [2, 2], Device::cpu(0))?;
+    /// sum.addmm(&a, &a.t()?)?;
+    /// assert_eq!(sum.to_vec::<f32>()?, [6.0, 12.0, 12.0, 26.0]);
+    /// # Ok::<(), phalanx_tensor::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::InvalidShape`] where one is no matrix, [`Error::ShapeMismatch`];
+    /// [`Error::DTypeMismatch`], [`Error::WrongDType`] where `self` has not the type of computation of
+    /// the operands, [`Error::DeviceMismatch`], [`Error::UnsupportedDType`] for integers;
+    /// [`Error::OutOfMemory`]: where that is for scratch memory, `self` holds arbitrary elements.
+    pub fn addmm(&mut self, a: &Tensor, b: &Tensor) -> Result<()> {
+        const OP: &str = "addmm";
+        a.expect_same_kind(OP, b)?;
+        a.expect_float(OP)?;
+        a.expect_same_device(OP, self)?;
+        self.expect_operand(OP, "the sum", a.dtype().compute())?;
+        for t in [&*self, a, b] {
+            if t.rank() != 2 {
+                return Err(Error::InvalidShape {
+                    op: OP,
+                    shape: t.shape().clone(),
+                    reason: "it must be a matrix".into(),
+                });
+            }
+        }
+        let mismatch = |lhs: &Tensor, rhs: &Tensor, reason| Error::ShapeMismatch {
+            op: OP,
+            lhs: lhs.shape().clone(),
+            rhs: rhs.shape().clone(),
+            reason,
+        };
+        if a.dims()[1] != b.dims()[0] {
+            let reason = "the second axis of the first must be as long as the first of the second";
+            return Err(mismatch(a, b, reason));
+        }
+        for (axis, operand) in [a, b].into_iter().enumerate() {
+            if self.dims()[axis] != operand.dims()[axis] {
+                return Err(mismatch(self, operand, "the sum must be like the product"));
+            }
+        }
+        match on(OP, (a, b, inout(self)))? {
+            On::Cpu((a, b, sum)) => cpu::addmm(OP, a, b, sum),
+            #[cfg(feature = "cuda")]
+            On::Cuda(mut lane, (a, b, sum)) => cuda::addmm(&mut lane, a, b, sum),
+        }
     }
 }
 

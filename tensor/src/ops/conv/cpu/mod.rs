@@ -17,6 +17,8 @@ pub(super) enum Pass {
     InputGrad,
     /// The gradient with respect to `w`, from `x` and the gradient of the output.
     WeightGrad,
+    /// The same, added to what is there.
+    AddWeightGrad,
 }
 
 /// Fills in `out`; only the forward pass has a bias.
@@ -46,7 +48,8 @@ pub(super) fn convolve(
         match pass {
             Pass::Forward => planar::forward(g, a, b, slice_if(&bias)?, out.slice()?),
             Pass::InputGrad => planar::input_grad(g, a, b, out.slice()?),
-            Pass::WeightGrad => planar::weight_grad(g, a, b, out.slice()?),
+            Pass::WeightGrad => planar::weight_grad(g, a, b, out.slice()?, false),
+            Pass::AddWeightGrad => planar::weight_grad(g, a, b, out.slice()?, true),
         }
     });
     out.round()

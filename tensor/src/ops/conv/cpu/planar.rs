@@ -113,8 +113,9 @@ pub(super) fn input_grad<T: Real>(g: &Geometry, dy: &[T], w: &[T], dx: &mut [T])
     });
 }
 
-/// The gradient with respect to `w`. Rows are summed in `T`, the rows' sums in `f64`.
-pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]) {
+/// The gradient with respect to `w`; with `add`, onto what is there. Rows are summed in `T`, the rows'
+/// sums in `f64`.
+pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T], add: bool) {
     let (cig, cog, taps) = (g.cig(), g.cog(), g.taps());
     let (inp, outp) = (g.in_plane(), g.out_plane());
     let step = g.stride[1];
@@ -140,7 +141,8 @@ pub(super) fn weight_grad<T: Real>(g: &Geometry, x: &[T], dy: &[T], dw: &mut [T]
                 }
             },
         );
-        dw[0] = T::from_f64(sum);
+        let sum = T::from_f64(sum);
+        dw[0] = if add { dw[0] + sum } else { sum };
     });
 }
 

@@ -14,24 +14,25 @@ const MANY_BLOCKS: usize = 1024;
 /// Outputs of a slice of a direct sum, at least.
 const SLICE: usize = 8 * 1024;
 
-/// The gradient with respect to `w`.
+/// The gradient with respect to `w`; with `add`, onto what is there, in the type of computation.
 pub(in super::super) fn weight_grad(
     lane: &mut Issue,
     g: &Geometry,
     x: &Tensor,
     dy: &Tensor,
     dw: &mut Tensor,
+    add: bool,
 ) -> Result<()> {
-    if dw.numel() == 0 {
+    if dw.numel() == 0 || g.n == 0 && add {
         return Ok(());
     }
     if g.n == 0 {
         return fill(lane, None, dw);
     }
     if is_direct(g) {
-        return direct_weight_grad(lane, g, x, dy, dw);
+        return direct_weight_grad(lane, g, x, dy, dw, add);
     }
-    let (dtype, wide) = (dw.dtype(), dw.dtype().compute());
+    let (dtype, wide) = (x.dtype(), x.dtype().compute());
     let (sides, gradients) = (parts::to_inputs(g), parts::identity(g.out));
     let (from, grad) = (Images::new(lane, x), Images::new(lane, dy));
     let (rows, k) = (g.ci * g.taps(), g.cig() * g.taps());
@@ -43,7 +44,7 @@ pub(in super::super) fn weight_grad(
         lane.scratch(g.co * most * size)?,
     );
     // The sums of several pieces wait as floats.
-    let waits = pieces.len() > 1 && dtype != wide;
+    let waits = pieces.len() > 1 && dw.dtype() != wide;
     let sums = match waits {
         true => lane.scratch(dw.numel() * wide.size())?,
         false => lane.address(dw),
@@ -57,13 +58,13 @@ pub(in super::super) fn weight_grad(
         let c = Matrix::dense(sums, g.cog(), k);
         lane.gemm(&Gemm {
             batch: g.groups,
-            result: if waits { wide } else { dtype },
-            add: i > 0,
+            result: if waits { wide } else { dw.dtype() },
+            add: add || i > 0,
             ..Gemm::new([g.cog(), k, row], dtype, [a, b, c])
         })?;
     }
     match waits {
-        true => finish(lane, sums, 1, dw),
+        true => finish(lane, sums, 1, dw, false),
         false => Ok(()),
     }
 }
@@ -75,6 +76,7 @@ fn direct_weight_grad(
     x: &Tensor,
     dy: &Tensor,
     dw: &Tensor,
+    add: bool,
 ) -> Result<()> {
     let sides = parts::to_inputs(g);
     let (from, grad) = (Images::new(lane, x), Images::new(lane, dy));
@@ -109,13 +111,13 @@ fn direct_weight_grad(
         threads: [256, 1, 1],
         strides: false,
     };
-    lane.launch(&KERNELS, &[dw.dtype()], "weight_partial", grid, &args)?;
-    finish(lane, sums, slices, dw)
+    lane.launch(&KERNELS, &[x.dtype()], "weight_partial", grid, &args)?;
+    finish(lane, sums, slices, dw, add)
 }
 
-/// `dw` = the sum of `slices` arrays of its size, rounded.
-fn finish(lane: &mut Issue, sums: Arg<'_>, slices: usize, dw: &Tensor) -> Result<()> {
+/// `dw` = the sum of `slices` arrays of its size, rounded; with `add`, and of what is there.
+fn finish(lane: &mut Issue, sums: Arg<'_>, slices: usize, dw: &Tensor, add: bool) -> Result<()> {
     let n = dw.numel();
-    let args = [sums, int(slices), lane.address(dw), int(n)];
+    let args = [sums, int(slices), lane.address(dw), int(n), int(add.into())];
     lane.launch(&KERNELS, &[dw.dtype()], "finish", Grid::over(n), &args)
 }

@@ -21,7 +21,7 @@ use plan::Plan;
 /// Whether [`convolve`] pays.
 pub(super) fn pays(pass: Pass, g: &Geometry) -> bool {
     let channels = match pass {
-        Pass::Forward | Pass::WeightGrad => g.cog(),
+        Pass::Forward | Pass::WeightGrad | Pass::AddWeightGrad => g.cog(),
         Pass::InputGrad => g.cig(),
     };
     // Half-empty vectors still beat the planar kernels, which read and write a plane for every tap.
@@ -33,7 +33,9 @@ pub(super) fn pays(pass: Pass, g: &Geometry) -> bool {
                 let few = g.co > 0 && plan::few_classes(g);
                 few && Padded::output_grad(g).is_modest(g, g.cog())
             }
-            Pass::WeightGrad => g.n > 0 && Padded::input(g, 1).is_modest(g, g.cig()),
+            Pass::WeightGrad | Pass::AddWeightGrad => {
+                g.n > 0 && Padded::input(g, 1).is_modest(g, g.cig())
+            }
         }
 }
 
@@ -69,7 +71,8 @@ unsafe fn convolve_on<V: Lanes>(
         match pass {
             Pass::Forward => gather::run::<V>(&Plan::forward(g)?, a, b, bias, out),
             Pass::InputGrad => gather::run::<V>(&Plan::input_grad(g)?, a, b, None, out),
-            Pass::WeightGrad => weight::run::<V>(g, a, b, out),
+            Pass::WeightGrad => weight::run::<V>(g, a, b, out, false),
+            Pass::AddWeightGrad => weight::run::<V>(g, a, b, out, true),
         }
     }
 }
@@ -141,7 +144,7 @@ mod tests {
             let (mut y, mut dx, mut dw) = (dy.clone(), x.clone(), w.clone());
             planar::forward(&g, &x, &w, Some(&bias), &mut y);
             planar::input_grad(&g, &dy, &w, &mut dx);
-            planar::weight_grad(&g, &x, &dy, &mut dw);
+            planar::weight_grad(&g, &x, &dy, &mut dw, false);
             let levels = [SimdLevel::Avx2, SimdLevel::Avx512];
             for level in levels.into_iter().filter(|&level| level <= simd_level()) {
                 let (mut y2, mut dx2, mut dw2) = (dy.clone(), x.clone(), w.clone());

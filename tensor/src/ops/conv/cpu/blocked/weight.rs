@@ -76,7 +76,7 @@ impl Plan {
     }
 }
 
-/// The gradient with respect to `w`.
+/// The gradient with respect to `w`; with `add`, onto what is there.
 ///
 /// # Safety
 /// The processor has the features of `V`.
@@ -85,6 +85,7 @@ pub(super) unsafe fn run<V: Lanes>(
     x: &[f32],
     dy: &[f32],
     dw: &mut [f32],
+    add: bool,
 ) -> Result<(), NoMemory> {
     let plan = Plan::new(g, V::LANES)?;
     let (cig, cog) = (g.cig(), g.cog());
@@ -167,9 +168,13 @@ pub(super) unsafe fn run<V: Lanes>(
                     for chunk in others.chunks_exact(total.len().max(1)) {
                         total.iter_mut().zip(chunk).for_each(|(t, c)| *t += c);
                     }
+                    let shape = (cog, cig * g.taps());
                     let groups = total.chunks_exact(plan.sums().max(1));
                     for (sums, dw) in groups.zip(dw.chunks_exact_mut(cog * cig * g.taps())) {
-                        unpack::<V>(&plan, sums, dw, (cog, cig * g.taps()));
+                        match add {
+                            true => unpack::<V>(&plan, sums, dw, shape, |old, sum| old + sum),
+                            false => unpack::<V>(&plan, sums, dw, shape, |_, sum| sum),
+                        }
                     }
                 },
             );
@@ -337,9 +342,15 @@ impl Job<'_, '_> {
     }
 }
 
-/// `dw[channel][tap]` from the sums of a group.
+/// `dw[channel][tap]` from the sums of a group and what was there.
 #[inline(always)]
-fn unpack<V: Lanes>(plan: &Plan, sums: &[f32], dw: &mut [f32], (channels, taps): (usize, usize)) {
+fn unpack<V: Lanes>(
+    plan: &Plan,
+    sums: &[f32],
+    dw: &mut [f32],
+    (channels, taps): (usize, usize),
+    new: impl Fn(f32, f32) -> f32,
+) {
     for (first, blocks) in tiles::<V>(plan.width) {
         let lanes = blocks * V::LANES;
         let sums = &sums[plan.rows.len() * plan.run * first..];
@@ -349,7 +360,7 @@ fn unpack<V: Lanes>(plan: &Plan, sums: &[f32], dw: &mut [f32], (channels, taps):
             .enumerate()
         {
             for (tap, v) in dw.iter_mut().enumerate() {
-                *v = sums[tap * lanes + l];
+                *v = new(*v, sums[tap * lanes + l]);
             }
         }
     }
