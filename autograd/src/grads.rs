@@ -71,11 +71,23 @@ impl Gradients {
         }
     }
 
+    /// Whether no parameter has ever had a place here.
+    pub(crate) fn is_new(&self) -> bool {
+        self.params.is_empty()
+    }
+
+    /// Whether a parameter's gradient was here and has been taken out.
+    pub(crate) fn is_taken(&self, param: &Param) -> bool {
+        let at = self.place.get(&param.id());
+        at.is_some_and(|&at| self.params[at].1.is_none())
+    }
+
     pub(crate) fn insert_var(&mut self, node: NodeRef, grad: Tensor) {
         self.vars.push((node, grad));
     }
 
-    /// The parameters that have a gradient, in the order in which these became final.
+    /// The parameters that have a gradient, in the order in which these became final. What a sweep has
+    /// added to ([`Backward::into`](crate::Backward::into)) keeps its place.
     pub fn iter(&self) -> impl Iterator<Item = (&Param, &Tensor)> {
         self.params
             .iter()

@@ -78,6 +78,7 @@
 
 mod checkpoint;
 mod claim;
+mod contribute;
 mod error;
 mod grads;
 mod param;

@@ -1,11 +1,12 @@
 //! The backward pass in two halves: the gradients of the inputs now, those of the parameters later.
 
+use crate::contribute::{Inputs, Needs, Target, needs};
 use crate::error::Result;
 use crate::grads::Gradients;
-use crate::sweep::{Backward, Needs, OnReady, Sink, call, distribute, needs};
+use crate::sweep::{Backward, OnReady, Sink, expect_buffers};
 use crate::tape::{Kind, Node, NodeId, NodeRef, Tape};
 use crate::vjp::Grads;
-use phalanx_tensor::{DType, Tensor};
+use phalanx_tensor::Tensor;
 
 impl Tape {
     /// The first half of a backward pass split in two: the gradients of the inputs (`I`) now, those
@@ -17,7 +18,8 @@ impl Tape {
     /// nothing that it does not. Without [`Backward::inputs`], that is every [`Tape::input`] and
     /// every operation without inputs now, every parameter later. With them, it is the chosen
     /// variables alone: those that are no parameters now, the chosen parameters later. A hook is
-    /// told of parameters, so it belongs to [`WeightSweep::run`]; the one in `how` is not called.
+    /// told of parameters, so it belongs to [`WeightSweep::run`]; the one in `how` is not called. Neither
+    /// is anything added to the gradients in [`Backward::into`], which come back as they were.
     ///
     /// # Errors
     /// As [`sweep`](Tape::sweep).
@@ -43,7 +45,6 @@ impl Tape {
         let mut sink = Sink::new(self.recording(), how);
         let mut nodes = self.take_nodes();
         later.slots.resize_with(nodes.len(), || None);
-        later.dtypes = nodes.iter().map(|node| node.dtype).collect();
         while let Some(mut node) = nodes.pop() {
             let index = nodes.len();
             if index >= slots.len() {
@@ -71,7 +72,6 @@ impl Tape {
             }
             let Some(grad) = slot else { continue };
             let grad = node.finish(grad)?;
-            let dtype = |id: NodeId| nodes[id.index()].dtype;
             sink.keep_chosen(index, &grad);
             let Kind::Op(vjp) = &mut node.kind else {
                 sink.leaf(index, node.kind, grad)?;
@@ -85,27 +85,36 @@ impl Tape {
                 .map(|(&all, &now)| all && !now)
                 .collect();
             let name = vjp.name();
+            let mut inputs = Inputs {
+                ids: &node.inputs,
+                needs: &now,
+                target: |id: NodeId| nodes[id.index()].target(),
+                slots: &mut slots,
+                into: &mut sink.gradients,
+            };
             if !rest.contains(&true) {
                 if now.contains(&true) || node.inputs.is_empty() {
-                    let grads = call(&**vjp, grad, &now)?;
-                    distribute(name, &mut slots, &node.inputs, dtype, &now, grads)?;
+                    let grads = inputs.call(&**vjp, grad)?;
+                    inputs.add(name, grads)?;
                 }
             } else if vjp.joint() && now.contains(&true) {
-                let mut grads = call(&**vjp, grad, &all)?;
+                inputs.needs = &all;
+                let mut grads = inputs.call(&**vjp, grad)?;
                 let held: Grads = rest
                     .iter()
                     .zip(&mut grads)
                     .map(|(&rest, g)| if rest { g.take() } else { None })
                     .collect();
-                distribute(name, &mut slots, &node.inputs, dtype, &now, grads)?;
+                inputs.needs = &now;
+                inputs.add(name, grads)?;
                 node.kind = Kind::Input; // its work is done, the saved tensors go
                 later
                     .nodes
                     .push((index, node, Work::Deliver(name, Box::new(held), rest)));
             } else {
                 if now.contains(&true) {
-                    let grads = call(&**vjp, grad.clone(), &now)?;
-                    distribute(name, &mut slots, &node.inputs, dtype, &now, grads)?;
+                    let grads = inputs.call(&**vjp, grad.clone())?;
+                    inputs.add(name, grads)?;
                 }
                 vjp.shrink(&rest);
                 later.slots[index] = Some(grad);
@@ -136,45 +145,65 @@ pub struct WeightSweep {
     /// The nodes that [`Backward::inputs`] named.
     chosen: Vec<usize>,
     slots: Vec<Option<Tensor>>,
-    /// Of all nodes.
-    dtypes: Vec<DType>,
-    /// In the order of the tape.
+    /// In the order of the tape, all that gradients may still go to.
     nodes: Vec<(usize, Node, Work)>,
 }
 
 impl WeightSweep {
     /// Computes the parameters' gradients, in the order that [`Tape::plan`] gave; of chosen
-    /// parameters also [by variable](Gradients::wrt).
+    /// parameters also [by variable](Gradients::wrt). They are added to those in `into`, as
+    /// [`Backward::into`] says.
     ///
     /// # Errors
-    /// Those of the operations' backward passes and of the hook.
-    pub fn run<'a>(mut self, on_ready: Option<&'a mut OnReady<'a>>) -> Result<Gradients> {
+    /// Those of the operations' backward passes and of the hook;
+    /// [`Error::InvalidArgument`](crate::Error::InvalidArgument) where `into` holds something unlike its
+    /// parameter.
+    pub fn run<'a>(
+        mut self,
+        into: Gradients,
+        on_ready: Option<&'a mut OnReady<'a>>,
+    ) -> Result<Gradients> {
+        expect_buffers("run", &into)?;
         let how = Backward {
             on_ready,
+            into,
             ..Backward::default()
         };
         let mut sink = Sink::new(self.recording, how);
         while let Some((index, node, work)) = self.nodes.pop() {
             let grad = self.slots[index].take();
             let grad = grad.map(|grad| node.finish(grad)).transpose()?;
-            let (name, grads, needs) = match (work, node.kind, grad) {
-                (Work::Deliver(name, grads, needs), ..) => (name, *grads, needs),
-                (_, _, None) => continue,
-                (Work::Part(needs), Kind::Op(vjp), Some(grad)) => {
-                    (vjp.name(), call(&*vjp, grad, &needs)?, needs)
+            let mut inputs = Inputs {
+                ids: &node.inputs,
+                needs: &[],
+                target: |id| target(&self.nodes, id),
+                slots: &mut self.slots,
+                into: &mut sink.gradients,
+            };
+            match (work, grad) {
+                (Work::Deliver(name, grads, needs), _) => {
+                    inputs.needs = &needs;
+                    inputs.add(name, *grads)?;
                 }
-                (_, leaf, Some(grad)) => {
+                (Work::Part(_), None) => {}
+                (Work::Part(needs), Some(grad)) => {
+                    if let Kind::Op(vjp) = node.kind {
+                        inputs.needs = &needs;
+                        let grads = inputs.call(&*vjp, grad)?;
+                        let name = vjp.name();
+                        drop(vjp);
+                        inputs.add(name, grads)?;
+                        continue;
+                    }
+                    let grad = sink.onto_buffer(&node, grad)?;
                     if self.chosen.contains(&index) {
                         let (recording, id) = (self.recording, NodeId::at(index));
                         let node = NodeRef { recording, id };
                         sink.gradients.insert_var(node, grad.clone());
                     }
-                    sink.leaf(index, leaf, grad)?;
-                    continue;
+                    sink.leaf(index, node.kind, grad)?;
                 }
-            };
-            let dtype = |id: NodeId| self.dtypes[id.index()];
-            distribute(name, &mut self.slots, &node.inputs, dtype, &needs, grads)?;
+            }
         }
         Ok(sink.gradients)
     }
@@ -200,5 +229,13 @@ impl WeightSweep {
                 .flatten()
                 .map(crate::tensor_bytes)
                 .sum::<usize>()
+    }
+}
+
+/// What a node is that waits for its gradient.
+fn target(nodes: &[(usize, Node, Work)], id: NodeId) -> Target<'_> {
+    match nodes.binary_search_by_key(&id.index(), |(index, ..)| *index) {
+        Ok(at) => nodes[at].1.target(),
+        Err(_) => unreachable!("what leads to a parameter waits until its gradient comes"),
     }
 }

@@ -5,17 +5,18 @@
 //! on; it costs a check. Each node is dropped, with the tensors it saved, as soon as it is done.
 
 use crate::claim::Claims;
+use crate::contribute::{Inputs, differ, needs};
 use crate::error::{Error, Result};
 use crate::grads::{Gradients, add_to};
 use crate::param::{Param, ParamId};
 use crate::tape::{Kind, Node, NodeId, NodeRef, Tape};
 use crate::var::Var;
-use crate::vjp::{Grads, Vjp};
-use phalanx_tensor::{DType, Tensor};
+use phalanx_tensor::Tensor;
 use smallvec::SmallVec;
 
 /// Called once for every parameter that the roots depend on, when its gradient is final. It is
-/// contiguous and of the type [`Param::grad_dtype`]: `f32` for a parameter of a half type.
+/// contiguous and of the type [`Param::grad_dtype`]: `f32` for a parameter of a half type. It
+/// includes what [`Backward::into`] had for the parameter.
 ///
 /// What it returns is put into the [`Gradients`]; a hook that keeps the gradient returns `None`.
 /// An error stops the sweep; [`Error::other`] carries one of another crate.
@@ -58,6 +59,34 @@ pub struct Backward<'a> {
     pub on_ready: Option<&'a mut OnReady<'a>>,
     /// Whose parameters it may reach.
     pub claims: Claims<'a>,
+    /// Gradients to add to: that of a parameter which has one here starts from it, and is added to in
+    /// place, at its address, where nobody else shares the tensor. The result holds them all: those
+    /// that the roots do not reach are as they were. Each has its parameter's shape, and the type
+    /// that [`Gradients::insert`] allows. They are lost where the sweep fails.
+    ///
+    /// A micro-batch after the other, this sums gradients without memory for a second set of them:
+    /// products such as those of [`Var::linear`](crate::Var::linear) and [`Var::conv2d`](crate::Var::conv2d) add themselves to what is there.
+    /// The sums may so differ in their last bits from those of [`Gradients::accumulate`].
+    ///
+    /// ```
+    /// use phalanx_autograd::{Backward, Gradients, Param, Tape};
+    /// use phalanx_tensor::{Device, Tensor};
+    ///
+    /// let w = Param::new(Tensor::from_slice(&[1.0f32, 2.0], [2], Device::cpu(0))?);
+    /// let tape = Tape::new();
+    /// let mut gradients = Gradients::new();
+    /// for _micro_batch in 0..3 {
+    ///     let loss = tape.leaf(&w).square()?.sum_all()?;
+    ///     gradients = tape.sweep(Backward {
+    ///         roots: &[(&loss, None)],
+    ///         into: gradients,
+    ///         ..Backward::default()
+    ///     })?;
+    /// }
+    /// assert_eq!(gradients.get(&w).unwrap().to_vec::<f32>()?, [6.0, 12.0]);
+    /// # Ok::<(), phalanx_autograd::Error>(())
+    /// ```
+    pub into: Gradients,
 }
 
 /// The parameters that roots depend on, in the order in which backward makes their gradients
@@ -98,8 +127,8 @@ impl Tape {
     /// Runs the recording backward as `how` says. Consumes the recording.
     ///
     /// # Errors
-    /// As [`backward`](Tape::backward); [`Error::SeedMismatch`]; [`Error::Unclaimed`]; those
-    /// of the hook.
+    /// As [`backward`](Tape::backward); [`Error::SeedMismatch`]; [`Error::InvalidArgument`] where
+    /// [`Backward::into`] holds something unlike its parameter; [`Error::Unclaimed`]; those of the hook.
     pub fn sweep(&self, how: Backward<'_>) -> Result<Gradients> {
         let (mut slots, wanted) = self.prepare(&how)?;
         let mut sink = Sink::new(self.recording(), how);
@@ -112,16 +141,22 @@ impl Tape {
             let Some(grad) = slots.pop().flatten() else {
                 continue; // the roots do not depend on it
             };
-            let grad = node.finish(grad)?;
+            let grad = sink.onto_buffer(&node, node.finish(grad)?)?;
             sink.keep_chosen(index, &grad);
             if let Kind::Op(vjp) = node.kind {
                 let name = vjp.name();
                 let needs = needs(&node.inputs, |id| wanted.contains(id));
                 if needs.contains(&true) || node.inputs.is_empty() {
-                    let grads = call(&*vjp, grad, &needs)?;
+                    let mut inputs = Inputs {
+                        ids: &node.inputs,
+                        needs: &needs,
+                        target: |id: NodeId| nodes[id.index()].target(),
+                        slots: &mut slots,
+                        into: &mut sink.gradients,
+                    };
+                    let grads = inputs.call(&*vjp, grad)?;
                     drop(vjp);
-                    let dtype = |id: NodeId| nodes[id.index()].dtype;
-                    distribute(name, &mut slots, &node.inputs, dtype, &needs, grads)?;
+                    inputs.add(name, grads)?;
                 }
             } else {
                 sink.leaf(index, node.kind, grad)?;
@@ -202,6 +237,7 @@ impl Tape {
     /// in place, and the nodes that need one.
     pub(crate) fn prepare(&self, how: &Backward<'_>) -> Result<(Vec<Option<Tensor>>, Wanted)> {
         self.check_claims(how)?;
+        expect_buffers("backward", &how.into)?;
         let mut slots: Vec<Option<Tensor>> = Vec::new();
         for (root, seed) in how.roots {
             let index = self.root(root)?;
@@ -260,72 +296,15 @@ impl Wanted {
     }
 }
 
-pub(crate) type Needs = SmallVec<[bool; 8]>;
-
-pub(crate) fn needs(inputs: &[NodeId], wanted: impl Fn(NodeId) -> bool) -> Needs {
-    let wanted = |&id: &NodeId| id != NodeId::NONE && wanted(id);
-    inputs.iter().map(wanted).collect()
-}
-
-/// Runs a vjp and holds it to its contract.
-pub(crate) fn call(vjp: &dyn Vjp, grad: Tensor, needs: &[bool]) -> Result<Grads> {
-    let grads = vjp.backward(grad, needs)?;
-    let missing = || needs.iter().zip(&grads).any(|(&n, g)| n && g.is_none());
-    if grads.len() != needs.len() || missing() {
-        return Err(Error::VjpContract {
-            vjp: vjp.name(),
-            reason: format!(
-                "needs {needs:?}, got gradients {:?}",
-                grads.iter().map(Option::is_some).collect::<Vec<_>>()
-            ),
-        });
-    }
-    Ok(grads)
-}
-
-/// The error of a vjp that gave an input of this type another's gradient, or one unlike that of
-/// another vjp.
-fn differ(vjp: &'static str, dtype: DType, sum: Option<&Tensor>, grad: &Tensor) -> Error {
-    let reason = match sum {
-        Some(sum) => format!(
-            "its gradient {grad:?} joins {sum:?}, which the same {dtype} variable has already"
-        ),
-        None => format!("its gradient {grad:?} goes to a variable of type {dtype}"),
-    };
-    Error::VjpContract { vjp, reason }
-}
-
-impl Node {
-    /// Its complete gradient in the type in which it is handed on: a sum of several is rounded once
-    /// to a half type here, and a parameter's is widened for good.
-    pub(crate) fn finish(&self, grad: Tensor) -> Result<Tensor> {
-        let dtype = match self.kind {
-            Kind::Param(_) => self.dtype.compute(),
-            Kind::Input | Kind::Op(_) => self.dtype,
-        };
-        match grad.dtype() == dtype {
-            true => Ok(grad),
-            false => Ok(grad.cast(dtype)?),
-        }
-    }
-}
-
-/// Adds the gradients that the vjp of this name gave to those of its inputs, whose element types
-/// are `dtype`.
-pub(crate) fn distribute(
-    vjp: &'static str,
-    slots: &mut [Option<Tensor>],
-    inputs: &[NodeId],
-    dtype: impl Fn(NodeId) -> DType,
-    needs: &[bool],
-    grads: Grads,
-) -> Result<()> {
-    for ((id, &needed), grad) in inputs.iter().zip(needs).zip(grads) {
-        if let (true, Some(grad)) = (needed, grad) {
-            let dtype = dtype(*id);
-            add_to(&mut slots[id.index()], grad, dtype, |sum, grad| {
-                differ(vjp, dtype, sum, grad)
-            })?;
+/// Gradients to add to are like their parameters.
+pub(crate) fn expect_buffers(op: &'static str, into: &Gradients) -> Result<()> {
+    for (param, grad) in into.iter() {
+        let fits = [param.dtype(), param.grad_dtype()].contains(&grad.dtype());
+        if !fits || grad.shape() != param.shape() {
+            return Err(Error::InvalidArgument {
+                op,
+                reason: format!("{param:?} has the gradient {grad:?} to add to"),
+            });
         }
     }
     Ok(())
@@ -348,9 +327,25 @@ impl<'a> Sink<'a> {
             .filter_map(|v| v.node());
         Sink {
             recording,
-            gradients: Gradients::new(),
+            gradients: how.into,
             chosen: nodes.map(|node| node.id.index()).collect(),
             on_ready: how.on_ready,
+        }
+    }
+
+    /// The gradient of a parameter that no vjp has added to its buffer, since a root is the parameter
+    /// itself, is added now.
+    pub(crate) fn onto_buffer(&mut self, node: &Node, grad: Tensor) -> Result<Tensor> {
+        let Kind::Param(param) = &node.kind else {
+            return Ok(grad);
+        };
+        let mut sum = self.gradients.take(param);
+        add_to(&mut sum, grad, param.dtype(), |sum, grad| {
+            differ("parameter", param.dtype(), sum, grad)
+        })?;
+        match sum {
+            Some(sum) => node.finish(sum),
+            None => unreachable!("a gradient was added"),
         }
     }
 

@@ -30,6 +30,26 @@ pub trait Vjp: fmt::Debug {
     /// Those of the operations inside.
     fn backward(&self, grad: Tensor, needs: &[bool]) -> Result<Grads>;
 
+    /// As [`backward`](Vjp::backward), where gradients of parameters are added to what is there: where
+    /// `sums` holds a tensor for an input, the operation may add its gradient to that tensor, which has
+    /// the input's shape and is written in place, and give `None` for the input. It gives the gradient
+    /// where it leaves the tensor alone. The tensor stays in `sums` either way.
+    ///
+    /// It may be called instead of `backward` on any operation but a [`joint`](Vjp::joint) one, with the
+    /// `needs` of the parameters alone, too: **what it adds must not depend on the other `needs`.**
+    ///
+    /// # Errors
+    /// As [`backward`](Vjp::backward).
+    fn backward_into(
+        &self,
+        grad: Tensor,
+        needs: &[bool],
+        sums: &mut [Option<Tensor>],
+    ) -> Result<Grads> {
+        let _ = sums;
+        self.backward(grad, needs)
+    }
+
     /// Bytes of the tensors held for the backward pass. Storage that several nodes share counts
     /// at each of them.
     fn saved_bytes(&self) -> usize;

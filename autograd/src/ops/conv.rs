@@ -1,5 +1,6 @@
 //! Convolution.
 
+use super::sum_for;
 use crate::error::Result;
 use crate::var::Var;
 use crate::vjp::{Grads, Vjp, tensor_bytes};
@@ -23,6 +24,15 @@ impl Vjp for Conv2d {
     }
 
     fn backward(&self, grad: Tensor, needs: &[bool]) -> Result<Grads> {
+        self.backward_into(grad, needs, &mut [])
+    }
+
+    fn backward_into(
+        &self,
+        grad: Tensor,
+        needs: &[bool],
+        sums: &mut [Option<Tensor>],
+    ) -> Result<Grads> {
         let [input_shape, weight_shape] = &self.shapes;
         let mut grads = Grads::new();
         grads.push(match &self.weight {
@@ -35,12 +45,16 @@ impl Vjp for Conv2d {
             _ => None,
         });
         grads.push(match &self.input {
-            Some(input) if needs[1] => Some(Tensor::conv2d_weight_grad(
-                input,
-                &grad,
-                weight_shape,
-                &self.config,
-            )?),
+            Some(input) if needs[1] => match sum_for(sums, 1, &grad) {
+                Some(sum) => {
+                    Tensor::conv2d_weight_grad_into(input, &grad, sum, &self.config)?;
+                    None
+                }
+                None => {
+                    let (shape, config) = (weight_shape, &self.config);
+                    Some(Tensor::conv2d_weight_grad(input, &grad, shape, config)?)
+                }
+            },
             _ => None,
         });
         if let Some(&need) = needs.get(2) {

@@ -1,6 +1,6 @@
 //! Lookups: embedding, gather and scatter.
 
-use super::one;
+use super::{one, sum_for};
 use crate::error::Result;
 use crate::var::Var;
 use crate::vjp::{Grads, Vjp, tensor_bytes};
@@ -19,6 +19,18 @@ impl Vjp for Embedding {
     }
     fn backward(&self, grad: Tensor, _needs: &[bool]) -> Result<Grads> {
         Ok(one(grad.embedding_backward(&self.ids, self.entries)?))
+    }
+    fn backward_into(
+        &self,
+        grad: Tensor,
+        needs: &[bool],
+        sums: &mut [Option<Tensor>],
+    ) -> Result<Grads> {
+        let Some(sum) = sum_for(sums, 0, &grad) else {
+            return self.backward(grad, needs);
+        };
+        grad.embedding_backward_into(&self.ids, sum)?;
+        Ok(Grads::from_iter([None]))
     }
     fn saved_bytes(&self) -> usize {
         tensor_bytes(&self.ids)

@@ -1,5 +1,6 @@
 //! The affine layer, fused with the activation behind it.
 
+use super::sum_for;
 use crate::error::Result;
 use crate::var::Var;
 use crate::vjp::{Grads, Vjp, tensor_bytes};
@@ -18,12 +19,28 @@ pub struct Linear {
     activation: Activation,
 }
 
+/// All axes but the last as one.
+fn rows(t: &Tensor) -> Result<Tensor> {
+    let features = t.dims().last().copied().unwrap_or(1);
+    let lead = &t.dims()[..t.rank().saturating_sub(1)];
+    Ok(t.reshape([lead.iter().product(), features])?)
+}
+
 impl Vjp for Linear {
     fn name(&self) -> &'static str {
         "linear"
     }
 
     fn backward(&self, grad: Tensor, needs: &[bool]) -> Result<Grads> {
+        self.backward_into(grad, needs, &mut [])
+    }
+
+    fn backward_into(
+        &self,
+        grad: Tensor,
+        needs: &[bool],
+        sums: &mut [Option<Tensor>],
+    ) -> Result<Grads> {
         let grad = match &self.slope {
             Some(saved) => self.activation.backward(&grad, saved)?,
             None => grad,
@@ -34,7 +51,13 @@ impl Vjp for Linear {
             _ => None,
         });
         grads.push(match &self.input {
-            Some(input) if needs[1] => Some(grad.linear_weight_grad(input)?),
+            Some(input) if needs[1] => match sum_for(sums, 1, &grad) {
+                Some(sum) => {
+                    sum.addmm(&rows(&grad)?.t()?, &rows(input)?)?;
+                    None
+                }
+                None => Some(grad.linear_weight_grad(input)?),
+            },
             _ => None,
         });
         if let Some(&need) = needs.get(2) {

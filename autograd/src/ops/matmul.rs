@@ -1,6 +1,6 @@
 //! The matrix product.
 
-use super::unbroadcast;
+use super::{sum_for, unbroadcast};
 use crate::error::Result;
 use crate::var::Var;
 use crate::vjp::{Grads, Vjp, tensor_bytes};
@@ -31,8 +31,15 @@ fn as_matrix(t: &Tensor, axis: isize) -> phalanx_tensor::Result<Tensor> {
 ///
 /// Where that takes less memory than a stack of products, the sum is part of the product: the
 /// summed axes become rows. For a matrix on the right of a contiguous stack they are rows already,
-/// and nothing is copied.
-fn contract(x: &Tensor, y: &Tensor, lead: &[usize], own: &Shape) -> Result<Tensor> {
+/// and nothing is copied. Where the operand is one matrix, the product is added to `sum`, if there is
+/// one, and nothing is given.
+fn contract(
+    x: &Tensor,
+    y: &Tensor,
+    lead: &[usize],
+    own: &Shape,
+    sum: Option<&mut Tensor>,
+) -> Result<Option<Tensor>> {
     let extent = |shape: &[usize], i: usize| {
         let at = (i + shape.len()).checked_sub(lead.len() + 2);
         at.map_or(1, |at| shape[at])
@@ -65,10 +72,40 @@ fn contract(x: &Tensor, y: &Tensor, lead: &[usize], own: &Shape) -> Result<Tenso
         let products = summed.iter().map(|&i| lead[i]).product::<usize>() * own.numel();
         if copied(&x, &tall_x) + copied(&y, &tall_y) <= products {
             let (x, y) = (x.reshape(tall_x)?, y.reshape(tall_y)?);
-            return Ok(x.t()?.matmul(&y)?.reshape(own)?);
+            return product(&x, &y, own, sum);
         }
     }
-    unbroadcast(x.t()?.matmul(y)?, own)
+    match lead.is_empty() {
+        true => product(x, y, own, sum),
+        false => Ok(Some(unbroadcast(x.t()?.matmul(y)?, own)?)),
+    }
+}
+
+/// `xᵀ y` in the shape `own`, or added to `sum`.
+fn product(
+    x: &Tensor,
+    y: &Tensor,
+    own: &Shape,
+    sum: Option<&mut Tensor>,
+) -> Result<Option<Tensor>> {
+    let (&[.., columns], true) = (y.dims(), x.rank() == 2) else {
+        return Ok(Some(x.t()?.matmul(y)?.reshape(own)?));
+    };
+    let Some(sum) = sum else {
+        return Ok(Some(x.t()?.matmul(y)?.reshape(own)?));
+    };
+    if sum.rank() == 2 {
+        sum.addmm(&x.t()?, y)?;
+        return Ok(None);
+    }
+    let shape = sum.shape().clone();
+    // One holder at a time: it is written where it is.
+    let held = std::mem::replace(sum, Tensor::zeros([0], sum.dtype(), sum.device())?);
+    let mut matrix = held.reshape([x.dims()[1], columns])?;
+    drop(held);
+    matrix.addmm(&x.t()?, y)?;
+    *sum = matrix.reshape(shape)?;
+    Ok(None)
 }
 
 type Axes = SmallVec<[usize; 4]>;
@@ -79,6 +116,15 @@ impl Vjp for Matmul {
     }
 
     fn backward(&self, grad: Tensor, needs: &[bool]) -> Result<Grads> {
+        self.backward_into(grad, needs, &mut [])
+    }
+
+    fn backward_into(
+        &self,
+        grad: Tensor,
+        needs: &[bool],
+        sums: &mut [Option<Tensor>],
+    ) -> Result<Grads> {
         let [a_shape, b_shape] = &self.shapes;
         let (mut a_own, mut b_own) = (a_shape.clone(), b_shape.clone());
         let mut grad = grad;
@@ -95,14 +141,18 @@ impl Vjp for Matmul {
         grads.push(match &self.b {
             Some(b) if needs[0] => {
                 let b = as_matrix(b, -1)?.t()?;
-                Some(contract(&grad.t()?, &b, lead, &a_own)?.reshape(a_shape)?)
+                let sum = sum_for(sums, 0, &grad);
+                let made = contract(&grad.t()?, &b, lead, &a_own, sum)?;
+                made.map(|made| made.reshape(a_shape)).transpose()?
             }
             _ => None,
         });
         grads.push(match &self.a {
             Some(a) if needs[1] => {
                 let a = as_matrix(a, 0)?;
-                Some(contract(&a, &grad, lead, &b_own)?.reshape(b_shape)?)
+                let sum = sum_for(sums, 1, &grad);
+                let made = contract(&a, &grad, lead, &b_own, sum)?;
+                made.map(|made| made.reshape(b_shape)).transpose()?
             }
             _ => None,
         });

@@ -25,6 +25,17 @@ fn one(grad: Tensor) -> Grads {
     grads
 }
 
+/// The tensor to which a gradient computed in the type of `grad` can be added without rounding, where
+/// there is one.
+fn sum_for<'s>(
+    sums: &'s mut [Option<Tensor>],
+    input: usize,
+    grad: &Tensor,
+) -> Option<&'s mut Tensor> {
+    let sum = sums.get_mut(input)?.as_mut()?;
+    (sum.dtype() == grad.dtype().compute()).then_some(sum)
+}
+
 fn zeros_like(t: &Tensor) -> phalanx_tensor::Result<Tensor> {
     Tensor::zeros(t.shape(), t.dtype(), t.device())
 }

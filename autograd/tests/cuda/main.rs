@@ -8,6 +8,8 @@ mod support;
 mod addresses;
 #[path = "../../../tensor/tests/cuda/counts.rs"]
 mod counts;
+#[path = "../optim/into.rs"]
+mod into;
 mod recompute;
 mod steps;
 mod training;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use phalanx_autograd::nn::{Activation, BatchNorm2d, Dropout, Factory, Linear, Module};
-use phalanx_autograd::{Backward, Param, Result, Tape, Var, checkpoint};
+use phalanx_autograd::{Backward, Gradients, Param, Result, Tape, Var, checkpoint};
 use phalanx_tensor::{DType, Device, Rng, Tensor};
 
 use crate::support::{assert_near, read};
@@ -74,7 +74,7 @@ fn run(device: Device, how: How) -> Result<Vec<(String, Tensor)>> {
                 assert!(params.iter().all(|p| inputs.get(p).is_none()));
                 let of_x = inputs.take_wrt(&x);
                 drop(inputs);
-                (of_x, later.run(None)?)
+                (of_x, later.run(Gradients::new(), None)?)
             }
             _ => {
                 let mut all = tape.sweep(backward)?;

@@ -3,6 +3,7 @@
 mod addresses;
 mod failures;
 mod half;
+mod into;
 mod schedules;
 
 use phalanx_autograd::nn::{Activation, Factory, Linear, Module, Sequential, cross_entropy};

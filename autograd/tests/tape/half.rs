@@ -94,7 +94,7 @@ fn uses_on_one_tape_add_up_in_f32() {
                 let (first, second) = match split {
                     true => {
                         let (first, later) = tape.sweep_inputs(how).unwrap();
-                        let second = later.run(Some(&mut hook)).unwrap();
+                        let second = later.run(Gradients::new(), Some(&mut hook)).unwrap();
                         (Some(first), second)
                     }
                     false => {

@@ -1,7 +1,7 @@
 //! What is freed when, and the sweep in two halves.
 
 use crate::{in_place, mul, on, param, tensor, vals};
-use phalanx_autograd::{Backward, Param, Tape, Var};
+use phalanx_autograd::{Backward, Gradients, Param, Tape, Var};
 use phalanx_tensor::{DType, Tensor};
 
 #[test]
@@ -190,7 +190,10 @@ fn the_two_halves_of_a_split_sweep_make_the_whole() {
                 let (first, later) = tape.sweep_inputs(how).unwrap();
                 assert!(first.is_empty());
                 let bytes = later.saved_bytes();
-                (first, (later.run(Some(&mut hook)).unwrap(), bytes))
+                (
+                    first,
+                    (later.run(Gradients::new(), Some(&mut hook)).unwrap(), bytes),
+                )
             } else {
                 how.on_ready = Some(&mut hook);
                 let all = tape.sweep(how).unwrap();
@@ -250,7 +253,7 @@ fn the_second_half_keeps_only_what_it_reads() {
     for w in &w {
         w.set(tensor(&[0.0; N])).unwrap();
     }
-    let second = later.run(None).unwrap();
+    let second = later.run(Gradients::new(), None).unwrap();
     assert!(
         w.iter()
             .all(|w| vals(second.get(w).unwrap())[0] == 2.0 * 1.5 * 1.5)

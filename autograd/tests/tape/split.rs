@@ -138,7 +138,7 @@ fn run(seed: u64, params: &[Param], split: bool, choose: bool) -> (Found, bool) 
     };
     let (first, second) = if split {
         let (first, later) = tape.sweep_inputs(how).unwrap();
-        (first, later.run(Some(&mut hook)).unwrap())
+        (first, later.run(Gradients::new(), Some(&mut hook)).unwrap())
     } else {
         how.on_ready = Some(&mut hook);
         (Gradients::new(), tape.sweep(how).unwrap())
@@ -196,7 +196,7 @@ fn what_nobody_chose_is_not_computed_in_either_half() {
     let (first, later) = tape.sweep_inputs(how).unwrap();
     assert_eq!(vals(first.wrt(&early).unwrap()), [35.0]);
     assert!(first.wrt(&x).is_none() && first.wrt(&z).is_none());
-    let second = later.run(None).unwrap();
+    let second = later.run(Gradients::new(), None).unwrap();
     assert_eq!(vals(second.get(&b).unwrap()), [42.0]);
     assert!(second.get(&a).is_none(), "nobody chose it");
 }

@@ -1,7 +1,7 @@
 //! One sweep: sums, order, roots, stops, constants.
 
 use crate::{mul, on, param, tensor, vals};
-use phalanx_autograd::{Backward, Error, Grads, Param, Result, Tape, Var, Vjp};
+use phalanx_autograd::{Backward, Error, Gradients, Grads, Param, Result, Tape, Var, Vjp};
 use phalanx_tensor::Tensor;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -211,7 +211,7 @@ fn an_operation_without_inputs_is_swept() {
                     [4.0],
                     "its neighbour does not wait for the weights"
                 );
-                later.run(None).unwrap()
+                later.run(Gradients::new(), None).unwrap()
             }
         };
         assert_eq!(*sent.borrow(), [4.0]);
