@@ -73,7 +73,8 @@
 //!   the inputs' gradients and, later, the parameters' ([`Tape::sweep_inputs`]), with the same
 //!   bits. [`checkpoint`] trades memory for a second forward pass.
 //!
-//! Other crates add operations of their own with [`Var::from_vjp`].
+//! Other crates add operations of their own with [`Var::from_vjp`], and with
+//! [`Var::from_multi_vjp`] where one has several outputs.
 #![forbid(unsafe_code)]
 
 mod checkpoint;
@@ -81,6 +82,7 @@ mod claim;
 mod contribute;
 mod error;
 mod grads;
+mod multi;
 mod param;
 mod slot;
 mod split;
@@ -95,10 +97,11 @@ pub mod ops;
 pub mod optim;
 mod state;
 
-pub use checkpoint::checkpoint;
+pub use checkpoint::{checkpoint, checkpoint_all};
 pub use claim::{Claim, Claims, Holder};
 pub use error::{Error, Result};
 pub use grads::Gradients;
+pub use multi::{MultiVjp, OutputGrads};
 pub use param::{Buffer, Param, ParamId};
 pub use split::WeightSweep;
 pub use state::State;

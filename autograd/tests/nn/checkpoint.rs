@@ -2,7 +2,7 @@
 
 use crate::{CPU, close, f, vals};
 use phalanx_autograd::nn::{Activation, BatchNorm2d, Dropout, Linear, Module};
-use phalanx_autograd::{Param, Result, Tape, Var, checkpoint};
+use phalanx_autograd::{Backward, Gradients, Param, Result, Tape, Var, checkpoint, checkpoint_all};
 use phalanx_tensor::{DType, Device, Rng, Tensor};
 
 /// A block with dropout, batch norm and a parameter that is used twice.
@@ -246,4 +246,112 @@ fn a_segment_that_cuts_itself_off_gives_zeros() {
     assert_eq!(vals(gradients.wrt(&x).unwrap()), [1.0]);
     assert_eq!(vals(gradients.get(&other).unwrap()), [6.0]);
     assert_eq!(vals(gradients.get(&w).unwrap()), [0.0]);
+}
+
+/// What the outputs of a segment with two of them are used for.
+#[derive(Debug, Clone, Copy)]
+struct Uses {
+    first: bool,
+    second: bool,
+}
+
+#[test]
+fn a_segment_of_two_outputs_has_the_gradients_that_it_has_unchecked() {
+    let data = Tensor::randn([4, 6], DType::F64, CPU, &mut Rng::new(1)).unwrap();
+    let run = |uses: Uses, checkpointed: bool, split: bool| {
+        let block = std::sync::Arc::new(Block::new());
+        let tape = Tape::new();
+        let x = tape.input(data.clone()).unwrap();
+        let segment = {
+            let block = block.clone();
+            move |tape: &Tape, x: &[Var]| {
+                let h = block.linear.forward(tape, &x[0])?;
+                let dropped = block
+                    .dropout
+                    .forward(tape, &block.norm.forward(tape, &h)?)?;
+                Ok(vec![dropped, h])
+            }
+        };
+        let out = match checkpointed {
+            true => checkpoint_all(&tape, &[&x], segment).unwrap(),
+            false => segment(&tape, std::slice::from_ref(&x)).unwrap(),
+        };
+        if checkpointed {
+            // The input, four parameters, the segment and its outputs.
+            assert_eq!(tape.len(), 5 + 1 + 2);
+            assert_eq!(tape.saved_bytes(), 8 * (4 * 6 + 6 * 6 + 3 * 6));
+        }
+        let mut roots = Vec::new();
+        if uses.first {
+            roots.push(out[0].square().unwrap().sum_all().unwrap());
+        }
+        if uses.second {
+            roots.push(out[1].exp().unwrap().sum_all().unwrap());
+        }
+        let roots: Vec<(&Var, Option<Tensor>)> = roots.iter().map(|root| (root, None)).collect();
+        let how = Backward {
+            roots: &roots,
+            ..Backward::default()
+        };
+        let (first, second) = match split {
+            true => {
+                let (first, later) = tape.sweep_inputs(how).unwrap();
+                (first, later.run(Gradients::new(), None).unwrap())
+            }
+            false => (tape.sweep(how).unwrap(), Gradients::new()),
+        };
+        let of = |p: &Param| first.get(p).or(second.get(p)).map(vals);
+        let params = [block.linear.parameters(), block.norm.parameters()].concat();
+        let of_params: Vec<_> = params.iter().map(of).collect();
+        (vals(first.wrt(&x).unwrap()), of_params)
+    };
+    for (first, second) in [(true, true), (true, false), (false, true)] {
+        let uses = Uses { first, second };
+        let (of_x, of_params) = run(uses, false, false);
+        for split in [false, true] {
+            let (x, params) = run(uses, true, split);
+            assert_eq!(x, of_x, "{uses:?}, split: {split}");
+            for (got, want) in params.iter().zip(&of_params) {
+                // The tape has announced the parameters of what is not used: zeros.
+                let zeros = || got.as_ref().map(|got| vec![0.0; got.len()]);
+                let want = want.clone().or_else(zeros);
+                assert_eq!(*got, want, "{uses:?}, split: {split}");
+            }
+        }
+    }
+}
+
+#[test]
+fn outputs_that_are_inputs_or_cut_off_or_the_same_go_through_a_checkpoint() {
+    let scalar = |v: f64| Tensor::scalar(v, CPU).unwrap();
+    let tape = Tape::new();
+    let x = tape.input(scalar(3.0)).unwrap();
+    let out = checkpoint_all(&tape, &[&x], |_, x| {
+        let square = x[0].square()?;
+        Ok(vec![x[0].clone(), square.detach(), square.clone(), square])
+    });
+    let out = out.unwrap();
+    let sum = out[1..]
+        .iter()
+        .try_fold(out[0].clone(), |sum, out| sum.add(out));
+    let gradients = tape.backward(&sum.unwrap()).unwrap();
+    assert_eq!(vals(gradients.wrt(&x).unwrap()), [1.0 + 2.0 * 6.0]);
+    // On a tape that records nothing, it is the segment.
+    let tape = Tape::inference();
+    let x = tape.constant(scalar(3.0));
+    let out = checkpoint_all(&tape, &[&x], |_, x| Ok(vec![x[0].neg()?, x[0].clone()])).unwrap();
+    assert_eq!((vals(out[0].value()), out.len()), (vec![-3.0], 2));
+}
+
+#[test]
+fn a_segment_that_gives_another_number_when_run_again_is_named() {
+    let (tape, calls) = (Tape::new(), std::cell::Cell::new(0));
+    let x = tape.input(Tensor::scalar(3.0, CPU).unwrap()).unwrap();
+    let out = checkpoint_all(&tape, &[&x], move |_, x| {
+        calls.set(calls.get() + 1);
+        Ok(vec![x[0].square()?; 3 - calls.get()])
+    });
+    let out = out.unwrap();
+    let e = tape.backward(&out[0].add(&out[1]).unwrap()).unwrap_err();
+    assert!(e.to_string().contains("gave 2 variables, and 1"), "{e}");
 }

@@ -1,7 +1,9 @@
 //! A sweep in two halves, with chosen inputs, against the sweep in one.
 
 use crate::{Product, mul, on, param, tensor, times, vals};
-use phalanx_autograd::{Backward, Gradients, Grads, Param, Result, Tape, Var, Vjp};
+use phalanx_autograd::{
+    Backward, Gradients, Grads, MultiVjp, OutputGrads, Param, Result, Tape, Var, Vjp,
+};
 use phalanx_tensor::Tensor;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -32,6 +34,57 @@ fn joint(a: &Var, b: &Var) -> Var {
             a: Some(a.value().clone()),
             b: Some(b.value().clone()),
         })
+    })
+    .unwrap()
+}
+
+/// `a · b` and `b`: two outputs, whose gradients come in the list that it is given.
+#[derive(Debug)]
+struct Pair {
+    a: Option<Tensor>,
+    b: Option<Tensor>,
+    joint: bool,
+}
+
+impl MultiVjp for Pair {
+    fn name(&self) -> &'static str {
+        "pair"
+    }
+    fn backward(&self, grads: OutputGrads, needs: &[bool]) -> Result<Grads> {
+        assert!(grads.len() == 2 && grads.iter().any(Option::is_some));
+        let part = |other: &Option<Tensor>| {
+            let grad = grads[0].as_ref();
+            grad.map(|grad| times(grad, other.as_ref().expect("saved for this gradient")))
+        };
+        let zeros = || tensor(&[0.0; 2]);
+        let of_b = || match (part(&self.a), &grads[1]) {
+            (Some(product), Some(copy)) => product.add(copy).unwrap(),
+            (product, copy) => product.or(copy.clone()).expect("one has come"),
+        };
+        Ok(Grads::from_iter([
+            needs[0].then(|| part(&self.b).unwrap_or_else(zeros)),
+            needs[1].then(of_b),
+        ]))
+    }
+    fn saved_bytes(&self) -> usize {
+        let saved = self.a.iter().chain(&self.b);
+        saved.map(phalanx_autograd::tensor_bytes).sum()
+    }
+    fn joint(&self) -> bool {
+        self.joint
+    }
+    fn shrink(&mut self, needs: &[bool]) {
+        self.b = self.b.take().filter(|_| needs[0]);
+        self.a = self.a.take().filter(|_| needs[1]);
+    }
+}
+
+fn pair(a: &Var, b: &Var, joint: bool) -> Vec<Var> {
+    let values = vec![times(a.value(), b.value()), b.value().clone()];
+    Var::from_multi_vjp(a.tape(), &[a, b], values, |needs| Pair {
+        a: needs[1].then(|| a.value().clone()),
+        b: needs[0].then(|| b.value().clone()),
+        joint,
     })
     .unwrap()
 }
@@ -104,11 +157,11 @@ fn run(seed: u64, params: &[Param], split: bool, choose: bool) -> (Found, bool) 
     let leaves = vars.len();
     for _ in 0..3 + draw.below(8) {
         let (a, b) = (draw.below(vars.len()), draw.below(vars.len()));
-        let out = match draw.below(3) {
-            0 => joint(&vars[a], &vars[b]),
-            _ => mul(&vars[a], &vars[b]).unwrap(),
-        };
-        vars.push(out);
+        match draw.below(4) {
+            0 => vars.push(joint(&vars[a], &vars[b])),
+            1 => vars.extend(pair(&vars[a], &vars[b], draw.below(2) == 0)),
+            _ => vars.push(mul(&vars[a], &vars[b]).unwrap()),
+        }
     }
     let recorded = |v: &&Var| v.requires_grad();
     let mut roots = Vec::new();
@@ -136,11 +189,17 @@ fn run(seed: u64, params: &[Param], split: bool, choose: bool) -> (Found, bool) 
         inputs: choose.then_some(&chosen),
         ..Backward::default()
     };
+    // Of some parameters, there are gradients to add to.
+    let mut into = Gradients::new();
+    for param in &params[..draw.below(params.len())] {
+        into.insert(param, tensor(&[0.1, 1e-3]));
+    }
     let (first, second) = if split {
         let (first, later) = tape.sweep_inputs(how).unwrap();
-        (first, later.run(Gradients::new(), Some(&mut hook)).unwrap())
+        (first, later.run(into, Some(&mut hook)).unwrap())
     } else {
         how.on_ready = Some(&mut hook);
+        how.into = into;
         (Gradients::new(), tape.sweep(how).unwrap())
     };
     assert!(first.is_empty(), "a parameter's gradient in the first half");
@@ -156,7 +215,7 @@ fn run(seed: u64, params: &[Param], split: bool, choose: bool) -> (Found, bool) 
         ready,
         received: received.borrow().clone(),
     };
-    let both = vars.iter().any(|v| first.wrt(v).is_some()) && !second.is_empty();
+    let both = vars.iter().any(|v| first.wrt(v).is_some()) && !found.ready.is_empty();
     (found, both)
 }
 
@@ -199,4 +258,64 @@ fn what_nobody_chose_is_not_computed_in_either_half() {
     let second = later.run(Gradients::new(), None).unwrap();
     assert_eq!(vals(second.get(&b).unwrap()), [42.0]);
     assert!(second.get(&a).is_none(), "nobody chose it");
+}
+
+#[test]
+fn an_operation_with_two_outputs_is_the_operations_apart() {
+    on(0);
+    let (a, b) = (param(&[2.0, 0.5]), param(&[5.0, -3.0]));
+    // Which outputs the roots depend on.
+    for (first, second) in [(true, true), (true, false), (false, true)] {
+        let run = |together: bool| {
+            let tape = Tape::new();
+            let (x, y) = (tape.leaf(&a), tape.leaf(&b));
+            let out = match together {
+                true => pair(&x, &y, true),
+                false => vec![mul(&x, &y).unwrap(), y.clone()],
+            };
+            let own = tape.constant(tensor(&[0.3, 0.7]));
+            let roots: Vec<Var> = [(first, &out[0]), (second, &out[1])]
+                .iter()
+                .filter(|(uses, _)| *uses)
+                .map(|(_, out)| mul(out, &own).unwrap())
+                .collect();
+            let plan = tape.plan(&roots.iter().collect::<Vec<_>>()).unwrap();
+            let seeds = |root| (root, Some(tensor(&[1.0, 10.0])));
+            let g = tape
+                .sweep(Backward {
+                    roots: &roots.iter().map(seeds).collect::<Vec<_>>(),
+                    ..Backward::default()
+                })
+                .unwrap();
+            let plan: Vec<_> = plan.params().iter().map(Param::id).collect();
+            (plan, g.get(&a).map(bits), g.get(&b).map(bits))
+        };
+        let ((plan, of_a, of_b), apart) = (run(true), run(false));
+        assert_eq!(of_b, apart.2, "{first} {second}");
+        match first {
+            true => assert_eq!((plan, of_a), (apart.0, apart.1)),
+            // The node says that both parameters lead to it: a zero then.
+            false => assert_eq!((plan.len(), of_a), (2, Some(bits(&tensor(&[0.0; 2]))))),
+        }
+    }
+    let tape = Tape::new();
+    let out = pair(&tape.leaf(&a), &tape.leaf(&b), true);
+    let text = format!("{tape:?}");
+    let lines = "2 = pair of 0, 1\n  3 = output of 2\n  4 = output of 2";
+    assert!(text.contains(lines), "{text}");
+    assert_eq!(tape.saved_bytes(), 2 * 2 * 8);
+    // One whose elements are no floats, and those of nothing recorded, are constants.
+    let numbers = Tensor::from_slice(&[1i64], [1], out[0].device()).unwrap();
+    let values = vec![tensor(&[1.0; 2]), numbers];
+    let (x, free) = (tape.leaf(&a), tape.constant(tensor(&[1.0; 2])));
+    let made = |x: &Var| {
+        let vjp = |_: &[bool]| Pair {
+            a: None,
+            b: None,
+            joint: true,
+        };
+        Var::from_multi_vjp(&tape, &[x], values.clone(), vjp).unwrap()
+    };
+    assert!(made(&x)[0].requires_grad() && !made(&x)[1].requires_grad());
+    assert!(!made(&free)[0].requires_grad());
 }
