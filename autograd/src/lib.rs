@@ -80,6 +80,7 @@
 mod checkpoint;
 mod claim;
 mod contribute;
+mod draws;
 mod error;
 mod grads;
 mod multi;

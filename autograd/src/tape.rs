@@ -6,6 +6,7 @@
 //! **A parameter has one node per recording**, made where it is used first, before everything that
 //! uses it. So its gradient is final exactly when the sweep passes that node.
 
+use crate::draws::Draws;
 use crate::error::{Error, Result};
 use crate::param::{IdMap, Param, ParamId};
 use crate::var::Var;
@@ -88,6 +89,8 @@ struct Inner {
     /// What a trace has found, or a replay finds, in frozen parameters.
     frozen: RefCell<IdMap<Tensor>>,
     trace: RefCell<Trace>,
+    /// What random numbers follow from; `None`: from how often each layer drew.
+    draws: RefCell<Option<Draws>>,
 }
 
 /// The record of a forward pass, and the handle to run it backward.
@@ -135,6 +138,7 @@ impl Tape {
             leaves: RefCell::default(),
             frozen: RefCell::default(),
             trace: RefCell::default(),
+            draws: RefCell::default(),
         }))
     }
 
@@ -298,6 +302,14 @@ impl Tape {
                 let recorded = seeds.borrow_mut().next();
                 recorded.unwrap_or_else(fresh)
             }
+        }
+    }
+
+    /// What random numbers follow from: that of the tape on whose behalf this one traces.
+    pub(crate) fn draws(&self) -> &RefCell<Option<Draws>> {
+        match &self.0.mode {
+            Mode::Trace(parent) => parent.draws(),
+            _ => &self.0.draws,
         }
     }
 

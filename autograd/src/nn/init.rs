@@ -6,7 +6,8 @@ use phalanx_tensor::{DType, Device, Rng, Shape, Tensor};
 /// Where new parameters come from: their element type, their device, and the random numbers.
 ///
 /// Layers take it by `&mut`, in the order in which they are made: the same program with the same
-/// seed makes the same model, on any device.
+/// seed makes the same model, on any device. Where a rank makes a part of a model only, each part
+/// comes from the factory [`at`](Factory::at) its path.
 ///
 /// ```
 /// use phalanx_autograd::nn::{Factory, Linear};
@@ -39,6 +40,37 @@ impl Factory {
         }
     }
 
+    /// A factory for the part of a model at `path`, the names of its modules with dots between them:
+    /// its random numbers follow from this factory's seed and the path alone, and not from what has
+    /// been made before. So a rank that builds some layers of a model gives them the values that they
+    /// have where all are built, in whatever order.
+    ///
+    /// Paths join: `f.at("3").at("conv1")` is `f.at("3.conv1")`.
+    ///
+    /// ```
+    /// use phalanx_autograd::nn::{Factory, Linear};
+    /// use phalanx_tensor::Device;
+    ///
+    /// let f = Factory::new(Device::cpu(0), 42);
+    /// let layer = |i: usize| Linear::new(4, 4, &mut f.at(&i.to_string()));
+    /// let weight = |layer: &Linear| layer.weight.read(|w| w.to_vec::<f32>());
+    /// let all = [layer(0)?, layer(1)?, layer(2)?];
+    /// let last = layer(2)?; // as a rank that has this one only
+    /// assert_eq!(weight(&last)?, weight(&all[2])?);
+    /// assert_ne!(weight(&last)?, weight(&all[1])?);
+    /// # Ok::<(), phalanx_autograd::Error>(())
+    /// ```
+    #[must_use]
+    pub fn at(&self, path: &str) -> Factory {
+        let rng = self.rng.clone();
+        Factory {
+            rng: path
+                .split('.')
+                .fold(rng, |rng, name| rng.fold_in(hash(name))),
+            ..*self
+        }
+    }
+
     /// A tensor with these initial values.
     ///
     /// # Errors
@@ -46,6 +78,13 @@ impl Factory {
     pub fn tensor(&mut self, shape: impl Into<Shape>, init: Init) -> Result<Tensor> {
         init.tensor(shape, self.dtype, self.device, &mut self.rng)
     }
+}
+
+/// The 64 bits of FNV-1a (Fowler, Noll and Vo), which are the same on every machine.
+fn hash(name: &str) -> u64 {
+    name.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// Which number of connections sets the scale: the factor that keeps the variance of activations,

@@ -70,7 +70,9 @@ layers! {
 ///
 /// The `k`-th use draws from what that stream and `k` determine: a run repeats, whatever else
 /// draws random numbers. How many uses there were is part of the module's state, as `uses`: a run
-/// that resumes from it draws what it would have drawn.
+/// that resumes from it draws what it would have drawn. On a tape that knows the step and the
+/// micro-batch ([`Tape::draw_at`]), the `k`-th use of that forward pass draws from what these determine,
+/// and no use is counted: micro-batches may run in any order, on any rank.
 #[derive(Debug)]
 pub struct Dropout {
     p: f64,
@@ -105,8 +107,7 @@ impl Module for Dropout {
         if !self.training.is_on() || self.p == 0.0 {
             return Ok(x.clone());
         }
-        let seed = tape.seed(|| self.stream.fold_in(self.uses.advance()).next_u64());
-        x.dropout(self.p, &mut Rng::new(seed))
+        x.dropout(self.p, &mut tape.draw(&self.stream, &self.uses))
     }
 
     fn visit(&self, v: &mut Visitor<'_>) {

@@ -1,6 +1,7 @@
 //! Modules: names, visits, states; layers against PyTorch's conventions; checkpoints; training.
 
 mod checkpoint;
+mod draws;
 mod empty;
 mod layers;
 mod losses;
