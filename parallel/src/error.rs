@@ -3,6 +3,7 @@
 //! Ranks are named by their number in the world, as in [`phalanx_comm::Error`], also where the group
 //! was split off.
 
+use crate::mesh::MeshError;
 use phalanx_tensor::{DType, Shape};
 use std::fmt;
 
@@ -161,6 +162,9 @@ pub enum Error {
     /// A pipeline's plan that cannot be made, or is wrong.
     #[error(transparent)]
     Plan(#[from] crate::pipeline::PlanError),
+    /// Axes that make no [`Mesh`](crate::Mesh) of the group, or that it does not have.
+    #[error(transparent)]
+    Mesh(#[from] MeshError),
     /// An operation on tensors failed.
     #[error(transparent)]
     Tensor(#[from] phalanx_tensor::Error),

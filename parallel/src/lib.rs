@@ -18,16 +18,20 @@
 
 pub mod ddp;
 mod error;
+pub mod mesh;
 pub mod partition;
 pub mod pipeline;
 pub mod reduce;
+mod replicas;
 mod sampler;
 mod talk;
 
 pub use ddp::{Ddp, DdpConfig};
 pub use error::{Error, Result};
+pub use mesh::{Mesh, MeshError};
 pub use reduce::{
     Average, CommHook, Completion, Compress, GradBucket, GradReducer, PowerSgd, PowerSgdConfig,
     ReduceConfig, ReduceStats, Reduction, Trace, TraceEvent,
 };
+pub use replicas::check_replicas;
 pub use sampler::DistributedSampler;

@@ -1,6 +1,6 @@
 //! [`DistributedSampler`]: which samples of a data set a rank trains on in an epoch. Pure.
 
-use crate::{Error, Result};
+use crate::{Error, Mesh, Result};
 use phalanx_tensor::Rng;
 
 /// Splits a data set of `len` samples over ranks, a different order every epoch
@@ -52,6 +52,35 @@ impl Default for DistributedSampler {
 }
 
 impl DistributedSampler {
+    /// A sampler of the ranks of a mesh, of which those along `axis` share the data set out: the others, such as
+    /// the ranks that hold the other parts of one replica of a model, see the same samples. It has no samples yet:
+    /// give `len`, and what else is not the default.
+    ///
+    /// A sampler of the world's ranks would give each part of a replica other samples than the next one.
+    ///
+    /// ```
+    /// use phalanx_comm::launch;
+    /// use phalanx_parallel::{DistributedSampler, Mesh};
+    ///
+    /// let samples = launch(4, |group| {
+    ///     let mesh = Mesh::new(group, [("data", 2), ("tensor", 2)])?;
+    ///     let sampler = DistributedSampler { len: 6, ..DistributedSampler::over(&mesh, "data")? };
+    ///     sampler.indices(0)
+    /// })?;
+    /// assert_eq!(samples, [[0, 2, 4], [0, 2, 4], [1, 3, 5], [1, 3, 5]]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`MeshError::UnknownAxis`](crate::MeshError::UnknownAxis).
+    pub fn over(mesh: &Mesh, axis: &str) -> Result<DistributedSampler> {
+        Ok(DistributedSampler {
+            world_size: mesh.size(axis)?,
+            rank: mesh.coordinate(axis)?,
+            ..DistributedSampler::default()
+        })
+    }
+
     /// How many samples each rank gets per epoch.
     pub fn samples_per_rank(&self) -> usize {
         let world = self.world_size.max(1);

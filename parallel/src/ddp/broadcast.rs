@@ -1,6 +1,5 @@
 //! [`Buffers`]: the buffers of a module, which travel together from one rank to all.
 
-use super::replica::entry_of_buffer;
 use crate::Result;
 use crate::reduce::bucket::{self, Bucket, Entry, Limits};
 use crate::reduce::flat::{self, Flat, Marks};
@@ -25,7 +24,7 @@ pub(super) struct Broadcast<'a> {
 
 impl Buffers {
     pub(super) fn new(named: Vec<(String, Buffer)>) -> Buffers {
-        let entries: Vec<Entry> = named.iter().map(|(_, b)| entry_of_buffer(b)).collect();
+        let entries: Vec<Entry> = named.iter().map(|(_, b)| Entry::of_buffer(b)).collect();
         let everything = Limits {
             first: usize::MAX,
             cap: usize::MAX,

@@ -4,7 +4,6 @@ mod broadcast;
 mod config;
 mod replica;
 mod step;
-mod verify;
 
 pub use crate::reduce::{
     CommHook, Completion, Compress, GradBucket, PowerSgd, PowerSgdConfig, Trace, TraceEvent,
@@ -246,7 +245,7 @@ impl<M: Module> Ddp<M> {
     /// [`Error::Poisoned`].
     pub fn check_replicas(&self) -> Result<()> {
         self.replica.expect_whole()?;
-        verify::values_agree(&self.replica).map_err(hint)
+        self.replica.values_agree().map_err(hint)
     }
 }
 

@@ -1,12 +1,11 @@
 //! [`Replica`]: what a wrapper keeps of its module, and knows of the other ranks' replicas.
 
 use super::broadcast::Buffers;
-use super::{DdpConfig, Trace, verify};
-use crate::reduce::bucket::Entry;
+use super::{DdpConfig, Trace};
 use crate::reduce::{GradReducer, Poison};
-use crate::{Result, talk};
+use crate::{Result, replicas, talk};
 use phalanx_autograd::nn::Module;
-use phalanx_autograd::{Buffer, Claim, Gradients, Holder, Param};
+use phalanx_autograd::{Claim, Gradients, Holder, Param};
 use phalanx_comm::ProcessGroup;
 use phalanx_tensor::Tensor;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -56,7 +55,7 @@ impl Replica {
         let buffers = module.named_buffers();
         // Before anything is sent: it concerns this rank alone.
         let claim = Claim::new(HOLDER, params.iter().map(|(_, p)| p))?;
-        verify::replicas_agree(&config, &params, &buffers, &*group)?;
+        replicas::structures_agree(&*group, config.describe(&*group), &params, &buffers)?;
         let devices = params.iter().map(|(_, p)| p.device());
         let group = talk::over_devices(
             group,
@@ -93,6 +92,15 @@ impl Replica {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// Compares the values of this rank's parameters, and of the buffers that the wrapper keeps equal, with
+    /// every other rank's.
+    pub(super) fn values_agree(&self) -> Result<()> {
+        let params = self.params().iter().chain(&self.frozen);
+        let kept = self.config.broadcast_buffers;
+        let buffers = self.buffers.named.iter().filter(|_| kept);
+        replicas::values_agree(self.group(), params, buffers)
+    }
+
     /// # Errors
     /// [`Error::Poisoned`](crate::Error::Poisoned) if a step was left half done.
     pub(super) fn expect_whole(&self) -> Result<()> {
@@ -119,20 +127,4 @@ fn take_parameters_of(
         }
     }
     Ok(())
-}
-
-pub(super) fn entry_of(param: &Param) -> Entry {
-    Entry {
-        shape: param.shape().clone(),
-        dtype: param.dtype(),
-        device: param.device(),
-    }
-}
-
-pub(super) fn entry_of_buffer(buffer: &Buffer) -> Entry {
-    Entry {
-        shape: buffer.shape().clone(),
-        dtype: buffer.dtype(),
-        device: buffer.device(),
-    }
 }

@@ -1,6 +1,6 @@
 //! The bucket plan: which gradients travel together, and in which order. Pure.
 
-use phalanx_autograd::Param;
+use phalanx_autograd::{Buffer, Param};
 use phalanx_comm::ProcessGroup;
 use phalanx_tensor::{DType, Device, Shape};
 use std::collections::HashMap;
@@ -9,10 +9,10 @@ use std::collections::HashMap;
 /// starts on a cache line in any element type.
 const ALIGN: usize = 64;
 
-/// What the plan needs to know of a parameter.
+/// What the plan needs to know of a parameter or a buffer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// The parameter's shape.
+    /// Its shape.
     pub shape: Shape,
     /// The element type of what travels, a gradient or a buffer: only those of one type share a
     /// bucket.
@@ -22,6 +22,24 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Of a parameter's value.
+    pub fn of(param: &Param) -> Entry {
+        Entry {
+            shape: param.shape().clone(),
+            dtype: param.dtype(),
+            device: param.device(),
+        }
+    }
+
+    /// Of a buffer.
+    pub fn of_buffer(buffer: &Buffer) -> Entry {
+        Entry {
+            shape: buffer.shape().clone(),
+            dtype: buffer.dtype(),
+            device: buffer.device(),
+        }
+    }
+
     /// Of a parameter's gradient.
     pub fn of_gradient(param: &Param) -> Entry {
         Entry {

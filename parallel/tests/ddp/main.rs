@@ -11,6 +11,7 @@ mod golden;
 mod join;
 mod kinds;
 mod memory;
+mod mesh;
 mod model;
 mod overlap;
 mod poison;

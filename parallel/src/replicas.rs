@@ -1,10 +1,9 @@
-//! The checks that ranks agree: on the module and the configuration before anything is averaged, and on the
-//! parameters' values later.
+//! The checks that ranks hold the same module: its parameters and buffers before anything is averaged, and their
+//! values at any time later.
 
-use super::DdpConfig;
-use super::replica::{Replica, entry_of, entry_of_buffer};
-use crate::reduce::bucket;
+use crate::reduce::bucket::{self, Entry};
 use crate::{Error, Result, talk};
+use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Buffer, Param};
 use phalanx_comm::ProcessGroup;
 use phalanx_tensor::{Device, Tensor};
@@ -17,29 +16,32 @@ fn describe(params: &[(String, Param)], buffers: &[(String, Buffer)]) -> String 
         false => "frozen parameter",
     };
     let params = params.iter();
-    let params = params.map(|(name, p)| (kind(p), &**name, entry_of(p)));
+    let params = params.map(|(name, p)| (kind(p), &**name, Entry::of(p)));
     let buffers = buffers.iter();
-    let buffers = buffers.map(|(name, b)| ("buffer", &**name, entry_of_buffer(b)));
+    let buffers = buffers.map(|(name, b)| ("buffer", &**name, Entry::of_buffer(b)));
     bucket::describe(params.chain(buffers))
 }
 
-/// Compares this rank's module and configuration with every other rank's.
-pub(super) fn replicas_agree(
-    config: &DdpConfig,
+/// Compares this rank's module, and the lines of its configuration, with every other rank's.
+pub(crate) fn structures_agree(
+    group: &dyn ProcessGroup,
+    configuration: String,
     params: &[(String, Param)],
     buffers: &[(String, Buffer)],
-    group: &dyn ProcessGroup,
 ) -> Result<()> {
-    match talk::compare(group, config.describe(group) + &describe(params, buffers))? {
+    match talk::compare(group, configuration + &describe(params, buffers))? {
         Some((rank, difference)) => Err(Error::ReplicasDiffer { rank, difference }),
         None => Ok(()),
     }
 }
 
-/// Compares the values of this rank's parameters, and of the buffers that the wrapper keeps equal, with
-/// every other rank's.
-pub(super) fn values_agree(replica: &Replica) -> Result<()> {
-    if replica.group().size() == 1 {
+/// Compares the values of this rank's parameters and buffers with every other rank's, which has the same ones.
+pub(crate) fn values_agree<'a>(
+    group: &dyn ProcessGroup,
+    params: impl Iterator<Item = &'a (String, Param)>,
+    buffers: impl Iterator<Item = &'a (String, Buffer)>,
+) -> Result<()> {
+    if group.size() == 1 {
         return Ok(()); // there is no other to differ from
     }
     let (mut names, mut hashes) = (Vec::new(), Vec::new());
@@ -48,14 +50,13 @@ pub(super) fn values_agree(replica: &Replica) -> Result<()> {
         hashes.push(hash(value)?);
         Ok(())
     };
-    for (name, param) in replica.params().iter().chain(&replica.frozen) {
+    for (name, param) in params {
         param.read(|value| take(name, value))?;
     }
-    let kept = replica.config.broadcast_buffers;
-    for (name, buffer) in replica.buffers.named.iter().filter(|_| kept) {
+    for (name, buffer) in buffers {
         buffer.read(|value| take(name, value))?;
     }
-    let (group, n) = (replica.group(), hashes.len());
+    let n = hashes.len();
     let all = Tensor::from_vec(hashes, n, talk::device(group))?;
     let all = group.all_gather(all)?.wait()?.to_vec::<i64>()?;
     let ranks = group.world_ranks();
@@ -72,6 +73,20 @@ pub(super) fn values_agree(replica: &Replica) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether all ranks of a group hold the same module: the same parameters and buffers, with the same bits. The
+/// group is one whose ranks have replicas of each other, such as a [`Mesh`](crate::Mesh) has along an axis. Every
+/// rank of it must call this.
+///
+/// It reads every value once, and sends eight bytes for each.
+///
+/// # Errors
+/// [`Error::ReplicasDiffer`], the same on every rank of the group; errors of the communication.
+pub fn check_replicas(group: &dyn ProcessGroup, module: &(impl Module + ?Sized)) -> Result<()> {
+    let (params, buffers) = (module.named_parameters(), module.named_buffers());
+    structures_agree(group, String::new(), &params, &buffers)?;
+    values_agree(group, params.iter(), buffers.iter())
 }
 
 /// 64 bits that depend on every bit of the elements, in order.
