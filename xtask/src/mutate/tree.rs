@@ -125,6 +125,8 @@ impl Tree {
         }
         // A change leaves something without a use, and that is no news.
         build.env("RUSTFLAGS", "-Awarnings");
+        // It is built again after each change, also where nothing else is.
+        build.env("CARGO_INCREMENTAL", "1");
         let output = build.current_dir(&self.folder).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         let messages = text
