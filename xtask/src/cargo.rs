@@ -37,6 +37,23 @@ pub fn cargo<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
     command
 }
 
+/// The packages with programs for MPI, and its features.
+const WITH_MPI: &[&str] = &[
+    "--release",
+    "--package=phalanx-comm",
+    "--package=phalanx-parallel",
+    "--package=phalanx-examples",
+    "--features=phalanx-comm/mpi,phalanx-parallel/mpi,phalanx-examples/mpi",
+];
+
+/// A build of programs for MPI. All builds name all packages, and a test: cargo chooses the features of what they depend
+/// on by the packages that it hears of and by whether there is a test, and would build phalanx-tensor once more for each.
+pub fn with_mpi(chore: &[&str]) -> Command {
+    let mut command = cargo(chore);
+    command.args(WITH_MPI);
+    command
+}
+
 /// Runs `command` with our own streams.
 pub fn status(command: &mut Command) -> Result<ExitStatus> {
     echo(command);
@@ -83,6 +100,22 @@ pub fn artifacts(command: &mut Command) -> Result<Vec<Value>> {
     Ok(messages
         .filter(|message: &Value| message["reason"] == "compiler-artifact")
         .collect())
+}
+
+/// The program among artifacts that is of this kind and name, and comes from this folder of the workspace.
+pub fn program_of(built: &[Value], folder: &str, kind: &str, name: &str) -> Result<PathBuf> {
+    let folder = root().join(folder);
+    let mut found = built.iter().filter(|artifact| {
+        let target = &artifact["target"];
+        let source = target["src_path"].as_str().map(Path::new);
+        target["kind"][0] == kind
+            && target["name"] == name
+            && source.is_some_and(|source| source.starts_with(&folder))
+    });
+    let path = found.find_map(|artifact| artifact["executable"].as_str());
+    Ok(path
+        .with_context(|| format!("{name} was not built"))?
+        .into())
 }
 
 /// Builds, and returns what was built, by name.

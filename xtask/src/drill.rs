@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::cargo::{cargo, executables};
+use crate::cargo::{artifacts, cargo, program_of, with_mpi};
 use crate::mpi::{Outcome, cells, nothing_left};
 use crate::{gpu, machine, signals};
 
@@ -84,17 +84,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 /// The program that plays the cells.
 fn build(feature: Option<&str>) -> Result<PathBuf> {
-    let mut build = cargo(["test", "--no-run", "--quiet", "--release"]);
-    build.args(["--package", "phalanx-comm", "--test", "cells"]);
-    if let Some(feature) = feature {
+    let mut build = match feature {
+        Some("mpi") => with_mpi(&["build"]),
+        _ => cargo(["build", "--release", "--package=phalanx-comm"]),
+    };
+    build.args(["--quiet", "--test=cells"]);
+    if let Some(feature) = feature.filter(|feature| *feature != "mpi") {
         build.args(["--features", feature]);
     }
-    let built = executables(&mut build)?.into_iter();
-    let mut found = built.filter(|(name, _)| name == "cells");
-    found
-        .next()
-        .map(|(_, path)| path)
-        .context("cells was not built")
+    program_of(&artifacts(&mut build)?, "comm", "test", "cells")
 }
 
 /// The cells on threads, which the program starts by itself.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::cargo::{cargo, executables};
+use crate::cargo::{artifacts, program_of, with_mpi};
 use crate::hosts::Hosts;
 use crate::job::Job;
 use crate::lines::{Line, report};
@@ -25,6 +25,9 @@ pub struct Args {
     /// Spread them over so many hosts: network namespaces of this machine (needs root and ip)
     #[arg(long, value_name = "N")]
     hosts: Option<usize>,
+    /// Build it with a test, as the tests of MPI do: it is not built once more then
+    #[arg(long, hide = true)]
+    tests: bool,
     /// An example: ddp, collectives, ...
     example: String,
     /// Its arguments
@@ -48,17 +51,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(obstacle) = machine::obstacle() {
         anyhow::bail!("{obstacle}");
     }
-    let mut build = cargo([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        "phalanx-examples",
-    ]);
-    build.args(["--features", "mpi", "--bin", &args.example]);
-    let built = executables(&mut build)?;
-    let program = built.iter().find(|(name, _)| *name == args.example);
-    let (_, program) = program.with_context(|| format!("{} was not built", args.example))?;
+    let mut build = with_mpi(&["build", "--quiet"]);
+    build.args(["--bin", &args.example]);
+    if args.tests {
+        build.arg("--test=cells");
+    }
+    let program = &program_of(&artifacts(&mut build)?, "examples", "bin", &args.example)?;
     signals::catch();
     let hosts = args.hosts.map(Hosts::new).transpose()?;
     let job = Job {

@@ -124,7 +124,15 @@ pub fn search<'a>(folders: impl IntoIterator<Item = Option<&'a Path>>) -> OsStri
 
 /// The library, built.
 fn built() -> Result<PathBuf> {
-    let mut build = cargo(["build", "--quiet", "--package", "phalanx-simulator"]);
+    // With a test of it, as the tests of the workspace build it: by itself it would have other features, and be built once
+    // more.
+    let mut build = cargo([
+        "test",
+        "--no-run",
+        "--quiet",
+        "--workspace",
+        "--test=nccl_calls",
+    ]);
     let artifacts = artifacts(&mut build)?;
     let library = artifacts.iter().find_map(|artifact| {
         let files = artifact["filenames"].as_array()?.iter();

@@ -169,7 +169,7 @@ fn judge(end: &End, said: &Said, code: u8, time: Duration, limit: Duration) -> R
 /// Ctrl-C on `cargo xtask launch`, while the example `ddp` trains.
 pub fn interrupt(program: &Path, hosts: Option<&Hosts>) -> Result<Outcome> {
     let mut launch = Command::new(std::env::current_exe()?);
-    launch.args(["launch", "-n", "2"]);
+    launch.args(["launch", "--tests", "-n", "2"]);
     if let Some(hosts) = hosts {
         launch.args(["--hosts", &hosts.count.to_string()]);
     }

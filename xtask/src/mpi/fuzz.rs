@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::folder::Folder;
 use super::nothing_left;
-use crate::cargo::{cargo, executables};
+use crate::cargo::{artifacts, program_of, with_mpi};
 use crate::job::Job;
 use crate::{machine, signals};
 
@@ -31,11 +31,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(obstacle) = machine::obstacle() {
         bail!("{obstacle}");
     }
-    let mut build = cargo(["test", "--no-run", "--quiet", "--release"]);
-    build.args(["--package", "phalanx-comm", "--test", "fuzz_mpi"]);
-    let built = executables(build.args(["--features", "mpi"]))?;
-    let program = built.iter().find(|(name, _)| name == "fuzz_mpi");
-    let (_, program) = program.context("fuzz_mpi was not built")?;
+    let mut build = with_mpi(&["build", "--quiet", "--test=fuzz_mpi"]);
+    let program = &program_of(&artifacts(&mut build)?, "comm", "test", "fuzz_mpi")?;
     signals::catch();
     let (mut passed, mut failed) = (0, 0);
     // Ranks that wait for each other may come to the deadline before that is seen, where the machine is busy. If all did,

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use self::drills::DRILLS;
-use crate::cargo::{cargo, executables};
+use crate::cargo::{artifacts, program_of, with_mpi};
 use crate::hosts::Hosts;
 use crate::job::{End, Job};
 use crate::lines::Line;
@@ -53,29 +53,18 @@ struct Programs {
 
 impl Programs {
     fn build() -> Result<Programs> {
-        let release = ["--release", "--features", "mpi", "--package"];
-        let mut comm = cargo([
-            "test", "--no-run", "--lib", "--test", "mpi", "--test", "drill", "--test", "cells",
-        ]);
-        let mut parallel = cargo(["test", "--no-run", "--test", "ddp", "--test", "runtime"]);
-        let mut ddp = cargo(["build", "--bin", "ddp"]);
-        let comm = executables(comm.args(release).arg("phalanx-comm"))?;
-        let parallel = executables(parallel.args(release).arg("phalanx-parallel"))?;
-        let ddp = executables(ddp.args(release).arg("phalanx-examples"))?;
-        let find = |built: &[(String, PathBuf)], name: &str| {
-            let found = built.iter().find(|(n, _)| n == name);
-            found
-                .map(|(_, path)| path.clone())
-                .with_context(|| format!("{name} was not built"))
-        };
+        let tests = ["mpi", "drill", "cells", "ddp", "runtime"].map(|name| format!("--test={name}"));
+        let mut programs = with_mpi(&["build", "--bin=ddp"]);
+        let programs = artifacts(programs.args(tests))?;
+        let units = artifacts(&mut with_mpi(&["test", "--no-run", "--lib"]))?;
         Ok(Programs {
-            unit: find(&comm, "phalanx_comm")?,
-            suite: find(&comm, "mpi")?,
-            drill: find(&comm, "drill")?,
-            cells: find(&comm, "cells")?,
-            parallel: find(&parallel, "ddp")?,
-            pipelines: find(&parallel, "runtime")?,
-            ddp: find(&ddp, "ddp")?,
+            unit: program_of(&units, "comm", "lib", "phalanx_comm")?,
+            suite: program_of(&programs, "comm", "test", "mpi")?,
+            drill: program_of(&programs, "comm", "test", "drill")?,
+            cells: program_of(&programs, "comm", "test", "cells")?,
+            parallel: program_of(&programs, "parallel", "test", "ddp")?,
+            pipelines: program_of(&programs, "parallel", "test", "runtime")?,
+            ddp: program_of(&programs, "examples", "bin", "ddp")?,
         })
     }
 }
