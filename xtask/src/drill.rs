@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::cargo::{artifacts, cargo, program_of, with_mpi};
 use crate::mpi::{Outcome, cells, nothing_left};

@@ -4,7 +4,7 @@
 use std::io::{self, Write, stdout};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
 use crate::cargo::{artifacts, program_of, with_mpi};
 use crate::hosts::Hosts;
