@@ -53,7 +53,8 @@ struct Programs {
 
 impl Programs {
     fn build() -> Result<Programs> {
-        let tests = ["mpi", "drill", "cells", "ddp", "runtime"].map(|name| format!("--test={name}"));
+        let tests =
+            ["mpi", "drill", "cells", "ddp", "runtime"].map(|name| format!("--test={name}"));
         let mut programs = with_mpi(&["build", "--bin=ddp"]);
         let programs = artifacts(programs.args(tests))?;
         let units = artifacts(&mut with_mpi(&["test", "--no-run", "--lib"]))?;
