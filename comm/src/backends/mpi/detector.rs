@@ -10,6 +10,8 @@
 //!   A rank before which another one accuses does the same, beginning with the question.
 //! - Whoever knows the verdict answers a question with it, and one who has asked hands it on to all: so the verdict of a
 //!   rank that died while it told the others is not lost.
+//! - A rank says farewell only when what it accuses has its verdict. Others take a farewell for the end of its program;
+//!   what they accuse then comes to rank 0 on another way, and might overtake what the rank itself had to say.
 //! - A rank that has not looked for longer than a quarter of the margin, since it was stopped or had no core, gives no
 //!   verdict before it has listened for half of the margin: another one may have given it meanwhile.
 //!
@@ -18,6 +20,7 @@
 //!
 //! - AGREED: all live ranks get one and the same error;
 //! - ALIVE: nobody who has answered since it was asked is called silent;
+//! - OWN WORDS: nobody who has failed, and lives until the verdict, is said to have returned;
 //! - IN TIME: no wait is longer than the deadline, two looks, and twice the margin.
 
 mod watch;
@@ -87,6 +90,8 @@ pub(super) struct Detector {
     looked: Option<Instant>,
     /// When this process went on, after it had not looked for long.
     resumed: Option<Instant>,
+    /// Whether it is about to end, and says so when no failure waits for its verdict any more.
+    leaves: bool,
     letters: Vec<Letter>,
 }
 
@@ -111,6 +116,7 @@ impl Detector {
             round: 0,
             looked: None,
             resumed: None,
+            leaves: false,
             letters: Vec::new(),
         }
     }
@@ -318,7 +324,8 @@ impl Detector {
             None if now < accusation.due => {}
             None => {
                 accusation.asked = Some((round, now));
-                self.ask(number);
+                // Those too that have said farewell: they are there still, and may be the only ones to know the verdict.
+                self.ask_those(number, |_| true);
             }
             Some((_, then)) if passed(then) < half => {}
             Some((round, then)) => {
@@ -366,6 +373,9 @@ impl Detector {
                 self.post(rank, number, Word::Verdict(error.clone()));
             }
         }
+        if self.leaves {
+            self.bid_farewell();
+        }
     }
 
     /// This rank's program has ended: it issues nothing more in the current epoch.
@@ -382,32 +392,33 @@ impl Detector {
         }
     }
 
-    /// This process is about to end: in order, or by force.
-    pub(super) fn leave(&mut self, by_force: bool) {
-        let me = &mut self.peers[self.me];
-        let word = match by_force {
-            false => {
-                me.farewell = true;
-                Word::Farewell
-            }
-            true => {
-                me.doomed = true;
-                Word::Doomed
-            }
-        };
-        self.tell_all(self.epoch, &word);
+    /// This process is about to end in order, and says so: at once, or when what it accuses has its verdict.
+    pub(super) fn bid_farewell(&mut self) {
+        self.leaves = self.is_waiting();
+        if !self.leaves && !self.has_said_farewell() {
+            self.peers[self.me].farewell = true;
+            self.tell_all(self.epoch, &Word::Farewell);
+        }
+    }
+
+    /// This process is about to be ended by force.
+    pub(super) fn give_up(&mut self) {
+        self.peers[self.me].doomed = true;
+        self.tell_all(self.epoch, &Word::Doomed);
     }
 
     /// Asks all who have not said farewell where they stand. Returns the number of the question.
     pub(super) fn ask(&mut self, epoch: u64) -> u32 {
+        self.ask_those(epoch, |peer| !peer.farewell)
+    }
+
+    fn ask_those(&mut self, epoch: u64, wanted: impl Fn(&Peer) -> bool) -> u32 {
         self.round = self.round.wrapping_add(1);
         let round = self.round;
-        for rank in self.others().filter(|&rank| !self.peers[rank].farewell) {
-            self.letters.push(Letter {
-                to: rank,
-                epoch,
-                word: Word::Ask(round),
-            });
+        for rank in self.others() {
+            if wanted(&self.peers[rank]) {
+                self.post(rank, epoch, Word::Ask(round));
+            }
         }
         round
     }

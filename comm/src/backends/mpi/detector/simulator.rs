@@ -273,6 +273,7 @@ impl Rank {
             if self.failed.is_none() {
                 self.failed = Some((error.clone(), now));
                 self.has_ended = true;
+                self.detector.bid_farewell();
             }
             return issued;
         }
@@ -341,9 +342,17 @@ impl Rank {
         issued
     }
 
+    /// Its program fails, and its process ends, as soon as it may.
     fn fail(&mut self, at: Instant, error: &Error) -> Vec<u64> {
+        self.detector.end(Ended::Failed(at));
         self.detector.accuse(at, 0, error);
+        self.detector.bid_farewell();
         self.has_ended = true;
         Vec::new()
+    }
+
+    /// Whether it fails by itself, if it comes to that.
+    pub(super) fn may_fail(&self) -> bool {
+        matches!(self.trouble, Trouble::Fails(_))
     }
 }

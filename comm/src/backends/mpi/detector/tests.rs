@@ -12,6 +12,7 @@ struct Shown {
     late: u32,
     without_rank_0: u32,
     stopped: u32,
+    own: u32,
 }
 
 fn play(seed: u64, shown: &mut Shown) {
@@ -42,6 +43,13 @@ fn play(seed: u64, shown: &mut Shown) {
                 continue;
             };
             assert_eq!(error, *first, "AGREED: {play}, rank {at}");
+        }
+        match first {
+            Error::RankReturned { rank, .. } => {
+                assert!(!world.ranks[*rank].may_fail(), "OWN WORDS: {play}: {first}")
+            }
+            Error::RankFailed { .. } => shown.own += 1,
+            _ => {}
         }
         if let Error::DeadlineExceeded { chain, .. } = first {
             shown.late += 1;
@@ -89,8 +97,9 @@ fn all_live_ranks_end_alike_whatever_happens() {
         late,
         without_rank_0,
         stopped,
+        own,
     } = shown;
-    let all = [failed, went_on, late, without_rank_0, stopped];
+    let all = [failed, went_on, late, without_rank_0, stopped, own];
     assert!(all.iter().all(|&n| n > 20), "{all:?}");
 }
 
@@ -192,6 +201,34 @@ fn who_was_stopped_asks_again() {
         two.look(at(ms));
     }
     assert_eq!(two.tell(at(1100), 0), Some(failed(2)));
+}
+
+/// A process that ends while it waits for a verdict says farewell behind it; one that waits for nothing, at once.
+#[test]
+fn a_farewell_comes_behind_the_verdict() {
+    let now = Instant::now();
+    let mut one = detector(1, 3, now);
+    let farewells =
+        |letters: Vec<Letter>| letters.iter().filter(|l| l.word == Word::Farewell).count();
+    one.accuse(now, 0, &failed(1));
+    one.bid_farewell();
+    assert_eq!(
+        (farewells(one.letters()), one.has_said_farewell()),
+        (0, false)
+    );
+    one.receive(now, 0, 0, Word::Verdict(failed(2)), || Standing::RUNS);
+    assert_eq!(
+        (farewells(one.letters()), one.has_said_farewell()),
+        (2, true)
+    );
+    one.bid_farewell();
+    assert_eq!(farewells(one.letters()), 0, "once");
+    let mut two = detector(2, 3, now);
+    two.bid_farewell();
+    assert_eq!(
+        (farewells(two.letters()), two.has_said_farewell()),
+        (2, true)
+    );
 }
 
 /// A thousand programs leave no trace.

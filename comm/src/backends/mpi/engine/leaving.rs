@@ -127,16 +127,14 @@ impl Core {
             let still = format!("rank {rank} has not ended {limit:?} after the world has failed");
             report(format_args!("{still}, so its process is ended: {error}"));
         }
-        self.detector.leave(true);
+        self.detector.give_up();
         self.send_letters();
     }
 
     /// This process is about to end.
     pub(in crate::backends::mpi) fn bid_farewell(&mut self) {
-        if !self.detector.has_said_farewell() {
-            self.detector.leave(false);
-            self.send_letters();
-        }
+        self.detector.bid_farewell();
+        self.send_letters();
     }
 
     /// When this rank's program was told that the world has failed, if it was.
