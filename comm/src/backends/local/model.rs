@@ -1,5 +1,5 @@
 //! What stands in for the rest of the program while loom runs this backend's code on its own threads, in every order
-//! (`--cfg phalanx_loom`); the models themselves are in `slots` and `whole`.
+//! (`--cfg phalanx_loom`); the models themselves are in `slots`, `mail` and `whole`.
 //!
 //! Loom sees the atomics, the locks and the cells of `crate::sync`. All else runs as it is, on the one thread of the
 //! system on which loom takes its threads' turns: clocks, which the models keep from mattering by deadlines of hours;
@@ -32,6 +32,8 @@
 //! `Release` of `exit`, and `alarm` (`events` and the lock of the failure order it).
 #![allow(unsafe_code)]
 
+#[cfg(test)]
+mod mail;
 #[cfg(test)]
 mod slots;
 #[cfg(test)]

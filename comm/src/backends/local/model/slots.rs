@@ -114,6 +114,18 @@ fn three_ranks_share_the_chunks() {
     meet("3 ranks, 1 slot, 2 chunks", 3, &[2], PREEMPTIONS - 1);
 }
 
+/// The same with all preemptions, from where all have posted.
+#[test]
+fn three_ranks_end_what_has_begun() {
+    let world = || {
+        let place = Arc::new(Place::new(3));
+        (0..3).for_each(|me| place.issue(me, place.first, 2));
+        place
+    };
+    let rank = |place: &Arc<Place>, me| place.wait(me, place.first);
+    explore("3 ranks, 2 chunks begun", 3, PREEMPTIONS, world, rank);
+}
+
 /// A slot comes back to the rank that took it from whoever leaves last, while that rank takes the next one.
 #[test]
 fn slots_come_back() {

@@ -66,11 +66,16 @@ fn step(ranks: usize) -> usize {
 
 /// A tensor of so many chunks; of 0, of one number. Each chunk begins with a one.
 pub(super) fn ones(me: &Membership, chunks: usize) -> Tensor {
+    filled(me, chunks, 1.0)
+}
+
+/// The same, with this number in place of the one.
+pub(super) fn filled(me: &Membership, chunks: usize, number: f32) -> Tensor {
     let step = step(me.size());
     let len = (chunks * step).max(1);
     let mut t = Tensor::empty([len], DType::F32, me.device).unwrap();
     for chunk in t.bytes_mut().unwrap().chunks_mut(4 * step) {
-        chunk[..4].copy_from_slice(&1f32.to_ne_bytes());
+        chunk[..4].copy_from_slice(&number.to_ne_bytes());
         acquire(chunk.as_ptr());
     }
     t
@@ -78,11 +83,16 @@ pub(super) fn ones(me: &Membership, chunks: usize) -> Tensor {
 
 /// Checks the sum of all ranks' ones, which is now this rank's alone.
 pub(super) fn check_sum(me: &Membership, result: &Tensors) {
+    check_all(me, result, me.size() as f32);
+}
+
+/// Checks that each chunk of the one result begins with this number.
+pub(super) fn check_all(me: &Membership, result: &Tensors, number: f32) {
     let [t] = &result[..] else {
         panic!("{} results", result.len());
     };
     for chunk in t.as_bytes().unwrap().chunks(4 * step(me.size())) {
         touch(chunk.as_ptr(), true);
-        assert_eq!(chunk[..4], (me.size() as f32).to_ne_bytes());
+        assert_eq!(chunk[..4], number.to_ne_bytes());
     }
 }

@@ -28,8 +28,18 @@ fn world(n: usize) -> Arc<[LocalGroup]> {
 }
 
 fn run(name: &str, n: usize, rank: impl Fn(&LocalGroup) + Send + Sync + Copy + 'static) {
+    run_with(name, n, PREEMPTIONS, rank);
+}
+
+/// Runs a rank's program on each of `n` ranks, in every order with so many preemptions.
+pub(super) fn run_with(
+    name: &str,
+    n: usize,
+    preemptions: usize,
+    rank: impl Fn(&LocalGroup) + Send + Sync + Copy + 'static,
+) {
     let rank = move |g: &Arc<[LocalGroup]>, me: usize| rank(&g[me]);
-    explore(name, n, PREEMPTIONS, move || world(n), rank);
+    explore(name, n, preemptions, move || world(n), rank);
 }
 
 /// Issues the sum of a tensor of so many chunks.
