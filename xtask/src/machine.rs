@@ -28,7 +28,7 @@ pub fn obstacle() -> Option<String> {
 }
 
 /// Whether libclang is where `bindgen` looks for it.
-fn has_libclang() -> bool {
+pub fn has_libclang() -> bool {
     // The names in a folder that start and go on so.
     let list = |folder: &Path, start: &str, then: &str| -> Vec<PathBuf> {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();

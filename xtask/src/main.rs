@@ -60,6 +60,9 @@ enum Chore {
     /// The part `mpi` of `test`, by itself.
     #[command(hide = true)]
     Mpi(mpi::Args),
+    /// The part `mpich` of `test`, by itself.
+    #[command(hide = true)]
+    Mpich,
     /// What mpirun calls to start something on a host of `launch --hosts`.
     #[command(hide = true)]
     Rsh {
@@ -86,6 +89,7 @@ fn main() -> ExitCode {
         Chore::Fuzz(args) => mpi::fuzz::run(&args),
         Chore::Launch(args) => launch::run(&args),
         Chore::Mpi(args) => mpi::run(&args),
+        Chore::Mpich => mpi::mpich::run(),
         Chore::Rsh { args } => job::rsh(&args),
         Chore::Rank(args) => rank::run(&args),
         Chore::Schedule(args) => program::schedule(&args),

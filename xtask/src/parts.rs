@@ -8,6 +8,7 @@ use crate::gpu;
 use crate::gpu::programs::FEATURES;
 use crate::hosts::Hosts;
 use crate::machine;
+use crate::mpi::mpich;
 
 /// Tests that stand or fall together.
 pub struct Part {
@@ -93,7 +94,18 @@ pub const PARTS: &[Part] = &[
     Part {
         name: "loom",
         what: "the local backend's slots in every order in which loom can run a few ranks",
-        command: loom,
+        command: || loom("local::model"),
+        ..PLAIN
+    },
+    Part {
+        name: "loom-long",
+        what: "the largest of these models with one more preemption",
+        long: true,
+        command: || {
+            let mut command = loom("three_ranks_share_the_chunks");
+            command.env("LOOM_MAX_PREEMPTIONS", "3");
+            command
+        },
         ..PLAIN
     },
     Part {
@@ -214,6 +226,14 @@ pub const PARTS: &[Part] = &[
         ..PLAIN
     },
     Part {
+        name: "mpich",
+        what: "the conformance suite on processes, built for MPICH and started by its mpirun",
+        long: true,
+        obstacle: mpich::obstacle,
+        command: || chore(&["mpich"]),
+        ..PLAIN
+    },
+    Part {
         name: "hosts",
         what: "the same over 2 hosts, which are network namespaces",
         obstacle: || machine::obstacle().or_else(Hosts::obstacle),
@@ -263,11 +283,11 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The models in `comm/src/backends/local/model`, which say how many orders they have tried: a build of its own, in a
 /// folder of its own.
-fn loom() -> Command {
+fn loom(models: &str) -> Command {
     let package = ["test", "--profile", "loom", "--package", "phalanx-comm"];
     let mut command = cargo(package);
     command.args(["--lib", "--target-dir", "target/loom"]);
-    command.args(["--", "--nocapture", "local::model"]);
+    command.args(["--", "--nocapture", models]);
     command.env("RUSTFLAGS", "--cfg phalanx_loom");
     command
 }

@@ -13,31 +13,42 @@ use crate::job::{self, MARK};
 use crate::lines::read_all;
 
 /// What a bare mpirun has said and ended with.
-struct Bare {
-    code: Option<i32>,
-    stderr: String,
-    time: Duration,
+pub(super) struct Bare {
+    pub(super) code: Option<i32>,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
+    pub(super) time: Duration,
 }
 
-/// Runs `mpirun` with these words; by force it ends after [`LIMIT`].
+/// Runs Open MPI's `mpirun` with these words.
 fn mpirun(words: &[&str]) -> Result<Bare> {
-    let mark = format!("{}-bare", std::process::id());
-    let start = Instant::now();
-    let mut child = Command::new("mpirun")
+    let mut command = Command::new("mpirun");
+    command
         .args(["--oversubscribe", "--bind-to", "none", "-x", MARK])
         .args(words)
-        .env(MARK, &mark)
         .envs([
             ("OMPI_ALLOW_RUN_AS_ROOT", "1"),
             ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"),
-        ])
+        ]);
+    listen(&mut command)
+}
+
+/// Runs a launcher; by force it ends after [`LIMIT`], and nothing of it stays.
+pub(super) fn listen(launcher: &mut Command) -> Result<Bare> {
+    let mark = format!("{}-bare", std::process::id());
+    let start = Instant::now();
+    let mut child = launcher
+        .env(MARK, &mark)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .context("cannot start mpirun")?;
-    let stderr = child.stderr.take();
-    let reader = thread::spawn(move || read_all(stderr));
+        .with_context(|| format!("cannot start {}", launcher.get_program().display()))?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let readers = [
+        thread::spawn(move || read_all(stdout)),
+        thread::spawn(move || read_all(stderr)),
+    ];
     let status = loop {
         match child.try_wait() {
             Ok(None) if start.elapsed() <= LIMIT => thread::sleep(Duration::from_millis(10)),
@@ -52,10 +63,11 @@ fn mpirun(words: &[&str]) -> Result<Bare> {
     let time = start.elapsed();
     job::kill(|m| m == mark);
     let status = status?;
-    let stderr = reader.join().ok().context("its reader panicked")?;
+    let [stdout, stderr] = readers.map(|reader| reader.join().ok().context("its reader panicked"));
     Ok(Bare {
         code: status.code(),
-        stderr,
+        stdout: stdout?,
+        stderr: stderr?,
         time,
     })
 }

@@ -7,6 +7,7 @@ pub mod cells;
 mod drills;
 mod folder;
 pub mod fuzz;
+pub mod mpich;
 
 pub use self::drills::nothing_left;
 
@@ -85,43 +86,67 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let programs = Programs::build()?;
     signals::catch();
     let hosts = args.hosts.map(Hosts::new).transpose()?;
-    let (mut passed, mut failed, mut ignored) = (0, 0, 0);
+    let mut counts = Tests::default();
     let tests = tests(&programs, hosts.as_ref())?;
     let wanted = tests.iter().filter(|(name, _)| name.contains(&args.only));
-    let mut test = |name: &str, outcome: Result<Outcome>| match outcome {
-        Ok(Outcome::Passed(figures)) => {
-            println!("test {name} ... ok ({figures})");
-            passed += 1;
-        }
-        Ok(Outcome::Skipped(why)) => {
-            println!("test {name} ... ignored, {why}");
-            ignored += 1;
-        }
-        Err(error) => {
-            println!("test {name} ... FAILED: {error:#}");
-            failed += 1;
-        }
-    };
     for (name, run) in wanted.flat_map(|test| repeat_n(test, args.times)) {
         let outcome = run();
         // It ended because of Ctrl-C, and says nothing of the library.
         if signals::seen().is_some() {
             break;
         }
-        test(name, outcome);
+        counts.count(name, outcome);
     }
     drop(tests);
     drop(hosts);
     if let Some(signal) = signals::seen() {
         return Ok(ExitCode::from(u8::try_from(128 + signal)?));
     }
-    test("nothing is left", nothing_left());
-    let word = if failed == 0 { "ok" } else { "FAILED" };
-    println!("\ntest result: {word}. {passed} passed; {failed} failed; {ignored} ignored");
-    Ok(match failed {
-        0 => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
-    })
+    counts.count("nothing is left", nothing_left());
+    Ok(counts.end())
+}
+
+/// How many tests there were, of each end.
+#[derive(Default)]
+struct Tests {
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+}
+
+impl Tests {
+    /// Prints how a test went, as libtest does.
+    fn count(&mut self, name: &str, outcome: Result<Outcome>) {
+        match outcome {
+            Ok(Outcome::Passed(figures)) => {
+                println!("test {name} ... ok ({figures})");
+                self.passed += 1;
+            }
+            Ok(Outcome::Skipped(why)) => {
+                println!("test {name} ... ignored, {why}");
+                self.ignored += 1;
+            }
+            Err(error) => {
+                println!("test {name} ... FAILED: {error:#}");
+                self.failed += 1;
+            }
+        }
+    }
+
+    /// Prints the totals.
+    fn end(&self) -> ExitCode {
+        let Tests {
+            passed,
+            failed,
+            ignored,
+        } = self;
+        let word = if *failed == 0 { "ok" } else { "FAILED" };
+        println!("\ntest result: {word}. {passed} passed; {failed} failed; {ignored} ignored");
+        match failed {
+            0 => ExitCode::SUCCESS,
+            _ => ExitCode::FAILURE,
+        }
+    }
 }
 
 fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Result<Vec<Test<'a>>> {
@@ -266,13 +291,17 @@ fn listen(
 
 /// Runs a test program; it passes if it says so, of at least one test.
 fn result(program: &Path, args: &[&str], ranks: usize, hosts: Option<&Hosts>) -> Result<Outcome> {
-    const GOOD: &str = "test result: ok. ";
     let (end, said) = listen(program, args, ranks, hosts, |_| ())?;
     ensure!(end.code == 0, "code {}\n{said}", end.code);
-    let text = said.text();
+    passed(&said.text())
+}
+
+/// What the result in these lines says, which is that of a test program.
+fn passed(text: &str) -> Result<Outcome> {
+    const GOOD: &str = "test result: ok. ";
     let line = text.lines().find_map(|line| line.strip_prefix(GOOD));
-    let counts = line.with_context(|| format!("no result\n{said}"))?;
-    ensure!(!counts.starts_with("0 passed"), "there is no test\n{said}");
+    let counts = line.with_context(|| format!("no result\n{text}"))?;
+    ensure!(!counts.starts_with("0 passed"), "there is no test\n{text}");
     let passed = counts.split(';').next().unwrap_or_default();
     Ok(Outcome::Passed(passed.to_owned()))
 }
