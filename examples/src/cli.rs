@@ -22,7 +22,7 @@ const MOST_THREADS: usize = 1024;
 #[derive(Args, Clone, Debug)]
 pub struct World {
     /// Number of ranks [default: what mpirun has started; else that of the example, and 1 on a card]
-    #[arg(long, value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
+    #[arg(long, visible_alias = "ranks", value_name = "N", value_parser = at_least_one, allow_negative_numbers = true)]
     pub world_size: Option<usize>,
     /// Compute threads of each rank
     #[arg(long, value_name = "N", default_value = "1", value_parser = at_least_one, allow_negative_numbers = true)]

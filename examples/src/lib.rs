@@ -4,6 +4,7 @@ pub mod chart;
 pub mod cli;
 pub mod data;
 pub mod models;
+pub mod pipeline;
 pub mod progress;
 pub mod report;
 pub mod train;

@@ -5,6 +5,7 @@ use phalanx_autograd::nn::{
     Pool2dConfig, Relu, Sequential, Visitor,
 };
 use phalanx_autograd::{Result, Tape, Var};
+use phalanx_parallel::pipeline::Layers;
 
 use crate::data::{CLASSES, SIDE};
 
@@ -56,6 +57,50 @@ pub fn small_cnn(f: &mut Factory) -> Result<Sequential> {
         .with(Flatten)
         .with(hidden)
         .with(Linear::new(128, CLASSES, f)?))
+}
+
+/// The layers of a perceptron for 28×28 images with so many hidden layers of this width, to be cut into stages.
+pub fn mlp_layers(hidden: usize, width: usize, seed: u64) -> Layers {
+    let mut layers = Layers::new(seed).layer("flatten", |_| Ok(Box::new(Flatten)));
+    for at in 0..hidden {
+        let inputs = if at == 0 { SIDE * SIDE } else { width };
+        layers = layers.layer(format!("hidden{at}"), move |f| {
+            Ok(Box::new(
+                Linear::new(inputs, width, f)?.with_activation(Activation::Relu),
+            ))
+        });
+    }
+    layers.layer("out", move |f| {
+        Ok(Box::new(Linear::new(width, CLASSES, f)?))
+    })
+}
+
+/// The layers of a convolutional network for 28×28 images of one channel, to be cut into stages: two times four
+/// convolutions of 3×3 with batch norm, the image halved after each four.
+pub fn cnn_layers(seed: u64) -> Layers {
+    const QUARTER: usize = SIDE / 4;
+    let mut layers = Layers::new(seed);
+    for at in 0..8 {
+        let channels = |at: usize| if at < 4 { 16 } else { 32 };
+        let inputs = if at == 0 { 1 } else { channels(at - 1) };
+        layers = layers.layer(format!("conv{at}"), move |f| {
+            let config = Conv2dConfig {
+                padding: [1, 1],
+                ..Conv2dConfig::default()
+            };
+            let conv = Conv2d::new(inputs, channels(at), [3, 3], config, f)?;
+            let norm = BatchNorm2d::new(channels(at), f)?.with_relu();
+            let layer = Sequential::new().with(conv).with(norm);
+            Ok(match at % 4 {
+                3 => Box::new(layer.with(MaxPool2d(Pool2dConfig::new([2, 2])))),
+                _ => Box::new(layer),
+            })
+        });
+    }
+    layers.layer("out", |f| {
+        let linear = Linear::new(32 * QUARTER * QUARTER, CLASSES, f)?;
+        Ok(Box::new(Sequential::new().with(Flatten).with(linear)))
+    })
 }
 
 /// ResNet-14 for 28×28 images of one channel: the networks of He et al. 2015, section 4.2, with two blocks in each of

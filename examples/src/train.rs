@@ -224,7 +224,7 @@ pub fn accuracy(model: &impl Module, group: &dyn ProcessGroup, test: &Dataset) -
 }
 
 /// The learning rate for step `done` of `steps`: rises over the first tenth, then falls along half a cosine.
-fn learning_rate(highest: f64, done: usize, steps: usize) -> f64 {
+pub fn learning_rate(highest: f64, done: usize, steps: usize) -> f64 {
     let warm_up = (steps as f64 / 10.0).max(1.0);
     let rise = ((done as f64 + 1.0) / warm_up).min(1.0);
     let fall = 0.5 * (1.0 + (std::f64::consts::PI * done as f64 / steps as f64).cos());

@@ -209,7 +209,7 @@ impl Layers {
         let wires = stages.swap_remove(stage);
         let layers = &self.layers[wires.layers.clone()];
         let build = |layer: &Layer| -> phalanx_autograd::Result<(String, Box<dyn Module>)> {
-            let mut factory = Factory::new(device, seed_of(self.seed, &layer.name));
+            let mut factory = Factory::new(device, self.seed).at(&layer.name);
             factory.dtype = dtype;
             Ok((layer.name.clone(), (layer.build)(&mut factory)?))
         };
@@ -302,14 +302,6 @@ impl Layers {
         }
         Ok(stages)
     }
-}
-
-/// The seed of a layer's random numbers: FNV-1a over the bytes of its name, which is the same on every machine.
-fn seed_of(seed: u64, name: &str) -> u64 {
-    let basis = 0xcbf2_9ce4_8422_2325u64 ^ seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    name.bytes().fold(basis, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }
 
 /// How a stage is joined to others.

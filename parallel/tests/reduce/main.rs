@@ -3,10 +3,13 @@
 
 mod averages;
 mod memory;
-#[allow(dead_code, reason = "the tests of `Ddp` use all of it")]
+#[allow(dead_code, unused_imports, reason = "the tests of `Ddp` use all of it")]
 #[path = "../ddp/model.rs"]
 mod model;
 mod order;
 mod poison;
+#[allow(dead_code, reason = "as above")]
+#[path = "../support/ranks.rs"]
+mod ranks;
 mod support;
 mod unused;

@@ -4,7 +4,7 @@ use crate::models::{batch, loss};
 use crate::ranks::on_ranks;
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::optim::{Adam, AdamConfig, Optimizer, clip_grad_norm};
-use phalanx_autograd::{Gradients, Param, Tape, Var};
+use phalanx_autograd::{Backward, Gradients, Param, Tape, Var};
 use phalanx_comm::ProcessGroup;
 use phalanx_parallel::Result;
 use phalanx_parallel::pipeline::{Pipeline, PipelineConfig, Schedule, StageGraph};

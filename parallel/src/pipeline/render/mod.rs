@@ -4,4 +4,4 @@ mod chrome_trace;
 mod svg;
 
 pub use chrome_trace::chrome_trace;
-pub use svg::svg;
+pub use svg::{stacked, svg};

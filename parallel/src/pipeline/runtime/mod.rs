@@ -95,6 +95,8 @@ pub struct Pipeline {
     sizes: HashMap<u64, Sizes>,
     poison: Poison,
     step: u64,
+    /// Batches that have been accumulated in this step.
+    batches: usize,
     /// By stage: the names under which its parameters stand in the uncut model, or their first parts.
     names: Vec<Vec<String>>,
     /// What has been accumulated since the last step.
@@ -221,6 +223,7 @@ impl Pipeline {
             sizes: HashMap::new(),
             poison: Poison::default(),
             step: 0,
+            batches: 0,
             names,
             sums: finish::Sums::default(),
             spans: Vec::new(),
@@ -321,10 +324,13 @@ impl Pipeline {
             sizes: remembered,
             poison,
             step,
+            batches,
             sums,
             spans,
             names: _,
         } = self;
+        let data = config.data.as_deref();
+        let (replica, replicas) = data.map_or((0, 1), |data| (data.rank(), data.size()));
         let mut attempt = poison.attempt();
         let known = remembered.remove(&key);
         let pass = Pass {
@@ -336,6 +342,11 @@ impl Pipeline {
             inputs,
             targets,
             tell_sizes: config.dynamic_shapes || known.is_none(),
+            // Each batch of the step, and each replica's share of it, has microbatches of its own.
+            draws: (
+                *step,
+                ((*batches * replicas + replica) * schedule.microbatches()) as u64,
+            ),
             reducers,
         };
         let mut sizes = known.unwrap_or_default();
@@ -367,7 +378,11 @@ impl Pipeline {
         }
         remembered.insert(key, sizes);
         *spans = clock.spans();
-        *step += u64::from(purpose == Purpose::Train);
+        match purpose {
+            Purpose::Train => (*step, *batches) = (*step + 1, 0),
+            Purpose::Accumulate => *batches += 1,
+            Purpose::Evaluate | Purpose::Infer => {}
+        }
         attempt.done();
         Ok(done)
     }

@@ -99,14 +99,17 @@ impl Stage {
     }
 
     /// Computes a microbatch's outputs: their values, and which of them want a gradient. They are kept for the backward
-    /// pass. With a loss, also the loss and its weight.
+    /// pass. With a loss, also the loss and its weight. Random numbers follow from the step and the microbatch, of which
+    /// `draws` gives the first one's.
     pub(super) fn forward(
         &mut self,
         microbatch: usize,
         inputs: Vec<Arrival>,
         loss: Option<(&Loss, &[Tensor])>,
+        draws: (u64, u64),
     ) -> Result<Outcome> {
         let tape = self.tapes.pop().unwrap_or_default();
+        tape.draw_at(draws.0, draws.1 + microbatch as u64);
         let inputs = inputs.into_iter().map(|input| match input.wants_grad {
             true => tape.input(input.value),
             false => Ok(tape.constant(input.value)),
@@ -204,8 +207,7 @@ impl Stage {
             let (stage, microbatch) = (self.number as u16, self.next as u16);
             let before = place.replace(Some(Action::compute(Kind::Weight, stage, microbatch)));
             self.next += 1;
-            let gradients = half.run(None)?;
-            self.gradients.accumulate(gradients)?;
+            self.gradients = half.run(self.take_gradients(), None)?;
             place.set(before);
         }
         Ok(())
@@ -228,16 +230,17 @@ impl Stage {
         };
         let roots = live.roots(seeds);
         let mut gradients = match roots.is_empty() {
-            true => Gradients::new(),
+            true => self.take_gradients(),
             false => live.tape.sweep(Backward {
                 roots: &roots,
+                into: std::mem::take(&mut self.gradients),
                 claims: claims(&[&self.claim]),
                 ..Backward::default()
             })?,
         };
         drop(roots);
         let inputs = self.done(live, &mut gradients)?;
-        self.gradients.accumulate(gradients)?;
+        self.gradients = gradients;
         self.next += 1;
         self.weight_in_turn(place)?;
         Ok(inputs)

@@ -45,6 +45,8 @@ pub(super) struct Pass<'a> {
     pub(super) targets: Vec<Vec<Tensor>>,
     /// Whether sizes travel ahead of the tensors.
     pub(super) tell_sizes: bool,
+    /// The step and the first microbatch, from which random numbers follow.
+    pub(super) draws: (u64, u64),
     /// By stage: who averages its gradients over the replicas.
     pub(super) reducers: &'a [(usize, GradReducer)],
 }
@@ -178,7 +180,7 @@ impl<'a, 's> Walk<'a, 's> {
         let loss = wants_loss.then_some((pass.loss, &pass.targets[mb][..]));
         let stage = stage(self.stages, number);
         match pass.purpose.has_backward() {
-            true => stage.forward(mb, inputs, loss),
+            true => stage.forward(mb, inputs, loss, pass.draws),
             false => stage.infer(inputs, loss),
         }
     }

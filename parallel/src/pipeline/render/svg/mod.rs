@@ -67,6 +67,31 @@ pub fn svg(schedule: &Schedule, timeline: &Timeline, costs: &Costs, title: &str)
     page.out
 }
 
+/// Pictures that [`svg`] has drawn, one below the other, as one: a prediction above what was measured, say.
+pub fn stacked(pictures: &[String]) -> String {
+    let size = |picture: &str| -> Option<(f64, f64)> {
+        let (_, rest) = picture.split_once("viewBox=\"0 0 ")?;
+        let (numbers, _) = rest.split_once('"')?;
+        let (width, height) = numbers.split_once(' ')?;
+        Some((width.parse().ok()?, height.parse().ok()?))
+    };
+    let sizes: Vec<(f64, f64)> = pictures.iter().filter_map(|p| size(p)).collect();
+    let width = sizes.iter().map(|size| size.0).fold(0.0, f64::max);
+    let height: f64 = sizes.iter().map(|size| size.1).sum();
+    let mut out = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" \
+         height=\"{height}\">\n"
+    );
+    let mut top = 0.0;
+    for (picture, (_, height)) in pictures.iter().zip(sizes) {
+        // Writing to a String cannot fail.
+        let _ = write!(out, "<g transform=\"translate(0 {top})\">\n{picture}</g>\n");
+        top += height;
+    }
+    out.push_str("</svg>\n");
+    out
+}
+
 struct Page {
     out: String,
     /// Pixels per unit of time.
