@@ -1,6 +1,6 @@
 //! [`Layers`]: a model as a list of constructors, of which each rank builds its own part.
 
-use super::{PlanError, StageGraph};
+use super::{EdgeOutputs, PlanError, StageGraph};
 use crate::{Error, Result};
 use phalanx_autograd::nn::{self, Factory, Module, Visitor};
 use phalanx_autograd::{Tape, Var};
@@ -174,7 +174,7 @@ impl Layers {
     ///
     /// # Errors
     /// As [`graph`](Layers::graph).
-    pub fn edges(&self, cuts: &[usize]) -> Result<Vec<((usize, usize), Vec<usize>)>> {
+    pub fn edges(&self, cuts: &[usize]) -> Result<Vec<EdgeOutputs>> {
         let stages = self.stages(cuts)?;
         let mut edges = Vec::new();
         for (to, stage) in stages.iter().enumerate() {
@@ -355,9 +355,7 @@ impl Module for Part {
             let outputs = outputs.map_err(|error| error.in_module(name))?;
             let at = start + at;
             let needed = |from: &usize| *from == at;
-            if self.takes.iter().flatten().any(|from| needed(from))
-                || self.wires.gives.iter().any(|from| needed(from))
-            {
+            if self.takes.iter().flatten().any(needed) || self.wires.gives.iter().any(needed) {
                 let output =
                     nn::one_output("a layer whose output is taken elsewhere", outputs.clone());
                 given.insert(at, output.map_err(|error| error.in_module(name))?);

@@ -17,6 +17,9 @@ pub enum LossOn {
     Everywhere,
 }
 
+/// An edge `(from, to)` between two stages, and which outputs of the first it carries.
+pub type EdgeOutputs = ((usize, usize), Vec<usize>);
+
 /// How a [`Pipeline`](super::Pipeline) runs its plan. All ranks must use the same configuration, and
 /// [`Pipeline::new`](super::Pipeline::new) compares it.
 #[derive(Clone, Default)]
@@ -32,7 +35,7 @@ pub struct PipelineConfig {
     /// PyTorch: `clip_grad_norm_`). Default: `None`.
     pub max_norm: Option<f64>,
     /// Which outputs of stage `from` travel to stage `to`, as `((from, to), outputs)`. Default: every edge carries all.
-    pub edges: Vec<((usize, usize), Vec<usize>)>,
+    pub edges: Vec<EdgeOutputs>,
     /// Whether the shapes of what stages give may follow from values and not only from the shapes of the batch: then
     /// they travel ahead of every tensor. Default: false, they travel where the batch has new shapes.
     pub dynamic_shapes: bool,

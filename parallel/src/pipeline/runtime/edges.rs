@@ -1,5 +1,6 @@
 //! What travels along an edge: which of a stage's outputs, their shapes, and whether their gradients come back.
 
+use super::config::EdgeOutputs;
 use super::stage::Arrival;
 use crate::pipeline::{PlanError, Schedule};
 use crate::{Error, Result, talk};
@@ -35,10 +36,7 @@ pub(super) struct Carried(Vec<Option<Vec<usize>>>);
 impl Carried {
     /// # Errors
     /// An edge that the plan does not have, or that is given twice.
-    pub(super) fn new(
-        schedule: &Schedule,
-        given: &[((usize, usize), Vec<usize>)],
-    ) -> Result<Carried> {
+    pub(super) fn new(schedule: &Schedule, given: &[EdgeOutputs]) -> Result<Carried> {
         let graph = schedule.graph();
         let mut carried = vec![None; graph.edge_count()];
         for ((from, to), outputs) in given {

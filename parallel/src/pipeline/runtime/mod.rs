@@ -11,7 +11,7 @@ mod state;
 mod trace;
 mod walk;
 
-pub use config::{LossOn, PipelineConfig};
+pub use config::{EdgeOutputs, LossOn, PipelineConfig};
 pub use stage::Loss;
 
 use self::edges::{Carried, Sizes};
