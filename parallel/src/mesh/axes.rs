@@ -185,7 +185,8 @@ mod tests {
     #[test]
     fn what_is_no_mesh_is_answered_by_a_sentence() {
         const LARGE: usize = usize::MAX / 2;
-        let cases: &[(&[(&str, usize)], usize, &str)] = &[
+        type Sizes<'a> = &'a [(&'a str, usize)];
+        let cases: &[(Sizes<'_>, usize, &str)] = &[
             (
                 &[("data", 2), ("pipe", 2), ("tensor", 2)],
                 6,
@@ -310,9 +311,9 @@ data  pipe  tensor 0  tensor 1
             }
             for group in &members {
                 prop_assert_eq!(group.len(), size);
-                for axis in 0..sizes.len() {
+                for (axis, &size) in sizes.iter().enumerate() {
                     let along: HashSet<usize> = group.iter().map(|&p| axes.coordinate(p, axis)).collect();
-                    let expected = if over.contains(&axis) { sizes[axis] } else { 1 };
+                    let expected = if over.contains(&axis) { size } else { 1 };
                     prop_assert_eq!(along.len(), expected);
                 }
                 // Ranks of one color stand in ascending order, which is that of the coordinates.
