@@ -6,6 +6,7 @@ mod empty;
 mod layers;
 mod losses;
 mod modules;
+mod over;
 
 use phalanx_autograd::nn::{
     AdaptiveAvgPool2d, BatchNorm2d, Conv2d, Conv2dConfig, Factory, Flatten, Linear, Sequential,

@@ -14,7 +14,6 @@ mod collectives;
 mod counts;
 mod overlap;
 mod reduce;
-mod split;
 mod trace;
 
 use phalanx_comm::{LaunchConfig, ProcessGroup, launch};

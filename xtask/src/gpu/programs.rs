@@ -63,6 +63,10 @@ const PROGRAMS: &[Program] = &[
         needs: &["libcublasLt.so", "libnccl.so.2"],
         ..table("parallel", "runtime")
     },
+    Program {
+        needs: &["libcublasLt.so", "libnccl.so.2"],
+        ..table("parallel", "split")
+    },
     bin("examples", "ddp"),
     bin("benches", "phalanx-bench"),
 ];

@@ -1,24 +1,18 @@
-//! A model split over two cards equals the same model in one piece, and what PyTorch computes; so do replicas of it, each
-//! over two cards of its own.
+//! The two-layer model of PyTorch's tutorial, its layers on two devices, equals the same model in one piece and what
+//! PyTorch computes; so do replicas of it, each over two devices of its own.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use phalanx_autograd::nn::{Factory, Linear, Module, Visitor, mse};
+use phalanx_autograd::nn::{Factory, Linear, Module, Relu, Sequential, mse};
 use phalanx_autograd::optim::{Optimizer, Sgd, SgdConfig};
 use phalanx_autograd::{Gradients, Result, Tape, Var};
 use phalanx_comm::{LaunchConfig, ProcessGroup, launch};
 use phalanx_parallel::{Ddp, DdpConfig};
 use phalanx_tensor::{DType, Device, Tensor};
 
-use crate::support::{cards, distance, read};
-
-/// Linear, ReLU, linear: the first layer on one device, the second on another, maybe the same.
-struct Split {
-    first: Linear,
-    second: Linear,
-    devices: [Device; 2],
-}
+use crate::devices;
+use crate::support::{distance, read};
 
 /// The recipe's numbers: `(((i + 1) * 7919 + s * 104729) % 97 - 48) / 64`.
 fn fill(shape: &[usize], s: usize, device: Device) -> Result<Tensor> {
@@ -28,35 +22,20 @@ fn fill(shape: &[usize], s: usize, device: Device) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, device)?)
 }
 
-impl Split {
-    fn new([inputs, hidden, outputs]: [usize; 3], devices: [Device; 2]) -> Result<Split> {
-        let layer = |inputs, outputs, device| {
-            let mut f = Factory::new(device, 0);
-            f.dtype = DType::F64;
-            Linear::new(inputs, outputs, &mut f)
-        };
-        let split = Split {
-            first: layer(inputs, hidden, devices[0])?,
-            second: layer(hidden, outputs, devices[1])?,
-            devices,
-        };
-        for (k, param) in split.parameters().iter().enumerate() {
-            param.set(fill(param.shape(), k, param.device())?)?;
-        }
-        Ok(split)
+/// Linear, ReLU, linear: the first layer on one device, the second on another, maybe the same.
+fn split([inputs, hidden, outputs]: [usize; 3], devices: [Device; 2]) -> Result<Sequential> {
+    let mut f = Factory::new(devices[0], 0);
+    f.dtype = DType::F64;
+    let model = Sequential::new()
+        .with(Linear::new(inputs, hidden, &mut f)?)
+        .with(Relu)
+        .with(Linear::new(hidden, outputs, &mut f)?)
+        .over(&devices, &[2])?;
+    for (k, param) in model.parameters().iter().enumerate() {
+        assert_eq!(param.device(), devices[k / 2]);
+        param.set(fill(param.shape(), k, param.device())?)?;
     }
-}
-
-impl Module for Split {
-    fn visit(&self, v: &mut Visitor<'_>) {
-        v.child("first", &self.first);
-        v.child("second", &self.second);
-    }
-
-    fn forward(&self, tape: &Tape, x: &Var) -> Result<Var> {
-        let h = self.first.forward(tape, x)?.relu()?;
-        self.second.forward(tape, &h.to_device(self.devices[1])?)
-    }
+    Ok(model)
 }
 
 #[derive(serde::Deserialize)]
@@ -82,24 +61,6 @@ fn golden() -> Golden {
     serde_json::from_str(include_str!("../golden/toy.json")).unwrap()
 }
 
-/// A model, or a wrapper of it.
-trait Forward {
-    fn run(&self, tape: &Tape, x: &Var) -> Result<Var>;
-}
-
-impl Forward for Split {
-    fn run(&self, tape: &Tape, x: &Var) -> Result<Var> {
-        self.forward(tape, x)
-    }
-}
-
-impl Forward for Ddp<Split> {
-    fn run(&self, tape: &Tape, x: &Var) -> Result<Var> {
-        self.forward(tape, x)
-            .map_err(phalanx_autograd::Error::other)
-    }
-}
-
 /// What training leaves: losses, the gradients of every step, all parameters.
 struct Outcome {
     losses: Vec<f64>,
@@ -108,8 +69,8 @@ struct Outcome {
 }
 
 fn train(golden: &Golden, devices: [Device; 2]) -> Result<Outcome> {
-    let model = Split::new(golden.dims, devices)?;
-    train_with(golden, &model, &model, |tape, loss| tape.backward(loss))
+    let model = split(golden.dims, devices)?;
+    train_with(golden, devices, &model, |tape, loss| tape.backward(loss))
 }
 
 /// A replica, which has the whole batch: the average of all gradients is its own.
@@ -118,7 +79,7 @@ fn train_replica(
     devices: [Device; 2],
     group: Arc<dyn ProcessGroup>,
 ) -> phalanx_parallel::Result<Outcome> {
-    let model = Split::new(golden.dims, devices)?;
+    let model = split(golden.dims, devices)?;
     if group.rank() > 0 {
         // Whose values are taken.
         let zero = |p: &phalanx_autograd::Param| p.set(p.value()?.mul_scalar(0.0)?);
@@ -130,7 +91,7 @@ fn train_replica(
         ..DdpConfig::default()
     };
     let ddp = Ddp::new(model, group, config)?;
-    let outcome = train_with(golden, ddp.module(), &ddp, |tape, loss| {
+    let outcome = train_with(golden, devices, &ddp, |tape, loss| {
         ddp.backward(tape, loss)
             .map_err(phalanx_autograd::Error::other)
     })?;
@@ -140,11 +101,11 @@ fn train_replica(
 
 fn train_with(
     golden: &Golden,
-    model: &Split,
-    forward: &dyn Forward,
+    devices: [Device; 2],
+    model: &dyn Module,
     backward: impl Fn(&Tape, &Var) -> Result<Gradients>,
 ) -> Result<Outcome> {
-    let ([inputs, _, outputs], devices) = (golden.dims, model.devices);
+    let [inputs, _, outputs] = golden.dims;
     let config = SgdConfig {
         lr: golden.lr,
         momentum: golden.momentum,
@@ -156,7 +117,7 @@ fn train_with(
         let tape = Tape::new();
         let x = tape.constant(fill(&[golden.batch, inputs], 100 + step, devices[0])?);
         let y = tape.constant(fill(&[golden.batch, outputs], 500 + step, devices[1])?);
-        let loss = mse(&forward.run(&tape, &x)?, &y)?;
+        let loss = mse(&model.forward(&tape, &x)?, &y)?;
         assert_eq!(loss.device(), devices[1]);
         losses.push(loss.value().clone());
         let found = backward(&tape, &loss)?;
@@ -204,45 +165,35 @@ fn assert_same(found: &Outcome, expected: &Outcome) {
 }
 
 #[test]
-fn a_model_over_two_devices_of_the_cpu_is_pytorchs() {
-    let golden = golden();
-    let whole = train(&golden, [Device::cpu(0); 2]).unwrap();
-    assert_is_golden(&whole, &golden);
-    let split = train(&golden, [Device::cpu(0), Device::cpu(1)]).unwrap();
-    assert_same(&split, &whole);
-}
-
-#[test]
-fn a_model_over_two_cards_is_the_model_in_one_piece() {
-    let (device, _turn) = card!();
-    let golden = golden();
-    let whole = train(&golden, [Device::cpu(0); 2]).unwrap();
-    let on_one = train(&golden, [device; 2]).unwrap();
-    assert_same(&on_one, &whole);
-    assert_is_golden(&on_one, &golden);
-    // Half on the host, half on the card.
-    let offloaded = train(&golden, [Device::cpu(0), device]).unwrap();
-    assert_same(&offloaded, &whole);
-    let other = other!();
-    for devices in [[device, other], [other, device]] {
-        let split = train(&golden, devices).unwrap();
-        assert_same(&split, &whole);
-        assert_is_golden(&split, &golden);
-    }
-}
-
-/// Each rank's replica is over two cards: the first layers meet on one communicator, the second ones on another.
-#[test]
-fn replicas_over_two_cards_each_are_the_model_in_one_piece() {
-    let Some(_turn) = cards("replicas_over_two_cards_each", 4) else {
+fn a_model_over_two_devices_is_the_model_in_one_piece_and_pytorchs() {
+    let Some((d, _turn)) = devices("a_model_over_two_devices_is_the_model_in_one_piece", 10, 2)
+    else {
         return;
     };
     let golden = golden();
     let whole = train(&golden, [Device::cpu(0); 2]).unwrap();
-    let config = LaunchConfig::new(2).device(Device::cuda(0));
+    assert_is_golden(&whole, &golden);
+    // On one device, on both in both orders, and half of it on the host.
+    let host = Device::cpu(0);
+    for devices in [[d[0], d[0]], [d[0], d[1]], [d[1], d[0]], [host, d[0]]] {
+        let found = train(&golden, devices).unwrap();
+        assert_same(&found, &whole);
+        assert_is_golden(&found, &golden);
+    }
+}
+
+/// Each rank's replica is over two devices: the first layers meet in one engine, the second ones in another where the
+/// devices are cards.
+#[test]
+fn replicas_over_two_devices_each_are_the_model_in_one_piece() {
+    let Some((d, _turn)) = devices("replicas_over_two_devices_each", 20, 4) else {
+        return;
+    };
+    let golden = golden();
+    let whole = train(&golden, [Device::cpu(0); 2]).unwrap();
+    let config = LaunchConfig::new(2).device(d[0]);
     let outcomes = launch(config, |group| {
-        let rank = group.rank();
-        let devices = [Device::cuda(rank), Device::cuda(2 + rank)];
+        let devices = [d[group.rank()], d[2 + group.rank()]];
         train_replica(&golden, devices, group)
     });
     for outcome in outcomes.unwrap() {
