@@ -209,6 +209,33 @@ fn the_program_trains_on_a_card() {
     assert!(there["peak_bytes"].as_u64().unwrap() > 1 << 20, "{there}");
 }
 
+/// The program with a layer on each of two cards computes what it computes on the CPU.
+#[test]
+fn the_split_model_trains_on_two_cards() {
+    const TEST: &str = "the_split_model_trains_on_two_cards";
+    let (Some(_turn), Some(_)) = (cards(TEST, 2), program(TEST)) else {
+        return;
+    };
+    let summary = |device: &str| -> Value {
+        let args = ["--device", device, "--steps", "20", "--json"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_model_parallel"));
+        let output = command.args(args).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{device}: {said}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+    };
+    let (here, there) = (summary("cpu"), summary("cuda"));
+    assert_eq!(there["devices"], serde_json::json!(["cuda:0", "cuda:1"]));
+    assert_eq!(there["bytes_per_device"], here["bytes_per_device"]);
+    let losses = |summary: &Value| -> Vec<f64> {
+        let losses = summary["losses"].as_array().unwrap();
+        losses.iter().map(|loss| loss.as_f64().unwrap()).collect()
+    };
+    let apart = distance(&losses(&there), &losses(&here));
+    assert!(apart < 1e-5, "{here} and {there}");
+}
+
 /// A port that nobody listens on.
 fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
