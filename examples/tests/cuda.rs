@@ -325,7 +325,7 @@ fn the_other_programs_take_a_device() {
     let said = String::from_utf8(refused.stderr).unwrap();
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(
-        said.starts_with("error: pipelines do not run on cards yet"),
+        said.starts_with("error: a plan is made and predicted on the cpu"),
         "{said}"
     );
 }

@@ -21,7 +21,13 @@ static FEW: LazyLock<String> = LazyLock::new(|| few("pipeline", 600, 100));
 
 /// The line of JSON that a run over [`FEW`] images for one epoch ends with.
 fn short(args: &[&str]) -> Value {
-    let output = pipeline(&[&["--epochs", "1", "--data", &FEW, "--model", "mlp", "--json"], args].concat());
+    let output = pipeline(
+        &[
+            &["--epochs", "1", "--data", &FEW, "--model", "mlp", "--json"],
+            args,
+        ]
+        .concat(),
+    );
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {said}");
     let text = String::from_utf8(output.stdout).unwrap();
@@ -39,7 +45,10 @@ fn no_cut_and_no_schedule_changes_a_bit() {
         ["--ranks", "4", "--schedule", "zbh1"],
     ] {
         let other = short(&args);
-        assert_eq!(other["parameters_sha256"], one["parameters_sha256"], "{args:?}");
+        assert_eq!(
+            other["parameters_sha256"], one["parameters_sha256"],
+            "{args:?}"
+        );
         assert_eq!(other["train_loss"], one["train_loss"], "{args:?}");
         assert_eq!(other["test_accuracy"], one["test_accuracy"], "{args:?}");
         assert_eq!(other["schedule"], args[3]);
@@ -65,7 +74,11 @@ fn a_plan_from_a_file_is_run_and_drawn() {
     let events = trace["traceEvents"].as_array().unwrap();
     let computed: Vec<&Value> = events.iter().filter(|event| event["ph"] == "X").collect();
     assert_eq!(computed.len(), 8);
-    assert!(computed.iter().all(|event| event["dur"].as_f64().unwrap() > 0.0));
+    assert!(
+        computed
+            .iter()
+            .all(|event| event["dur"].as_f64().unwrap() > 0.0)
+    );
     fs::write(&plan, "0F0, 0B0, 0F1, 0B1\n1F0, 1F1, 1B0, 1B1\n").unwrap();
     let refused = pipeline(&["--plan", &plan, "--data", &FEW]);
     assert!(!refused.status.success());

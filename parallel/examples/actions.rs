@@ -6,6 +6,7 @@ use phalanx_autograd::{Backward, Gradients, Tape, Var};
 use phalanx_comm::launch;
 use phalanx_parallel::pipeline::{Named, Pipeline, PipelineConfig};
 use phalanx_tensor::{DType, Device, Tensor};
+use std::slice::from_ref;
 use std::time::Instant;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -44,7 +45,7 @@ fn step(ranks: usize, stages_per_rank: usize) -> Result<(f64, usize), Failure> {
         let mut times = Vec::new();
         for _ in 0..STEPS {
             let start = Instant::now();
-            pipeline.step(&[x.clone()], &[x.clone()])?;
+            pipeline.step(from_ref(&x), from_ref(&x))?;
             times.push(start.elapsed().as_secs_f64());
         }
         Ok((median(times), pipeline.schedule().ranks()[rank].len()))

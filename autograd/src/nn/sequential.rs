@@ -151,8 +151,9 @@ impl Module for Sequential {
         let forward = |i: usize, x: &[Var]| {
             let y = match self.devices.get(i) {
                 Some(&device) => {
-                    let moved = x.iter().map(|x| x.to_device(device)).collect();
-                    moved.and_then(|x: Vec<Var>| self.layers[i].forward_all(tape, &x))
+                    let moved = x.iter().map(|x| x.to_device(device));
+                    let moved: Result<Vec<Var>> = moved.collect();
+                    moved.and_then(|x| self.layers[i].forward_all(tape, &x))
                 }
                 None => self.layers[i].forward_all(tape, x),
             };

@@ -50,7 +50,7 @@ struct Args {
     /// microbatch) pairs under unit costs.
     #[arg(long)]
     memory: Option<u64>,
-    /// The device that the plan is for: cpu, since pipelines do not run on cards yet.
+    /// The device that plans are made on: cpu.
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device)]
     device: Device,
     /// Draw the timeline into this file.
@@ -341,7 +341,7 @@ fn report(args: &Args, subject: &Subject, time: &Timeline) -> Result<()> {
 fn run(args: &Args, summary: &mut Summary) -> Result<()> {
     ensure!(
         args.device.is_cpu(),
-        "pipelines do not run on cards yet: a plan is made and predicted on the cpu, which --device names"
+        "a plan is made and predicted on the cpu, whatever runs it: --device names that"
     );
     // Where nothing can be written, nothing needs to be searched for.
     for path in [&args.svg, &args.trace].into_iter().flatten() {

@@ -220,7 +220,8 @@ fn differ(second: impl Fn() -> (Layers, usize, usize) + Sync) -> Vec<String> {
 
 #[test]
 fn a_rank_that_differs_is_named_before_the_first_transfer() {
-    let cases: [(&str, Box<dyn Fn() -> (Layers, usize, usize) + Sync>); 4] = [
+    type Given = Box<dyn Fn() -> (Layers, usize, usize) + Sync>;
+    let cases: [(&str, Given); 4] = [
         ("microbatches: 8", Box::new(|| (model(), 8, 4))),
         ("in stage 1", Box::new(|| (model(), 4, 3))),
         (

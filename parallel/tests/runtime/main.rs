@@ -3,6 +3,7 @@
 mod equivalence;
 mod faults;
 mod layers;
+mod meshes;
 #[path = "../support/mistakes.rs"]
 mod mistakes;
 mod models;

@@ -37,11 +37,11 @@ fn free(rng: &mut Rng, skips: bool, placed: bool) -> Schedule {
     loop {
         let mut can = Vec::new();
         for s in 0..stages {
-            for mb in 0..m {
+            for (mb, &now) in done[s].iter().enumerate() {
                 let all = |others: &[u16], least: usize| {
                     others.iter().all(|&o| done[usize::from(o)][mb] >= least)
                 };
-                match done[s][mb] {
+                match now {
                     0 if all(graph.predecessors(s), 1) => can.push((Kind::Forward, s, mb, 1)),
                     1 if all(graph.successors(s), 2) => {
                         can.push((Kind::Input, s, mb, 2));

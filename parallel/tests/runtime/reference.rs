@@ -62,7 +62,7 @@ pub fn values(tensor: &Tensor) -> Vec<f64> {
     tensor.cast(DType::F64).unwrap().to_vec::<f64>().unwrap()
 }
 
-fn state(module: &dyn Module) -> Vec<Vec<f64>> {
+pub fn state(module: &dyn Module) -> Vec<Vec<f64>> {
     let params = module.named_parameters().into_iter();
     let buffers = module.named_buffers().into_iter();
     let params = params.map(|(_, p)| p.read(values));
@@ -77,7 +77,7 @@ fn of_stage(gradients: &Gradients, module: &dyn Module) -> Vec<Vec<f64>> {
     found.collect()
 }
 
-fn adam(params: Vec<Param>) -> Adam {
+pub fn adam(params: Vec<Param>) -> Adam {
     Adam::new(params, AdamConfig::adam()).unwrap()
 }
 
@@ -126,7 +126,12 @@ pub fn alone(graph: &StageGraph, make: Make<'_>, microbatches: usize, task: Task
             let (loss, rows) = loss(&tape, &outputs, &[y.contiguous().unwrap()]).unwrap();
             sum += values(loss.value())[0];
             weight += rows;
-            gradients.accumulate(tape.backward(&loss).unwrap()).unwrap();
+            let how = Backward {
+                roots: &[(&loss, None)],
+                into: gradients,
+                ..Backward::default()
+            };
+            gradients = tape.sweep(how).unwrap();
         }
         gradients.scale(1.0 / weight).unwrap();
         let norm = clip_grad_norm(&mut gradients, task.max_norm).unwrap();

@@ -5,6 +5,7 @@ mod config;
 mod edges;
 mod failure;
 mod finish;
+mod prepare;
 mod program;
 mod stage;
 mod state;
@@ -15,12 +16,13 @@ pub use config::{EdgeOutputs, LossOn, PipelineConfig};
 pub use stage::Loss;
 
 use self::edges::{Carried, Sizes};
+use self::prepare::{describe, prepare};
 use self::program::{Instruction, forward_part, program};
 use self::stage::Stage;
 use self::state::Numbered;
 use self::trace::{Clock, Place};
 use self::walk::{Pass, Purpose, Walk};
-use super::{Kind, Layers, Lowering, PlanError, Rules, Schedule, Span, lower, validate};
+use super::{Layers, Schedule, Span};
 use crate::reduce::{GradReducer, Poison};
 use crate::{Error, Result, talk};
 use phalanx_autograd::nn::Module;
@@ -470,74 +472,4 @@ fn purpose_name(number: i64) -> &'static str {
         2 => "`evaluate`",
         _ => "`infer`",
     }
-}
-
-/// Checks a plan and this rank's stages.
-fn prepare(
-    group: &dyn ProcessGroup,
-    plan: &Schedule,
-    stages: Vec<(usize, Box<dyn Module>)>,
-    config: &PipelineConfig,
-) -> Result<(Schedule, Vec<Stage>, Carried)> {
-    let invalid = |reason: String| Error::InvalidUse {
-        op: "Pipeline::new",
-        reason,
-    };
-    let schedule = match plan.has_transfers() || plan.has_collectives() {
-        true => plan.clone(),
-        false => lower(plan, &Lowering::default())?,
-    };
-    validate(&schedule, &Rules::default()).map_err(PlanError::from)?;
-    if schedule.rank_count() != group.size() {
-        return Err(invalid(format!(
-            "the plan is for {} ranks, and the group has {}",
-            schedule.rank_count(),
-            group.size()
-        )));
-    }
-    let kinds = [Kind::Unshard, Kind::Reshard];
-    if let Some(action) = schedule
-        .ranks()
-        .iter()
-        .flatten()
-        .find(|a| kinds.contains(&a.kind()))
-    {
-        return Err(invalid(format!(
-            "the plan has {action}, and stages are not sharded here"
-        )));
-    }
-    let graph = schedule.graph();
-    let last: Vec<usize> = (0..graph.stages())
-        .filter(|&s| graph.successors(s).is_empty())
-        .collect();
-    if last.len() != 1 {
-        return Err(invalid(format!(
-            "the stages {last:?} feed no other; there must be one last stage, whose outputs the loss is of"
-        )));
-    }
-    let mut stages = stages;
-    stages.sort_by_key(|(number, _)| *number);
-    let given: Vec<usize> = stages.iter().map(|(number, _)| *number).collect();
-    let own: Vec<usize> = schedule.stages_of(group.rank()).collect();
-    if given != own {
-        return Err(invalid(format!(
-            "the plan puts the stages {own:?} on rank {}, which was given {given:?}",
-            talk::world_rank(group)
-        )));
-    }
-    let carried = Carried::new(&schedule, &config.edges)?;
-    let stages = stages
-        .into_iter()
-        .map(|(number, module)| Stage::new(number, module));
-    Ok((schedule, stages.collect::<Result<_>>()?, carried))
-}
-
-/// What all ranks must have alike, one line each.
-fn describe(schedule: &Schedule, carried: &Carried, config: &PipelineConfig) -> String {
-    let microbatches = schedule.microbatches();
-    format!(
-        "microbatches: {microbatches}\n{}{}{schedule}",
-        config.describe(),
-        carried.describe()
-    )
 }

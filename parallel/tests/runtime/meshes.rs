@@ -1,0 +1,79 @@
+//! Replicas of a pipeline: gradients are averaged over the data axis by the actions of the plan.
+
+use crate::models::{batch, loss, parts};
+use crate::ranks::{has_ranks, on_ranks};
+use crate::reference::{Task, adam, alone, state};
+use phalanx_autograd::optim::Optimizer;
+use phalanx_parallel::Mesh;
+use phalanx_parallel::pipeline::{Named, Pipeline, PipelineConfig};
+use phalanx_tensor::DType;
+
+/// Trains over a mesh of so many replicas of so many ranks, whose shares of the batch differ, and compares with the whole
+/// batch in one process.
+fn mesh(replicas: usize, ranks: usize, named: Named) {
+    if !has_ranks(replicas * ranks) {
+        eprintln!("SKIPPED: a mesh of {replicas} x {ranks}: mpirun has started fewer ranks");
+        return;
+    }
+    let plan = named
+        .schedule(ranks, named.default_stages_per_rank(), 4)
+        .unwrap();
+    let task = Task::new(DType::F64, 4 * replicas + 3);
+    let want = alone(plan.graph(), &parts, 1, task);
+    on_ranks(replicas * ranks, |group| {
+        let device = group.device();
+        let mesh = Mesh::new(group, [("data", replicas), ("pipe", ranks)])?;
+        let pipe = mesh.group("pipe")?;
+        let replica = mesh.coordinate("data")?;
+        let config = PipelineConfig {
+            data: Some(mesh.group("data")?),
+            max_norm: Some(task.max_norm),
+            ..PipelineConfig::default()
+        };
+        let own = plan.stages_of(pipe.rank());
+        let stages = own
+            .map(|s| (s, parts(plan.graph(), s, DType::F64, device)))
+            .collect();
+        let mut pipeline = Pipeline::new(pipe, &plan, stages, loss, config)?;
+        let mut optimizer = adam(pipeline.parameters());
+        let (mut losses, mut norms) = (Vec::new(), Vec::new());
+        // The last replica has what is over.
+        let start = 4 * replica;
+        let len = if replica + 1 == replicas { 7 } else { 4 };
+        for step in 0..task.steps {
+            let (x, y) = batch(task.rows, step, DType::F64, device)?;
+            let (x, y) = (x.narrow(0, start, len)?, y.narrow(0, start, len)?);
+            let done = pipeline.step(&[x], &[y])?;
+            assert_eq!(done.weight, task.rows as f64);
+            optimizer.step(&done.gradients)?;
+            losses.extend(done.loss);
+            norms.extend(done.norm);
+        }
+        let close = |a: &[f64], b: &[f64], what: &str| {
+            assert_eq!(a.len(), b.len(), "{what}");
+            let apart = a
+                .iter()
+                .zip(b)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f64::max);
+            assert!(apart < 1e-12, "{what} on {replicas} x {ranks}: {apart:e}");
+        };
+        close(&losses, &want.losses, "losses");
+        close(&norms, &want.norms, "norms");
+        for (number, stage) in pipeline.stages() {
+            for (mine, theirs) in state(stage).iter().zip(&want.stages[&number][1]) {
+                close(mine, theirs, "parameters");
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn replicas_of_pipelines_agree_with_the_whole_batch() {
+    for (replicas, ranks) in [(2, 2), (1, 4), (4, 1), (3, 2)] {
+        mesh(replicas, ranks, Named::OneFOneB);
+    }
+    mesh(2, 2, Named::Zbv);
+    mesh(2, 2, Named::LoopedBfs);
+}
