@@ -1,7 +1,7 @@
 //! What ranks tell each other beside gradients: small, in the host's memory, and never through a card.
 
 use crate::{Error, Result};
-use phalanx_comm::ProcessGroup;
+use phalanx_comm::{ProcessGroup, Work};
 use phalanx_tensor::{Device, Tensor, Value};
 use std::sync::Arc;
 
@@ -72,6 +72,23 @@ pub(crate) fn gather_numbers<T: Value>(mine: Vec<T>, group: &dyn ProcessGroup) -
     let n = mine.len();
     let mine = Tensor::from_vec(mine, n, device(group))?;
     Ok(group.all_gather(mine)?.wait()?.to_vec::<T>()?)
+}
+
+/// Tells one rank something of any length, which it [hears](hear).
+pub(crate) fn tell<T: Value>(
+    group: &dyn ProcessGroup,
+    to: usize,
+    tag: u32,
+    words: Vec<T>,
+) -> Result<Work<()>> {
+    let n = words.len();
+    let words = Tensor::from_vec(words, n, device(group))?;
+    Ok(group.send_any(words, to, tag)?)
+}
+
+/// What another rank [tells](tell).
+pub(crate) fn hear<T: Value>(group: &dyn ProcessGroup, from: usize, tag: u32) -> Result<Vec<T>> {
+    Ok(group.recv_any(from, tag)?.wait()?.to_vec::<T>()?)
 }
 
 /// Where two descriptions part, as a sentence.

@@ -5,7 +5,7 @@ use super::stage::Arrival;
 use crate::pipeline::{PlanError, Schedule};
 use crate::{Error, Result, talk};
 use phalanx_comm::ProcessGroup;
-use phalanx_tensor::{DType, Shape, Tensor};
+use phalanx_tensor::{DType, Shape};
 use std::collections::HashMap;
 
 /// One tensor of an edge.
@@ -86,16 +86,13 @@ pub(super) fn tell(group: &dyn ProcessGroup, to: usize, tag: u32, items: &[Item]
         ]);
         words.extend(item.shape.iter().map(|&n| n as i64));
     }
-    let n = words.len();
-    let words = Tensor::from_vec(words, n, talk::device(group))?;
     // The receiver takes it in this step: dropped, it is finished by the group.
-    drop(group.send_any(words, to, tag)?);
-    Ok(())
+    talk::tell(group, to, tag, words).map(drop)
 }
 
 /// Hears what will come along an edge.
 pub(super) fn hear(group: &dyn ProcessGroup, from: usize, tag: u32) -> Result<Vec<Item>> {
-    let words = group.recv_any(from, tag)?.wait()?.to_vec::<i64>()?;
+    let words = talk::hear::<i64>(group, from, tag)?;
     let mut words = words.into_iter().map(|w| w as usize);
     let mut read = || {
         let count = words.next()?;

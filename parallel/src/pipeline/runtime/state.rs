@@ -6,7 +6,6 @@ use phalanx_autograd::State;
 use phalanx_autograd::nn::{Module, Visitor};
 use phalanx_autograd::optim::Optimizer;
 use phalanx_autograd::{Tape, Var};
-use phalanx_tensor::Tensor;
 
 /// A stage that was made by hand: its parameters are named by its number.
 pub(super) struct Numbered {
@@ -138,9 +137,7 @@ impl Pipeline {
         if group.rank() > 0 {
             let names: Vec<&str> = mine.iter().map(|(name, _)| name).collect();
             let names = names.join("\n").into_bytes();
-            let n = names.len();
-            let names = Tensor::from_vec(names, n, talk::device(group))?;
-            let mut works = vec![group.send_any(names, 0, NAMES)?];
+            let mut works = vec![talk::tell(group, 0, NAMES, names)?];
             for (_, tensor) in mine.iter() {
                 works.push(group.send_any(tensor.clone(), 0, TENSORS)?);
             }
@@ -151,7 +148,7 @@ impl Pipeline {
         }
         let mut whole = mine;
         for rank in 1..group.size() {
-            let names = group.recv_any(rank, NAMES)?.wait()?.to_vec::<u8>()?;
+            let names = talk::hear::<u8>(group, rank, NAMES)?;
             let names = String::from_utf8_lossy(&names).into_owned();
             let mut theirs = State::new();
             for name in names.lines() {
