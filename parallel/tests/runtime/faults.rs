@@ -193,8 +193,15 @@ fn check(name: &str, plan: &Schedule, at: Action, fault: Fault) {
     let names = |s: &&String| [at, half].iter().any(|a| s.contains(&format!(" {a} ")));
     for sentence in &heard {
         match fault {
-            // Where it stalls, its last call is all that others know.
-            Fault::Stall => assert!(sentence.contains("waited"), "{name}: {sentence}"),
+            // Others know where they wait themselves, and for whom.
+            Fault::Stall => {
+                let rank = plan.rank_of(at.stage());
+                let told = [" microbatch ", " waited ", &format!("rank {rank}")];
+                assert!(
+                    told.iter().all(|word| sentence.contains(word)),
+                    "{name}: {sentence}"
+                );
+            }
             _ => assert!(names(&sentence), "{name}: {sentence}"),
         }
     }

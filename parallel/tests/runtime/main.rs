@@ -13,3 +13,4 @@ mod ranks;
 mod reference;
 #[path = "../support/rng.rs"]
 mod rng;
+mod shapes;
