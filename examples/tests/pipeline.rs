@@ -60,6 +60,28 @@ fn no_cut_and_no_schedule_changes_a_bit() {
 }
 
 #[test]
+fn replicas_see_the_whole_batch() {
+    let one = short(&["--ranks", "2"]);
+    let output = Command::new(env!("CARGO_BIN_EXE_ddp_pipeline"))
+        .args(["--epochs", "1", "--data", &FEW, "--model", "mlp", "--json"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mesh: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(mesh["example"], "ddp_pipeline");
+    assert_eq!(
+        (&mesh["ranks"], &mesh["replicas"]),
+        (&Value::from(4), &Value::from(2))
+    );
+    assert_eq!(mesh["peak_bytes"].as_array().unwrap().len(), 4);
+    let loss = |run: &Value| run["train_loss"].as_f64().unwrap();
+    assert!((loss(&one) - loss(&mesh)).abs() < 0.02, "{one} {mesh}");
+    let refused = pipeline(&["--ranks", "3", "--replicas", "2", "--data", &FEW]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("but the group has 3 ranks"), "{said}");
+}
+
+#[test]
 fn a_plan_from_a_file_is_run_and_drawn() {
     let folder = std::env::temp_dir().join(format!("phalanx-pipeline-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();

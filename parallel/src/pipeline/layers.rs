@@ -1,6 +1,6 @@
 //! [`Layers`]: a model as a list of constructors, of which each rank builds its own part.
 
-use super::{EdgeOutputs, PlanError, StageGraph};
+use super::{EdgeOutputs, PlanError, StageGraph, Tie};
 use crate::{Error, Result};
 use phalanx_autograd::nn::{self, Factory, Module, Visitor};
 use phalanx_autograd::{Tape, Var};
@@ -39,6 +39,7 @@ type Build = dyn Fn(&mut Factory) -> phalanx_autograd::Result<Box<dyn Module>> +
 pub struct Layers {
     seed: u64,
     layers: Vec<Layer>,
+    ties: Vec<[String; 2]>,
 }
 
 struct Layer {
@@ -54,6 +55,7 @@ impl Layers {
         Layers {
             seed,
             layers: Vec::new(),
+            ties: Vec::new(),
         }
     }
 
@@ -86,6 +88,15 @@ impl Layers {
             build: Box::new(build),
             takes: takes.iter().map(|&name| name.to_owned()).collect(),
         });
+        self
+    }
+
+    /// The same with two parameters that are one, such as the weights of an embedding and of the last layer of a language
+    /// model: `second` begins with the values of `first`, and both get the sum of their gradients. Each layer keeps a
+    /// parameter of its own, as in every cut.
+    #[must_use]
+    pub fn tie(mut self, first: impl Into<String>, second: impl Into<String>) -> Layers {
+        self.ties.push([first.into(), second.into()]);
         self
     }
 
@@ -185,6 +196,29 @@ impl Layers {
             }
         }
         Ok(edges)
+    }
+
+    /// The ties of a cut, for [`PipelineConfig::tied`](super::PipelineConfig::tied).
+    ///
+    /// # Errors
+    /// As [`graph`](Layers::graph); [`Error::InvalidUse`] for a parameter that is of no layer.
+    pub fn ties(&self, cuts: &[usize]) -> Result<Vec<Tie>> {
+        let names = self.names(cuts)?;
+        let end = |name: &String| -> Result<(usize, String)> {
+            let inside = |layer: &String| {
+                name.strip_prefix(layer.as_str())
+                    .is_some_and(|rest| rest.starts_with('.'))
+            };
+            let stage = names.iter().position(|layers| layers.iter().any(inside));
+            let stage = stage.ok_or_else(|| Error::InvalidUse {
+                op: "Layers::tie",
+                reason: format!("`{name}` is a parameter of no layer"),
+            })?;
+            Ok((stage, name.clone()))
+        };
+        let ties = self.ties.iter();
+        ties.map(|[first, second]| Ok([end(first)?, end(second)?]))
+            .collect()
     }
 
     /// Builds one stage of a cut. Its inputs are what comes along its edges, the one from the earliest stage first; its

@@ -56,7 +56,7 @@ pub use lower::{Lowering, lower};
 pub use optimize::{Budget, Found, optimize};
 pub use plan::Schedule;
 pub use release::{Buffer, releases};
-pub use runtime::{EdgeOutputs, Loss, LossOn, Pipeline, PipelineConfig, Step};
+pub use runtime::{EdgeOutputs, Loss, LossOn, Pipeline, PipelineConfig, Step, Tie};
 pub use schedules::{Named, UnknownName};
 pub use simulate::{Span, Timeline, Transfers, simulate};
 pub use validate::{Fault, Invalid, Proof, Rules, Sends, validate};

@@ -13,7 +13,7 @@ use phalanx_tensor::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-struct Tanh;
+pub struct Tanh;
 
 impl Module for Tanh {
     fn forward(&self, _: &Tape, x: &Var) -> phalanx_autograd::Result<Var> {

@@ -14,3 +14,4 @@ mod reference;
 #[path = "../support/rng.rs"]
 mod rng;
 mod shapes;
+mod tied;

@@ -1,5 +1,6 @@
 //! [`PipelineConfig`]: how a pipeline runs its plan.
 
+use super::tied::Tie;
 use crate::ReduceConfig;
 use phalanx_comm::ProcessGroup;
 use std::fmt::Write;
@@ -36,6 +37,8 @@ pub struct PipelineConfig {
     pub max_norm: Option<f64>,
     /// Which outputs of stage `from` travel to stage `to`, as `((from, to), outputs)`. Default: every edge carries all.
     pub edges: Vec<EdgeOutputs>,
+    /// Weights that two stages share: see [`Tie`]. Default: none.
+    pub tied: Vec<Tie>,
     /// Whether the shapes of what stages give may follow from values and not only from the shapes of the batch: then
     /// they travel ahead of every tensor. Default: false, they travel where the batch has new shapes.
     pub dynamic_shapes: bool,
@@ -52,6 +55,7 @@ impl PipelineConfig {
             loss,
             max_norm,
             edges: _, // described by what they carry
+            tied,
             dynamic_shapes,
             trace: _, // changes nothing between ranks
         } = self;
@@ -63,6 +67,12 @@ impl PipelineConfig {
         line("replicas", &data.as_ref().map_or(1, |data| data.size()));
         line("loss", &format_args!("{loss:?}"));
         line("max_norm", &format_args!("{max_norm:?}"));
+        for [(a, first), (b, second)] in tied {
+            line(
+                "tied",
+                &format_args!("`{first}` of stage {a} and `{second}` of stage {b}"),
+            );
+        }
         line("dynamic_shapes", dynamic_shapes);
         match data {
             Some(data) => text + &reduce.describe(&**data),

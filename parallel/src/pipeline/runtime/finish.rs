@@ -3,10 +3,11 @@
 use super::Step;
 use super::config::{LossOn, PipelineConfig};
 use super::stage::Stage;
+use super::tied::Tied;
 use super::walk::{Passed, Purpose};
 use crate::pipeline::Schedule;
 use crate::{Error, Result, talk};
-use phalanx_autograd::Gradients;
+use phalanx_autograd::{Gradients, Param};
 use phalanx_comm::ProcessGroup;
 use phalanx_tensor::ops::optim::{clip_by_norm, square_sum};
 use phalanx_tensor::{DType, Tensor};
@@ -46,6 +47,7 @@ pub(super) struct Ranks<'a> {
     pub(super) group: &'a dyn ProcessGroup,
     pub(super) schedule: &'a Schedule,
     pub(super) config: &'a PipelineConfig,
+    pub(super) tied: &'a Tied,
 }
 
 impl Ranks<'_> {
@@ -87,15 +89,19 @@ impl Ranks<'_> {
     /// process would make the gradients: the last stage first.
     fn clip(&self, by_stage: &mut [(usize, Gradients)], max_norm: f64) -> Result<f64> {
         let mut mine = Vec::new();
+        // Weights that are tied count once.
+        let counts_for = |param: &Param| !self.tied.is_second(param.id());
         for (_, gradients) in by_stage.iter() {
-            for (_, gradient) in gradients.iter() {
+            for (_, gradient) in gradients.iter().filter(|(param, _)| counts_for(param)) {
                 mine.push(square_sum([gradient])?.item::<f64>()?);
             }
         }
         let counts: Vec<i64> = (0..self.schedule.stages())
             .map(|stage| {
                 let found = by_stage.iter().find(|(s, _)| *s == stage);
-                found.map_or(0, |(_, gradients)| gradients.len() as i64)
+                found.map_or(0, |(_, gradients)| {
+                    gradients.iter().filter(|(p, _)| counts_for(p)).count() as i64
+                })
             })
             .collect();
         let counts = talk::gather_numbers(counts, self.group)?;
@@ -134,6 +140,7 @@ pub(super) fn finish(
         Purpose::Train => {
             sums.add(passed.losses)?;
             let mut by_stage = gradients(stages, passed.reductions)?;
+            ranks.tied.sum(ranks.group, &mut by_stage)?;
             (step.weight, step.loss) = ranks.mean(std::mem::take(sums))?;
             for (_, gradients) in &mut by_stage {
                 gradients.scale(1.0 / step.weight)?;

@@ -9,17 +9,20 @@ mod prepare;
 mod program;
 mod stage;
 mod state;
+mod tied;
 mod trace;
 mod walk;
 
 pub use config::{EdgeOutputs, LossOn, PipelineConfig};
 pub use stage::Loss;
+pub use tied::Tie;
 
 use self::edges::{Carried, Sizes};
 use self::prepare::{describe, prepare};
 use self::program::{Instruction, forward_part, program};
 use self::stage::Stage;
 use self::state::Numbered;
+use self::tied::Tied;
 use self::trace::{Clock, Place};
 use self::walk::{Pass, Purpose, Walk};
 use super::{Layers, Schedule, Span};
@@ -68,7 +71,7 @@ use std::sync::Arc;
 ///     };
 ///     let number = group.rank();
 ///     let mut pipeline = Pipeline::new(group, &plan, vec![(number, stage)], loss, PipelineConfig::default())?;
-///     let mut optimizer = Sgd::new(pipeline.parameters(), 0.05, SgdConfig::default())?;
+///     let mut optimizer = Sgd::new(pipeline.parameters(), SgdConfig { lr: 0.05, ..SgdConfig::default() })?;
 ///     let (x, y) = (Tensor::ones([8, 3], DType::F32, device)?, Tensor::ones([8, 1], DType::F32, device)?);
 ///     let mut losses = Vec::new();
 ///     for _ in 0..3 {
@@ -93,6 +96,7 @@ pub struct Pipeline {
     loss: Box<Loss>,
     config: PipelineConfig,
     reducers: Vec<(usize, GradReducer)>,
+    tied: Tied,
     /// By the shapes of the batch, and whether there is a backward pass.
     sizes: HashMap<u64, Sizes>,
     poison: Poison,
@@ -168,6 +172,7 @@ impl Pipeline {
         mut config: PipelineConfig,
     ) -> Result<Pipeline> {
         config.edges = layers.edges(cuts)?;
+        config.tied.extend(layers.ties(cuts)?);
         if layers.graph(cuts)? != *plan.graph() {
             return Err(Error::InvalidUse {
                 op: "Pipeline::of_layers",
@@ -195,12 +200,13 @@ impl Pipeline {
         let prepared = prepare(&*group, plan, stages, &config);
         // A rank that cannot take part says so, and no other waits for it.
         let text = match &prepared {
-            Ok((schedule, _, carried)) => model + &describe(schedule, carried, &config),
+            Ok((schedule, _, carried, _)) => model + &describe(schedule, carried, &config),
             Err(error) => format!("no pipeline: {error}"),
         };
         let agreed = talk::agree(&*group, "pipelines", &text);
-        let (schedule, stages, carried) = prepared?;
+        let (schedule, stages, carried, tied) = prepared?;
         agreed?;
+        tied.start(&*group)?;
         let mut reducers = Vec::new();
         if let Some(data) = &config.data {
             for stage in &stages {
@@ -222,6 +228,7 @@ impl Pipeline {
             loss: Box::new(loss),
             config,
             reducers,
+            tied,
             sizes: HashMap::new(),
             poison: Poison::default(),
             step: 0,
@@ -323,6 +330,7 @@ impl Pipeline {
             loss,
             config,
             reducers,
+            tied,
             sizes: remembered,
             poison,
             step,
@@ -362,6 +370,7 @@ impl Pipeline {
                 group: &**group,
                 schedule,
                 config,
+                tied,
             };
             finish::finish(&ranks, purpose, passed, stages, sums)
         };

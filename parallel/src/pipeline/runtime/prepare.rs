@@ -3,6 +3,7 @@
 use super::config::PipelineConfig;
 use super::edges::Carried;
 use super::stage::Stage;
+use super::tied::Tied;
 use crate::pipeline::{Kind, Lowering, PlanError, Rules, Schedule, lower, validate};
 use crate::{Error, Result, talk};
 use phalanx_autograd::nn::Module;
@@ -14,7 +15,7 @@ pub(super) fn prepare(
     plan: &Schedule,
     stages: Vec<(usize, Box<dyn Module>)>,
     config: &PipelineConfig,
-) -> Result<(Schedule, Vec<Stage>, Carried)> {
+) -> Result<(Schedule, Vec<Stage>, Carried, Tied)> {
     let invalid = |reason: String| Error::InvalidUse {
         op: "Pipeline::new",
         reason,
@@ -65,7 +66,9 @@ pub(super) fn prepare(
     let stages = stages
         .into_iter()
         .map(|(number, module)| Stage::new(number, module));
-    Ok((schedule, stages.collect::<Result<_>>()?, carried))
+    let stages = stages.collect::<Result<Vec<_>>>()?;
+    let tied = Tied::new(&config.tied, &schedule, &stages)?;
+    Ok((schedule, stages, carried, tied))
 }
 
 /// What all ranks must have alike, one line each.

@@ -1,5 +1,9 @@
 //! Pipeline-parallel training of a classifier: the model cut into stages, the loop, the report.
 
+mod program;
+
+pub use program::{Cli, run};
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -174,7 +178,11 @@ pub fn train(
         }
     };
     let here = Tensor::scalar(device.memory()?.peak as i64, Device::cpu(0))?;
-    let peaks = pipe.all_gather(here)?.wait()?.to_vec::<i64>()?;
+    let mut peaks = pipe.all_gather(here)?.wait()?;
+    if let Some(data) = data {
+        peaks = data.all_gather(peaks)?.wait()?;
+    }
+    let peaks = peaks.to_vec::<i64>()?;
     Ok(Trained {
         step_seconds: seconds.get(seconds.len() / 2).copied().unwrap_or_default(),
         train_loss,
