@@ -32,7 +32,7 @@ impl Fault {
             Fault::Error => Err(phalanx_autograd::Error::other("on purpose")),
             Fault::Panic => panic!("on purpose"),
             Fault::Stall => {
-                std::thread::sleep(3 * DEADLINE);
+                std::thread::sleep(DEADLINE + DEADLINE / 3);
                 Ok(())
             }
         }
