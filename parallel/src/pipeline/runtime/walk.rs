@@ -80,6 +80,8 @@ enum Held {
 
 /// Transfers under way, and what they bring: so many tensors for each.
 struct Flight {
+    /// The first of them, which errors name.
+    action: Action,
     work: Work<Vec<Tensor>>,
     brings: Vec<(Key, usize)>,
 }
@@ -143,6 +145,7 @@ impl<'a, 's> Walk<'a, 's> {
             self.poll()?;
         }
         for flight in self.flights.drain(..).flatten() {
+            self.place.set(Some(flight.action));
             flight.work.wait()?;
         }
         Ok(self.passed)
@@ -298,6 +301,9 @@ impl<'a, 's> Walk<'a, 's> {
     /// Starts transfers with one other rank.
     fn exchange(&mut self, list: &[Action]) -> Result<()> {
         let pass = self.pass;
+        let Some(&(mut first)) = list.first() else {
+            return Ok(());
+        };
         let (mut messages, mut brings) = (Vec::new(), Vec::new());
         for action in list {
             let (kind, mb) = (action.kind(), action.microbatch());
@@ -313,7 +319,8 @@ impl<'a, 's> Walk<'a, 's> {
             let tag = ((edge * 2 + way as usize) * pass.schedule.microbatches() + mb) as u32;
             if way == Way::Forward && pass.tell_sizes {
                 // What stands before goes out first: the other rank may wait for it, and takes it first.
-                self.launch(&mut messages, &mut brings)?;
+                self.launch(first, &mut messages, &mut brings)?;
+                first = *action;
                 if kind.is_send() {
                     let items = self.sizes.get(&(edge, mb)).map_or(&[][..], |items| items);
                     edges::tell(pass.group, peer, tag, items)?;
@@ -342,12 +349,13 @@ impl<'a, 's> Walk<'a, 's> {
                 brings.push((key, messages.len() - before));
             }
         }
-        self.launch(&mut messages, &mut brings)
+        self.launch(first, &mut messages, &mut brings)
     }
 
     /// Issues messages that run together.
     fn launch(
         &mut self,
+        action: Action,
         messages: &mut Vec<Message>,
         brings: &mut Vec<(Key, usize)>,
     ) -> Result<()> {
@@ -362,7 +370,11 @@ impl<'a, 's> Walk<'a, 's> {
             self.held.insert(*key, Held::Coming(self.flights.len()));
         }
         let work = self.pass.group.batch(std::mem::take(messages))?;
-        self.flights.push(Some(Flight { work, brings }));
+        self.flights.push(Some(Flight {
+            action,
+            work,
+            brings,
+        }));
         Ok(())
     }
 
@@ -384,10 +396,17 @@ impl<'a, 's> Walk<'a, 's> {
     }
 
     fn land(&mut self, flight: usize) -> Result<()> {
-        let Some(Flight { work, brings }) = self.flights[flight].take() else {
+        let Some(Flight {
+            action,
+            work,
+            brings,
+        }) = self.flights[flight].take()
+        else {
             return Ok(());
         };
+        let before = self.place.replace(Some(action));
         let mut tensors = work.wait()?.into_iter();
+        self.place.set(before);
         for (key, count) in brings {
             let part = tensors.by_ref().take(count).collect();
             self.held.insert(key, Held::There(part));
