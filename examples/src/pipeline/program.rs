@@ -229,7 +229,10 @@ fn report(summary: &Summary) -> Result<()> {
         summary.backend,
         summary.device,
         summary.schedule,
-        count(summary.microbatches, "microbatch").replace("microbatchs", "microbatches"),
+        match summary.microbatches {
+            1 => "1 microbatch".to_owned(),
+            n => format!("{n} microbatches"),
+        },
     ))?;
     say(format_args!(
         "  test accuracy  {:.1} %",

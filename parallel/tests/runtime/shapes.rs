@@ -2,6 +2,7 @@
 
 use crate::models::{batch, loss, parts};
 use crate::ranks::on_ranks;
+use crate::reference::{Task, alone, expect};
 use phalanx_autograd::nn::{Module, Visitor};
 use phalanx_autograd::{Tape, Var};
 use phalanx_parallel::Error;
@@ -153,4 +154,31 @@ fn ranks_in_different_passes_are_told() {
         );
         Ok(())
     });
+}
+
+/// A first stage that is frozen gives outputs without gradient, so none travels back; one in the middle passes it on.
+#[test]
+fn frozen_stages_pass_on_what_is_asked_of_them() {
+    for frozen in 0..3 {
+        let plan = Named::ZbH1.schedule(3, 1, 4).unwrap();
+        let freeze = move |stage: usize, module: Box<dyn Module>| {
+            for param in module.parameters().iter().filter(|_| stage == frozen) {
+                param.set_requires_grad(false);
+            }
+            module
+        };
+        let make =
+            |graph: &_, stage, dtype, device| freeze(stage, parts(graph, stage, dtype, device));
+        let task = Task::new(DType::F64, 9);
+        let want = alone(plan.graph(), &make, 4, task);
+        assert!(want.stages[&frozen][0].iter().all(Vec::is_empty));
+        expect(
+            &plan,
+            &make,
+            task,
+            &want,
+            0.0,
+            &format!("stage {frozen} is frozen"),
+        );
+    }
 }
