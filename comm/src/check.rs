@@ -68,21 +68,8 @@ impl Room {
     }
 }
 
-/// Of one tensor: built as it is, since a small call takes no longer than its lists would.
 fn call(op: Op, input: Tensor, output: Option<Shape>) -> Call {
-    Call {
-        signature: Signature {
-            op,
-            tensors: SmallVec::from_buf([(input.dtype(), input.shape().clone())]),
-            label: None,
-            beside: None,
-        },
-        inputs: Tensors::from_buf([input]),
-        outputs: match output {
-            Some(shape) => SmallVec::from_buf([Room::New(shape)]),
-            None => SmallVec::new(),
-        },
-    }
+    calls(op, smallvec![input], output.map(Room::New).into_iter())
 }
 
 fn calls(op: Op, inputs: Tensors, outputs: impl Iterator<Item = Room>) -> Call {

@@ -220,7 +220,7 @@ impl fmt::Display for Label {
 /// What the ranks of a group must agree on when they call the same collective.
 ///
 /// Prints as `all_reduce(sum) of f32 [2, 3]`, with its label behind it where it has one.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signature {
     /// The operation.
     pub op: Op,
@@ -291,21 +291,6 @@ impl fmt::Display for Difference {
             Difference::Label => "label",
             Difference::Device => "device",
         })
-    }
-}
-
-/// For the record of each call: of one tensor, not as the derived one, which goes through the list's iterator.
-impl Clone for Signature {
-    fn clone(&self) -> Signature {
-        Signature {
-            op: self.op.clone(),
-            tensors: match &self.tensors[..] {
-                [one] => SmallVec::from_buf([one.clone()]),
-                tensors => tensors.iter().cloned().collect(),
-            },
-            label: self.label.clone(),
-            beside: self.beside.clone(),
-        }
     }
 }
 

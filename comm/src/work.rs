@@ -117,9 +117,9 @@ impl<T: Outcome> Work<T> {
     /// # Errors
     /// The group's failure: a divergence, a rank that returned or panicked, or the deadline, which
     /// starts to run when `wait` is called.
-    pub fn wait(self) -> Result<T> {
+    pub fn wait(mut self) -> Result<T> {
         let outputs = self.pending.wait()?;
-        self.tickets.iter().for_each(Ticket::done);
+        self.tickets.drain(..).for_each(Ticket::done);
         Ok(T::from_backend(outputs))
     }
 

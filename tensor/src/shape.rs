@@ -8,15 +8,8 @@ use std::ops::{Deref, DerefMut};
 macro_rules! dims {
     ($name:ident, $doc:literal) => {
         #[doc = $doc]
-        #[derive(PartialEq, Eq, Hash, Default)]
+        #[derive(Clone, PartialEq, Eq, Hash, Default)]
         pub struct $name(SmallVec<[usize; 4]>);
-
-        /// A copy of bytes: the derived one goes through the extents one by one.
-        impl Clone for $name {
-            fn clone(&self) -> Self {
-                Self(SmallVec::from_slice(&self.0))
-            }
-        }
 
         impl $name {
             /// Appends an axis at the end.

@@ -9,7 +9,6 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// How many calls of a group are kept; and how many groups, where some of them have been dropped.
@@ -74,35 +73,27 @@ impl Default for Flight {
     }
 }
 
-/// The calls of a rank in a group. The lock is taken once for each call: its end needs none.
+/// The calls of a rank in a group.
 #[derive(Debug)]
 pub(super) struct GroupRecord {
     name: Arc<str>,
     /// When the flight began.
     start: Instant,
     calls: Mutex<Calls>,
-    /// How far each of the kept calls has come, at its number modulo [`KEPT`]: an [`End`], and whose it is. Set anew
-    /// under the lock, and no other memory is read by it.
-    ends: [AtomicU64; KEPT],
 }
 
 #[derive(Debug, Default)]
 struct Calls {
-    /// How many there have been.
-    count: u64,
-    /// The last ones, each at its number modulo [`KEPT`].
-    kept: Vec<Entry>,
+    /// How many there were before the kept ones.
+    before: u64,
+    kept: VecDeque<Entry>,
 }
 
 #[derive(Debug)]
 struct Entry {
     call: Called,
     issued: Instant,
-}
-
-/// Where the call of this number is kept.
-fn place(number: u64) -> usize {
-    (number % KEPT as u64) as usize
+    end: Option<End>,
 }
 
 /// What was called. Of a call with many tensors, its words take less memory.
@@ -121,33 +112,10 @@ impl Called {
     }
 }
 
-/// How far a call has come, in one word: below, in so many bits, which of the calls at its place it is; above, one of
-/// these, or else one more than the nanoseconds after which it was done, 4 hours at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct End(u64);
-
-const BELOW: u32 = 20;
-const UNDER_WAY: u64 = 0;
-const REFUSED: u64 = u64::MAX >> BELOW;
-
-impl End {
-    fn new(number: u64, above: u64) -> End {
-        let turn = number / KEPT as u64;
-        End(above << BELOW | turn & ((1 << BELOW) - 1))
-    }
-
-    fn done(number: u64, after: Duration) -> End {
-        let nanoseconds = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
-        End::new(number, nanoseconds.min(REFUSED - 2) + 1)
-    }
-
-    fn progress(self) -> Progress {
-        match self.0 >> BELOW {
-            UNDER_WAY => Progress::UnderWay,
-            REFUSED => Progress::Refused,
-            more => Progress::Done(Duration::from_nanos(more - 1)),
-        }
-    }
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Done(Instant),
+    Refused,
 }
 
 /// Ends the record of a call.
@@ -155,25 +123,26 @@ impl End {
 pub struct Ticket {
     record: Arc<GroupRecord>,
     number: u64,
-    issued: Instant,
 }
 
 impl Ticket {
     /// The result was taken.
-    pub(crate) fn done(&self) {
-        self.end(End::done(self.number, self.issued.elapsed()));
+    pub(crate) fn done(self) {
+        self.end(End::Done(Instant::now()));
     }
 
     /// The engine has not issued the call: because of the call, or since the world has failed.
     pub(super) fn refused(&self) {
-        self.end(End::new(self.number, REFUSED));
+        self.end(End::Refused);
     }
 
-    /// Nothing, where another call is kept in its place by now.
     fn end(&self, end: End) {
-        let before = End::new(self.number, UNDER_WAY);
-        let of_place = &self.record.ends[place(self.number)];
-        let _ = of_place.compare_exchange(before.0, end.0, Relaxed, Relaxed);
+        let mut calls = self.record.calls.lock();
+        let at = self.number.checked_sub(calls.before);
+        let at = at.and_then(|at| usize::try_from(at).ok());
+        if let Some(entry) = at.and_then(|at| calls.kept.get_mut(at)) {
+            entry.end = Some(end);
+        }
     }
 }
 
@@ -184,7 +153,6 @@ impl Flight {
             name,
             start: self.start,
             calls: Mutex::default(),
-            ends: [const { AtomicU64::new(0) }; KEPT],
         });
         let mut groups = self.groups.lock();
         // The oldest of those that are gone, until the rest are few.
@@ -235,46 +203,44 @@ impl Flight {
 impl GroupRecord {
     /// A call is issued.
     pub(super) fn issue(self: &Arc<GroupRecord>, signature: &Signature) -> Ticket {
-        let issued = Instant::now();
         let entry = Entry {
             call: Called::of(signature),
-            issued,
+            issued: Instant::now(),
+            end: None,
         };
         let mut calls = self.calls.lock();
-        let number = calls.count;
-        calls.count += 1;
-        let at = place(number);
-        self.ends[at].store(End::new(number, UNDER_WAY).0, Relaxed);
-        match calls.kept.get_mut(at) {
-            Some(kept) => *kept = entry,
-            None => calls.kept.push(entry),
+        if calls.kept.len() == KEPT {
+            calls.kept.pop_front();
+            calls.before += 1;
         }
+        calls.kept.push_back(entry);
+        let number = calls.before + calls.kept.len() as u64 - 1;
         drop(calls);
         Ticket {
             record: Arc::clone(self),
             number,
-            issued,
         }
     }
 
     /// The last calls, the oldest first.
     pub(super) fn recent(&self) -> Vec<Record> {
         let calls = self.calls.lock();
-        let first = calls.count - calls.kept.len() as u64;
-        let record = |number: u64| {
-            let at = place(number);
-            let Entry { call, issued } = &calls.kept[at];
-            Record {
-                number,
-                call: match call {
-                    Called::Signature(signature) => signature.to_string(),
-                    Called::Words(words) => words.clone(),
-                },
-                issued: issued.saturating_duration_since(self.start),
-                progress: End(self.ends[at].load(Relaxed)).progress(),
-            }
+        let record = |(at, entry): (u64, &Entry)| Record {
+            number: calls.before + at,
+            call: match &entry.call {
+                Called::Signature(signature) => signature.to_string(),
+                Called::Words(words) => words.clone(),
+            },
+            issued: entry.issued.saturating_duration_since(self.start),
+            progress: match entry.end {
+                None => Progress::UnderWay,
+                Some(End::Done(done)) => {
+                    Progress::Done(done.saturating_duration_since(entry.issued))
+                }
+                Some(End::Refused) => Progress::Refused,
+            },
         };
-        (first..calls.count).map(record).collect()
+        (0..).zip(&calls.kept).map(record).collect()
     }
 }
 
@@ -318,23 +284,6 @@ mod tests {
                 .to_string()
                 .ends_with("number 3, barrier: under way")
         );
-    }
-
-    #[test]
-    fn an_end_keeps_its_time() {
-        let number = u64::from(u32::MAX) * KEPT as u64 + 3;
-        let done = |after| End::done(number, after).progress();
-        for after in [
-            Duration::ZERO,
-            Duration::from_nanos(1),
-            Duration::from_secs(14_000),
-        ] {
-            assert_eq!(done(after), Progress::Done(after));
-        }
-        let Progress::Done(longest) = done(Duration::MAX) else {
-            panic!("it is done");
-        };
-        assert!(longest > Duration::from_secs(4 * 3600), "{longest:?}");
     }
 
     #[test]

@@ -16,14 +16,9 @@ impl Done {
     /// # Errors
     /// The device has no memory for such a copy.
     pub(in crate::backends) fn of(call: Call) -> Result<Done> {
-        let (mut inputs, mut rooms) = (call.inputs, call.outputs);
-        let mut results = Tensors::new();
-        // From the last one on, which a list gives away at less cost than the first.
-        while let (Some(tensor), Some(room)) = (inputs.pop(), rooms.pop()) {
-            results.push(back(tensor, room)?);
-        }
-        results.reverse();
-        Ok(Done(results))
+        let given = call.inputs.into_iter().zip(call.outputs);
+        let results = given.map(|(tensor, room)| back(tensor, room));
+        Ok(Done(results.collect::<Result<_>>()?))
     }
 }
 

