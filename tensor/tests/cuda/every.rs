@@ -5,7 +5,7 @@ use phalanx_tensor::ops::conv::Conv2dConfig;
 use phalanx_tensor::ops::linear::Activation;
 use phalanx_tensor::ops::norm::{BatchNormMask, BatchNormMomentum, BatchNormSaved};
 use phalanx_tensor::ops::optim::{
-    AdamConfig, SgdConfig, adam_step, clip_by_norm, global_norm, scale, sgd_step,
+    AdamConfig, SgdConfig, adam_step, clip_by_norm, global_norm, scale, sgd_step, square_sum,
 };
 use phalanx_tensor::ops::pool::Pool2dConfig;
 use phalanx_tensor::ops::softmax::CrossEntropyConfig;
@@ -352,6 +352,7 @@ const ROWS: &[Row] = &[
         Ok(params)
     }),
     one!("global_norm", |g| global_norm([&g.a, &g.b])),
+    one!("square_sum", |g| square_sum([&g.a, &g.b])),
     ("clip_by_norm", |g| {
         let mut all = vec![g.a.copy()?, g.b.copy()?];
         let norm = global_norm(&all)?;
