@@ -61,10 +61,6 @@ const PROGRAMS: &[Program] = &[
     },
     Program {
         needs: &["libcublasLt.so", "libnccl.so.2"],
-        ..table("parallel", "runtime")
-    },
-    Program {
-        needs: &["libcublasLt.so", "libnccl.so.2"],
         ..table("parallel", "split")
     },
     bin("examples", "ddp"),

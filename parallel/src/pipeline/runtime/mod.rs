@@ -134,7 +134,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Plan`] for a plan that is wrong or has none or several last stages; [`Error::InvalidUse`] for stages that
-    /// are not those of this rank; [`Error::RanksDiffer`], the same on every rank, where they have different plans or
+    /// are not those of this rank, and for several ranks on cards, over which pipelines do not run yet; [`Error::RanksDiffer`], the same on every rank, where they have different plans or
     /// configurations; errors of the communication.
     pub fn new(
         group: Arc<dyn ProcessGroup>,
