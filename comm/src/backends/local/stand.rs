@@ -25,6 +25,8 @@ struct Waits {
 struct Wait {
     /// Its number among all waits of the rank.
     number: u64,
+    /// Whether a thread of the program sleeps in it, and not one of an engine.
+    is_program: bool,
     slot: SlotRef,
     cell: usize,
     group: Arc<str>,
@@ -45,21 +47,14 @@ impl Drop for Standing<'_> {
 
 impl Standings {
     /// Says that a thread of this rank sleeps in this slot, where the rank has posted in this cell. To be taken back
-    /// before the rank takes its result (guarantee 10 of [`Slot`](super::slot::Slot)). Where an engine's thread sleeps,
-    /// the rank does not stand.
+    /// before the rank takes its result (guarantee 10 of [`Slot`](super::slot::Slot)).
     pub(super) fn stand(&self, slot: SlotRef, cell: usize, group: &Arc<str>) -> Standing<'_> {
-        if !watcher::is_program() {
-            let number = 0; // of none
-            return Standing {
-                standings: self,
-                number,
-            };
-        }
         let mut waits = self.0.lock();
         waits.count += 1;
         let number = waits.count;
         waits.all.push(Wait {
             number,
+            is_program: watcher::is_program(),
             slot,
             cell,
             group: Arc::clone(group),
@@ -70,11 +65,14 @@ impl Standings {
         }
     }
 
-    /// The first wait in which somebody is missing.
+    /// The first wait in which somebody is missing: of the program, or else of an engine's thread, such as one that waits
+    /// for what the other ranks say of a call on cards, whose result the program waits for in no call.
     fn seen(&self) -> Option<Stands> {
         // The slots are read under the lock (guarantee 10).
         let waits = self.0.lock();
-        waits.all.iter().find_map(|wait| {
+        let of_program = waits.all.iter().filter(|wait| wait.is_program);
+        let of_engines = waits.all.iter().filter(|wait| !wait.is_program);
+        of_program.chain(of_engines).find_map(|wait| {
             let missing: Vec<usize> = wait.slot.missing().collect();
             (!missing.is_empty()).then(|| Stands::Waits {
                 call: wait.slot.describe(wait.cell),
@@ -85,15 +83,17 @@ impl Standings {
         })
     }
 
+    /// Whether no thread of the program sleeps.
     fn is_empty(&self) -> bool {
-        self.0.lock().all.is_empty()
+        !self.0.lock().all.iter().any(|wait| wait.is_program)
     }
 
-    /// The rank's wait, where it is in one alone and others are to come to it; of the missing those that `matter`.
+    /// The program's wait, where it is in one alone and others are to come to it; of the missing those that `matter`.
     fn only(&self, matter: impl Fn(usize) -> bool) -> Option<(Stood, Vec<usize>)> {
         // As above.
         let waits = self.0.lock();
-        let [wait] = &waits.all[..] else {
+        let mut of_program = waits.all.iter().filter(|wait| wait.is_program);
+        let (Some(wait), None) = (of_program.next(), of_program.next()) else {
             return None;
         };
         if wait.slot.state() != State::Filling {
