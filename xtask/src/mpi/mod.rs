@@ -48,14 +48,12 @@ struct Programs {
     drill: PathBuf,
     cells: PathBuf,
     parallel: PathBuf,
-    pipelines: PathBuf,
     ddp: PathBuf,
 }
 
 impl Programs {
     fn build() -> Result<Programs> {
-        let tests =
-            ["mpi", "drill", "cells", "ddp", "runtime"].map(|name| format!("--test={name}"));
+        let tests = ["mpi", "drill", "cells", "ddp"].map(|name| format!("--test={name}"));
         let mut programs = with_mpi(&["build", "--bin=ddp"]);
         let programs = artifacts(programs.args(tests))?;
         let units = artifacts(&mut with_mpi(&["test", "--no-run", "--lib"]))?;
@@ -65,7 +63,6 @@ impl Programs {
             drill: program_of(&programs, "comm", "test", "drill")?,
             cells: program_of(&programs, "comm", "test", "cells")?,
             parallel: program_of(&programs, "parallel", "test", "ddp")?,
-            pipelines: program_of(&programs, "parallel", "test", "runtime")?,
             ddp: program_of(&programs, "examples", "bin", "ddp")?,
         })
     }
@@ -176,16 +173,6 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Result<Vec<Tes
         };
         add(
             format!("parallel's ddp::{filter} on {ranks} ranks"),
-            Box::new(test),
-        );
-    }
-    for ranks in [2, 4] {
-        let test = move || {
-            let args = ["equivalence", "--test-threads=1", "--color=never"];
-            result(&programs.pipelines, &args, ranks, hosts)
-        };
-        add(
-            format!("parallel's pipelines on {ranks} ranks"),
             Box::new(test),
         );
     }
