@@ -1,4 +1,5 @@
-//! A rank that fails at a random action: every rank hears of it in time, with the stage, the action and the microbatch.
+//! A rank that fails at a random action: every rank hears of it in time; of an error and a panic with the stage, the action
+//! and the microbatch, of a stall with the rank that is waited for.
 
 use crate::models::{batch, loss, parts};
 use crate::ranks::on_cpus;
@@ -165,7 +166,7 @@ fn case(rng: &mut Rng) -> (String, Schedule, Action, Fault) {
 fn one_error_on_every_rank() {
     if !on_cpus(
         "one_error_on_every_rank",
-        "the failure suite of groups over cards does it",
+        "pipelines over groups of cards are refused",
     ) {
         return;
     }
@@ -193,8 +194,7 @@ fn check(name: &str, plan: &Schedule, at: Action, fault: Fault) {
     let names = |s: &&String| [at, half].iter().any(|a| s.contains(&format!(" {a} ")));
     for sentence in &heard {
         match fault {
-            // All get the failure of the rank whose patience ended first: in what it waited, and for whom. A rank that
-            // was in an action itself says which.
+            // All get the failure of the rank whose patience ended first: in what it waited, and for whom.
             Fault::Stall => {
                 let rank = format!("rank {}", plan.rank_of(at.stage()));
                 let told = sentence.contains(" waited ") && sentence.contains(&rank);

@@ -91,7 +91,7 @@ fn mutated(rng: &mut Rng) -> Option<Schedule> {
 fn random_plans_agree_with_one_process() {
     if !on_cpus(
         "random_plans_agree_with_one_process",
-        "it would take too long",
+        "pipelines over groups of cards are refused",
     ) {
         return;
     }
@@ -140,7 +140,7 @@ fn random_plans_agree_with_one_process() {
 fn plans_that_are_wrong_are_refused_before_a_tensor_moves() {
     if !on_cpus(
         "plans_that_are_wrong_are_refused",
-        "nothing of it reaches a card",
+        "pipelines over groups of cards are refused",
     ) {
         return;
     }
