@@ -125,7 +125,7 @@ pub trait ProcessGroup: Send + Sync {
     fn send(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>>;
 
     /// Gets a tensor of this shape and type from rank `source`, sent with this tag: the next one that it sends to this
-    /// rank.
+    /// rank. It arrives on the group's device, and is sent from there.
     fn recv(&self, shape: Shape, dtype: DType, source: usize, tag: u32) -> Result<Work<Tensor>>;
 
     /// Sends and receives that run together, whatever the order in which the other ranks have theirs; gives the received
@@ -137,8 +137,9 @@ pub trait ProcessGroup: Send + Sync {
     /// [`MOST_AXES`](crate::check::MOST_AXES) axes.
     fn send_any(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>>;
 
-    /// Gets a tensor that rank `source` sends by [`send_any`](ProcessGroup::send_any), of whatever shape and type. It
-    /// holds the host until these have come; only the tensor itself travels while the caller goes on.
+    /// Gets a tensor that rank `source` sends by [`send_any`](ProcessGroup::send_any), of whatever shape and type, and
+    /// from the memory that it is in: one in the host's memory arrives in the host's memory, also in a group over cards.
+    /// It holds the host until these have come; only the tensor itself travels while the caller goes on.
     fn recv_any(&self, source: usize, tag: u32) -> Result<Work<Tensor>>;
 
     /// Done when every rank has called it.

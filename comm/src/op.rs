@@ -231,7 +231,7 @@ pub struct Signature {
     /// Shared, so that a call without one is not longer for it.
     pub label: Option<Arc<Label>>,
     /// Of what an engine says by another one beside a call of its own: that call, which is printed in the place of this one.
-    /// It is not compared.
+    /// Whether it is there is compared; what it says is not.
     pub beside: Option<Arc<str>>,
 }
 
@@ -257,7 +257,8 @@ pub enum Difference {
     Tag,
     /// Their [`Label`]s differ: one is in another step, or in another part of it.
     Label,
-    /// Their tensors are on cards of different slots of a group that has several for each rank.
+    /// The tensors of one are on a card, and the other's are in the host's memory; or they are on cards of different slots
+    /// of a group that has several for each rank.
     Device,
 }
 
@@ -299,6 +300,10 @@ impl Signature {
     /// of one message.
     pub fn difference(a: (usize, &Signature), b: (usize, &Signature)) -> Option<Difference> {
         let ((a_rank, a), (b_rank, b)) = (a, b);
+        let has_tensors = !a.tensors.is_empty() && !b.tensors.is_empty();
+        if has_tensors && a.beside.is_some() != b.beside.is_some() {
+            return Some(Difference::Device); // what goes beside a call on cards stands for that call
+        }
         let ends = matches!(
             (&a.op, &b.op),
             (Op::Send { .. }, Op::Recv { .. }) | (Op::Recv { .. }, Op::Send { .. })

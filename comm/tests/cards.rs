@@ -385,6 +385,45 @@ fn calls_that_differ_are_not_issued() {
     }
 }
 
+/// One rank's tensor is in the host's memory, and the other's on its card: neither shape nor type differs.
+#[test]
+fn a_tensor_of_the_host_does_not_meet_one_of_a_card() {
+    let Some(_turn) = cards("a_tensor_of_the_host_does_not_meet_one_of_a_card", 2) else {
+        return;
+    };
+    if !alone(
+        "a_tensor_of_the_host_does_not_meet_one_of_a_card",
+        &[("PHALANX_COMM_DEBUG", "1")],
+    ) {
+        return;
+    }
+    let meet = |is_message: bool| {
+        let end = launch(config(2).deadline(Duration::from_secs(5)), |group| {
+            let (me, shape) = (group.rank(), [8]);
+            let device = if me == 0 {
+                Device::cpu(0)
+            } else {
+                group.device()
+            };
+            let mine = Tensor::zeros(shape, DType::I64, device)?;
+            match (is_message, me) {
+                (false, _) => group.all_reduce(mine, ReduceOp::Sum)?.wait().map(drop),
+                (true, 0) => group.send(mine, 1, 0)?.wait(),
+                (true, _) => group.recv(shape.into(), DType::I64, 0, 0)?.wait().map(drop),
+            }?;
+            group.barrier()?.wait()
+        });
+        let Err(LaunchError::Ranks { first, .. }) = end else {
+            panic!("{end:?}")
+        };
+        first.to_string()
+    };
+    for is_message in [false, true] {
+        let said = meet(is_message);
+        assert!(said.contains("disagree on the device"), "{said}");
+    }
+}
+
 /// A group over two cards of each rank: calls on either of them, calls that meet on different ones, and what is refused.
 #[test]
 fn two_cards_a_rank() {

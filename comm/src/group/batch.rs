@@ -48,8 +48,15 @@ impl Message {
     }
 }
 
-/// The shape of a head: element type, number of axes, extents.
-pub(super) const HEAD: [usize; 1] = [2 + MOST_AXES];
+/// The shape of a head: element type, whether the tensor is on a card, number of axes, extents.
+pub(super) const HEAD: [usize; 1] = [3 + MOST_AXES];
+
+/// What a head says of the tensor that comes behind it.
+pub(super) struct Head {
+    pub(super) shape: Shape,
+    pub(super) dtype: DType,
+    pub(super) is_on_card: bool,
+}
 
 /// What travels before a tensor whose receiver does not know its shape. It is small talk, so it lives in the host's
 /// memory.
@@ -67,7 +74,8 @@ pub(super) fn head(me: &Membership, tensor: &Tensor) -> Result<Tensor> {
     }
     let dtype = DType::ALL.iter().position(|d| *d == tensor.dtype());
     let mut head = [0; HEAD[0]];
-    let numbers = [dtype.unwrap_or_default(), shape.len()];
+    let is_on_card = usize::from(!tensor.device().is_cpu());
+    let numbers = [dtype.unwrap_or_default(), is_on_card, shape.len()];
     for (to, number) in head.iter_mut().zip(numbers.iter().chain(shape.iter())) {
         *to = i64::try_from(*number)
             .map_err(|_| wrong(format!("its shape {shape} is too large to be sent")))?;
@@ -75,15 +83,19 @@ pub(super) fn head(me: &Membership, tensor: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_slice(&head, HEAD, host(me))?)
 }
 
-/// Shape and type of the tensor that comes behind such a head.
-pub(super) fn read_head(me: &Membership, head: &Tensor) -> Result<(Shape, DType)> {
+/// What such a head says.
+pub(super) fn read_head(me: &Membership, head: &Tensor) -> Result<Head> {
     let head = head.to_vec::<i64>()?;
     let number = |at: usize| head.get(at).and_then(|n| usize::try_from(*n).ok());
     let read = || {
         let dtype = *DType::ALL.get(number(0)?)?;
-        let axes = number(1).filter(|axes| *axes <= MOST_AXES)?;
-        let extents = (2..2 + axes).map(number).collect::<Option<Vec<_>>>()?;
-        Some((Shape::from(extents), dtype))
+        let axes = number(2).filter(|axes| *axes <= MOST_AXES)?;
+        let extents = (3..3 + axes).map(number).collect::<Option<Vec<_>>>()?;
+        Some(Head {
+            shape: Shape::from(extents),
+            dtype,
+            is_on_card: number(1)? == 1,
+        })
     };
     read().ok_or_else(|| Error::InvalidArgument {
         op: "recv_any",

@@ -1,7 +1,7 @@
 //! send and recv.
 
 use super::data::{expect, of_rank, tensor, values};
-use phalanx_comm::{DType, Message, ProcessGroup, Result, Tensor};
+use phalanx_comm::{DType, Device, Message, ProcessGroup, Result, Tensor};
 
 /// Between two ranks messages match in the order of issue, whatever their tags and whenever they are waited for.
 pub fn in_the_order_of_issue(g: &dyn ProcessGroup) -> Result<()> {
@@ -141,6 +141,13 @@ pub fn of_unknown_shape(g: &dyn ProcessGroup) -> Result<()> {
         let want = of_rank(from, shape, dtype, g.device());
         expect(&got, shape, dtype, g.device(), &values(&want));
     }
+    // It arrives where it was sent from, also where the group is over cards.
+    let (to, from) = ((me + 1) % n, (me + n - 1) % n);
+    let mine = of_rank(me, [3, 2], DType::F64, Device::cpu(0));
+    let got = pass_on(g, mine, to, from, 9)?;
+    let want = of_rank(from, [3, 2], DType::F64, Device::cpu(0));
+    assert!(got.device().is_cpu(), "it came to {}", got.device());
+    expect(&got, &[3, 2], DType::F64, got.device(), &values(&want));
     let deep = Tensor::zeros([1; 15], DType::F32, g.device())?;
     let refused = g.send_any(deep, (me + 1) % n, 0);
     assert!(refused.is_err_and(|e| !e.is_fatal()));

@@ -91,7 +91,7 @@ fn mutated(rng: &mut Rng) -> Option<Schedule> {
 fn random_plans_agree_with_one_process() {
     if !on_cpus(
         "random_plans_agree_with_one_process",
-        "pipelines over groups of cards are refused",
+        "sixty plans run (some_cells_agree_with_one_process)",
     ) {
         return;
     }
@@ -139,8 +139,8 @@ fn random_plans_agree_with_one_process() {
 #[test]
 fn plans_that_are_wrong_are_refused_before_a_tensor_moves() {
     if !on_cpus(
-        "plans_that_are_wrong_are_refused",
-        "pipelines over groups of cards are refused",
+        "plans_that_are_wrong_are_refused_before_a_tensor_moves",
+        "a plan is proved before there is a device",
     ) {
         return;
     }

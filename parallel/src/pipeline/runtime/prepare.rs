@@ -32,12 +32,6 @@ pub(super) fn prepare(
             group.size()
         )));
     }
-    if group.size() > 1 && !group.device().is_cpu() {
-        return Err(invalid(format!(
-            "the ranks compute on {}, and pipelines do not run over groups of cards yet",
-            group.device()
-        )));
-    }
     let kinds = [Kind::Unshard, Kind::Reshard];
     if let Some(action) = schedule
         .ranks()
