@@ -204,9 +204,14 @@ fn check(name: &str, plan: &Schedule, at: Action, fault: Fault) {
             // All get the failure of the rank whose patience ended first: in what it waited, and for whom.
             Fault::Stall => {
                 let rank = plan.rank_of(at.stage()).to_string();
-                let missing = sentence.split(" for rank").nth(1).unwrap_or_default();
-                let missing = missing.split(';').next().unwrap_or_default();
-                let told = missing.split(['s', ' ', ',']).any(|word| word == rank);
+                // "for rank 1, which waits in … for rank 3", or "for ranks 0, 3".
+                let missing = sentence.split(" for rank").skip(1);
+                let mut missing = missing.flat_map(|rest| {
+                    let end = rest.find([';', ':']).unwrap_or(rest.len());
+                    let ranks = rest[..end].split(", which").next().unwrap_or_default();
+                    ranks.trim_start_matches('s').split(',').map(str::trim)
+                });
+                let told = sentence.contains(" waited ") && missing.any(|other| other == rank);
                 assert!(told, "{name}: {sentence}");
             }
             _ => assert!(names(&sentence), "{name}: {sentence}"),
