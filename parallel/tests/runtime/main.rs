@@ -2,6 +2,8 @@
 
 mod equivalence;
 mod faults;
+#[path = "../support/faulty.rs"]
+mod faulty;
 mod layers;
 mod meshes;
 #[path = "../support/mistakes.rs"]

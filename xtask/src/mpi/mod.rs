@@ -1,6 +1,6 @@
 //! The tests that need mpirun: the conformance suite at several numbers of ranks, data-parallel training against
-//! PyTorch's values, against one process and against threads, messages of more than 2³¹ elements, data that moves while
-//! the ranks compute, and drills in which a rank goes wrong.
+//! PyTorch's values, against one process and against threads, pipelines against one process, messages of more than 2³¹
+//! elements, data that moves while the ranks compute, and drills in which a rank goes wrong.
 
 mod bare;
 pub mod cells;
@@ -48,12 +48,15 @@ struct Programs {
     drill: PathBuf,
     cells: PathBuf,
     parallel: PathBuf,
+    pipeline: PathBuf,
+    pipeline_drill: PathBuf,
     ddp: PathBuf,
 }
 
 impl Programs {
     fn build() -> Result<Programs> {
-        let tests = ["mpi", "drill", "cells", "ddp"].map(|name| format!("--test={name}"));
+        let tests =
+            ["mpi", "drill", "cells", "ddp", "runtime"].map(|name| format!("--test={name}"));
         let mut programs = with_mpi(&["build", "--bin=ddp"]);
         let programs = artifacts(programs.args(tests))?;
         let units = artifacts(&mut with_mpi(&["test", "--no-run", "--lib"]))?;
@@ -63,6 +66,8 @@ impl Programs {
             drill: program_of(&programs, "comm", "test", "drill")?,
             cells: program_of(&programs, "comm", "test", "cells")?,
             parallel: program_of(&programs, "parallel", "test", "ddp")?,
+            pipeline: program_of(&programs, "parallel", "test", "runtime")?,
+            pipeline_drill: program_of(&programs, "parallel", "test", "drill")?,
             ddp: program_of(&programs, "examples", "bin", "ddp")?,
         })
     }
@@ -176,6 +181,23 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Result<Vec<Tes
             Box::new(test),
         );
     }
+    if hosts.is_none() {
+        for ranks in [2, 4] {
+            let test = move || {
+                let args = [
+                    "equivalence",
+                    "meshes",
+                    "tied",
+                    "--test-threads=1",
+                    "--color=never",
+                ];
+                result(&programs.pipeline, &args, ranks, None)
+            };
+            add(format!("pipelines on {ranks} ranks"), Box::new(test));
+        }
+        let test = || pipelines_fail(&programs.pipeline_drill);
+        add("pipelines in which a rank fails".into(), Box::new(test));
+    }
     for ranks in [2, 4] {
         let test = move || as_threads(&programs.ddp, ranks, hosts);
         let name = format!("the example ddp on {ranks} ranks as on {ranks} threads");
@@ -221,6 +243,34 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Result<Vec<Tes
 
 /// No test takes so long, unless it hangs.
 const LIMIT: Duration = Duration::from_secs(300);
+
+/// So many pipelines fail, each in a job of its own …
+const PIPELINES: u64 = 50;
+/// … of which none takes longer: its ranks' deadline is 1.5 s, and a rank that stalls does so for 2 s.
+const PIPELINE_LIMIT: Duration = Duration::from_secs(8);
+
+/// A rank fails at an action of the plan; each rank is told what the drill expects, and the job ends by itself.
+fn pipelines_fail(program: &Path) -> Result<Outcome> {
+    let mut longest = Duration::ZERO;
+    for seed in 0..PIPELINES {
+        let ranks = 2 + (seed % 3) as usize;
+        let (end, said) = listen(program, &[&seed.to_string()], ranks, None, |_| ())?;
+        let told = (0..ranks).all(|rank| said.count(Some(rank), "told of ") == 1);
+        ensure!(
+            end.code == 0 && told && !end.by_force && end.time < PIPELINE_LIMIT,
+            "the seed {seed}: code {}, after {:.1?}\n{said}",
+            end.code,
+            end.time
+        );
+        longest = longest.max(end.time);
+        if signals::seen().is_some() {
+            break;
+        }
+    }
+    Ok(Outcome::Passed(format!(
+        "{PIPELINES} of them, the longest took {longest:.1?}"
+    )))
+}
 
 /// All that a job has said.
 #[derive(Default)]
