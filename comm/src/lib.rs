@@ -96,7 +96,7 @@ pub use error::{Error, Link, Result, Stands};
 pub use group::{Message, ProcessGroup, Progress, Record};
 pub use launch::{FailureKind, LaunchConfig, LaunchError, OnFailure, RankFailure, launch};
 pub use line::report;
-pub use op::{Label, Promises, ReduceOp};
+pub use op::{Label, Name, Promises, ReduceOp};
 pub use phalanx_tensor::{DType, Device, Shape, Tensor};
 pub use place::{Place, Rendezvous};
 pub use run::{Ranks, RunConfig, run};

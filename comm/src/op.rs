@@ -208,12 +208,101 @@ pub struct Label {
     pub step: u64,
     /// The part of the step.
     pub part: u64,
+    /// What the caller calls it, for errors. Ranks may have different names for it: names are not compared.
+    pub name: Name,
+}
+
+impl Label {
+    /// One without a name.
+    pub const fn new(owner: u64, step: u64, part: u64) -> Label {
+        Label {
+            owner,
+            step,
+            part,
+            name: Name::EMPTY,
+        }
+    }
+
+    /// What ranks compare.
+    pub(crate) const fn compared(&self) -> [u64; 3] {
+        [self.owner, self.step, self.part]
+    }
 }
 
 impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Label { owner, step, part } = self;
-        write!(f, "owner {owner}, step {step}, part {part}")
+        let Label {
+            owner, step, part, ..
+        } = self;
+        write!(f, "owner {owner}, step {step}, part {part}")?;
+        match self.name.as_str() {
+            "" => Ok(()),
+            name => write!(f, ": {name}"),
+        }
+    }
+}
+
+/// A short text, held in place: it costs a call no memory of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Name {
+    len: u8,
+    bytes: [u8; Name::MOST],
+}
+
+impl Name {
+    /// The most bytes that it holds.
+    pub const MOST: usize = 31;
+    /// No text.
+    pub const EMPTY: Name = Name {
+        len: 0,
+        bytes: [0; Name::MOST],
+    };
+
+    /// What is printed, cut behind the last character that has room.
+    ///
+    /// ```
+    /// use phalanx_comm::Name;
+    ///
+    /// assert_eq!(Name::new(format_args!("{}F{}", 3, 2)).as_str(), "3F2");
+    /// assert_eq!(Name::new("é".repeat(40)).as_str(), "é".repeat(15));
+    /// ```
+    pub fn new(text: impl fmt::Display) -> Name {
+        struct Cut(Name);
+        impl fmt::Write for Cut {
+            fn write_str(&mut self, text: &str) -> fmt::Result {
+                let Cut(Name { len, bytes }) = self;
+                let free = &mut bytes[usize::from(*len)..];
+                let fits = text.floor_char_boundary(free.len());
+                free[..fits].copy_from_slice(&text.as_bytes()[..fits]);
+                *len += fits as u8; // at most MOST
+                match fits == text.len() {
+                    true => Ok(()),
+                    false => Err(fmt::Error),
+                }
+            }
+        }
+        let mut cut = Cut(Name::EMPTY);
+        // An error says that the text was cut.
+        let _ = fmt::Write::write_fmt(&mut cut, format_args!("{text}"));
+        cut.0
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        let text = &self.bytes[..usize::from(self.len)];
+        std::str::from_utf8(text).unwrap_or_default() // made of whole characters
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }
 
@@ -337,7 +426,8 @@ impl Signature {
         if a.op.tag() != b.op.tag() {
             return Some(Difference::Tag);
         }
-        (a.label != b.label).then_some(Difference::Label)
+        let label = |of: &Signature| of.label.as_deref().map(Label::compared);
+        (label(a) != label(b)).then_some(Difference::Label)
     }
 
     /// Whether agreement with one rank is agreement with all: not for `all_to_all_v`, where every

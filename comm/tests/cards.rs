@@ -262,11 +262,7 @@ fn a_failure_that_every_program_has_heard_of() {
     };
     let end = launch(config(2), |group| {
         let mine = Tensor::full([100], 1.0, DType::F32, group.device())?;
-        let group = group.labelled(Label {
-            owner: 0,
-            step: group.rank() as u64,
-            part: 0,
-        });
+        let group = group.labelled(Label::new(0, group.rank() as u64, 0));
         let mut work = group.all_reduce(mine, ReduceOp::Sum)?;
         loop {
             match work.poll() {

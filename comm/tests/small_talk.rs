@@ -144,11 +144,7 @@ fn carries(group: &dyn ProcessGroup) -> Result<()> {
         let want: Vec<i64> = (0..size).map(|r| of(r) + i as i64).collect();
         assert_eq!(work.wait()?.to_vec::<i64>()?, want);
     }
-    let label = |part| Label {
-        owner: 1,
-        step: 2,
-        part,
-    };
+    let label = |part| Label::new(1, 2, part);
     group.labelled(label(0)).barrier()?.wait()?;
     group
         .labelled(label(1))

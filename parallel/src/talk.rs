@@ -4,6 +4,7 @@ use crate::{Error, Result};
 use phalanx_comm::{ProcessGroup, Work};
 use phalanx_tensor::{Device, Tensor, Value};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Where the tensors of small talk live: in the host's memory, also where the group's results live on a
 /// card, so that to read them waits for nothing that a card does.
@@ -72,6 +73,14 @@ pub(crate) fn gather_numbers<T: Value>(mine: Vec<T>, group: &dyn ProcessGroup) -
     let n = mine.len();
     let mine = Tensor::from_vec(mine, n, device(group))?;
     Ok(group.all_gather(mine)?.wait()?.to_vec::<T>()?)
+}
+
+/// A number for what calls in labels of this group, the same on all ranks: it keeps the calls of two reducers, say, of equal
+/// shape apart. It is the first rank's count. Every rank must call it.
+pub(crate) fn owner(group: &dyn ProcessGroup) -> Result<u64> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let mine = NEXT.fetch_add(1, Relaxed) as i64;
+    Ok(numbers_of(0, vec![mine], group)?[0] as u64)
 }
 
 /// Tells one rank something of any length, which it [hears](hear).

@@ -153,11 +153,7 @@ fn what_ranks_differ_in_is_never_read() {
     };
     let ones = |g: &Arc<dyn ProcessGroup>| Tensor::ones([10], DType::F32, g.device());
     never_read("disagree on the label", |g| {
-        let label = Label {
-            owner: 1,
-            step: g.rank() as u64,
-            part: 0,
-        };
+        let label = Label::new(1, g.rank() as u64, 0);
         let work = g.labelled(label).all_reduce(ones(g)?, ReduceOp::Sum)?;
         Ok(vec![work.wait()?])
     });
@@ -191,11 +187,7 @@ fn who_differs_and_returns_has_differed() {
         let config = LaunchConfig::new(2).device(Device::cuda(0));
         let end = launch(config.deadline(SOON), |g| {
             let mine = Tensor::ones([10], DType::F32, g.device())?;
-            let label = Label {
-                owner: 1,
-                step: g.rank() as u64,
-                part: 0,
-            };
+            let label = Label::new(1, g.rank() as u64, 0);
             if g.rank() == 1 {
                 std::thread::sleep(Duration::from_millis(50));
             }

@@ -2,7 +2,7 @@
 
 use super::data::{tensor, values};
 use phalanx_comm::op::Op;
-use phalanx_comm::{DType, Error, Label, ProcessGroup, Progress, ReduceOp, Result, Tensor, Work};
+use phalanx_comm::{DType, Error, Label, Name, ProcessGroup, Progress, ReduceOp, Result, Tensor, Work};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -46,11 +46,11 @@ pub fn a_thousand_in_flight(g: &dyn ProcessGroup) -> Result<()> {
 /// A handle with a label is the same group: its calls and those without one are one sequence. A group
 /// that is split off a labelled one has no label.
 pub fn labelled_calls(g: &dyn ProcessGroup) -> Result<()> {
+    // Each rank has a name of its own for it, which nobody compares.
     let labelled = |part| {
         g.labelled(Label {
-            owner: 7,
-            step: 3,
-            part,
+            name: Name::new(format_args!("part {part} of rank {}", g.rank())),
+            ..Label::new(7, 3, part)
         })
     };
     let first = labelled(0).all_reduce(number(g, 1), ReduceOp::Sum)?;

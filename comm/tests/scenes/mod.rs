@@ -345,11 +345,7 @@ impl Scene {
                 step = self.steps[self.at];
             }
             let behind = self.crime == Crime::Label && me == self.culprit && k == self.at;
-            let label = Label {
-                owner: 7,
-                step: k as u64 - u64::from(behind && k > 0),
-                part: u64::from(behind),
-            };
+            let label = Label::new(7, k as u64 - u64::from(behind && k > 0), u64::from(behind));
             let group = if step.half { &part } else { g };
             let wait = step.issue(&*group.labelled(label))?;
             if step.at_once {

@@ -62,11 +62,7 @@ fn who_differs_is_named_to_all() {
             group.broadcast_many(tensors, 0)?.wait().map(drop)
         }),
         (Difference::Label, |group, odd| {
-            let label = Label {
-                owner: 1,
-                step: u64::from(odd),
-                part: 0,
-            };
+            let label = Label::new(1, u64::from(odd), 0);
             group.labelled(label).barrier()?.wait()
         }),
     ];

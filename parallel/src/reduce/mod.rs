@@ -27,7 +27,6 @@ use flat::{Flat, Kept};
 use phalanx_autograd::{Param, ParamId};
 use phalanx_comm::ProcessGroup;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Averages gradients over the ranks of a group, bucket by bucket while they are computed (PyTorch: the
@@ -156,11 +155,7 @@ impl GradReducer {
         // What a hook keeps belongs to these buckets on this rank.
         let fresh = config.hook.as_ref().and_then(|hook| hook.fresh());
         config.hook = fresh.or(config.hook);
-        // The first rank's count of reducers: as a part of what labels reductions, it keeps those of two
-        // reducers of equal shape apart.
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let mine = NEXT.fetch_add(1, Relaxed) as i64;
-        let number = talk::numbers_of(0, vec![mine], &*group)?[0] as u64;
+        let number = talk::owner(&*group)?;
         let index = params.iter().enumerate();
         let index = index.map(|(i, (_, p))| (p.id(), i)).collect();
         Ok(GradReducer {

@@ -301,11 +301,10 @@ impl<'a> Parts<'a> {
             let (buffer, marks) = self.filled(b)?;
             // A rank that is a bucket behind, or in another reducer, would else meet the others in a
             // reduction of equal shape.
-            let group = self.reducer.group.labelled(Label {
-                owner: self.reducer.number,
-                step: self.step,
-                part: b as u64,
-            });
+            let group =
+                self.reducer
+                    .group
+                    .labelled(Label::new(self.reducer.number, self.step, b as u64));
             let flight = match &self.reducer.config.hook {
                 Some(hook) => {
                     let bucket = GradBucket {

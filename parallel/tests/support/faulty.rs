@@ -162,7 +162,7 @@ impl Case {
     }
 
     /// Whether a sentence says what went wrong: an error and a panic with stage, action and microbatch; a stall with the
-    /// call in which somebody waited in vain, and the rank that stalls.
+    /// action in which somebody waited in vain, and the rank that stalls.
     pub fn is_told(&self, sentence: &str) -> bool {
         let at = self.at;
         match self.fault {
@@ -175,7 +175,20 @@ impl Case {
                     let ranks = rest[..end].split(", which").next().unwrap_or_default();
                     ranks.trim_start_matches('s').split(',').map(str::trim)
                 });
-                sentence.contains(" waited ") && missing.any(|other| other == rank)
+                // The action in which somebody waits, such as "(owner 3, step 0, part 0: 1RECV_F2)"; who is through waits in
+                // the end of the step.
+                let place = sentence.split("step 0, part ").nth(1).unwrap_or_default();
+                let named = match place.split_once(": ").unwrap_or_default() {
+                    ("0", action) => action
+                        .split(')')
+                        .next()
+                        .unwrap_or_default()
+                        .parse::<Action>()
+                        .is_ok(),
+                    ("1", end) => end.starts_with("the end of the step"),
+                    _ => false,
+                };
+                named && sentence.contains(" waited ") && missing.any(|other| other == rank)
             }
             Fault::Error | Fault::Panic => {
                 // What belongs to the weights alone happens in the second half of a backward.

@@ -1,7 +1,7 @@
 //! [`Header`]: what a rank tells the others about a call before any data moves, and [`Key`], under
 //! which the headers of one operation meet. Little-endian bytes, of any length.
 
-use crate::op::{Label, Op, ReduceOp, Signature, Splits};
+use crate::op::{Label, Name, Op, ReduceOp, Signature, Splits};
 use phalanx_tensor::{DType, Shape};
 use std::sync::Arc;
 
@@ -94,13 +94,12 @@ impl Header {
         let label = &self.signature.label;
         out.push(u8::from(label.is_some()));
         if let Some(label) = label {
-            [label.owner, label.step, label.part]
-                .into_iter()
-                .for_each(|number| put(out, number));
+            for number in label.compared() {
+                put(out, number);
+            }
+            put_text(out, label.name.as_str());
         }
-        let beside = self.signature.beside.as_deref().unwrap_or_default();
-        put(out, beside.len() as u64);
-        out.extend(beside.as_bytes());
+        put_text(out, self.signature.beside.as_deref().unwrap_or_default());
         if let Op::AllToAllV(splits) = op {
             let rows = splits.send.iter().chain(&splits.recv);
             rows.for_each(|&rows| put(out, rows as u64));
@@ -120,13 +119,15 @@ impl Header {
             0 => None,
             1 => {
                 let [owner, step, part] = numbers(bytes)?;
-                Some(Arc::new(Label { owner, step, part }))
+                let name = Name::new(text(bytes)?);
+                Some(Arc::new(Label {
+                    name,
+                    ..Label::new(owner, step, part)
+                }))
             }
             _ => return None,
         };
-        let [length] = numbers(bytes)?;
-        let beside = bytes.split_off(..usize::try_from(length).ok()?)?;
-        let beside = std::str::from_utf8(beside).ok()?;
+        let beside = text(bytes)?;
         let op = match code {
             0 => Op::AllReduce(reduction?),
             1 => Op::Broadcast { root },
@@ -180,6 +181,17 @@ fn place<T: PartialEq>(all: &[T], one: &T) -> Option<u8> {
 
 fn put(out: &mut Vec<u8>, number: u64) {
     out.extend(number.to_le_bytes());
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    put(out, text.len() as u64);
+    out.extend(text.as_bytes());
+}
+
+fn text<'a>(bytes: &mut &'a [u8]) -> Option<&'a str> {
+    let [length] = numbers(bytes)?;
+    let text = bytes.split_off(..usize::try_from(length).ok()?)?;
+    std::str::from_utf8(text).ok()
 }
 
 fn numbers<const N: usize>(bytes: &mut &[u8]) -> Option<[u64; N]> {
@@ -238,10 +250,10 @@ mod tests {
         let many = [vec![], all.to_vec(), vec![(DType::F32, Shape::from(()))]];
         let labels = [
             None,
+            Some(Label::new(7, u64::MAX, 3)),
             Some(Label {
-                owner: 7,
-                step: u64::MAX,
-                part: 3,
+                name: Name::new("3SEND_F2"),
+                ..Label::new(7, 0, 0)
             }),
         ];
         for (op, label) in ops.iter().flat_map(|op| labels.map(|label| (op, label))) {

@@ -9,7 +9,7 @@ use crate::backends::Backend;
 use crate::check::{self, Call};
 use crate::error::{Error, Result};
 use crate::membership::Membership;
-use crate::op::{Difference, Op, Signature};
+use crate::op::{Difference, Label, Op, Signature};
 use crate::work::{Pending, Tensors};
 use phalanx_tensor::{DType, Tensor};
 use smallvec::SmallVec;
@@ -85,7 +85,7 @@ fn words(signature: &Signature, slot: usize) -> Words {
         tensors.len() as i64,
         hash(types),
         hash(shapes),
-        hash(label.as_deref()),
+        hash(label.as_deref().map(Label::compared)),
         slot as i64,
     ]
 }

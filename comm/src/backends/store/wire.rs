@@ -1,6 +1,6 @@
 //! What ranks leave at the store: a call, with its data.
 
-use crate::op::{Label, Op, Signature};
+use crate::op::{Label, Name, Op, Signature};
 use crate::store::{Reader, Writer};
 use phalanx_tensor::{DType, Shape};
 use std::sync::Arc;
@@ -46,7 +46,8 @@ pub(super) fn call(signature: &Signature, data: &[&[u8]]) -> Vec<u8> {
             out.byte(1)
                 .number(label.owner)
                 .number(label.step)
-                .number(label.part);
+                .number(label.part)
+                .text(label.name.as_str());
         }
     }
     out.text(signature.beside.as_deref().unwrap_or_default());
@@ -87,6 +88,7 @@ pub(super) fn read_call(bytes: &[u8]) -> Option<(Signature, &[u8])> {
             owner: from.number()?,
             step: from.number()?,
             part: from.number()?,
+            name: Name::new(from.text()?),
         })),
         _ => return None,
     };
@@ -108,9 +110,8 @@ mod tests {
     #[test]
     fn calls_round_trip() {
         let label = Label {
-            owner: 7,
-            step: u64::MAX,
-            part: 3,
+            name: Name::new("3SEND_F2"),
+            ..Label::new(7, u64::MAX, 3)
         };
         for op in [
             Op::Barrier,

@@ -30,7 +30,7 @@ use crate::reduce::{GradReducer, Poison};
 use crate::{Error, Result, talk};
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Gradients, Tape, Var};
-use phalanx_comm::ProcessGroup;
+use phalanx_comm::{Label, Name, ProcessGroup};
 use phalanx_tensor::{DType, Tensor};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -87,6 +87,8 @@ use std::sync::Arc;
 /// ```
 pub struct Pipeline {
     group: Arc<dyn ProcessGroup>,
+    /// Its number in labels.
+    owner: u64,
     schedule: Schedule,
     /// What this rank does in a step, and in a pass forward alone.
     programs: [Vec<Instruction>; 2],
@@ -206,6 +208,7 @@ impl Pipeline {
         let agreed = talk::agree(&*group, "pipelines", &text);
         let (schedule, stages, carried, tied) = prepared?;
         agreed?;
+        let owner = talk::owner(&*group)?;
         tied.start(&*group)?;
         let mut reducers = Vec::new();
         if let Some(data) = &config.data {
@@ -222,6 +225,7 @@ impl Pipeline {
                 program(&forward_part(&schedule), rank),
             ],
             group,
+            owner,
             schedule,
             stages,
             carried,
@@ -323,6 +327,7 @@ impl Pipeline {
         let (inputs, targets) = cut?;
         let Pipeline {
             group,
+            owner,
             schedule,
             programs,
             stages,
@@ -347,6 +352,7 @@ impl Pipeline {
             purpose,
             schedule,
             group: &**group,
+            label: Label::new(*owner, *step, 0),
             carried,
             loss: &**loss,
             inputs,
@@ -366,8 +372,12 @@ impl Pipeline {
             let walk = Walk::new(&pass, stages, &mut sizes, &place);
             let passed = walk.run(&programs[usize::from(!purpose.has_backward())], &mut clock)?;
             place.set(None);
+            let end = group.labelled(Label {
+                name: Name::new("the end of the step"),
+                ..Label::new(*owner, *step, 1)
+            });
             let ranks = finish::Ranks {
-                group: &**group,
+                group: &*end,
                 schedule,
                 config,
                 tied,

@@ -9,9 +9,10 @@ use crate::pipeline::{Action, Kind, Schedule};
 use crate::reduce::{Average, GradReducer, Reduction};
 use crate::{Error, Result};
 use phalanx_autograd::Gradients;
-use phalanx_comm::{Message, ProcessGroup, Work};
+use phalanx_comm::{Label, Message, Name, ProcessGroup, Work};
 use phalanx_tensor::Tensor;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// What a pass is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +38,8 @@ pub(super) struct Pass<'a> {
     pub(super) purpose: Purpose,
     pub(super) schedule: &'a Schedule,
     pub(super) group: &'a dyn ProcessGroup,
+    /// That of transfers, without a name.
+    pub(super) label: Label,
     pub(super) carried: &'a Carried,
     pub(super) loss: &'a Loss,
     /// By microbatch: what the first stages take …
@@ -49,6 +52,16 @@ pub(super) struct Pass<'a> {
     pub(super) draws: (u64, u64),
     /// By stage: who averages its gradients over the replicas.
     pub(super) reducers: &'a [(usize, GradReducer)],
+}
+
+impl Pass<'_> {
+    /// The group, for the transfers of an action: whoever waits for them in vain is told of it.
+    fn group_for(&self, action: Action) -> Arc<dyn ProcessGroup> {
+        self.group.labelled(Label {
+            name: Name::new(action),
+            ..self.label
+        })
+    }
 }
 
 /// What a pass gives.
@@ -323,9 +336,9 @@ impl<'a, 's> Walk<'a, 's> {
                 first = *action;
                 if kind.is_send() {
                     let items = self.sizes.get(&(edge, mb)).map_or(&[][..], |items| items);
-                    edges::tell(pass.group, peer, tag, items)?;
+                    edges::tell(&*pass.group_for(first), peer, tag, items)?;
                 } else {
-                    let items = edges::hear(pass.group, peer, tag)?;
+                    let items = edges::hear(&*pass.group_for(first), peer, tag)?;
                     self.sizes.insert((edge, mb), items);
                 }
             }
@@ -369,7 +382,8 @@ impl<'a, 's> Walk<'a, 's> {
         for (key, _) in &brings {
             self.held.insert(*key, Held::Coming(self.flights.len()));
         }
-        let work = self.pass.group.batch(std::mem::take(messages))?;
+        let group = self.pass.group_for(action);
+        let work = group.batch(std::mem::take(messages))?;
         self.flights.push(Some(Flight {
             action,
             work,
