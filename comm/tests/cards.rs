@@ -3,6 +3,7 @@
 mod cases;
 #[path = "cards/failures.rs"]
 mod failures;
+mod ports;
 mod scenes;
 #[path = "../../tensor/tests/cuda/support.rs"]
 mod support;
@@ -12,7 +13,7 @@ use phalanx_comm::{
     launch, run,
 };
 use phalanx_tensor::WriteFault;
-use std::net::TcpListener;
+use ports::free_port;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use support::cards;
@@ -88,12 +89,6 @@ fn in_processes() {
         .map(|(_, size)| size)
         .collect();
     assert_eq!(sizes, [2]);
-}
-
-/// A port that nobody listens on.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// Ranks as processes that nobody but torchrun's variables tells of each other: what they say beside their calls goes

@@ -2,12 +2,14 @@
 //! torchrun's variables.
 
 mod child;
+mod ports;
 
 use child::again;
 use phalanx_comm::{
     DType, Error, LaunchConfig, OnFailure, Ranks, ReduceOp, RunConfig, StoreServer, Tensor, report,
     run,
 };
+use ports::free_port;
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -20,17 +22,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct End {
     code: Option<i32>,
     output: String,
-}
-
-/// A port that is free, and the next one too.
-fn free_port() -> u16 {
-    loop {
-        let one = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = one.local_addr().unwrap().port();
-        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-            return port;
-        }
-    }
 }
 
 /// The process of a rank of `size`, which plays `drill`.

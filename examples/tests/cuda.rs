@@ -3,10 +3,11 @@
 #![cfg(feature = "cuda")]
 
 mod few;
+#[path = "../../comm/tests/ports/mod.rs"]
+mod ports;
 #[path = "../../tensor/tests/cuda/support.rs"]
 mod support;
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -20,6 +21,7 @@ use phalanx_parallel::{Ddp, DdpConfig};
 use phalanx_tensor::{DType, Device, Rng, Tensor};
 use serde_json::Value;
 
+use ports::free_port;
 use support::{card, cards, distance, read};
 
 /// The program `ddp`, or a loud line: the tests may run on another machine than they were built on.
@@ -236,10 +238,32 @@ fn the_split_model_trains_on_two_cards() {
     assert!(apart < 1e-5, "{here} and {there}");
 }
 
-/// A port that nobody listens on.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
+/// A pipeline over two cards trains as over two CPUs.
+#[test]
+fn a_pipeline_trains_on_two_cards() {
+    const TEST: &str = "a_pipeline_trains_on_two_cards";
+    let (Some(_turn), Some(_)) = (cards(TEST, 2), program(TEST)) else {
+        return;
+    };
+    let few = few::few("few-for-pipelines", 64, 16);
+    let summary = |device: &str| -> Value {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
+        command.args(["--device", device, "--ranks", "2", "--epochs", "1"]);
+        command.args(["--batch-size", "32", "--data", &few, "--json"]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{device}: {said}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+    };
+    let (here, there) = (summary("cpu"), summary("cuda"));
+    assert_eq!(
+        (&there["backend"], &there["device"]),
+        (&"nccl".into(), &"cuda".into())
+    );
+    let loss = |summary: &Value| summary["train_loss"].as_f64().unwrap();
+    let apart = (loss(&there) / loss(&here) - 1.0).abs();
+    assert!(apart < 1e-5, "{here} and {there}");
 }
 
 /// Two processes, started in torchrun's manner and without MPI, train as two threads do, and as two CPUs.

@@ -2,7 +2,9 @@
 
 use super::data::{tensor, values};
 use phalanx_comm::op::Op;
-use phalanx_comm::{DType, Error, Label, Name, ProcessGroup, Progress, ReduceOp, Result, Tensor, Work};
+use phalanx_comm::{
+    DType, Error, Label, Name, ProcessGroup, Progress, ReduceOp, Result, Tensor, Work,
+};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 

@@ -41,23 +41,24 @@ pub struct Args {
     times: usize,
 }
 
-/// The test programs of the crates `comm` and `parallel`, and the example `ddp`.
+/// The test programs of the crates `comm` and `parallel`, and the examples `ddp` and `pipeline`.
 struct Programs {
     unit: PathBuf,
     suite: PathBuf,
     drill: PathBuf,
     cells: PathBuf,
     parallel: PathBuf,
-    pipeline: PathBuf,
+    runtime: PathBuf,
     pipeline_drill: PathBuf,
     ddp: PathBuf,
+    pipeline: PathBuf,
 }
 
 impl Programs {
     fn build() -> Result<Programs> {
         let tests =
             ["mpi", "drill", "cells", "ddp", "runtime"].map(|name| format!("--test={name}"));
-        let mut programs = with_mpi(&["build", "--bin=ddp"]);
+        let mut programs = with_mpi(&["build", "--bin=ddp", "--bin=pipeline"]);
         let programs = artifacts(programs.args(tests))?;
         let units = artifacts(&mut with_mpi(&["test", "--no-run", "--lib"]))?;
         Ok(Programs {
@@ -66,9 +67,10 @@ impl Programs {
             drill: program_of(&programs, "comm", "test", "drill")?,
             cells: program_of(&programs, "comm", "test", "cells")?,
             parallel: program_of(&programs, "parallel", "test", "ddp")?,
-            pipeline: program_of(&programs, "parallel", "test", "runtime")?,
+            runtime: program_of(&programs, "parallel", "test", "runtime")?,
             pipeline_drill: program_of(&programs, "parallel", "test", "drill")?,
             ddp: program_of(&programs, "examples", "bin", "ddp")?,
+            pipeline: program_of(&programs, "examples", "bin", "pipeline")?,
         })
     }
 }
@@ -191,7 +193,7 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Result<Vec<Tes
                     "--test-threads=1",
                     "--color=never",
                 ];
-                result(&programs.pipeline, &args, ranks, None)
+                result(&programs.runtime, &args, ranks, None)
             };
             add(format!("pipelines on {ranks} ranks"), Box::new(test));
         }
@@ -199,9 +201,15 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Result<Vec<Tes
         add("pipelines in which a rank fails".into(), Box::new(test));
     }
     for ranks in [2, 4] {
-        let test = move || as_threads(&programs.ddp, ranks, hosts);
-        let name = format!("the example ddp on {ranks} ranks as on {ranks} threads");
-        add(name, Box::new(test));
+        let examples = [
+            (&programs.ddp, "ddp", "--world-size"),
+            (&programs.pipeline, "pipeline", "--ranks"),
+        ];
+        for (program, name, flag) in examples {
+            let test = move || as_threads(program, flag, ranks, hosts);
+            let name = format!("the example {name} on {ranks} ranks as on {ranks} threads");
+            add(name, Box::new(test));
+        }
     }
     for drill in DRILLS {
         let test = move || drill.run(&programs.drill, hosts);
@@ -344,13 +352,13 @@ fn passed(text: &str) -> Result<Outcome> {
 }
 
 /// Trains as processes and as threads; the parameters are equal bit for bit.
-fn as_threads(program: &Path, ranks: usize, hosts: Option<&Hosts>) -> Result<Outcome> {
+fn as_threads(program: &Path, flag: &str, ranks: usize, hosts: Option<&Hosts>) -> Result<Outcome> {
     let args = ["--json", "--epochs", "1"];
     let (end, said) = listen(program, &args, ranks, hosts, |_| ())?;
     ensure!(end.code == 0, "code {}\n{said}", end.code);
     let alone = Command::new(program)
         .args(args)
-        .args(["--world-size", &ranks.to_string()])
+        .args([flag, &ranks.to_string()])
         .output()?;
     let keys = ["parameters_sha256", "test_accuracy", "train_loss"];
     let summary = |text: &str| -> Result<Vec<Value>> {
