@@ -52,10 +52,10 @@ impl Message {
 pub(super) const HEAD: [usize; 1] = [3 + MOST_AXES];
 
 /// What a head says of the tensor that comes behind it.
-pub(super) struct Head {
-    pub(super) shape: Shape,
-    pub(super) dtype: DType,
-    pub(super) is_on_card: bool,
+struct Head {
+    shape: Shape,
+    dtype: DType,
+    is_on_card: bool,
 }
 
 /// What travels before a tensor whose receiver does not know its shape. It is small talk, so it lives in the host's
@@ -83,8 +83,25 @@ pub(super) fn head(me: &Membership, tensor: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_slice(&head, HEAD, host(me))?)
 }
 
+/// The receive of what comes behind such a head. It arrives where it was sent from: on this card, or in the host's memory.
+pub(super) fn behind(
+    me: &Membership,
+    head: &Tensor,
+    card: Device,
+    source: usize,
+    tag: u32,
+) -> Result<Call> {
+    let Head {
+        shape,
+        dtype,
+        is_on_card,
+    } = read_head(me, head)?;
+    let device = if is_on_card { card } else { host(me) };
+    check::recv(me, shape, dtype, source, tag)?.with_memory(device)
+}
+
 /// What such a head says.
-pub(super) fn read_head(me: &Membership, head: &Tensor) -> Result<Head> {
+fn read_head(me: &Membership, head: &Tensor) -> Result<Head> {
     let head = head.to_vec::<i64>()?;
     let number = |at: usize| head.get(at).and_then(|n| usize::try_from(*n).ok());
     let read = || {

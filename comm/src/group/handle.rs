@@ -424,14 +424,7 @@ impl ProcessGroup for Group {
         let head = check::recv(me, batch::HEAD.into(), DType::I64, source, tag)?;
         let head = head.with_memory(batch::host(me))?;
         let head = self.issue::<Tensor>(head)?.wait()?;
-        let head = batch::read_head(me, &head)?;
-        // It arrives where it was sent from: on the card, or in the host's memory.
-        let device = match head.is_on_card {
-            true => self.device(),
-            false => batch::host(me),
-        };
-        let tensor = check::recv(me, head.shape, head.dtype, source, tag)?;
-        self.issue(tensor.with_memory(device)?)
+        self.issue(batch::behind(me, &head, self.device(), source, tag)?)
     }
 
     fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Arc<dyn ProcessGroup>>> {

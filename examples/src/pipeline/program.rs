@@ -167,6 +167,11 @@ pub fn run(cli: &Cli, example: &'static str, replicas: usize) -> Result<()> {
             writable(path)?;
         }
         let ranks = group.size() / replicas;
+        ensure!(
+            ranks > 0,
+            "{replicas} replicas take as many ranks at least, and there are {}; --ranks N starts more",
+            group.size()
+        );
         let mesh = Mesh::new(group, [("data", replicas), ("pipe", ranks)])?;
         let (pipe, data) = (mesh.group("pipe")?, mesh.group("data")?);
         let (plan, cuts) = plan(cli, ranks, &layers)?;
