@@ -34,12 +34,16 @@ pub enum Kind {
     Reshard,
     /// `REDUCE_GRAD`: the stage's gradient is reduced over its replicas.
     ReduceGrad,
+    /// `REDUCE_TIED`: the gradients of the weights that the stage shares with another one are added up, on both. Both do so
+    /// together, as a send and a receive are done together.
+    ReduceTied,
 }
 
 impl Kind {
     /// Every kind, the longer spellings first, so that the first that fits is the right one.
-    const SPELLINGS: [(Kind, &'static str); 11] = [
+    const SPELLINGS: [(Kind, &'static str); 12] = [
         (Kind::ReduceGrad, "REDUCE_GRAD"),
+        (Kind::ReduceTied, "REDUCE_TIED"),
         (Kind::Unshard, "UNSHARD"),
         (Kind::Reshard, "RESHARD"),
         (Kind::SendForward, "SEND_F"),
@@ -66,6 +70,7 @@ impl Kind {
             Kind::Unshard => "UNSHARD",
             Kind::Reshard => "RESHARD",
             Kind::ReduceGrad => "REDUCE_GRAD",
+            Kind::ReduceTied => "REDUCE_TIED",
         }
     }
 
@@ -104,7 +109,12 @@ impl Kind {
 
     /// Whether it concerns one microbatch (else the whole stage).
     pub fn has_microbatch(self) -> bool {
-        !matches!(self, Kind::Unshard | Kind::Reshard | Kind::ReduceGrad)
+        self.is_compute() || self.is_transfer()
+    }
+
+    /// Whether it has another end: a transfer, or `REDUCE_TIED`.
+    pub fn has_peer(self) -> bool {
+        self.is_transfer() || self == Kind::ReduceTied
     }
 }
 
@@ -114,8 +124,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// One step of one rank: a kind, a stage, a microbatch, and for transfers the stage at the other
-/// end.
+/// One step of one rank: a kind, a stage, a microbatch, and the stage at the other end where the kind has one.
 ///
 /// ```
 /// use phalanx_parallel::pipeline::{Action, Kind};
@@ -132,7 +141,7 @@ impl fmt::Display for Kind {
 pub struct Action {
     stage: u16,
     microbatch: u16,
-    /// The stage at the other end of a transfer; the action's own stage elsewhere.
+    /// The stage at the other end of a transfer or a `REDUCE_TIED`; the action's own stage elsewhere.
     peer: u16,
     kind: Kind,
 }
@@ -171,6 +180,16 @@ impl Action {
         }
     }
 
+    /// A `REDUCE_TIED` of the weights that `stage` shares with `peer`, which may be the same stage.
+    pub fn tied(stage: u16, peer: u16) -> Self {
+        Self {
+            stage,
+            microbatch: 0,
+            peer,
+            kind: Kind::ReduceTied,
+        }
+    }
+
     /// What is done.
     pub fn kind(self) -> Kind {
         self.kind
@@ -186,18 +205,19 @@ impl Action {
         usize::from(self.microbatch)
     }
 
-    /// The stage at the other end of a transfer; [`Action::stage`] for other kinds.
+    /// The stage at the other end of a transfer or a `REDUCE_TIED`; [`Action::stage`] for other kinds.
     pub fn peer(self) -> usize {
         usize::from(self.peer)
     }
 
-    /// The transfer at the other end that this one pairs with; `None` for other kinds.
+    /// The action at the other end that this one pairs with; `None` for kinds without another end.
     pub fn counterpart(self) -> Option<Self> {
         let kind = match self.kind {
             Kind::SendForward => Kind::RecvForward,
             Kind::RecvForward => Kind::SendForward,
             Kind::SendBackward => Kind::RecvBackward,
             Kind::RecvBackward => Kind::SendBackward,
+            Kind::ReduceTied => Kind::ReduceTied,
             _ => return None,
         };
         Some(Self {
@@ -259,7 +279,7 @@ pub enum ActionError {
     /// No kind stands after the stage.
     #[error(
         "after the stage stands one of F, I, W, B, SEND_F, RECV_F, SEND_B, RECV_B, UNSHARD, \
-         RESHARD, REDUCE_GRAD"
+         RESHARD, REDUCE_GRAD, REDUCE_TIED"
     )]
     NoKind,
     /// The kind needs a microbatch and has none.
@@ -308,16 +328,13 @@ impl FromStr for Action {
             .iter()
             .find_map(|&(kind, name)| rest.strip_prefix(name).map(|rest| (kind, rest)))
             .ok_or(ActionError::NoKind)?;
-        if !kind.has_microbatch() {
-            return match rest {
-                "" => Ok(Self::whole_stage(kind, stage)),
-                _ => Err(ActionError::Trailing),
-            };
-        }
-        let (microbatch, rest) = number(rest, "microbatch")?;
+        let (microbatch, rest) = match kind.has_microbatch() {
+            true => number(rest, "microbatch")?,
+            false => (Some(0), rest),
+        };
         let microbatch = microbatch.ok_or(ActionError::NoMicrobatch { kind })?;
         let (peer, rest) = match rest.strip_prefix('>') {
-            Some(rest) if kind.is_transfer() => {
+            Some(rest) if kind.has_peer() => {
                 let (peer, rest) = number(rest, "peer stage")?;
                 (peer.ok_or(ActionError::NoPeer { stage })?, rest)
             }
@@ -364,6 +381,8 @@ mod tests {
             "1SEND_F3>4",
             "4RECV_F3>1",
             "0RECV_F1>3",
+            "0REDUCE_TIED>3",
+            "2REDUCE_TIED",
         ] {
             let action: Action = text.parse().unwrap_or_else(|e| panic!("{text}: {e}"));
             assert_eq!(action.to_string(), text);
@@ -396,5 +415,7 @@ mod tests {
         assert_eq!(why("0F0x"), ActionError::Trailing);
         assert_eq!(why("0UNSHARD1"), ActionError::Trailing);
         assert_eq!(why("0F0>1"), ActionError::Trailing);
+        assert_eq!(why("0REDUCE_GRAD>1"), ActionError::Trailing);
+        assert_eq!(why("0REDUCE_TIED1"), ActionError::Trailing);
     }
 }

@@ -97,6 +97,33 @@ impl Schedule {
         }
     }
 
+    /// The plan in which these pairs of stages add up the gradients of the weights that they share: a `REDUCE_TIED` on
+    /// both, in this order, behind all else. All ranks have one order, so none waits in a circle.
+    ///
+    /// ```
+    /// use phalanx_parallel::pipeline::{Rules, Schedule, validate};
+    ///
+    /// let plan: Schedule = "0F0, 0B0\n1F0, 1B0".parse()?;
+    /// let tied = plan.with_tied(&[(0, 1)]);
+    /// assert_eq!(tied.to_string(), "0F0, 0B0, 0REDUCE_TIED>1\n1F0, 1B0, 1REDUCE_TIED>0\n");
+    /// validate(&tied, &Rules::default())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    /// One of the stages is none of the plan's.
+    pub fn with_tied(&self, pairs: &[(usize, usize)]) -> Self {
+        let mut ranks = self.ranks.clone();
+        for &(a, b) in pairs {
+            let action = Action::tied(a as u16, b as u16); // numbers of stages are u16
+            ranks[self.rank_of(a)].push(action);
+            if a != b {
+                ranks[self.rank_of(b)].push(Action::tied(b as u16, a as u16));
+            }
+        }
+        self.with_ranks(ranks)
+    }
+
     /// The stages and their edges.
     pub fn graph(&self) -> &StageGraph {
         &self.graph

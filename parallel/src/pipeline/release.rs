@@ -80,7 +80,7 @@ fn touched(schedule: &Schedule, action: Action, mut visit: impl FnMut(Buffer)) {
             of: stage,
             microbatch,
         }),
-        Kind::Unshard | Kind::Reshard | Kind::ReduceGrad => {}
+        Kind::Unshard | Kind::Reshard | Kind::ReduceGrad | Kind::ReduceTied => {}
     }
 }
 

@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(
             error("# a plan\n0F0, 0Q0"),
             "line 2, column 6: `0Q0`: after the stage stands one of F, I, W, B, SEND_F, RECV_F, \
-             SEND_B, RECV_B, UNSHARD, RESHARD, REDUCE_GRAD"
+             SEND_B, RECV_B, UNSHARD, RESHARD, REDUCE_GRAD, REDUCE_TIED"
         );
         assert!(error("0F0,0B0\n9F0,9B0").starts_with("line 2, column 1: `9F0`: stage 9"));
         assert!(error("0F0,0B60000").starts_with("line 1, column 5: `0B60000`: microbatch"));

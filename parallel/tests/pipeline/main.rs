@@ -12,3 +12,4 @@ mod pictures;
 mod rng;
 mod search;
 mod text;
+mod tied;

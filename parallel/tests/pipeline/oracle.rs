@@ -118,7 +118,7 @@ impl Oracle<'_> {
                 self.has(rank, at, Kind::Weight, stage, mb)
                     || self.has(rank, at, Kind::Backward, stage, mb)
             }),
-            Kind::Unshard | Kind::Reshard => unreachable!("not in these plans"),
+            Kind::Unshard | Kind::Reshard | Kind::ReduceTied => unreachable!("not in these plans"),
         }
     }
 

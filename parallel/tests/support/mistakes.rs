@@ -71,6 +71,8 @@ pub fn mutate(plan: &mut Schedule, rng: &mut Rng) {
             } else if action.kind().is_compute() {
                 let kinds = [Kind::Forward, Kind::Input, Kind::Weight, Kind::Backward];
                 Action::compute(*rng.pick(&kinds), stage, mb)
+            } else if action.kind() == Kind::ReduceTied {
+                Action::tied(stage, action.peer() as u16)
             } else {
                 Action::whole_stage(action.kind(), stage)
             };

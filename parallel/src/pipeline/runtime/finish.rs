@@ -2,9 +2,9 @@
 
 use super::Step;
 use super::config::{LossOn, PipelineConfig};
+use super::pass::{Passed, Purpose};
 use super::stage::Stage;
 use super::tied::Tied;
-use super::walk::{Passed, Purpose};
 use crate::pipeline::Schedule;
 use crate::{Error, Result, talk};
 use phalanx_autograd::{Gradients, Param};
@@ -139,8 +139,10 @@ pub(super) fn finish(
         Purpose::Accumulate => sums.add(passed.losses)?,
         Purpose::Train => {
             sums.add(passed.losses)?;
-            let mut by_stage = gradients(stages, passed.reductions)?;
-            ranks.tied.sum(ranks.group, &mut by_stage)?;
+            let mut by_stage = gradients(stages, passed.gradients, passed.reductions)?;
+            for sum in passed.sums {
+                sum.finish(&mut by_stage)?;
+            }
             (step.weight, step.loss) = ranks.mean(std::mem::take(sums))?;
             for (_, gradients) in &mut by_stage {
                 gradients.scale(1.0 / step.weight)?;
@@ -162,12 +164,12 @@ pub(super) fn finish(
     Ok((step, Vec::new()))
 }
 
-/// The gradients of this rank's stages: sums over the microbatches and the replicas.
+/// The gradients of this rank's stages: sums over the microbatches and the replicas. Some are `reduced` already.
 fn gradients(
     stages: &mut [Stage],
+    mut reduced: Vec<(usize, Gradients)>,
     reductions: Vec<(usize, crate::Reduction<'_>)>,
 ) -> Result<Vec<(usize, Gradients)>> {
-    let mut reduced = Vec::new();
     for (stage, reduction) in reductions {
         reduced.push((stage, reduction.finish()?));
     }

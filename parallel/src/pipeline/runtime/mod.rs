@@ -5,6 +5,7 @@ mod config;
 mod edges;
 mod failure;
 mod finish;
+mod pass;
 mod prepare;
 mod program;
 mod stage;
@@ -18,13 +19,14 @@ pub use stage::Loss;
 pub use tied::Tie;
 
 use self::edges::{Carried, Sizes};
+use self::pass::{Pass, Purpose};
 use self::prepare::{describe, prepare};
 use self::program::{Instruction, forward_part, program};
 use self::stage::Stage;
 use self::state::Numbered;
 use self::tied::Tied;
 use self::trace::{Clock, Place};
-use self::walk::{Pass, Purpose, Walk};
+use self::walk::Walk;
 use super::{Layers, Schedule, Span};
 use crate::reduce::{GradReducer, Poison};
 use crate::{Error, Result, talk};
@@ -206,8 +208,12 @@ impl Pipeline {
             Err(error) => format!("no pipeline: {error}"),
         };
         let agreed = talk::agree(&*group, "pipelines", &text);
+        // The replicas run one plan: on that the proof of its collectives stands.
+        let replicas = config.data.as_deref();
+        let alike = replicas.map_or(Ok(()), |data| talk::agree(data, "pipelines", &text));
         let (schedule, stages, carried, tied) = prepared?;
         agreed?;
+        alike?;
         let owner = talk::owner(&*group)?;
         tied.start(&*group)?;
         let mut reducers = Vec::new();
@@ -363,6 +369,7 @@ impl Pipeline {
                 *step,
                 ((*batches * replicas + replica) * schedule.microbatches()) as u64,
             ),
+            tied,
             reducers,
         };
         let mut sizes = known.unwrap_or_default();

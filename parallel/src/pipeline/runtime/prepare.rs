@@ -3,7 +3,7 @@
 use super::config::PipelineConfig;
 use super::edges::Carried;
 use super::stage::Stage;
-use super::tied::Tied;
+use super::tied::{Tied, planned};
 use crate::pipeline::{Kind, Lowering, PlanError, Rules, Schedule, lower, validate};
 use crate::{Error, Result, talk};
 use phalanx_autograd::nn::Module;
@@ -24,6 +24,7 @@ pub(super) fn prepare(
         true => plan.clone(),
         false => lower(plan, &Lowering::default())?,
     };
+    let schedule = planned(&config.tied, schedule)?;
     validate(&schedule, &Rules::default()).map_err(PlanError::from)?;
     if schedule.rank_count() != group.size() {
         return Err(invalid(format!(
@@ -31,6 +32,12 @@ pub(super) fn prepare(
             schedule.rank_count(),
             group.size()
         )));
+    }
+    let parts = |(a, b): (usize, usize)| schedule.rank_of(a) != schedule.rank_of(b);
+    if !schedule.has_transfers() && schedule.graph().edges().any(parts) {
+        return Err(invalid(
+            "the plan has collectives and no transfers; it must have both, or none of them".into(),
+        ));
     }
     let kinds = [Kind::Unshard, Kind::Reshard];
     if let Some(action) = schedule

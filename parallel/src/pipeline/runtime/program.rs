@@ -12,6 +12,8 @@ pub(super) enum Instruction {
     Exchange(Vec<Action>),
     /// `REDUCE_GRAD` of a stage.
     Reduce(usize),
+    /// `REDUCE_TIED` of a stage and another one.
+    ReduceTied(Action),
 }
 
 /// What `rank` does, in the order of its list.
@@ -35,6 +37,7 @@ pub(super) fn program(schedule: &Schedule, rank: usize) -> Vec<Instruction> {
                 }
             }
             Kind::ReduceGrad => out.push(Instruction::Reduce(action.stage())),
+            Kind::ReduceTied => out.push(Instruction::ReduceTied(action)),
             _ => {} // gathering of parameters: refused when the pipeline was made
         }
     }

@@ -1,14 +1,13 @@
 //! [`Tied`]: weights that two stages share, such as those of an embedding and of the layer that ends a language model.
 //!
 //! Each stage has a copy. They begin with the values of the first, and every step gives both the sum of their gradients, so
-//! that equal optimizers keep them equal. The sum is made when both stages have reduced their gradients, in the order in
-//! which the ties are given, on all ranks: no rank waits in a circle.
+//! that equal optimizers keep them equal. The sum is made where the plan says so, by `REDUCE_TIED`.
 
 use super::stage::Stage;
-use crate::pipeline::Schedule;
+use crate::pipeline::{Kind, Schedule};
 use crate::{Error, Result};
 use phalanx_autograd::{Gradients, Param, ParamId};
-use phalanx_comm::{Message, ProcessGroup};
+use phalanx_comm::{Message, ProcessGroup, Work};
 use phalanx_tensor::{DType, Shape, Tensor};
 
 /// Two parameters that are one: `(stage, name)` of each, by the name that the parameter has in the stage.
@@ -33,6 +32,48 @@ fn tag(tie: usize) -> u32 {
     u32::MAX - 16 - tie as u32
 }
 
+/// The plan with the sums that these ties want, behind all else where it has none.
+///
+/// # Errors
+/// [`Error::InvalidUse`] for a tie of a stage that is not there, and for a plan that has sums, but not those of the ties.
+pub(super) fn planned(ties: &[Tie], schedule: Schedule) -> Result<Schedule> {
+    let wrong = |reason: String| Error::InvalidUse {
+        op: "Pipeline::new",
+        reason,
+    };
+    let pair = |a: usize, b: usize| (a.min(b), a.max(b));
+    let mut pairs = Vec::new();
+    for [(a, first), (b, second)] in ties {
+        for (stage, name) in [(a, first), (b, second)] {
+            if *stage >= schedule.stages() {
+                return Err(wrong(format!(
+                    "`{name}` is tied in stage {stage}, which is none"
+                )));
+            }
+        }
+        if !pairs.contains(&pair(*a, *b)) {
+            pairs.push(pair(*a, *b));
+        }
+    }
+    let actions = schedule.ranks().iter().flatten();
+    let planned = actions.filter(|action| action.kind() == Kind::ReduceTied);
+    let planned: Vec<_> = planned.map(|a| pair(a.stage(), a.peer())).collect();
+    if planned.is_empty() {
+        return Ok(schedule.with_tied(&pairs));
+    }
+    if let Some((a, b)) = pairs.iter().find(|pair| !planned.contains(pair)) {
+        return Err(wrong(format!(
+            "stages {a} and {b} share weights, whose gradients the plan does not add up: it has no {a}REDUCE_TIED>{b}"
+        )));
+    }
+    if let Some((a, b)) = planned.iter().find(|pair| !pairs.contains(pair)) {
+        return Err(wrong(format!(
+            "the plan has {a}REDUCE_TIED>{b}, and stages {a} and {b} share no weights"
+        )));
+    }
+    Ok(schedule)
+}
+
 impl Tied {
     /// # Errors
     /// [`Error::InvalidUse`] for a stage or a parameter of this rank that is not there, and for a parameter in two ties.
@@ -54,11 +95,6 @@ impl Tied {
                 seen.push(end);
             }
             let end = |(stage, name): &(usize, String)| -> Result<End> {
-                if *stage >= schedule.stages() {
-                    return Err(wrong(format!(
-                        "`{name}` is tied in stage {stage}, which is none"
-                    )));
-                }
                 let here = stages.iter().find(|s| s.number == *stage);
                 let param = here.map(|stage| {
                     let all = stage.trainable().into_iter();
@@ -113,44 +149,72 @@ impl Tied {
         seconds.any(|param| param.id() == id)
     }
 
-    /// Gives both ends of each tie the sum of their gradients. Every rank calls it.
+    /// Begins to add up the gradients of what `stage` shares with `peer`; those of `stage` are there. `done` are the ties within
+    /// this rank whose ends both have the sum.
     ///
     /// # Errors
     /// Errors of the communication.
-    pub(super) fn sum(
+    pub(super) fn begin(
         &self,
         group: &dyn ProcessGroup,
         by_stage: &mut [(usize, Gradients)],
-    ) -> Result<()> {
+        (stage, peer): (usize, usize),
+        done: &mut Vec<usize>,
+    ) -> Result<Vec<Sum>> {
+        let mut sums = Vec::new();
         for (at, [first, second]) in self.ties.iter().enumerate() {
-            match (&first.param, &second.param) {
-                (Some(a), Some(b)) => {
-                    let mine = take(by_stage, first.stage, a)?;
-                    let sum = take(by_stage, second.stage, b)?.add(&mine)?;
-                    put(by_stage, first.stage, a, sum.clone());
-                    put(by_stage, second.stage, b, sum);
+            let (own, other) = match (first.stage, second.stage) {
+                (a, b) if (a, b) == (stage, peer) => (first, second),
+                (a, b) if (b, a) == (stage, peer) => (second, first),
+                _ => continue,
+            };
+            let Some(mine) = &own.param else { continue };
+            match &other.param {
+                None => sums.push(exchange(group, by_stage, (own, mine), other.rank, tag(at))?),
+                // The second of the two actions finds the gradients of both.
+                Some(theirs) => {
+                    let is_there = by_stage.iter().any(|(s, _)| *s == peer);
+                    if is_there && !done.contains(&at) {
+                        done.push(at);
+                        let sum = take(by_stage, peer, theirs)?;
+                        let sum = sum.add(&take(by_stage, stage, mine)?)?;
+                        put(by_stage, stage, mine, sum.clone());
+                        put(by_stage, peer, theirs, sum);
+                    }
                 }
-                (Some(mine), None) => {
-                    exchange(group, by_stage, (first, mine), second.rank, tag(at))?
-                }
-                (None, Some(mine)) => {
-                    exchange(group, by_stage, (second, mine), first.rank, tag(at))?
-                }
-                (None, None) => {}
             }
+        }
+        Ok(sums)
+    }
+}
+
+/// A sum under way with another rank.
+pub(super) struct Sum {
+    stage: usize,
+    param: Param,
+    mine: Tensor,
+    theirs: Work<Vec<Tensor>>,
+}
+
+impl Sum {
+    /// Puts the sum in the place of this rank's gradient. A sum of two is the same in both orders, so both ends get the
+    /// same.
+    pub(super) fn finish(self, by_stage: &mut [(usize, Gradients)]) -> Result<()> {
+        for theirs in self.theirs.wait()? {
+            put(by_stage, self.stage, &self.param, self.mine.add(&theirs)?);
         }
         Ok(())
     }
 }
 
-/// Adds the gradient that another rank has for its end; that one does the same. A sum of two is the same in both orders.
+/// Exchanges the gradients of a tie's ends with the rank that has the other one.
 fn exchange(
     group: &dyn ProcessGroup,
     by_stage: &mut [(usize, Gradients)],
     (end, param): (&End, &Param),
     other: usize,
     tag: u32,
-) -> Result<()> {
+) -> Result<Sum> {
     let mine = take(by_stage, end.stage, param)?.contiguous()?;
     let (shape, dtype): (Shape, DType) = (mine.shape().clone(), mine.dtype());
     let messages = vec![
@@ -166,10 +230,12 @@ fn exchange(
             tag,
         },
     ];
-    for theirs in group.batch(messages)?.wait()? {
-        put(by_stage, end.stage, param, mine.add(&theirs)?);
-    }
-    Ok(())
+    Ok(Sum {
+        stage: end.stage,
+        param: param.clone(),
+        theirs: group.batch(messages)?,
+        mine,
+    })
 }
 
 /// The gradient of a parameter; zeros where it has none.

@@ -1,78 +1,18 @@
 //! [`Walk`]: one pass through a rank's program. It computes, sends and receives in the order of the plan, and decides
 //! nothing.
 
-use super::edges::{self, Carried, Item, Sizes};
+use super::edges::{self, Item, Sizes};
+use super::pass::{Pass, Passed, Purpose};
 use super::program::Instruction;
-use super::stage::{Arrival, Loss, Outcome, Stage};
+use super::stage::{Arrival, Outcome, Stage};
 use super::trace::{Clock, Place};
-use crate::pipeline::{Action, Kind, Schedule};
-use crate::reduce::{Average, GradReducer, Reduction};
+use crate::pipeline::{Action, Kind};
+use crate::reduce::Average;
 use crate::{Error, Result};
 use phalanx_autograd::Gradients;
-use phalanx_comm::{Label, Message, Name, ProcessGroup, Work};
+use phalanx_comm::{Message, Work};
 use phalanx_tensor::Tensor;
 use std::collections::HashMap;
-use std::sync::Arc;
-
-/// What a pass is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Purpose {
-    /// Forward and backward; the gradients stay where they are.
-    Accumulate,
-    /// Forward and backward, and the gradients are averaged over the replicas.
-    Train,
-    /// Forward alone, with the loss.
-    Evaluate,
-    /// Forward alone; the outputs are kept.
-    Infer,
-}
-
-impl Purpose {
-    pub(super) fn has_backward(self) -> bool {
-        matches!(self, Purpose::Accumulate | Purpose::Train)
-    }
-}
-
-/// What a pass works on and does not change.
-pub(super) struct Pass<'a> {
-    pub(super) purpose: Purpose,
-    pub(super) schedule: &'a Schedule,
-    pub(super) group: &'a dyn ProcessGroup,
-    /// That of transfers, without a name.
-    pub(super) label: Label,
-    pub(super) carried: &'a Carried,
-    pub(super) loss: &'a Loss,
-    /// By microbatch: what the first stages take …
-    pub(super) inputs: Vec<Vec<Tensor>>,
-    /// … and what the loss compares with.
-    pub(super) targets: Vec<Vec<Tensor>>,
-    /// Whether sizes travel ahead of the tensors.
-    pub(super) tell_sizes: bool,
-    /// The step and the first microbatch, from which random numbers follow.
-    pub(super) draws: (u64, u64),
-    /// By stage: who averages its gradients over the replicas.
-    pub(super) reducers: &'a [(usize, GradReducer)],
-}
-
-impl Pass<'_> {
-    /// The group, for the transfers of an action: whoever waits for them in vain is told of it.
-    fn group_for(&self, action: Action) -> Arc<dyn ProcessGroup> {
-        self.group.labelled(Label {
-            name: Name::new(action),
-            ..self.label
-        })
-    }
-}
-
-/// What a pass gives.
-#[derive(Default)]
-pub(super) struct Passed<'a> {
-    /// By microbatch, where the last stage is here.
-    pub(super) losses: Vec<Option<(Tensor, f64)>>,
-    /// By microbatch, where the last stage is here and the pass is to infer.
-    pub(super) outputs: Vec<Vec<Tensor>>,
-    pub(super) reductions: Vec<(usize, Reduction<'a>)>,
-}
 
 /// What travels: along which edge, with the activations or against them, of which microbatch. Each is made once and used
 /// once.
@@ -132,7 +72,7 @@ impl<'a, 's> Walk<'a, 's> {
             passed: Passed {
                 losses: vec![None; microbatches],
                 outputs: vec![Vec::new(); microbatches],
-                reductions: Vec::new(),
+                ..Passed::default()
             },
         }
     }
@@ -153,6 +93,10 @@ impl<'a, 's> Walk<'a, 's> {
                     self.place
                         .set(Some(Action::whole_stage(Kind::ReduceGrad, *stage as u16)));
                     self.reduce(*stage)?;
+                }
+                Instruction::ReduceTied(action) => {
+                    self.place.set(Some(*action));
+                    self.reduce_tied(*action)?;
                 }
             }
             self.poll()?;
@@ -469,6 +413,32 @@ impl<'a, 's> Walk<'a, 's> {
             }
         }
         self.passed.reductions.push((number, reduction));
+        Ok(())
+    }
+
+    /// Starts to add up the gradients of what a stage shares with another one.
+    fn reduce_tied(&mut self, action: Action) -> Result<()> {
+        if self.pass.purpose != Purpose::Train {
+            return Ok(());
+        }
+        let number = action.stage();
+        let passed = &mut self.passed;
+        if !passed.gradients.iter().any(|(stage, _)| *stage == number) {
+            let under_way = passed.reductions.iter().position(|(s, _)| *s == number);
+            let whole = match under_way {
+                Some(at) => passed.reductions.swap_remove(at).1.finish()?,
+                None => stage(self.stages, number).take_gradients(),
+            };
+            passed.gradients.push((number, whole));
+        }
+        let group = self.pass.group_for(action);
+        let ends = (number, action.peer());
+        let sums = &mut passed.gradients;
+        let begun = self
+            .pass
+            .tied
+            .begin(&*group, sums, ends, &mut passed.tied)?;
+        passed.sums.extend(begun);
         Ok(())
     }
 

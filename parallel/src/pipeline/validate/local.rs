@@ -1,5 +1,7 @@
 //! The first pass: each rank for itself, in its own order.
 
+use std::collections::HashSet;
+
 use super::super::wiring::Wiring;
 use super::super::{Action, Kind, Schedule};
 use super::{Fault, Finding, Rules};
@@ -19,6 +21,8 @@ pub(super) struct Checker<'a> {
     rules: &'a Rules,
     lowered: bool,
     wiring: Wiring,
+    /// Every `REDUCE_TIED` of the plan with the rank on which it stands.
+    tied: HashSet<(usize, Action)>,
     stages_by_rank: Vec<Vec<usize>>,
     /// Per stage, its place among the stages of its rank.
     local: Vec<usize>,
@@ -39,11 +43,17 @@ impl<'a> Checker<'a> {
             local.push(list.len());
             list.push(stage);
         }
+        let lists = schedule.ranks().iter().enumerate();
+        let tied = lists.flat_map(|(rank, list)| {
+            let tied = list.iter().filter(|a| a.kind() == Kind::ReduceTied);
+            tied.map(move |&action| (rank, action))
+        });
         Self {
             schedule,
             rules,
             lowered,
             wiring: Wiring::new(schedule),
+            tied: tied.collect(),
             stages_by_rank,
             local,
             done: Vec::new(),
@@ -132,6 +142,12 @@ impl<'a> Checker<'a> {
                 action,
                 microbatches,
             });
+        }
+        if let (Kind::ReduceTied, Some(other)) = (action.kind(), action.counterpart()) {
+            let home = self.schedule.rank_of(other.stage());
+            if !self.tied.contains(&(home, other)) {
+                return Err(Fault::Missing { action: other });
+            }
         }
         if action.kind().is_transfer() {
             let route = Wiring::route(self.schedule, action);
@@ -372,7 +388,10 @@ fn first_missing(present: &mut [Action], wanted: impl Iterator<Item = Action>) -
 struct Whole {
     /// By local stage; `None` where the plan never gathers or drops its parameters.
     gathered: Vec<Option<bool>>,
+    /// Whether the plan has a `REDUCE_GRAD`, and whether that is done.
+    reduces: Vec<bool>,
     reduced: Vec<bool>,
+    tied: HashSet<Action>,
     finished: Vec<usize>,
 }
 
@@ -395,9 +414,15 @@ impl Whole {
                 gathered[k] = Some(action.kind() == Kind::Reshard);
             }
         }
+        let mut reduces = vec![false; stages];
+        for action in list.iter().filter(|a| a.kind() == Kind::ReduceGrad) {
+            reduces[local[action.stage()]] = true;
+        }
         Self {
             gathered,
+            reduces,
             reduced: vec![false; stages],
+            tied: HashSet::new(),
             finished: vec![0; stages],
         }
     }
@@ -417,19 +442,26 @@ impl Whole {
 
     fn apply(&mut self, action: Action, local: &[usize], microbatches: usize) -> Option<Fault> {
         let k = local[action.stage()];
+        let done = self.finished[k];
+        let early = (done < microbatches).then_some(Fault::ReducedEarly {
+            action,
+            done,
+            microbatches,
+        });
         match action.kind() {
-            Kind::ReduceGrad => {
-                if std::mem::replace(&mut self.reduced[k], true) {
-                    return Some(Fault::Repeated { action });
+            Kind::ReduceGrad => match std::mem::replace(&mut self.reduced[k], true) {
+                true => Some(Fault::Repeated { action }),
+                false => early,
+            },
+            // All replicas of both ends add the same numbers, so that the ends stay equal: those that REDUCE_GRAD gives.
+            Kind::ReduceTied => match self.tied.insert(action) {
+                false => Some(Fault::Repeated { action }),
+                true if self.reduces[k] && !self.reduced[k] => {
+                    let needs = Action::whole_stage(Kind::ReduceGrad, action.stage() as u16);
+                    Some(early.unwrap_or(Fault::NotYet { action, needs }))
                 }
-                let done = self.finished[k];
-                let early = Fault::ReducedEarly {
-                    action,
-                    done,
-                    microbatches,
-                };
-                (done < microbatches).then_some(early)
-            }
+                true => early,
+            },
             kind => {
                 let gather = kind == Kind::Unshard;
                 let gathered = self.gathered[k].replace(gather).unwrap_or(false);

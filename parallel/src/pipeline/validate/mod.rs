@@ -11,6 +11,11 @@
 //!    in a fixed order, and nobody chooses between messages, so whether a rank gets stuck does not
 //!    depend on who is faster (a Kahn network with bounded channels).
 //!
+//! Collectives are in the proof. A `REDUCE_TIED` is a meeting of two ranks of the plan, like a send that waits for its
+//! receive. A `REDUCE_GRAD` meets the same rank of the other replicas, which run the same plan: they come to it in the same
+//! order, and each replica comes to it by what it does alone, so a plan that is through without the others is through with
+//! them. (By induction over the plan's run: what one replica has done by then, all have.)
+//!
 //! A plan that has no transfer at all is taken as not lowered yet: transfers are understood, and a
 //! rank waits for the action itself.
 

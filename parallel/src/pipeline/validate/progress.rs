@@ -53,6 +53,15 @@ pub(super) fn lowered(schedule: &Schedule, sends: Sends) -> Result<(), Finding> 
     };
     while let Some(rank) = ready.pop() {
         while let Some(&action) = lists[rank].get(at[rank]) {
+            if let Some(other) = tied_rank(schedule, rank, action) {
+                if lists[other].get(at[other]).copied() != action.counterpart() {
+                    break;
+                }
+                at[rank] += 1;
+                at[other] += 1;
+                ready.push(other);
+                continue;
+            }
             // The first pass has found a channel for every transfer.
             let Some(channel) = wiring.channel_of(schedule, action) else {
                 at[rank] += 1;
@@ -98,14 +107,23 @@ pub(super) fn lowered(schedule: &Schedule, sends: Sends) -> Result<(), Finding> 
             ready.push(other);
         }
     }
-    stuck(schedule, &at, |_, action| {
+    stuck(schedule, &at, |rank, action| {
+        if let Some(other) = tied_rank(schedule, rank, action) {
+            return Some(other);
+        }
         let channel = wiring.channel_of(schedule, action)?;
         let (src, dst) = wiring.ends(channel);
         Some(if action.kind().is_send() { dst } else { src })
     })
 }
 
-/// What a compute action still waits for on another rank, by the table of what is done.
+/// The rank with which this one does a `REDUCE_TIED`, where that is another one: both do theirs together.
+fn tied_rank(schedule: &Schedule, rank: usize, action: Action) -> Option<usize> {
+    let other = schedule.rank_of(action.peer());
+    (action.kind() == Kind::ReduceTied && other != rank).then_some(other)
+}
+
+/// What an action still waits for on another rank, by the table of what is done.
 fn blocker(schedule: &Schedule, done: &[u8], rank: usize, action: Action) -> Option<usize> {
     let (neighbours, bit) = match action.kind() {
         Kind::Forward => (schedule.graph().predecessors(action.stage()), 1),
@@ -133,6 +151,19 @@ pub(super) fn compute_only(schedule: &Schedule) -> Result<(), Finding> {
     while let Some(rank) = ready.pop() {
         let before = at[rank];
         while let Some(&action) = lists[rank].get(at[rank]) {
+            if let Some(other) = tied_rank(schedule, rank, action) {
+                if lists[other].get(at[other]).copied() != action.counterpart() {
+                    waiting[other].push(rank);
+                    break;
+                }
+                at[rank] += 1;
+                at[other] += 1;
+                ready.push(other);
+                for waiter in std::mem::take(&mut waiting[other]) {
+                    ready.push(waiter);
+                }
+                continue;
+            }
             if let Some(home) = blocker(schedule, &done, rank, action) {
                 waiting[home].push(rank);
                 break;
@@ -152,7 +183,7 @@ pub(super) fn compute_only(schedule: &Schedule) -> Result<(), Finding> {
         }
     }
     stuck(schedule, &at, |rank, action| {
-        blocker(schedule, &done, rank, action)
+        tied_rank(schedule, rank, action).or_else(|| blocker(schedule, &done, rank, action))
     })
 }
 
