@@ -208,7 +208,7 @@ pub struct Label {
     pub step: u64,
     /// The part of the step.
     pub part: u64,
-    /// What the caller calls it, for errors. Ranks may have different names for it: names are not compared.
+    /// What the caller calls it, for errors. Ranks may have different names for it: they do not compare them (`==` does).
     pub name: Name,
 }
 
@@ -389,9 +389,12 @@ impl Signature {
     /// of one message.
     pub fn difference(a: (usize, &Signature), b: (usize, &Signature)) -> Option<Difference> {
         let ((a_rank, a), (b_rank, b)) = (a, b);
-        let has_tensors = !a.tensors.is_empty() && !b.tensors.is_empty();
-        if has_tensors && a.beside.is_some() != b.beside.is_some() {
-            return Some(Difference::Device); // what goes beside a call on cards stands for that call
+        // What goes beside a call on cards stands for that call.
+        if a.beside.is_some() != b.beside.is_some() {
+            return Some(match a.operation() == b.operation() {
+                true => Difference::Device,
+                false => Difference::Operation,
+            });
         }
         let ends = matches!(
             (&a.op, &b.op),
@@ -428,6 +431,15 @@ impl Signature {
         }
         let label = |of: &Signature| of.label.as_deref().map(Label::compared);
         (label(a) != label(b)).then_some(Difference::Label)
+    }
+
+    /// The name of the operation, the same for both ends of a message; of what goes beside a call, that call's.
+    fn operation(&self) -> &str {
+        let text = self.beside.as_deref().unwrap_or(self.op.name());
+        match text.split(['(', ' ']).next().unwrap_or_default() {
+            "send" | "recv" => "message",
+            name => name,
+        }
     }
 
     /// Whether agreement with one rank is agreement with all: not for `all_to_all_v`, where every

@@ -413,6 +413,20 @@ fn a_tensor_of_the_host_does_not_meet_one_of_a_card() {
         let said = meet(is_message);
         assert!(said.contains("disagree on the device"), "{said}");
     }
+    // Ranks that call different things are told so, wherever their tensors are.
+    let end = launch(config(2).deadline(Duration::from_secs(5)), |group| {
+        let tensor = |device| Tensor::zeros([8], DType::I64, device);
+        match group.rank() {
+            0 => group.all_gather(tensor(Device::cpu(0))?)?.wait(),
+            _ => group
+                .all_reduce(tensor(group.device())?, ReduceOp::Sum)?
+                .wait(),
+        }
+        .map(drop)?;
+        group.barrier()?.wait()
+    });
+    let said = end.unwrap_err().to_string();
+    assert!(said.contains("disagree on the operation"), "{said}");
 }
 
 /// A group over two cards of each rank: calls on either of them, calls that meet on different ones, and what is refused.

@@ -111,7 +111,11 @@ fn read_head(me: &Membership, head: &Tensor) -> Result<Head> {
         Some(Head {
             shape: Shape::from(extents),
             dtype,
-            is_on_card: number(1)? == 1,
+            is_on_card: match number(1)? {
+                0 => false,
+                1 => true,
+                _ => return None,
+            },
         })
     };
     read().ok_or_else(|| Error::InvalidArgument {

@@ -169,7 +169,7 @@ pub fn run(cli: &Cli, example: &'static str, replicas: usize) -> Result<()> {
         let ranks = group.size() / replicas;
         ensure!(
             ranks > 0,
-            "{replicas} replicas take as many ranks at least, and there are {}; --ranks N starts more",
+            "{replicas} replicas take as many ranks at least, and there are {}; --ranks N, or mpirun -n N, starts more",
             group.size()
         );
         let mesh = Mesh::new(group, [("data", replicas), ("pipe", ranks)])?;

@@ -171,7 +171,10 @@ impl Action {
 
     /// An `UNSHARD`, `RESHARD` or `REDUCE_GRAD`.
     pub fn whole_stage(kind: Kind, stage: u16) -> Self {
-        debug_assert!(!kind.has_microbatch(), "{kind} needs a microbatch");
+        debug_assert!(
+            !kind.has_microbatch() && !kind.has_peer(),
+            "{kind} needs more than a stage"
+        );
         Self {
             stage,
             microbatch: 0,

@@ -97,16 +97,19 @@ impl Schedule {
         }
     }
 
-    /// The plan in which these pairs of stages add up the gradients of the weights that they share: a `REDUCE_TIED` on
-    /// both, in this order, behind all else. All ranks have one order, so none waits in a circle.
+    /// A lowered plan in which these pairs of stages add up the gradients of the weights that they share: a `REDUCE_TIED`
+    /// on both, in this order, behind all else. All ranks have one order, so none waits in a circle.
     ///
     /// ```
-    /// use phalanx_parallel::pipeline::{Rules, Schedule, validate};
+    /// use phalanx_parallel::pipeline::{Lowering, Schedule, lower};
     ///
     /// let plan: Schedule = "0F0, 0B0\n1F0, 1B0".parse()?;
-    /// let tied = plan.with_tied(&[(0, 1)]);
-    /// assert_eq!(tied.to_string(), "0F0, 0B0, 0REDUCE_TIED>1\n1F0, 1B0, 1REDUCE_TIED>0\n");
-    /// validate(&tied, &Rules::default())?;
+    /// let tied = lower(&plan, &Lowering::default())?.with_tied(&[(0, 1)]);
+    /// assert_eq!(
+    ///     tied.to_string(),
+    ///     "0F0, 0SEND_F0, 0RECV_B0, 0B0, 0REDUCE_GRAD, 0REDUCE_TIED>1\n\
+    ///      1RECV_F0, 1F0, 1B0, 1SEND_B0, 1REDUCE_GRAD, 1REDUCE_TIED>0\n"
+    /// );
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///

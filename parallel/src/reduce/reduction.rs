@@ -9,7 +9,7 @@ use super::uses::Uses;
 use super::{Average, GradReducer, Plan};
 use crate::{Error, Result, talk};
 use phalanx_autograd::{Gradients, Param};
-use phalanx_comm::{Label, ProcessGroup, ReduceOp, Work};
+use phalanx_comm::{Label, Name, ProcessGroup, ReduceOp, Work};
 use phalanx_tensor::Tensor;
 use phalanx_tensor::ops::optim::scale;
 use std::slice;
@@ -301,10 +301,10 @@ impl<'a> Parts<'a> {
             let (buffer, marks) = self.filled(b)?;
             // A rank that is a bucket behind, or in another reducer, would else meet the others in a
             // reduction of equal shape.
-            let group =
-                self.reducer
-                    .group
-                    .labelled(Label::new(self.reducer.number, self.step, b as u64));
+            let group = self.reducer.group.labelled(Label {
+                name: Name::new(format_args!("bucket {b} of {buckets}")),
+                ..Label::new(self.reducer.number, self.step, b as u64)
+            });
             let flight = match &self.reducer.config.hook {
                 Some(hook) => {
                     let bucket = GradBucket {

@@ -118,7 +118,22 @@ impl Oracle<'_> {
                 self.has(rank, at, Kind::Weight, stage, mb)
                     || self.has(rank, at, Kind::Backward, stage, mb)
             }),
-            Kind::Unshard | Kind::Reshard | Kind::ReduceTied => unreachable!("not in these plans"),
+            Kind::ReduceTied => {
+                let reduces = |stage: usize| {
+                    let reduce = Action::whole_stage(Kind::ReduceGrad, stage as u16);
+                    self.plan.ranks()[self.plan.rank_of(stage)].contains(&reduce)
+                };
+                let whole = (0..self.plan.microbatches()).all(|mb| {
+                    self.has(rank, at, Kind::Weight, stage, mb)
+                        || self.has(rank, at, Kind::Backward, stage, mb)
+                });
+                let other = Action::tied(peer as u16, stage as u16);
+                whole
+                    && self.plan.ranks()[self.plan.rank_of(peer)].contains(&other)
+                    && reduces(stage) == reduces(peer)
+                    && (!reduces(stage) || has(Kind::ReduceGrad))
+            }
+            Kind::Unshard | Kind::Reshard => unreachable!("not in these plans"),
         }
     }
 
@@ -171,6 +186,22 @@ impl Oracle<'_> {
             return Step::Wait;
         };
         let (stage, mb) = (action.stage(), action.microbatch());
+        let other = self.plan.rank_of(action.peer());
+        if action.kind() == Kind::ReduceTied && other != rank {
+            let head = self.plan.ranks()[other].get(place(other)).copied();
+            if head != Some(Action::tied(action.peer() as u16, stage as u16)) {
+                return Step::Wait;
+            }
+            // Both have done what stands before: what was sent has been received.
+            let through = |src: usize, dst: usize| {
+                let sent = self.on_channel(src, dst, true, place(src)).len();
+                sent == self.on_channel(src, dst, false, place(dst)).len()
+            };
+            return match through(rank, other) && through(other, rank) {
+                true => Step::Go(vec![rank, other]),
+                false => Step::Wrong,
+            };
+        }
         if !action.kind().is_transfer() {
             let ready = self.lowered
                 || match action.kind() {
@@ -192,7 +223,6 @@ impl Oracle<'_> {
                 Step::Wait
             };
         }
-        let other = self.plan.rank_of(action.peer());
         let is_send = action.kind().is_send();
         let (src, dst) = if is_send {
             (rank, other)

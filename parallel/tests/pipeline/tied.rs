@@ -1,6 +1,6 @@
 //! `REDUCE_TIED`: where it may stand, and that two ranks which meet in it cannot wait in a circle.
 
-use phalanx_parallel::pipeline::{Lowering, Named, Rules, Schedule, lower, validate};
+use phalanx_parallel::pipeline::{Lowering, Named, Rules, Schedule, Sends, lower, validate};
 
 fn refused(plan: &str) -> String {
     let plan: Schedule = plan.parse().unwrap();
@@ -72,13 +72,14 @@ fn a_sum_before_a_transfer_that_the_other_needs_is_a_circle() {
 #[test]
 fn a_sum_has_two_ends_and_comes_when_the_gradients_are_whole() {
     let good = "0F0, 0SEND_F0, 0RECV_B0, 0B0, 0REDUCE_GRAD, 0REDUCE_TIED>1\n\
-                1RECV_F0, 1F0, 1B0, 1SEND_B0, 1REDUCE_TIED>0\n";
+                1RECV_F0, 1F0, 1B0, 1SEND_B0, 1REDUCE_GRAD, 1REDUCE_TIED>0\n";
     validate(&good.parse::<Schedule>().unwrap(), &Rules::default()).unwrap();
     for (from, to, sentence) in [
+        (", 1REDUCE_GRAD", "", "1REDUCE_GRAD is never done"),
         (", 1REDUCE_TIED>0", "", "1REDUCE_TIED>0 is never done"),
         (
-            "1B0, 1SEND_B0, 1REDUCE_TIED>0",
-            "1REDUCE_TIED>0, 1B0, 1SEND_B0",
+            "1B0, 1SEND_B0, 1REDUCE_GRAD, 1REDUCE_TIED>0",
+            "1REDUCE_TIED>0, 1B0, 1SEND_B0, 1REDUCE_GRAD",
             "only 0 of 1 microbatches",
         ),
         (
@@ -105,4 +106,25 @@ fn a_sum_has_two_ends_and_comes_when_the_gradients_are_whole() {
         let said = refused(&good.replace(from, to));
         assert!(said.contains(sentence), "{sentence}: {said}");
     }
+}
+
+/// What is in flight between the two ranks would be taken for a part of the sum.
+#[test]
+fn nothing_is_in_flight_where_two_ranks_sum() {
+    let plan = "0F0, 0SEND_F0, 3RECV_F0, 3F0, 3B0, 3SEND_B0, 3REDUCE_TIED>2, 0RECV_B0, 0B0\n\
+                1RECV_F0, 1F0, 2F0, 2SEND_F0, 2RECV_B0, 2B0, 1B0, 1SEND_B0, 2REDUCE_TIED>3\n";
+    let buffered = Rules {
+        sends: Sends::Buffered(2.try_into().unwrap()),
+        ..Rules::default()
+    };
+    let refused = validate(&plan.parse().unwrap(), &buffered).unwrap_err();
+    let said = refused.to_string();
+    assert!(said.contains("1SEND_B0 of rank 1 comes first"), "{said}");
+    // Sent behind the sum, it is in order.
+    let plan = plan.replace(
+        "1B0, 1SEND_B0, 2REDUCE_TIED>3",
+        "2REDUCE_TIED>3, 1B0, 1SEND_B0",
+    );
+    validate(&plan.parse().unwrap(), &buffered).unwrap();
+    validate(&plan.parse().unwrap(), &Rules::default()).unwrap();
 }

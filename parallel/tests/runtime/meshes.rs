@@ -5,7 +5,8 @@ use crate::ranks::{has_ranks, on_ranks};
 use crate::reference::{Task, adam, alone, state};
 use phalanx_autograd::optim::Optimizer;
 use phalanx_parallel::Mesh;
-use phalanx_parallel::pipeline::{Named, Pipeline, PipelineConfig};
+use phalanx_parallel::pipeline::{Lowering, Named, Pipeline, PipelineConfig, Schedule, lower};
+use phalanx_parallel::{Error, Result};
 use phalanx_tensor::DType;
 
 /// Trains over a mesh of so many replicas of so many ranks, whose shares of the batch differ, and compares with the whole
@@ -76,4 +77,59 @@ fn replicas_of_pipelines_agree_with_the_whole_batch() {
     }
     mesh(2, 2, Named::Zbv);
     mesh(2, 2, Named::LoopedBfs);
+}
+
+/// What each of 2 x 2 ranks is told that has the plan `plan` gives for (replica, rank).
+fn refused(plan: impl Fn(usize, usize) -> Schedule + Sync, expect: impl Fn(&Error) -> bool + Sync) {
+    on_ranks(4, |group| -> Result<()> {
+        let device = group.device();
+        let mesh = Mesh::new(group, [("data", 2), ("pipe", 2)])?;
+        let pipe = mesh.group("pipe")?;
+        let plan = plan(mesh.coordinate("data")?, pipe.rank());
+        let config = PipelineConfig {
+            data: Some(mesh.group("data")?),
+            ..PipelineConfig::default()
+        };
+        let own = plan.stages_of(pipe.rank());
+        let stages = own.map(|s| (s, parts(plan.graph(), s, DType::F64, device)));
+        let stages = stages.collect();
+        let error = Pipeline::new(pipe, &plan, stages, loss, config)
+            .map(drop)
+            .unwrap_err();
+        assert!(expect(&error), "{error}");
+        Ok(())
+    });
+}
+
+/// Every rank is told, and none waits for one that has left.
+#[test]
+fn replicas_that_differ_are_told() {
+    if !has_ranks(4) {
+        eprintln!("SKIPPED: replicas_that_differ_are_told: it wants 4 ranks");
+        return;
+    }
+    let plan = |named: Named, microbatches| named.schedule(2, 1, microbatches).unwrap();
+    let differ = |error: &Error| matches!(error, Error::RanksDiffer { .. });
+    // A replica with another plan; a rank that differs within its replica, where the other replica is a good one.
+    refused(
+        |replica, _| plan([Named::Gpipe, Named::OneFOneB][replica], 4),
+        differ,
+    );
+    refused(
+        |replica, rank| plan(Named::Gpipe, 4 + replica * rank),
+        differ,
+    );
+    // Replicas whose gradients nobody averages.
+    let unreduced = Lowering {
+        reduce: false,
+        ..Lowering::default()
+    };
+    refused(
+        |_, _| lower(&plan(Named::Gpipe, 4), &unreduced).unwrap(),
+        |error| {
+            error
+                .to_string()
+                .contains("no 0REDUCE_GRAD, and there are 2 replicas")
+        },
+    );
 }

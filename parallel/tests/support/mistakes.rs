@@ -41,6 +41,21 @@ pub fn bases(ranks: usize, microbatches: usize) -> Vec<Schedule> {
     bases
 }
 
+/// These, and the same with one or two pairs of stages that share weights.
+#[allow(dead_code, reason = "another test program uses it")]
+pub fn with_ties(mut bases: Vec<Schedule>) -> Vec<Schedule> {
+    for at in 0..bases.len() {
+        let plan = &bases[at];
+        let last = plan.stages() - 1;
+        let pairs: &[(usize, usize)] = &[(0, last), (0, last / 2)];
+        let count = if last > 1 { 1 + at % 2 } else { last };
+        if count > 0 {
+            bases.push(plan.with_tied(&pairs[..count]));
+        }
+    }
+    bases
+}
+
 /// Drops, swaps, duplicates, retargets or moves an action.
 pub fn mutate(plan: &mut Schedule, rng: &mut Rng) {
     let (stages, m, ranks) = (plan.stages(), plan.microbatches(), plan.rank_count());

@@ -61,10 +61,6 @@ const PROGRAMS: &[Program] = &[
     },
     Program {
         needs: &["libcublasLt.so", "libnccl.so.2"],
-        environment: &[
-            ("PHALANX_TEST_DEVICE", "cuda:0"),
-            ("PHALANX_SIMULATOR_CHECK", "0"),
-        ],
         ..table("parallel", "runtime")
     },
     Program {

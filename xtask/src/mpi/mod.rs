@@ -41,7 +41,7 @@ pub struct Args {
     times: usize,
 }
 
-/// The test programs of the crates `comm` and `parallel`, and the examples `ddp` and `pipeline`.
+/// The test programs of the crates `comm` and `parallel`, and the examples `ddp`, `pipeline` and `ddp_pipeline`.
 struct Programs {
     unit: PathBuf,
     suite: PathBuf,
@@ -52,13 +52,15 @@ struct Programs {
     pipeline_drill: PathBuf,
     ddp: PathBuf,
     pipeline: PathBuf,
+    ddp_pipeline: PathBuf,
 }
 
 impl Programs {
     fn build() -> Result<Programs> {
         let tests =
             ["mpi", "drill", "cells", "ddp", "runtime"].map(|name| format!("--test={name}"));
-        let mut programs = with_mpi(&["build", "--bin=ddp", "--bin=pipeline"]);
+        let mut programs =
+            with_mpi(&["build", "--bin=ddp", "--bin=pipeline", "--bin=ddp_pipeline"]);
         let programs = artifacts(programs.args(tests))?;
         let units = artifacts(&mut with_mpi(&["test", "--no-run", "--lib"]))?;
         Ok(Programs {
@@ -71,6 +73,7 @@ impl Programs {
             pipeline_drill: program_of(&programs, "parallel", "test", "drill")?,
             ddp: program_of(&programs, "examples", "bin", "ddp")?,
             pipeline: program_of(&programs, "examples", "bin", "pipeline")?,
+            ddp_pipeline: program_of(&programs, "examples", "bin", "ddp_pipeline")?,
         })
     }
 }
@@ -200,12 +203,12 @@ fn tests<'a>(programs: &'a Programs, hosts: Option<&'a Hosts>) -> Result<Vec<Tes
         let test = || pipelines_fail(&programs.pipeline_drill);
         add("pipelines in which a rank fails".into(), Box::new(test));
     }
-    for ranks in [2, 4] {
-        let examples = [
-            (&programs.ddp, "ddp", "--world-size"),
-            (&programs.pipeline, "pipeline", "--ranks"),
-        ];
-        for (program, name, flag) in examples {
+    for (program, name, flag, ranks) in [
+        (&programs.ddp, "ddp", "--world-size", &[2, 4][..]),
+        (&programs.pipeline, "pipeline", "--ranks", &[2, 4]),
+        (&programs.ddp_pipeline, "ddp_pipeline", "--ranks", &[4]),
+    ] {
+        for &ranks in ranks {
             let test = move || as_threads(program, flag, ranks, hosts);
             let name = format!("the example {name} on {ranks} ranks as on {ranks} threads");
             add(name, Box::new(test));

@@ -1,5 +1,6 @@
 //! [`Pipeline`]: the one interpreter, which runs any lowered plan on a model cut into stages.
 
+mod announce;
 mod batch;
 mod config;
 mod edges;
@@ -18,6 +19,7 @@ pub use config::{EdgeOutputs, LossOn, PipelineConfig};
 pub use stage::Loss;
 pub use tied::Tie;
 
+use self::announce::announce;
 use self::edges::{Carried, Sizes};
 use self::pass::{Pass, Purpose};
 use self::prepare::{describe, prepare};
@@ -35,7 +37,6 @@ use phalanx_autograd::{Gradients, Tape, Var};
 use phalanx_comm::{Label, Name, ProcessGroup};
 use phalanx_tensor::{DType, Tensor};
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
@@ -137,9 +138,10 @@ impl Pipeline {
     /// A plan of compute actions is lowered; either way it is proved before anything runs. Every rank must call it.
     ///
     /// # Errors
-    /// [`Error::Plan`] for a plan that is wrong or has none or several last stages; [`Error::InvalidUse`] for stages that
-    /// are not those of this rank, and for several ranks on cards, over which pipelines do not run yet; [`Error::RanksDiffer`], the same on every rank, where they have different plans or
-    /// configurations; errors of the communication.
+    /// [`Error::Plan`] for a plan that is wrong; [`Error::InvalidUse`] for stages that are not those of this rank, for a plan
+    /// with several last stages, with collectives and no transfers, without a `REDUCE_GRAD` where there are replicas, or with
+    /// other `REDUCE_TIED` than the ties; [`Error::RanksDiffer`], the same on every rank, where ranks or replicas have
+    /// different plans or configurations; errors of the communication.
     pub fn new(
         group: Arc<dyn ProcessGroup>,
         plan: &Schedule,
@@ -154,7 +156,7 @@ impl Pipeline {
                 Box::new(Numbered { name, module }) as Box<dyn Module>,
             )
         });
-        let stages = stages.collect();
+        let stages = Ok(stages.collect());
         let names = (0..plan.stages()).map(|stage| vec![stage.to_string()]);
         let model = (String::new(), names.collect());
         Pipeline::agreed(group, plan, stages, loss, config, model)
@@ -175,40 +177,52 @@ impl Pipeline {
         loss: impl Fn(&Tape, &[Var], &[Tensor]) -> phalanx_autograd::Result<(Var, f64)> + 'static,
         mut config: PipelineConfig,
     ) -> Result<Pipeline> {
-        config.edges = layers.edges(cuts)?;
-        config.tied.extend(layers.ties(cuts)?);
-        if layers.graph(cuts)? != *plan.graph() {
-            return Err(Error::InvalidUse {
-                op: "Pipeline::of_layers",
-                reason: "the plan is over another graph than that of the cut; see Schedule::over"
-                    .into(),
-            });
-        }
         let own = plan.stages_of(group.rank());
-        let stages = own.map(|s| Ok((s, layers.stage(s, cuts, dtype, group.device())?)));
-        let stages = stages.collect::<Result<Vec<_>>>()?;
+        let device = group.device();
+        let made = || {
+            config.edges = layers.edges(cuts)?;
+            config.tied.extend(layers.ties(cuts)?);
+            if layers.graph(cuts)? != *plan.graph() {
+                return Err(Error::InvalidUse {
+                    op: "Pipeline::of_layers",
+                    reason:
+                        "the plan is over another graph than that of the cut; see Schedule::over"
+                            .into(),
+                });
+            }
+            let stages = own.map(|s| Ok((s, layers.stage(s, cuts, dtype, device)?)));
+            Ok((stages.collect::<Result<Vec<_>>>()?, layers.names(cuts)?))
+        };
+        let (stages, names) = match made() {
+            Ok((stages, names)) => (Ok(stages), names),
+            Err(error) => (Err(error), Vec::new()),
+        };
         let text = format!("elements: {dtype}\n{}", layers.describe(cuts));
-        let model = (text, layers.names(cuts)?);
-        Pipeline::agreed(group, plan, stages, loss, config, model)
+        Pipeline::agreed(group, plan, stages, loss, config, (text, names))
     }
 
     /// As [`new`](Pipeline::new), of a model that is described so, with the names of each stage's layers.
     fn agreed(
         group: Arc<dyn ProcessGroup>,
         plan: &Schedule,
-        stages: Vec<(usize, Box<dyn Module>)>,
+        stages: Result<Vec<(usize, Box<dyn Module>)>>,
         loss: impl Fn(&Tape, &[Var], &[Tensor]) -> phalanx_autograd::Result<(Var, f64)> + 'static,
         config: PipelineConfig,
         (model, names): (String, Vec<Vec<String>>),
     ) -> Result<Pipeline> {
-        let prepared = prepare(&*group, plan, stages, &config);
+        let prepared = stages.and_then(|stages| prepare(&*group, plan, stages, &config));
         // A rank that cannot take part says so, and no other waits for it.
         let text = match &prepared {
             Ok((schedule, _, carried, _)) => model + &describe(schedule, carried, &config),
             Err(error) => format!("no pipeline: {error}"),
         };
         let agreed = talk::agree(&*group, "pipelines", &text);
-        // The replicas run one plan: on that the proof of its collectives stands.
+        // The replicas run one plan: on that the proof of its collectives stands. What this replica's ranks do not agree in,
+        // they all say, so that all groups of replicas come to an end.
+        let text = match &agreed {
+            Ok(()) => text,
+            Err(error) => format!("no pipeline: {error}"),
+        };
         let replicas = config.data.as_deref();
         let alike = replicas.map_or(Ok(()), |data| talk::agree(data, "pipelines", &text));
         let (schedule, stages, carried, tied) = prepared?;
@@ -329,7 +343,7 @@ impl Pipeline {
         self.poison
             .expect_whole(talk::world_rank(&*self.group), self.step)?;
         let cut = self.cut(purpose, inputs, targets);
-        let key = self.announce(purpose, cut.as_ref().ok())?;
+        let key = announce(&*self.group, self.step, purpose, cut.as_ref().ok())?;
         let (inputs, targets) = cut?;
         let Pipeline {
             group,
@@ -389,7 +403,7 @@ impl Pipeline {
                 config,
                 tied,
             };
-            finish::finish(&ranks, purpose, passed, stages, sums)
+            finish::finish(&ranks, purpose, passed, stages, sums, &place)
         };
         let done = match catch_unwind(AssertUnwindSafe(walk)) {
             Ok(done) => done,
@@ -437,65 +451,7 @@ impl Pipeline {
             cut("targets", targets, takes_targets)?,
         ))
     }
-
-    /// Tells the other ranks what is to come, and hears it of them: ranks that are in different passes are told apart, a
-    /// batch that one refuses is taken by none, and all know whether the shapes are new. Gives a number for the shapes.
-    fn announce(&self, purpose: Purpose, cut: Option<&Cut>) -> Result<u64> {
-        let mut hasher = DefaultHasher::new();
-        for (what, part) in cut.iter().flat_map(|(i, t)| [(0, i), (1, t)]) {
-            for (mb, tensors) in part.iter().enumerate() {
-                for tensor in tensors {
-                    (what, mb, tensor.dtype(), tensor.dims()).hash(&mut hasher);
-                }
-            }
-        }
-        let mine = [
-            self.step as i64,
-            purpose as i64,
-            i64::from(cut.is_none()),
-            hasher.finish() as i64,
-        ];
-        let all = talk::gather_numbers(mine.to_vec(), &*self.group)?;
-        let ranks = self.group.world_ranks();
-        for (rank, theirs) in ranks.iter().zip(all.chunks_exact(mine.len())) {
-            if theirs[..2] != all[..2] {
-                let what =
-                    |words: &[i64]| format!("{} of step {}", purpose_name(words[1]), words[0]);
-                return Err(Error::RanksDiffer {
-                    what: "passes of a pipeline",
-                    rank: *rank,
-                    difference: format!(
-                        "rank {rank} is in {}, where rank {} is in {}",
-                        what(theirs),
-                        ranks[0],
-                        what(&all)
-                    ),
-                });
-            }
-        }
-        let refused = all
-            .chunks_exact(mine.len())
-            .position(|theirs| theirs[2] != 0);
-        if let (Some(rank), Some(_)) = (refused, cut) {
-            return Err(Error::BatchRefused {
-                rank: ranks[rank],
-                step: self.step,
-            });
-        }
-        let mut key = DefaultHasher::new();
-        (purpose.has_backward(), &all).hash(&mut key);
-        Ok(key.finish())
-    }
 }
 
 /// What a pass works on, by microbatch: inputs and targets.
 type Cut = (Vec<Vec<Tensor>>, Vec<Vec<Tensor>>);
-
-fn purpose_name(number: i64) -> &'static str {
-    match number {
-        0 => "`accumulate`",
-        1 => "`step`",
-        2 => "`evaluate`",
-        _ => "`infer`",
-    }
-}

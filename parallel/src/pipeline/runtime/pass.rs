@@ -73,6 +73,4 @@ pub(super) struct Passed<'a> {
     pub(super) gradients: Vec<(usize, Gradients)>,
     /// Sums with other ranks of what is tied, under way.
     pub(super) sums: Vec<Sum>,
-    /// The ties within this rank that are summed.
-    pub(super) tied: Vec<usize>,
 }

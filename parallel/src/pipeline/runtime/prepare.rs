@@ -4,7 +4,7 @@ use super::config::PipelineConfig;
 use super::edges::Carried;
 use super::stage::Stage;
 use super::tied::{Tied, planned};
-use crate::pipeline::{Kind, Lowering, PlanError, Rules, Schedule, lower, validate};
+use crate::pipeline::{Action, Kind, Lowering, PlanError, Rules, Schedule, lower, validate};
 use crate::{Error, Result, talk};
 use phalanx_autograd::nn::Module;
 use phalanx_comm::ProcessGroup;
@@ -38,6 +38,16 @@ pub(super) fn prepare(
         return Err(invalid(
             "the plan has collectives and no transfers; it must have both, or none of them".into(),
         ));
+    }
+    let replicas = config.data.as_ref().map_or(1, |data| data.size());
+    let is_reduced = |stage: &usize| {
+        let reduce = Action::whole_stage(Kind::ReduceGrad, *stage as u16);
+        schedule.ranks().iter().flatten().any(|a| *a == reduce)
+    };
+    if let Some(stage) = (0..schedule.stages()).find(|stage| replicas > 1 && !is_reduced(stage)) {
+        return Err(invalid(format!(
+            "the plan has no {stage}REDUCE_GRAD, and there are {replicas} replicas, which would drift apart"
+        )));
     }
     let kinds = [Kind::Unshard, Kind::Reshard];
     if let Some(action) = schedule

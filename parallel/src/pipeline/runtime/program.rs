@@ -37,6 +37,8 @@ pub(super) fn program(schedule: &Schedule, rank: usize) -> Vec<Instruction> {
                 }
             }
             Kind::ReduceGrad => out.push(Instruction::Reduce(action.stage())),
+            // Of two stages of this rank, the second does it: by then the gradients of both are there.
+            Kind::ReduceTied if behind.iter().any(|a| action.counterpart() == Some(*a)) => {}
             Kind::ReduceTied => out.push(Instruction::ReduceTied(action)),
             _ => {} // gathering of parameters: refused when the pipeline was made
         }

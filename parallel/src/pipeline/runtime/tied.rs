@@ -4,11 +4,11 @@
 //! that equal optimizers keep them equal. The sum is made where the plan says so, by `REDUCE_TIED`.
 
 use super::stage::Stage;
-use crate::pipeline::{Kind, Schedule};
+use crate::pipeline::{Action, Kind, Schedule};
 use crate::{Error, Result};
 use phalanx_autograd::{Gradients, Param, ParamId};
 use phalanx_comm::{Message, ProcessGroup, Work};
-use phalanx_tensor::{DType, Shape, Tensor};
+use phalanx_tensor::Tensor;
 
 /// Two parameters that are one: `(stage, name)` of each, by the name that the parameter has in the stage.
 pub type Tie = [(usize, String); 2];
@@ -149,8 +149,8 @@ impl Tied {
         seconds.any(|param| param.id() == id)
     }
 
-    /// Begins to add up the gradients of what `stage` shares with `peer`; those of `stage` are there. `done` are the ties within
-    /// this rank whose ends both have the sum.
+    /// Begins to add up the gradients of what the two stages of a `REDUCE_TIED` share. Those of both are there, as far as the
+    /// stages are on this rank.
     ///
     /// # Errors
     /// Errors of the communication.
@@ -158,29 +158,31 @@ impl Tied {
         &self,
         group: &dyn ProcessGroup,
         by_stage: &mut [(usize, Gradients)],
-        (stage, peer): (usize, usize),
-        done: &mut Vec<usize>,
+        action: Action,
     ) -> Result<Vec<Sum>> {
         let mut sums = Vec::new();
         for (at, [first, second]) in self.ties.iter().enumerate() {
             let (own, other) = match (first.stage, second.stage) {
-                (a, b) if (a, b) == (stage, peer) => (first, second),
-                (a, b) if (b, a) == (stage, peer) => (second, first),
+                ends if ends == (action.stage(), action.peer()) => (first, second),
+                ends if ends == (action.peer(), action.stage()) => (second, first),
                 _ => continue,
             };
             let Some(mine) = &own.param else { continue };
             match &other.param {
-                None => sums.push(exchange(group, by_stage, (own, mine), other.rank, tag(at))?),
-                // The second of the two actions finds the gradients of both.
+                None => {
+                    let gradient = take(by_stage, own.stage, mine)?.contiguous()?;
+                    sums.push(Sum {
+                        action,
+                        param: mine.clone(),
+                        theirs: exchange(group, &gradient, other.rank, tag(at))?,
+                        mine: gradient,
+                    });
+                }
                 Some(theirs) => {
-                    let is_there = by_stage.iter().any(|(s, _)| *s == peer);
-                    if is_there && !done.contains(&at) {
-                        done.push(at);
-                        let sum = take(by_stage, peer, theirs)?;
-                        let sum = sum.add(&take(by_stage, stage, mine)?)?;
-                        put(by_stage, stage, mine, sum.clone());
-                        put(by_stage, peer, theirs, sum);
-                    }
+                    let sum = take(by_stage, other.stage, theirs)?;
+                    let sum = sum.add(&take(by_stage, own.stage, mine)?)?;
+                    put(by_stage, own.stage, mine, sum.clone());
+                    put(by_stage, other.stage, theirs, sum);
                 }
             }
         }
@@ -190,52 +192,55 @@ impl Tied {
 
 /// A sum under way with another rank.
 pub(super) struct Sum {
-    stage: usize,
+    /// The action that began it.
+    pub(super) action: Action,
     param: Param,
     mine: Tensor,
     theirs: Work<Vec<Tensor>>,
 }
 
 impl Sum {
+    /// Lends the exchange a hand.
+    pub(super) fn poll(&mut self) -> Result<()> {
+        self.theirs.poll()?;
+        Ok(())
+    }
+
     /// Puts the sum in the place of this rank's gradient. A sum of two is the same in both orders, so both ends get the
     /// same.
     pub(super) fn finish(self, by_stage: &mut [(usize, Gradients)]) -> Result<()> {
         for theirs in self.theirs.wait()? {
-            put(by_stage, self.stage, &self.param, self.mine.add(&theirs)?);
+            put(
+                by_stage,
+                self.action.stage(),
+                &self.param,
+                self.mine.add(&theirs)?,
+            );
         }
         Ok(())
     }
 }
 
-/// Exchanges the gradients of a tie's ends with the rank that has the other one.
+/// Sends a gradient to another rank, and gets that rank's.
 fn exchange(
     group: &dyn ProcessGroup,
-    by_stage: &mut [(usize, Gradients)],
-    (end, param): (&End, &Param),
+    gradient: &Tensor,
     other: usize,
     tag: u32,
-) -> Result<Sum> {
-    let mine = take(by_stage, end.stage, param)?.contiguous()?;
-    let (shape, dtype): (Shape, DType) = (mine.shape().clone(), mine.dtype());
-    let messages = vec![
+) -> Result<Work<Vec<Tensor>>> {
+    Ok(group.batch(vec![
         Message::Send {
-            tensor: mine.clone(),
+            tensor: gradient.clone(),
             destination: other,
             tag,
         },
         Message::Recv {
-            shape,
-            dtype,
+            shape: gradient.shape().clone(),
+            dtype: gradient.dtype(),
             source: other,
             tag,
         },
-    ];
-    Ok(Sum {
-        stage: end.stage,
-        param: param.clone(),
-        theirs: group.batch(messages)?,
-        mine,
-    })
+    ])?)
 }
 
 /// The gradient of a parameter; zeros where it has none.

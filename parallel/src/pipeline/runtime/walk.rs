@@ -5,6 +5,7 @@ use super::edges::{self, Item, Sizes};
 use super::pass::{Pass, Passed, Purpose};
 use super::program::Instruction;
 use super::stage::{Arrival, Outcome, Stage};
+use super::tied::Sum;
 use super::trace::{Clock, Place};
 use crate::pipeline::{Action, Kind};
 use crate::reduce::Average;
@@ -287,12 +288,14 @@ impl<'a, 's> Walk<'a, 's> {
                 }
             }
             if kind.is_send() {
-                let send = |tensor| Message::Send {
-                    tensor,
-                    destination: peer,
-                    tag,
-                };
-                messages.extend(self.take(key)?.into_iter().map(send));
+                for tensor in self.take(key)? {
+                    self.expect_carried(*action, &tensor)?;
+                    messages.push(Message::Send {
+                        tensor,
+                        destination: peer,
+                        tag,
+                    });
+                }
             } else {
                 let items = self.sizes.get(&(edge, mb)).into_iter().flatten();
                 let items = items.filter(|item| way == Way::Forward || item.wants_grad);
@@ -307,6 +310,18 @@ impl<'a, 's> Walk<'a, 's> {
             }
         }
         self.launch(first, &mut messages, &mut brings)
+    }
+
+    /// Between cards travels what is on a card.
+    fn expect_carried(&self, action: Action, tensor: &Tensor) -> Result<()> {
+        let (own, device) = (self.pass.group.device(), tensor.device());
+        match own.is_cpu() == device.is_cpu() {
+            true => Ok(()),
+            false => Err(invalid(format!(
+                "stage {} gave {tensor:?} on {device}, and what travels to another rank is on {own}: see Var::to_device",
+                action.stage()
+            ))),
+        }
     }
 
     /// Issues messages that run together.
@@ -389,7 +404,7 @@ impl<'a, 's> Walk<'a, 's> {
         for (_, reduction) in &mut self.passed.reductions {
             reduction.poll();
         }
-        Ok(())
+        self.passed.sums.iter_mut().try_for_each(Sum::poll)
     }
 
     /// Starts to average the gradients of a stage over the replicas.
@@ -418,27 +433,33 @@ impl<'a, 's> Walk<'a, 's> {
 
     /// Starts to add up the gradients of what a stage shares with another one.
     fn reduce_tied(&mut self, action: Action) -> Result<()> {
-        if self.pass.purpose != Purpose::Train {
+        let pass = self.pass;
+        if pass.purpose != Purpose::Train {
             return Ok(());
         }
-        let number = action.stage();
+        let is_here = |stage: &usize| pass.schedule.rank_of(*stage) == pass.group.rank();
+        let ends = [action.stage(), action.peer()].into_iter();
+        ends.filter(is_here)
+            .try_for_each(|stage| self.whole(stage))?;
+        let group = pass.group_for(action);
+        let gradients = &mut self.passed.gradients;
+        let sums = pass.tied.begin(&*group, gradients, action)?;
+        self.passed.sums.extend(sums);
+        Ok(())
+    }
+
+    /// Waits until the gradients of a stage are whole, over the replicas too.
+    fn whole(&mut self, number: usize) -> Result<()> {
         let passed = &mut self.passed;
-        if !passed.gradients.iter().any(|(stage, _)| *stage == number) {
-            let under_way = passed.reductions.iter().position(|(s, _)| *s == number);
-            let whole = match under_way {
-                Some(at) => passed.reductions.swap_remove(at).1.finish()?,
-                None => stage(self.stages, number).take_gradients(),
-            };
-            passed.gradients.push((number, whole));
+        if passed.gradients.iter().any(|(stage, _)| *stage == number) {
+            return Ok(());
         }
-        let group = self.pass.group_for(action);
-        let ends = (number, action.peer());
-        let sums = &mut passed.gradients;
-        let begun = self
-            .pass
-            .tied
-            .begin(&*group, sums, ends, &mut passed.tied)?;
-        passed.sums.extend(begun);
+        let under_way = passed.reductions.iter().position(|(s, _)| *s == number);
+        let whole = match under_way {
+            Some(at) => passed.reductions.swap_remove(at).1.finish()?,
+            None => stage(self.stages, number).take_gradients(),
+        };
+        passed.gradients.push((number, whole));
         Ok(())
     }
 

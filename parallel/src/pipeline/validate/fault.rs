@@ -167,7 +167,7 @@ impl fmt::Display for Fault {
                 sender,
             } => write!(
                 f,
-                "{receive} expects the message of its stage, but {sent} of rank {sender} comes \
+                "{receive} expects another message, but {sent} of rank {sender} comes \
                  first: both sides must have the same order"
             ),
             Fault::Deadlock { circle } => {

@@ -21,8 +21,8 @@ pub(super) struct Checker<'a> {
     rules: &'a Rules,
     lowered: bool,
     wiring: Wiring,
-    /// Every `REDUCE_TIED` of the plan with the rank on which it stands.
-    tied: HashSet<(usize, Action)>,
+    /// Every `REDUCE_TIED` and `REDUCE_GRAD` of the plan.
+    reductions: HashSet<Action>,
     stages_by_rank: Vec<Vec<usize>>,
     /// Per stage, its place among the stages of its rank.
     local: Vec<usize>,
@@ -43,17 +43,15 @@ impl<'a> Checker<'a> {
             local.push(list.len());
             list.push(stage);
         }
-        let lists = schedule.ranks().iter().enumerate();
-        let tied = lists.flat_map(|(rank, list)| {
-            let tied = list.iter().filter(|a| a.kind() == Kind::ReduceTied);
-            tied.map(move |&action| (rank, action))
-        });
+        let reductions = schedule.ranks().iter().flatten().copied();
+        let reductions =
+            reductions.filter(|a| matches!(a.kind(), Kind::ReduceTied | Kind::ReduceGrad));
         Self {
             schedule,
             rules,
             lowered,
             wiring: Wiring::new(schedule),
-            tied: tied.collect(),
+            reductions: reductions.collect(),
             stages_by_rank,
             local,
             done: Vec::new(),
@@ -144,9 +142,17 @@ impl<'a> Checker<'a> {
             });
         }
         if let (Kind::ReduceTied, Some(other)) = (action.kind(), action.counterpart()) {
-            let home = self.schedule.rank_of(other.stage());
-            if !self.tied.contains(&(home, other)) {
+            if !self.reductions.contains(&other) {
                 return Err(Fault::Missing { action: other });
+            }
+            // Both ends add what all their replicas have, or neither: else they would not stay equal.
+            let reduce = |end: Action| Action::whole_stage(Kind::ReduceGrad, end.stage() as u16);
+            let (own, others) = (reduce(action), reduce(other));
+            let has = |action| self.reductions.contains(action);
+            match (has(&own), has(&others)) {
+                (true, false) => return Err(Fault::Missing { action: others }),
+                (false, true) => return Err(Fault::Missing { action: own }),
+                _ => {}
             }
         }
         if action.kind().is_transfer() {
@@ -453,7 +459,6 @@ impl Whole {
                 true => Some(Fault::Repeated { action }),
                 false => early,
             },
-            // All replicas of both ends add the same numbers, so that the ends stay equal: those that REDUCE_GRAD gives.
             Kind::ReduceTied => match self.tied.insert(action) {
                 false => Some(Fault::Repeated { action }),
                 true if self.reduces[k] && !self.reduced[k] => {

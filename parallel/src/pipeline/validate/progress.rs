@@ -54,11 +54,21 @@ pub(super) fn lowered(schedule: &Schedule, sends: Sends) -> Result<(), Finding> 
     while let Some(rank) = ready.pop() {
         while let Some(&action) = lists[rank].get(at[rank]) {
             if let Some(other) = tied_rank(schedule, rank, action) {
-                if lists[other].get(at[other]).copied() != action.counterpart() {
+                if !meet(schedule, &mut at, (rank, action), other) {
                     break;
                 }
-                at[rank] += 1;
-                at[other] += 1;
+                // Their messages go the same ways as transfers, which come before them or behind them.
+                let ends = |c: &usize| wiring.ends(*c);
+                let late = (0..wiring.len()).find(|c| {
+                    let between = [(rank, other), (other, rank)].contains(&ends(c));
+                    between && !in_flight[*c].is_empty()
+                });
+                if let Some((channel, &sent)) = late.and_then(|c| Some((c, in_flight[c].front()?)))
+                {
+                    let (src, dst) = ends(&channel);
+                    let receive = lists[dst][at[dst] - 1];
+                    return out_of_order(dst, at[dst] - 1, receive, sent, src);
+                }
                 ready.push(other);
                 continue;
             }
@@ -123,6 +133,22 @@ fn tied_rank(schedule: &Schedule, rank: usize, action: Action) -> Option<usize> 
     (action.kind() == Kind::ReduceTied && other != rank).then_some(other)
 }
 
+/// Whether the other rank has come to the other end of an action; then both have done it.
+fn meet(
+    schedule: &Schedule,
+    at: &mut [usize],
+    (rank, action): (usize, Action),
+    other: usize,
+) -> bool {
+    let head = schedule.ranks()[other].get(at[other]).copied();
+    let met = head == action.counterpart();
+    if met {
+        at[rank] += 1;
+        at[other] += 1;
+    }
+    met
+}
+
 /// What an action still waits for on another rank, by the table of what is done.
 fn blocker(schedule: &Schedule, done: &[u8], rank: usize, action: Action) -> Option<usize> {
     let (neighbours, bit) = match action.kind() {
@@ -152,12 +178,10 @@ pub(super) fn compute_only(schedule: &Schedule) -> Result<(), Finding> {
         let before = at[rank];
         while let Some(&action) = lists[rank].get(at[rank]) {
             if let Some(other) = tied_rank(schedule, rank, action) {
-                if lists[other].get(at[other]).copied() != action.counterpart() {
+                if !meet(schedule, &mut at, (rank, action), other) {
                     waiting[other].push(rank);
                     break;
                 }
-                at[rank] += 1;
-                at[other] += 1;
                 ready.push(other);
                 for waiter in std::mem::take(&mut waiting[other]) {
                     ready.push(waiter);
