@@ -38,6 +38,7 @@ pub fn nvrtc_version(library: &Library) -> Option<(i32, i32)> {
 }
 
 /// The driver and its cards.
+#[derive(Clone)]
 pub struct Driver {
     /// The newest CUDA that it serves, as it writes it: 13000 for 13.0.
     cuda: i32,

@@ -1,7 +1,7 @@
 //! `cargo xtask test-multi-gpu`: the tests of cards, on the cards of this machine or on simulated ones.
 //!
-//! Each test program is a process of its own, one at a time. On simulated cards, each finding of the simulated device is
-//! a failure.
+//! Each test program is a process of its own, one at a time on real cards. On simulated cards, each finding of the simulated
+//! device is a failure.
 
 mod ahead;
 pub mod bundle;
@@ -14,7 +14,12 @@ pub mod simulator;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::process::{Command, ExitCode};
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread::{self, available_parallelism};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -22,9 +27,9 @@ use anyhow::{Context, Result};
 use self::cards::Driver;
 use self::findings::judged;
 use self::nvrtc::Nvrtc;
+use self::programs::Program;
 use self::simulator::{Simulator, search};
 use crate::cargo::{root, watch};
-use crate::lines;
 use crate::report::Report;
 use crate::tally::Tally;
 
@@ -75,6 +80,14 @@ impl Cards {
         // There are cards, so a test that finds none has a fault.
         environment.push(("PHALANX_REQUIRE_CARDS", self.count().to_string().into()));
         environment
+    }
+
+    /// The same for programs that run beside others.
+    fn beside(&self, number: usize) -> Cards {
+        match self {
+            Cards::Real(driver) => Cards::Real(driver.clone()),
+            Cards::Simulated(simulator) => Cards::Simulated(simulator.beside(number)),
+        }
     }
 
     /// What simulated ones have found since the last call.
@@ -191,55 +204,115 @@ fn code(good: bool) -> ExitCode {
     }
 }
 
-/// Runs every test program, with as many seeds as the cards have use for.
-fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
-    let mut report = Report::default();
-    let seeds = match cards {
-        Cards::Real(_) => 1,
-        Cards::Simulated(_) => seeds,
-    };
-    for (program, path) in programs::tests(false)? {
-        // The cases of a table are many, and each is one operation: it has no order that a seed could change.
-        let seeds = if program.is_table { 1 } else { seeds };
-        for seed in 0..seeds {
-            let (name, what) = match cards {
-                Cards::Real(_) => (program.name(), "on real cards".to_owned()),
-                Cards::Simulated(_) => (
-                    format!("{} {seed}", program.name()),
-                    format!("on simulated cards, with the seed {seed}"),
-                ),
-            };
-            let start = Instant::now();
-            let mut command = Command::new(&path);
-            command.envs(cards.environment(seed, nvrtc));
-            command.envs(program.environment.iter().copied());
-            command.args(program.arguments());
-            command.current_dir(root().join(program.folder));
-            let tally = run_test(&mut command, &name, cards)?;
-            report.add(name, what, &tally, Some(start.elapsed()));
-        }
-    }
-    Ok(report)
+/// A run of a test program.
+struct Run {
+    program: &'static Program,
+    path: PathBuf,
+    seed: u64,
 }
 
-/// Runs a test program, and asks the simulated device what it has found.
-fn run_test(command: &mut Command, name: &str, cards: &Cards) -> Result<Tally> {
-    println!("\n== {name}");
-    let mut tally = Tally::default();
-    // What a test says that it skips is among the output of those that passed.
-    let status = watch(command.arg("--show-output"), |line| tally.read(line))
-        .with_context(|| format!("the test program {name}"))?;
-    if !status.success() && tally.failed == 0 {
-        lines::report(format_args!("error: {name} ended with {status}"))?;
-        tally.failed += 1;
+/// Runs every test program, with as many seeds as the cards have use for. On simulated cards, those that can bear it run side
+/// by side, since a program that waits for its card leaves a core to others; then the rest runs, each alone.
+fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
+    let report = Mutex::new(Report::default());
+    let mut runs = Vec::new();
+    for (program, path) in programs::tests(false)? {
+        // The cases of a table are many, and each is one operation: it has no order that a seed could change.
+        let seeds = match cards {
+            Cards::Simulated(_) if !program.is_table => seeds,
+            _ => 1,
+        };
+        runs.extend((0..seeds).map(|seed| Run {
+            program,
+            path: path.clone(),
+            seed,
+        }));
     }
-    if status.success() && tally.passed == 0 && tally.skipped.is_empty() {
-        lines::report(format_args!("error: {name} has no test that ran"))?;
-        tally.failed += 1;
+    let beside = |run: &Run| run.program.bears_company && matches!(cards, Cards::Simulated(_));
+    let (beside, alone): (Vec<Run>, Vec<Run>) = runs.into_iter().partition(beside);
+    let next = AtomicUsize::new(0);
+    let lanes = available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        let lane = |number| {
+            let cards = cards.beside(number);
+            let (next, beside, report) = (&next, &beside, &report);
+            scope.spawn(move || -> Result<()> {
+                while let Some(run) = beside.get(next.fetch_add(1, Relaxed)) {
+                    run.go(&cards, nvrtc, report, false)?;
+                }
+                Ok(())
+            })
+        };
+        let lanes: Vec<_> = (0..lanes).map(lane).collect();
+        let mut ends = lanes.into_iter().map(|lane| lane.join().expect("a lane"));
+        ends.try_for_each(|end| end)
+    })?;
+    for run in &alone {
+        run.go(cards, nvrtc, &report, true)?;
     }
-    for line in cards.findings().map_or(Vec::new(), |f| judged(&f)) {
-        println!("{line}");
-        tally.read(&line);
+    Ok(report.into_inner().expect("no lane has panicked"))
+}
+
+impl Run {
+    /// Runs it, and asks the simulated device what it has found. `live`: its output is printed as it comes, and not when it
+    /// has ended.
+    fn go(&self, cards: &Cards, nvrtc: &Nvrtc, report: &Mutex<Report>, live: bool) -> Result<()> {
+        let Run {
+            program,
+            path,
+            seed,
+        } = self;
+        let (name, what) = match cards {
+            Cards::Real(_) => (program.name(), "on real cards".to_owned()),
+            Cards::Simulated(_) => (
+                format!("{} {seed}", program.name()),
+                format!("on simulated cards, with the seed {seed}"),
+            ),
+        };
+        let mut command = Command::new(path);
+        command.envs(cards.environment(*seed, nvrtc));
+        command.envs(program.environment.iter().copied());
+        command.args(program.arguments());
+        command.current_dir(root().join(program.folder));
+        // What a test says that it skips is among the output of those that passed.
+        command.arg("--show-output");
+        let start = Instant::now();
+        let mut tally = Tally::default();
+        let mut lines = Vec::new();
+        let status = match live {
+            true => {
+                println!("\n== {name}");
+                watch(&mut command, |line| tally.read(line))
+            }
+            false => command
+                .stderr(Stdio::inherit())
+                .output()
+                .map(|output| {
+                    let text = String::from_utf8_lossy(&output.stdout);
+                    lines.extend([String::new(), format!("== {name}")]);
+                    lines.extend(text.lines().map(str::to_owned));
+                    output.status
+                })
+                .map_err(anyhow::Error::from),
+        };
+        let status = status.with_context(|| format!("the test program {name}"))?;
+        lines.iter().for_each(|line| tally.read(line));
+        let took = start.elapsed();
+        if !status.success() && tally.failed == 0 {
+            lines.push(format!("error: {name} ended with {status}"));
+            tally.failed += 1;
+        }
+        if status.success() && tally.passed == 0 && tally.skipped.is_empty() {
+            lines.push(format!("error: {name} has no test that ran"));
+            tally.failed += 1;
+        }
+        for line in cards.findings().map_or(Vec::new(), |f| judged(&f)) {
+            tally.read(&line);
+            lines.push(line);
+        }
+        let mut report = report.lock().expect("no lane has panicked");
+        lines.iter().for_each(|line| println!("{line}"));
+        report.add(name, what, &tally, Some(took));
+        Ok(())
     }
-    Ok(tally)
 }

@@ -23,6 +23,8 @@ pub struct Program {
     pub needs: &'static [&'static str],
     /// Whether it is a table of cases that any device runs: the environment names the card.
     pub is_table: bool,
+    /// Whether it may run beside others: not where it has deadlines, which a busy machine would miss.
+    pub bears_company: bool,
     /// What it finds in its environment.
     pub environment: &'static [(&'static str, &'static str)],
 }
@@ -38,9 +40,13 @@ const PROGRAMS: &[Program] = &[
     // Its cells: each is a process of its own, in which a rank goes wrong.
     Program {
         needs: &["libcublasLt.so", "libnccl.so.2"],
+        bears_company: false,
         ..table("comm", "cells")
     },
-    test("parallel"),
+    Program {
+        bears_company: false,
+        ..test("parallel")
+    },
     // Whole trainings: the search for races in global memory would take too long, and finds no more in them than in the
     // operations of which they are made.
     Program {
@@ -57,10 +63,12 @@ const PROGRAMS: &[Program] = &[
             ("PHALANX_SIMULATOR_CHECK", "0"),
             ("PHALANX_COMM_DEBUG", "1"),
         ],
+        bears_company: false,
         ..table("parallel", "ddp")
     },
     Program {
         needs: &["libcublasLt.so", "libnccl.so.2"],
+        bears_company: false,
         ..table("parallel", "runtime")
     },
     Program {
@@ -78,6 +86,7 @@ const fn program(folder: &'static str, kind: &'static str, target: &'static str)
         target,
         needs: &["libcublasLt.so"],
         is_table: false,
+        bears_company: false,
         environment: &[],
     }
 }
@@ -86,7 +95,10 @@ const fn program(folder: &'static str, kind: &'static str, target: &'static str)
 const FOR_CARDS: &str = "cuda";
 
 const fn test(folder: &'static str) -> Program {
-    program(folder, "test", FOR_CARDS)
+    Program {
+        bears_company: true,
+        ..program(folder, "test", FOR_CARDS)
+    }
 }
 
 const fn table(folder: &'static str, target: &'static str) -> Program {
@@ -94,6 +106,7 @@ const fn table(folder: &'static str, target: &'static str) -> Program {
     // operation are among the tests of cards.
     Program {
         is_table: true,
+        bears_company: true,
         environment: &[
             ("PHALANX_TEST_DEVICE", "cuda:0"),
             ("PHALANX_SIMULATOR_CHECK", "0"),

@@ -76,6 +76,18 @@ impl Simulator {
         }
     }
 
+    /// The same for programs that run beside others: what these find is kept apart. `number` tells it from other ones.
+    pub fn beside(&self, number: usize) -> Simulator {
+        let mut findings = self.findings.clone().into_os_string();
+        findings.push(format!("-{number}"));
+        let _ = fs::remove_file(&findings);
+        Simulator {
+            folder: self.folder.clone(),
+            findings: findings.into(),
+            ..*self
+        }
+    }
+
     /// The folder that has it under the driver's names.
     pub fn folder(&self) -> &Path {
         &self.folder
