@@ -170,6 +170,14 @@ fn more_ranks_than_cards_are_refused() {
     assert_eq!(said, format!("error: {error}\n"));
 }
 
+/// The line of JSON with which a program ends well.
+fn summary_of(output: Output) -> Value {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
 /// The program, from its command line to its line of JSON.
 #[test]
 fn the_program_trains_on_a_card() {
@@ -194,11 +202,7 @@ fn the_program_trains_on_a_card() {
             &few,
             "--json",
         ];
-        let output = Command::new(program).args(args).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{device}: {said}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+        summary_of(Command::new(program).args(args).output().unwrap())
     };
     let (here, there) = (summary("cpu"), summary("cuda:0"));
     assert_eq!(there["device"], "cuda");
@@ -221,11 +225,7 @@ fn the_split_model_trains_on_two_cards() {
     let summary = |device: &str| -> Value {
         let args = ["--device", device, "--steps", "20", "--json"];
         let mut command = Command::new(env!("CARGO_BIN_EXE_model_parallel"));
-        let output = command.args(args).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{device}: {said}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+        summary_of(command.args(args).output().unwrap())
     };
     let (here, there) = (summary("cpu"), summary("cuda"));
     assert_eq!(there["devices"], serde_json::json!(["cuda:0", "cuda:1"]));
@@ -250,11 +250,7 @@ fn a_pipeline_trains_on_two_cards() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_pipeline"));
         command.args(["--device", device, "--ranks", "2", "--epochs", "1"]);
         command.args(["--batch-size", "32", "--data", &few, "--json"]);
-        let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{device}: {said}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        serde_json::from_str(text.lines().last().unwrap()).unwrap()
+        summary_of(command.output().unwrap())
     };
     let (here, there) = (summary("cpu"), summary("cuda"));
     assert_eq!(
@@ -288,12 +284,6 @@ fn processes_train_as_threads() {
         ]);
         command
     };
-    let summary = |output: Output| -> Value {
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{said}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        serde_json::from_str(text.lines().last().unwrap()).unwrap()
-    };
     let port = free_port().to_string();
     let process = |rank: &str| {
         let mut command = command("cuda");
@@ -310,9 +300,9 @@ fn processes_train_as_threads() {
     let other = second.unwrap();
     let said = String::from_utf8_lossy(&other.stderr);
     assert!(other.status.success(), "{said}");
-    let processes = summary(first.unwrap());
-    let threads = summary(command("cuda").output().unwrap());
-    let cpus = summary(command("cpu").output().unwrap());
+    let processes = summary_of(first.unwrap());
+    let threads = summary_of(command("cuda").output().unwrap());
+    let cpus = summary_of(command("cpu").output().unwrap());
     assert_eq!(processes["backend"], "nccl");
     assert_eq!(threads["backend"], "nccl");
     let loss = |summary: &Value| summary["train_loss"].as_f64().unwrap();

@@ -211,7 +211,7 @@ struct Run {
     seed: u64,
 }
 
-/// Runs every test program, with as many seeds as the cards have use for. On simulated cards, those that can bear it run side
+/// Runs every test program, with as many seeds as the cards have use for. On simulated cards, those without deadlines run side
 /// by side, since a program that waits for its card leaves a core to others; then the rest runs, each alone.
 fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
     let report = Mutex::new(Report::default());
@@ -228,7 +228,7 @@ fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
             seed,
         }));
     }
-    let beside = |run: &Run| run.program.bears_company && matches!(cards, Cards::Simulated(_));
+    let beside = |run: &Run| run.program.runs_beside_others && matches!(cards, Cards::Simulated(_));
     let (beside, alone): (Vec<Run>, Vec<Run>) = runs.into_iter().partition(beside);
     let next = AtomicUsize::new(0);
     let lanes = available_parallelism().map_or(1, NonZero::get);

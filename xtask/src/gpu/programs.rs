@@ -24,7 +24,7 @@ pub struct Program {
     /// Whether it is a table of cases that any device runs: the environment names the card.
     pub is_table: bool,
     /// Whether it may run beside others: not where it has deadlines, which a busy machine would miss.
-    pub bears_company: bool,
+    pub runs_beside_others: bool,
     /// What it finds in its environment.
     pub environment: &'static [(&'static str, &'static str)],
 }
@@ -40,11 +40,11 @@ const PROGRAMS: &[Program] = &[
     // Its cells: each is a process of its own, in which a rank goes wrong.
     Program {
         needs: &["libcublasLt.so", "libnccl.so.2"],
-        bears_company: false,
+        runs_beside_others: false,
         ..table("comm", "cells")
     },
     Program {
-        bears_company: false,
+        runs_beside_others: false,
         ..test("parallel")
     },
     // Whole trainings: the search for races in global memory would take too long, and finds no more in them than in the
@@ -63,12 +63,12 @@ const PROGRAMS: &[Program] = &[
             ("PHALANX_SIMULATOR_CHECK", "0"),
             ("PHALANX_COMM_DEBUG", "1"),
         ],
-        bears_company: false,
+        runs_beside_others: false,
         ..table("parallel", "ddp")
     },
     Program {
         needs: &["libcublasLt.so", "libnccl.so.2"],
-        bears_company: false,
+        runs_beside_others: false,
         ..table("parallel", "runtime")
     },
     Program {
@@ -86,7 +86,7 @@ const fn program(folder: &'static str, kind: &'static str, target: &'static str)
         target,
         needs: &["libcublasLt.so"],
         is_table: false,
-        bears_company: false,
+        runs_beside_others: false,
         environment: &[],
     }
 }
@@ -96,7 +96,7 @@ const FOR_CARDS: &str = "cuda";
 
 const fn test(folder: &'static str) -> Program {
     Program {
-        bears_company: true,
+        runs_beside_others: true,
         ..program(folder, "test", FOR_CARDS)
     }
 }
@@ -106,7 +106,7 @@ const fn table(folder: &'static str, target: &'static str) -> Program {
     // operation are among the tests of cards.
     Program {
         is_table: true,
-        bears_company: true,
+        runs_beside_others: true,
         environment: &[
             ("PHALANX_TEST_DEVICE", "cuda:0"),
             ("PHALANX_SIMULATOR_CHECK", "0"),

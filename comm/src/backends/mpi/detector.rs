@@ -10,8 +10,8 @@
 //!   A rank before which another one accuses does the same, beginning with the question.
 //! - Whoever knows the verdict answers a question with it, and one who has asked hands it on to all: so the verdict of a
 //!   rank that died while it told the others is not lost.
-//! - A rank says farewell only when what it accuses has its verdict. Others take a farewell for the end of its program;
-//!   what they accuse then comes to rank 0 on another way, and might overtake what the rank itself had to say.
+//! - A rank says that its program has ended, and farewell, only when what it accuses has its verdict. What others accuse
+//!   then comes to rank 0 on another way, and might overtake what the rank itself had to say.
 //! - A rank that has not looked for longer than a quarter of the margin, since it was stopped or had no core, gives no
 //!   verdict before it has listened for half of the margin: another one may have given it meanwhile.
 //!
@@ -66,6 +66,8 @@ struct Epoch {
     /// When this rank's program was given the failure.
     told: Option<Instant>,
     ended: Option<Ended>,
+    /// Whether the others are to be told, with the verdict, that this rank's program has ended.
+    departs: bool,
 }
 
 /// A failure that waits for a verdict.
@@ -367,26 +369,35 @@ impl Detector {
             return;
         }
         epoch.fault = Some((error.clone(), now));
+        let departs = std::mem::take(&mut epoch.departs);
         let accusation = epoch.accusation.take();
         if accusation.is_some_and(|accusation| accusation.asked.is_some()) {
             for rank in self.others().filter(|&rank| rank != from) {
                 self.post(rank, number, Word::Verdict(error.clone()));
             }
         }
+        if departs {
+            self.tell_all(number, &Word::Departed);
+        }
         if self.leaves {
             self.bid_farewell();
         }
     }
 
-    /// This rank's program has ended: it issues nothing more in the current epoch.
+    /// This rank's program has ended: it issues nothing more in the current epoch. The others are told at once, or when what
+    /// this rank accuses has its verdict.
     pub(super) fn end(&mut self, how: Ended) {
         let number = self.epoch;
         let epoch = self.epochs.entry(number).or_default();
         match how {
             Ended::Well => {
                 epoch.ended.get_or_insert(how);
+                epoch.departs = epoch.accusation.is_some();
+                let waits = epoch.departs;
                 self.peers[self.me].ended = number + 1;
-                self.tell_all(number, &Word::Departed);
+                if !waits {
+                    self.tell_all(number, &Word::Departed);
+                }
             }
             Ended::Failed(_) => epoch.ended = Some(how),
         }

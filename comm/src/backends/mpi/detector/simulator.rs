@@ -46,6 +46,8 @@ enum Trouble {
     Returns(u64),
     /// It fails at this time.
     Fails(u64),
+    /// It ends the world at this time, and its program then ends well.
+    Aborts(u64),
     /// Its process dies at this time; of what it is about to say then, so many letters leave.
     Dies(u64, usize),
     /// Its process dies while it tells a verdict, so many letters of which leave.
@@ -114,7 +116,9 @@ impl World {
                 _ if is_tight && random.one_in(2) => Trouble::Fails(100 + random.below(300)),
                 0 => Trouble::Computes(random.below(OPERATIONS)),
                 1 => Trouble::Returns(random.below(OPERATIONS)),
+                2 if random.one_in(2) => Trouble::Aborts(100 + random.below(60)),
                 2 => Trouble::Fails(100 + random.below(60)),
+                3 if random.one_in(2) => Trouble::Aborts(random.below(600)),
                 3 => Trouble::Fails(random.below(600)),
                 4 if !has_stops && random.one_in(2) => {
                     Trouble::DiesTelling(random.below(6) as usize)
@@ -281,7 +285,7 @@ impl Rank {
             return issued;
         }
         match self.trouble {
-            Trouble::Fails(then) if now >= then => {
+            Trouble::Fails(then) | Trouble::Aborts(then) if now >= then => {
                 let error = Error::RankFailed {
                     rank: me,
                     message: "on purpose".into(),
@@ -346,6 +350,9 @@ impl Rank {
     fn fail(&mut self, at: Instant, error: &Error) -> Vec<u64> {
         self.detector.end(Ended::Failed(at));
         self.detector.accuse(at, 0, error);
+        if matches!(self.trouble, Trouble::Aborts(_)) {
+            self.detector.end(Ended::Well);
+        }
         self.detector.bid_farewell();
         self.has_ended = true;
         Vec::new()
@@ -353,6 +360,6 @@ impl Rank {
 
     /// Whether it fails by itself, if it comes to that.
     pub(super) fn may_fail(&self) -> bool {
-        matches!(self.trouble, Trouble::Fails(_))
+        matches!(self.trouble, Trouble::Fails(_) | Trouble::Aborts(_))
     }
 }
