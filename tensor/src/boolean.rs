@@ -84,7 +84,9 @@ impl fmt::Display for Bool {
     }
 }
 
-impl sealed::Sealed for Bool {}
+impl sealed::Sealed for Bool {
+    type Bits = u8;
+}
 impl Element for Bool {
     const DTYPE: DType = DType::Bool;
     #[inline(always)]
@@ -136,7 +138,9 @@ impl<T: Element> Value for T {
     }
 }
 
-impl sealed::Sealed for bool {}
+impl sealed::Sealed for bool {
+    type Bits = u8;
+}
 impl Value for bool {
     type Element = Bool;
     #[inline(always)]

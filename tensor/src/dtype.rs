@@ -106,7 +106,10 @@ impl FromStr for DType {
 }
 
 pub(crate) mod sealed {
-    pub trait Sealed {}
+    pub trait Sealed {
+        /// The unsigned integer of this size: for what only moves values, and is compiled once for each size.
+        type Bits: bytemuck::Pod + Sync;
+    }
 }
 
 /// A Rust type that can be a tensor's element, and lies in its memory.
@@ -147,9 +150,11 @@ pub trait Float: Element {
 }
 
 macro_rules! element {
-    ($t:ty, $tag:ident, $kind:ident, |$v:ident| $from:expr, |$i:ident| $from_i64:expr,
+    ($t:ty, $bits:ty, $tag:ident, $kind:ident, |$v:ident| $from:expr, |$i:ident| $from_i64:expr,
         |$s:ident| $to:expr) => {
-        impl sealed::Sealed for $t {}
+        impl sealed::Sealed for $t {
+            type Bits = $bits;
+        }
         impl Element for $t {
             const DTYPE: DType = DType::$tag;
             #[inline(always)]
@@ -185,12 +190,13 @@ macro_rules! element {
         }
     };
 }
-element!(f32, F32, float, |v| v as f32, |i| i as f32, |s| f64::from(
-    s
-));
-element!(f64, F64, float, |v| v, |i| i as f64, |s| s);
+element!(f32, u32, F32, float, |v| v as f32, |i| i as f32, |s| {
+    f64::from(s)
+});
+element!(f64, u64, F64, float, |v| v, |i| i as f64, |s| s);
 element!(
     bf16,
+    u16,
     BF16,
     float,
     |v| Float::narrow(round_to_odd(v)),
@@ -199,15 +205,17 @@ element!(
 );
 element!(
     f16,
+    u16,
     F16,
     float,
     |v| Float::narrow(round_to_odd(v)),
     |i| Float::narrow(integer_to_odd(i)),
     |s| s.to_f64()
 );
-element!(i64, I64, integer, |v| v as i64, |i| i, |s| s as f64);
+element!(i64, u64, I64, integer, |v| v as i64, |i| i, |s| s as f64);
 element!(
     i32,
+    u32,
     I32,
     integer,
     |v| v as i32,
@@ -215,6 +223,7 @@ element!(
     |s| f64::from(s)
 );
 element!(
+    u8,
     u8,
     U8,
     integer,

@@ -143,27 +143,35 @@ pub(crate) fn map<T: Element, O: Element, const N: usize>(
         });
     }
     let walk = Walk::new(layouts);
+    let bits = data.map(cast_slice::<T, T::Bits>);
     parallel_pieces(out, GRAIN, |start, out| {
+        let range = start..start + out.len();
+        let emit = &mut |part: Range<usize>, x: [&[T::Bits]; N]| {
+            let out = &mut out[part.start - start..][..part.len()];
+            kernel(part.start, x.map(cast_slice), out);
+        };
         if walk.row().0 >= SHORT_ROW {
-            long_rows(&walk, data, start, out, kernel);
+            long_rows(&walk, bits, range, emit);
         } else {
-            short_rows(layouts, data, start, out, kernel);
+            short_rows(layouts, bits, range, emit);
         }
     });
 }
 
+/// Takes the operands' elements of a part of a range.
+type Emit<'a, U, const N: usize> = &'a mut dyn FnMut(Range<usize>, [&[U]; N]);
+
 /// Row by row: neighbouring elements are passed as they lie, others go through a buffer.
-fn long_rows<T: Element, O: Element, const N: usize>(
+fn long_rows<U: Pod, const N: usize>(
     walk: &Walk<N>,
-    data: [&[T]; N],
-    start: usize,
-    out: &mut [O],
-    kernel: Kernel<'_, T, O, N>,
+    data: [&[U]; N],
+    range: Range<usize>,
+    emit: Emit<'_, U, N>,
 ) {
     let (_, strides) = walk.row();
-    let mut buffers = [[T::zeroed(); BLOCK]; N];
+    let mut buffers = [[U::zeroed(); BLOCK]; N];
     let longest = if strides == [1; N] { usize::MAX } else { BLOCK };
-    walk.for_runs(start..start + out.len(), |first, len, at| {
+    walk.for_runs(range, |first, len, at| {
         for (k, buffer) in buffers
             .iter_mut()
             .enumerate()
@@ -183,34 +191,34 @@ fn long_rows<T: Element, O: Element, const N: usize>(
                 _ => &buffers[k][..n],
             };
             let first = first + done;
-            kernel(first, from_fn(operand), &mut out[first - start..][..n]);
+            emit(first..first + n, from_fn(operand));
             done += n;
         }
     });
 }
 
 /// Block by block: each operand that is not contiguous is gathered into a buffer.
-fn short_rows<T: Element, O: Element, const N: usize>(
+fn short_rows<U: Pod, const N: usize>(
     layouts: [&Layout; N],
-    data: [&[T]; N],
-    start: usize,
-    out: &mut [O],
-    kernel: Kernel<'_, T, O, N>,
+    data: [&[U]; N],
+    range: Range<usize>,
+    emit: Emit<'_, U, N>,
 ) {
     let walks = layouts.map(|l| (!l.is_contiguous()).then(|| Walk::new([l])));
-    let mut buffers = [[T::zeroed(); BLOCK]; N];
-    for (i, out) in out.chunks_mut(BLOCK).enumerate() {
-        let (first, n) = (start + i * BLOCK, out.len());
+    let mut buffers = [[U::zeroed(); BLOCK]; N];
+    for first in range.clone().step_by(BLOCK) {
+        let part = first..range.end.min(first + BLOCK);
+        let n = part.len();
         for (k, walk) in walks.iter().enumerate() {
             if let Some(walk) = walk {
-                gather_range(data[k], walk, first..first + n, &mut buffers[k][..n]);
+                gather_range(data[k], walk, part.clone(), &mut buffers[k][..n]);
             }
         }
         let operand = |k: usize| match walks[k] {
             None => &data[k][layouts[k].offset() + first..][..n],
             Some(_) => &buffers[k][..n],
         };
-        kernel(first, from_fn(operand), out);
+        emit(part, from_fn(operand));
     }
 }
 

@@ -17,20 +17,16 @@ impl Helpers {
             .map(Helpers)
     }
 
-    /// Runs `first` on the calling thread and `rest` on the helpers, and returns when all have
+    /// Runs `piece(0)` on the calling thread and the other ones, of `count` in all, on the helpers; returns when all have
     /// ended.
-    pub(super) fn run<F: FnOnce() + Send>(
-        &self,
-        first: impl FnOnce(),
-        rest: impl Iterator<Item = F>,
-    ) {
+    pub(super) fn run(&self, count: usize, piece: &(dyn Fn(usize) + Sync)) {
         self.0.in_place_scope(|scope| {
-            for piece in rest {
-                scope.spawn(move |_| piece());
+            for i in 1..count {
+                scope.spawn(move |_| piece(i));
             }
             // The caller is no worker of the pool: keep operations inside a piece from forking
             // again.
-            with_threads(1, first);
+            with_threads(1, || piece(0));
         });
     }
 }

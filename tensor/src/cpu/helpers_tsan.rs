@@ -15,16 +15,12 @@ impl Helpers {
         Some(Helpers)
     }
 
-    pub(super) fn run<F: FnOnce() + Send>(
-        &self,
-        first: impl FnOnce(),
-        rest: impl Iterator<Item = F>,
-    ) {
+    pub(super) fn run(&self, count: usize, piece: &(dyn Fn(usize) + Sync)) {
         std::thread::scope(|scope| {
-            let pieces: Vec<_> = rest
-                .map(|piece| scope.spawn(|| with_threads(1, piece)))
+            let pieces: Vec<_> = (1..count)
+                .map(|i| scope.spawn(move || with_threads(1, || piece(i))))
                 .collect();
-            with_threads(1, first);
+            with_threads(1, || piece(0));
             for piece in pieces {
                 if let Err(panic) = piece.join() {
                     std::panic::resume_unwind(panic);

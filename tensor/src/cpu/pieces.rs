@@ -3,6 +3,7 @@
 
 use super::threads;
 use std::ops::Range;
+use std::sync::Mutex;
 
 /// Something of a length that can be cut in two.
 pub(crate) trait Cut: Send + Sized {
@@ -94,15 +95,36 @@ pub(crate) fn parallel_pieces<W: Cut>(work: W, grain: usize, f: impl Fn(usize, W
     let Some((helpers, step)) = threads::split(len, grain) else {
         return f(0, work);
     };
-    let f = &f;
-    let (first, rest) = work.cut(step.min(len));
-    let mut rest = Some(rest);
-    let rest = (step..len).step_by(step).filter_map(move |start| {
-        let (piece, tail) = rest.take()?.cut(step.min(len - start));
-        rest = Some(tail);
-        Some(move || f(start, piece))
+    // There are hundreds of kernels, so little is compiled for each: the rest knows the type of the work alone, or none.
+    let pieces = Pieces::cut(work, len, step);
+    helpers.run(pieces.0.len(), &|i| {
+        if let Some(piece) = pieces.take(i) {
+            f(i * step, piece);
+        }
     });
-    helpers.run(|| f(0, first), rest);
+}
+
+/// Pieces of work, each of which one thread takes.
+struct Pieces<W>(Vec<Mutex<Option<W>>>);
+
+impl<W: Cut> Pieces<W> {
+    /// Those of `step` items; the last one may be shorter.
+    fn cut(mut work: W, len: usize, step: usize) -> Pieces<W> {
+        let mut pieces = Vec::with_capacity(len.div_ceil(step));
+        let mut left = len;
+        while left > step {
+            let (piece, rest) = work.cut(step);
+            pieces.push(Mutex::new(Some(piece)));
+            (work, left) = (rest, left - step);
+        }
+        pieces.push(Mutex::new(Some(work)));
+        Pieces(pieces)
+    }
+
+    fn take(&self, i: usize) -> Option<W> {
+        // Nobody panics while it is locked.
+        self.0[i].lock().ok()?.take()
+    }
 }
 
 /// Runs `f(i, plane)` for the planes of `plane` elements of `out`, in parallel, at least `grain`
