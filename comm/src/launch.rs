@@ -3,10 +3,12 @@
 
 pub(crate) mod config;
 mod error;
+mod typed;
 
 pub use self::config::{LaunchConfig, OnFailure};
 pub use self::error::{FailureKind, LaunchError, RankFailure};
 
+pub(crate) use self::typed::{Ended, Program, typed};
 use crate::backends::local::{self, Watcher};
 use crate::error::Error;
 use crate::group::{Flight, Group, ProcessGroup};
@@ -79,6 +81,12 @@ where
     F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
 {
     let config = config.into();
+    let results = typed(&program, |program| threads(&config, program))?;
+    Ok(results.into_iter().map(|(_, result)| result).collect())
+}
+
+/// What [`launch`] does, of a program without its types.
+pub(crate) fn threads(config: &LaunchConfig, program: Program<'_>) -> Ended {
     let size = config.world_size;
     if size == 0 {
         return Err(LaunchError::NoRanks);
@@ -111,8 +119,7 @@ where
         let (sender, news) = channel();
         let mut threads = Vec::with_capacity(size);
         for (rank, group) in groups.into_iter().enumerate() {
-            let (sender, program, failures) = (sender.clone(), &program, &failures);
-            let config = &config;
+            let (sender, failures) = (sender.clone(), &failures);
             let run = move || {
                 let end = run_rank(group, config, program, failures);
                 // It fails only where no thread could be had for another rank: then nobody listens.
@@ -127,14 +134,13 @@ where
             }
         }
         drop(sender);
-        watch(&news, &world, &config, &flights);
+        watch(&news, &world, config, &flights);
         Ok(threads.into_iter().map(|t| t.join()).collect::<Vec<_>>())
     })?;
-    let mut results = Vec::with_capacity(ends.len());
     let mut failed = Vec::new();
     for (rank, end) in ends.into_iter().enumerate() {
         match end {
-            Ok(Ok(result)) => results.push(result),
+            Ok(Ok(())) => {}
             Ok(Err((order, kind))) => failed.push((order, RankFailure { rank, kind })),
             // `run_rank` catches the program's panics: what is left is dropping its panic's payload.
             Err(panic) => {
@@ -147,20 +153,20 @@ where
         // Where all have dropped what they disagreed on, or what others never came to, nobody has heard of it.
         return match world.fault() {
             Some((fault, false)) => Err(LaunchError::World(fault)),
-            _ => Ok(results),
+            _ => Ok(()),
         };
     };
     let first = failed.remove(first).1;
     let has_failed = |rank: usize| rank == first.rank || failed.iter().any(|f| f.1.rank == rank);
     for rank in (0..size).filter(|&rank| !has_failed(rank)) {
-        write_record(&flights[rank], rank, &config, "it returned well");
+        write_record(&flights[rank], rank, config, "it returned well");
     }
     let others = failed.into_iter().map(|(_, failure)| failure).collect();
     Err(LaunchError::Ranks { first, others })
 }
 
 /// Fails where a rank is to have more threads than make sense.
-pub(crate) fn check_threads<E: Display + Debug>(asked: usize) -> Result<(), LaunchError<E>> {
+pub(crate) fn check_threads(asked: usize) -> Ended {
     let limit = MOST_THREADS;
     match asked > limit {
         true => Err(LaunchError::TooManyThreads { asked, limit }),
@@ -170,12 +176,12 @@ pub(crate) fn check_threads<E: Display + Debug>(asked: usize) -> Result<(), Laun
 
 /// A rank's thread, with a stack of its own size: programs recurse as deep as their modules are
 /// nested.
-pub(crate) fn spawn<'scope, T: Send + 'scope>(
+fn spawn<'scope>(
     scope: &'scope Scope<'scope, '_>,
     rank: usize,
     stack_size: usize,
-    run: impl FnOnce() -> T + Send + 'scope,
-) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    run: impl FnOnce() -> RankEnd + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, RankEnd>> {
     thread::Builder::new()
         .name(format!("rank-{rank}"))
         .stack_size(stack_size)
@@ -219,13 +225,16 @@ fn watch(ends: &Receiver<usize>, world: &Watcher, config: &LaunchConfig, flights
     report(format_args!("{still}, and is waited for: {failure}"));
 }
 
-/// One rank from start to end. A failure comes with its place in the order of failures.
-pub(crate) fn run_rank<T, E: Display>(
+/// How a rank has ended: a failure comes with its place in the order of failures.
+type RankEnd = Result<(), (usize, FailureKind<String>)>;
+
+/// One rank from start to end.
+fn run_rank(
     group: Group,
     config: &LaunchConfig,
-    program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T, E>,
+    program: Program<'_>,
     failures: &AtomicUsize,
-) -> Result<T, (usize, FailureKind<E>)> {
+) -> RankEnd {
     let rank = group.rank();
     let handle: Arc<dyn ProcessGroup> = Arc::new(group.clone());
     // A panic leaves nothing of ours half-done: the group is failed right after, and whatever the
@@ -234,49 +243,44 @@ pub(crate) fn run_rank<T, E: Display>(
         group.connect();
         cpu::with_threads(config.threads_per_rank, || program(handle))
     }));
-    match end {
-        Ok(Ok(result)) => {
+    let (error, kind) = match end {
+        Ok(Ok(())) => {
             // Not left to the last handle's drop: the program may have kept one.
             group.depart();
-            Ok(result)
+            return Ok(());
         }
-        Ok(Err(error)) => {
-            let order = failures.fetch_add(1, Relaxed);
-            group.fail(Error::RankFailed {
-                rank,
-                message: format!("{error:#}"),
-            });
-            write_record(group.flight(), rank, config, &format!("{error:#}"));
-            Err((order, FailureKind::Error(error)))
+        Ok(Err(message)) => {
+            let kind = FailureKind::Error(message.clone());
+            (Error::RankFailed { rank, message }, kind)
         }
         Err(panic) => {
-            let order = failures.fetch_add(1, Relaxed);
             let message = message(&*panic);
-            group.fail(Error::RankPanicked {
-                rank,
-                message: message.clone(),
-            });
-            write_record(group.flight(), rank, config, &message);
-            Err((order, FailureKind::Panic(message)))
+            let kind = FailureKind::Panic(message.clone());
+            (Error::RankPanicked { rank, message }, kind)
         }
-    }
+    };
+    let order = failures.fetch_add(1, Relaxed);
+    group.fail(error);
+    let (FailureKind::Error(why) | FailureKind::Panic(why)) = &kind;
+    write_record(group.flight(), rank, config, why);
+    Err((order, kind))
 }
 
 /// The one rank that this process is, on a thread of its own with a stack as deep as that of a rank among threads.
 /// `watch` runs meanwhile, and returns when its receiver says that the rank has ended.
-pub(crate) fn run_process<T: Send, E: Display + Debug + Send>(
+pub(crate) fn run_process(
     group: Group,
     config: &LaunchConfig,
-    program: impl Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
-    watch: impl FnOnce(&Receiver<()>),
-) -> Result<Vec<(usize, T)>, LaunchError<E>> {
+    program: Program<'_>,
+    watch: &dyn Fn(&Receiver<()>),
+) -> Ended {
     let rank = group.rank();
     let failures = AtomicUsize::new(0);
     let end = thread::scope(|scope| {
         let (sender, ends) = channel::<()>();
         let run = || {
             let _ends = sender; // with this thread
-            run_rank(group, config, &program, &failures)
+            run_rank(group, config, program, &failures)
         };
         let thread = spawn(scope, rank, config.stack_size, run)?;
         watch(&ends);
@@ -285,7 +289,7 @@ pub(crate) fn run_process<T: Send, E: Display + Debug + Send>(
         Ok(end.unwrap_or_else(|panic| Err((0, FailureKind::Panic(message(&*panic))))))
     });
     match end.map_err(|error| LaunchError::Spawn { rank, error })? {
-        Ok(result) => Ok(vec![(rank, result)]),
+        Ok(()) => Ok(()),
         Err((_, kind)) => Err(LaunchError::Ranks {
             first: RankFailure { rank, kind },
             others: Vec::new(),

@@ -2,7 +2,7 @@
 
 use crate::env::{Process, Start};
 use crate::group::ProcessGroup;
-use crate::launch::{LaunchConfig, LaunchError, launch};
+use crate::launch::{Ended, LaunchConfig, LaunchError, Program, threads, typed};
 use std::fmt::{Debug, Display};
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ impl From<Ranks> for RunConfig {
 /// Runs `program` on every rank of the world that this process was started in, and returns the
 /// results of the ranks that live in this process, with their numbers:
 ///
-/// - started alone, [`launch`] runs all ranks as threads of this process;
+/// - started alone, [`launch`](crate::launch()) runs all ranks as threads of this process;
 /// - started by `mpirun` (Open MPI's, MPICH's, `srun`), this process is one rank. The program runs on
 ///   a thread named after it, as there, and this call waits for it. Needs the feature `mpi`;
 /// - started by torchrun, or in its manner (`RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR`,
@@ -77,7 +77,7 @@ impl From<Ranks> for RunConfig {
 ///   (`TORCHELASTIC_USE_AGENT_STORE=True`), which speaks another protocol;
 /// - started as the only one of its processes, by whomever, this process is a world of one rank.
 ///
-/// What [`launch`] says of ranks that fail holds here too. Processes end together: one that has ended
+/// What [`launch`](crate::launch()) says of ranks that fail holds here too. Processes end together: one that has ended
 /// its program, well or not, stays in its `exit` until the others have ended theirs, and goes without
 /// them only when a rank hangs: see [`OnFailure`](crate::OnFailure). So a rank that computes when
 /// another fails gets the error at its next call, and may save what it has. Return the error from
@@ -114,11 +114,20 @@ where
     F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
 {
     let config = config.into();
-    let threads = |config| -> Result<Vec<(usize, T)>, LaunchError<E>> {
-        Ok(launch(config, &program)?.into_iter().enumerate().collect())
+    typed(&program, |program| start(config, program))
+}
+
+/// What [`run`] does, of a program without its types.
+fn start(config: RunConfig, program: Program<'_>) -> Ended {
+    let alone = |config: LaunchConfig| {
+        let config = LaunchConfig {
+            world_size: 1,
+            ..config
+        };
+        threads(&config, program)
     };
     match Start::detect()? {
-        Start::Alone => threads(config.launch),
+        Start::Alone => threads(&config.launch, program),
         Start::Mpi(process) | Start::Torchrun(process) if !config.ranks.agrees_with(process) => {
             Err(LaunchError::WorldSize {
                 asked: config.launch.world_size,
@@ -128,28 +137,21 @@ where
         }
         // A world of one rank needs no engine, and MPI has none for cards.
         Start::Mpi(process) if process.size == 1 && !config.launch.device.is_cpu() => {
-            threads(LaunchConfig {
-                world_size: 1,
-                ..config.launch
-            })
+            alone(config.launch)
         }
         #[cfg(feature = "mpi")]
-        Start::Mpi(process) => crate::backends::mpi::launch(config.launch, process, program),
+        Start::Mpi(process) => crate::backends::mpi::launch(&config.launch, process, program),
         #[cfg(not(feature = "mpi"))]
-        Start::Mpi(process) if process.size == 1 => threads(LaunchConfig {
-            world_size: 1,
-            ..config.launch
-        }),
+        Start::Mpi(process) if process.size == 1 => alone(config.launch),
         #[cfg(not(feature = "mpi"))]
         Start::Mpi(process) => Err(LaunchError::Unsupported {
             launcher: process.launcher,
             size: process.size,
             reason: "it was built without MPI; build it with `--features mpi`".into(),
         }),
-        Start::Torchrun(process) if process.size == 1 => threads(LaunchConfig {
-            world_size: 1,
-            ..config.launch
-        }),
-        Start::Torchrun(process) => crate::backends::store::launch(config.launch, process, program),
+        Start::Torchrun(process) if process.size == 1 => alone(config.launch),
+        Start::Torchrun(process) => {
+            crate::backends::store::launch(&config.launch, process, program)
+        }
     }
 }

@@ -113,6 +113,71 @@ pub enum LaunchError<E: Display + Debug> {
     },
 }
 
+impl<E: Display + Debug> LaunchError<E> {
+    /// The same with other failures of the ranks.
+    pub(super) fn with_kinds<O: Display + Debug>(
+        self,
+        mut kind: impl FnMut(usize, FailureKind<E>) -> FailureKind<O>,
+    ) -> LaunchError<O> {
+        let mut failure = |failure: RankFailure<E>| RankFailure {
+            rank: failure.rank,
+            kind: kind(failure.rank, failure.kind),
+        };
+        match self {
+            LaunchError::NoRanks => LaunchError::NoRanks,
+            LaunchError::TooManyRanks { asked, limit } => {
+                LaunchError::TooManyRanks { asked, limit }
+            }
+            LaunchError::TooManyThreads { asked, limit } => {
+                LaunchError::TooManyThreads { asked, limit }
+            }
+            LaunchError::Cards {
+                device,
+                size,
+                reason,
+            } => LaunchError::Cards {
+                device,
+                size,
+                reason,
+            },
+            LaunchError::Spawn { rank, error } => LaunchError::Spawn { rank, error },
+            LaunchError::Environment(unclear) => LaunchError::Environment(unclear),
+            LaunchError::WorldSize {
+                asked,
+                launcher,
+                size,
+            } => LaunchError::WorldSize {
+                asked,
+                launcher,
+                size,
+            },
+            LaunchError::OtherMpi {
+                launcher,
+                size,
+                seen,
+            } => LaunchError::OtherMpi {
+                launcher,
+                size,
+                seen,
+            },
+            LaunchError::Unsupported {
+                launcher,
+                size,
+                reason,
+            } => LaunchError::Unsupported {
+                launcher,
+                size,
+                reason,
+            },
+            LaunchError::World(error) => LaunchError::World(error),
+            LaunchError::Ranks { first, others } => LaunchError::Ranks {
+                first: failure(first),
+                others: others.into_iter().map(failure).collect(),
+            },
+        }
+    }
+}
+
 impl<E: Display + Debug> Debug for LaunchError<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Display::fmt(self, f)

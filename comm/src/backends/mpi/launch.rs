@@ -3,25 +3,15 @@
 use crate::env::Process;
 use crate::error::Error;
 use crate::group::{Group, ProcessGroup};
-use crate::launch::{LaunchConfig, LaunchError, check_threads, run_process};
+use crate::launch::{Ended, LaunchConfig, LaunchError, Program, check_threads, run_process};
 use crate::place::Place;
-use std::fmt::{Debug, Display};
 use std::sync::Arc;
 
 /// Runs `program` as the rank that this process is under MPI: see [`run`](crate::run()).
-pub(crate) fn launch<T, E, F>(
-    config: LaunchConfig,
-    process: Process,
-    program: F,
-) -> Result<Vec<(usize, T)>, LaunchError<E>>
-where
-    T: Send,
-    E: Display + Debug + Send,
-    F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
-{
+pub(crate) fn launch(config: &LaunchConfig, process: Process, program: Program<'_>) -> Ended {
     check_threads(config.threads_per_rank)?;
     config.check_device(process.size)?;
-    let engine = super::join(&config).map_err(LaunchError::World)?;
+    let engine = super::join(config).map_err(LaunchError::World)?;
     let handle = Arc::clone(&engine.handle);
     let local_rank = match config.device.is_cpu() {
         true => 0,
@@ -38,7 +28,7 @@ where
         });
     }
     // MPI is called by one thread at a time, of whichever: so the rank may have one of its own.
-    let results = run_process(group, &config, program, |_| ())?;
+    run_process(group, config, program, &|_| ())?;
     let core = handle.engine.lock();
     match core.detector.fault(handle.epoch) {
         // What it has left undone is its own failure, though its program knows nothing of it; and where all have dropped
@@ -46,7 +36,7 @@ where
         Some((error, _)) if is_own(error, rank) || core.detector.told(handle.epoch).is_none() => {
             Err(LaunchError::World(error.clone()))
         }
-        _ => Ok(results),
+        _ => Ok(()),
     }
 }
 

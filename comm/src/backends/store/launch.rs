@@ -4,12 +4,11 @@
 use super::session::Session;
 use crate::env::{Launcher, Process};
 use crate::error::Error;
-use crate::group::{Group, ProcessGroup};
-use crate::launch::{LaunchConfig, LaunchError, check_threads, run_process};
+use crate::group::Group;
+use crate::launch::{Ended, LaunchConfig, LaunchError, Program, check_threads, run_process};
 use crate::line::report;
 use crate::place::{Place, Rendezvous};
 use crate::store::{Store, StoreServer, TcpConfig, TcpStore};
-use std::fmt::{Debug, Display};
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -35,16 +34,7 @@ const RETRY: Duration = Duration::from_millis(100);
 static RUNS: AtomicU64 = AtomicU64::new(0);
 
 /// Runs `program` as the rank that this process is by torchrun's variables: see [`run`](crate::run()).
-pub(crate) fn launch<T, E, F>(
-    config: LaunchConfig,
-    process: Process,
-    program: F,
-) -> Result<Vec<(usize, T)>, LaunchError<E>>
-where
-    T: Send,
-    E: Display + Debug + Send,
-    F: Fn(Arc<dyn ProcessGroup>) -> Result<T, E> + Sync,
-{
+pub(crate) fn launch(config: &LaunchConfig, process: Process, program: Program<'_>) -> Ended {
     check_threads(config.threads_per_rank)?;
     config.check_device(process.size)?;
     let place = Place::detect()?;
@@ -62,7 +52,7 @@ where
         0 => Some(serve(address, &job, &place, config.start_deadline).map_err(LaunchError::World)?),
         _ => None,
     };
-    let store = connect(server.as_ref(), address, &job, rank, &config);
+    let store = connect(server.as_ref(), address, &job, rank, config);
     let store = store.map_err(LaunchError::World)?;
     let device = config.host_device(rank, size);
     let engine = super::join(store, rank, size, device, config.deadline);
@@ -72,17 +62,17 @@ where
     let group = Group::world_on(engine, config.card_of(place.local_rank, size));
     let end = match start.and(group) {
         Err(error) => Err(LaunchError::World(error)),
-        Ok(group) => run_process(group, &config, program, |ends| {
-            watch(ends, &session, &config)
+        Ok(group) => run_process(group, config, program, &|ends| {
+            watch(ends, &session, config)
         })
-        .and_then(|results| match session.untold() {
+        .and_then(|()| match session.untold() {
             // Nobody of this process has heard of it: what the rank returned may be as good as it looks, or not.
             Some(fault) => Err(LaunchError::World(fault)),
-            None => Ok(results),
+            None => Ok(()),
         }),
     };
     if let Some(server) = &server {
-        serve_to_the_end(server, &session, &config);
+        serve_to_the_end(server, &session, config);
     }
     end
 }
