@@ -297,11 +297,22 @@ pub enum Stands {
         missing: Vec<usize>,
     },
     /// It waits in no call: it computes, or sleeps.
-    Runs,
+    Runs {
+        /// What it does, as it has said by [`set_activity`](crate::ProcessGroup::set_activity); empty where it has said
+        /// nothing.
+        activity: String,
+    },
     /// Its program has ended.
     Ended,
     /// Nothing is heard of it.
     Silent,
+}
+
+impl Stands {
+    /// It has not said what it does.
+    pub(crate) const RUNS: Stands = Stands::Runs {
+        activity: String::new(),
+    };
 }
 
 impl fmt::Display for Stands {
@@ -317,7 +328,13 @@ impl fmt::Display for Stands {
                 "waits in {call} (number {sequence} of group {group}) for {}",
                 ranks(missing)
             ),
-            Stands::Runs => f.write_str("waits in no call"),
+            Stands::Runs { activity } => {
+                f.write_str("waits in no call")?;
+                match &activity[..] {
+                    "" => Ok(()),
+                    activity => write!(f, ", but is in {activity}"),
+                }
+            }
             Stands::Ended => f.write_str("has ended its program"),
             Stands::Silent => f.write_str("gives no sign"),
         }

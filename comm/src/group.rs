@@ -1,6 +1,7 @@
 //! [`ProcessGroup`]: what ranks say to each other, on every backend.
 
 mod batch;
+mod engines;
 mod handle;
 mod record;
 
@@ -10,8 +11,7 @@ pub(crate) use self::record::{Flight, Ticket};
 pub use self::record::{Progress, Record};
 
 use crate::error::{Error, Result};
-
-use crate::op::{Label, Op, Promises, ReduceOp};
+use crate::op::{Label, Name, Op, Promises, ReduceOp};
 use crate::work::Work;
 use phalanx_tensor::{DType, Device, Shape, Tensor};
 use std::sync::Arc;
@@ -165,6 +165,12 @@ pub trait ProcessGroup: Send + Sync {
     /// [`Error::Divergence`](crate::Error::Divergence). Calls are counted together with those of
     /// the group itself; a group that is split off has no label.
     fn labelled(&self, label: Label) -> Arc<dyn ProcessGroup>;
+
+    /// Says what this rank does between its calls, until it says something else ([`Name::EMPTY`]: nothing). Where another
+    /// one waits for it in vain, the error tells it: `rank 1 waits in no call, but is in 2F5`. It is the rank's, whatever
+    /// group it is said by; it costs a lock and no message, and only threads of one process and processes under MPI hear
+    /// of it.
+    fn set_activity(&self, activity: Name);
 
     /// Ends the world: every rank gets [`Error::Aborted`](crate::Error::Aborted), in what it waits
     /// for and in what it calls next.

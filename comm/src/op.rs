@@ -294,6 +294,12 @@ impl Name {
     }
 }
 
+impl Default for Name {
+    fn default() -> Name {
+        Name::EMPTY
+    }
+}
+
 impl fmt::Debug for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.as_str(), f)

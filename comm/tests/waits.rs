@@ -2,8 +2,8 @@
 //! deadline.
 
 use phalanx_comm::{
-    DType, Error, FailureKind, LaunchConfig, LaunchError, Link, ProcessGroup, ReduceOp, Result,
-    Stands, Tensor, launch,
+    DType, Error, FailureKind, LaunchConfig, LaunchError, Link, Name, ProcessGroup, ReduceOp,
+    Result, Stands, Tensor, launch,
 };
 use std::sync::Arc;
 use std::thread::sleep;
@@ -92,6 +92,8 @@ fn who_is_late_is_named_through_the_chain() {
     let (error, took) = fails(3, deadline, |g| {
         let me = g.rank();
         if me == 0 {
+            g.set_activity(Name::new("something else"));
+            g.set_activity(Name::new("a long sum"));
             sleep(4 * deadline);
             return g.barrier()?.wait();
         }
@@ -109,13 +111,14 @@ fn who_is_late_is_named_through_the_chain() {
     // Where the machine had no core for rank 2, rank 1 was first.
     let last = chain.last().expect("a chain");
     assert_eq!(last.rank, 0, "{error}");
-    assert_eq!(last.stands, Stands::Runs, "{error}");
+    let activity = "a long sum".to_owned();
+    assert_eq!(last.stands, Stands::Runs { activity }, "{error}");
     let text = error.to_string();
     if text.starts_with("rank 2") {
         assert!(
             text.contains(
                 "for rank 1, which waits in recv(from 0, tag 0) of f32 [3] (number 0 of group world) for rank 0, which \
-                 waits in no call"
+                 waits in no call, but is in a long sum"
             ),
             "{text}"
         );

@@ -2,6 +2,7 @@
 //! what it is told with what it should be, and `cargo xtask mpi` how the job ends.
 
 #[path = "support/faulty.rs"]
+#[allow(dead_code, reason = "another test program uses the rest")]
 mod faulty;
 #[path = "runtime/models.rs"]
 #[allow(dead_code, reason = "another test program uses the rest")]

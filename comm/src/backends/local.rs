@@ -47,7 +47,7 @@ use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::group::ProcessGroup;
 use crate::membership::Membership;
-use crate::op::{Op, Promises};
+use crate::op::{Name, Op, Promises};
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::sync::{Mutex, Shared};
 use crate::work::Pending;
@@ -316,6 +316,11 @@ impl Backend for LocalGroup {
         };
         new.world_ranks = Arc::clone(&group.world_ranks);
         Ok(Arc::new(LocalGroup::new(new, group, Arc::clone(&me.seat))))
+    }
+
+    fn set_activity(&self, activity: Name) {
+        let seat = &self.endpoint.seat;
+        seat.world.rank(seat.rank).activity.set(activity);
     }
 
     fn fault(&self) -> Option<Error> {

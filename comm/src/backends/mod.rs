@@ -3,6 +3,7 @@
 //! An engine implements [`Backend`]: in its heart one method that issues a checked [`Call`]. All else, the
 //! checks of arguments above all, is done once, above.
 
+mod activity;
 pub(crate) mod fold;
 pub mod local;
 #[cfg(feature = "mpi")]
@@ -20,7 +21,7 @@ pub(crate) use self::together::Together;
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::membership::Membership;
-use crate::op::{Op, Promises};
+use crate::op::{Name, Op, Promises};
 use crate::work::Pending;
 use phalanx_tensor::DType;
 use std::sync::Arc;
@@ -78,6 +79,9 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// The world's failure.
     fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>>;
+
+    /// Says what this rank does between its calls, where others can hear of it.
+    fn set_activity(&self, _: Name) {}
 
     /// The world's failure, as far as this rank has heard of it.
     fn fault(&self) -> Option<Error>;

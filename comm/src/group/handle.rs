@@ -3,6 +3,7 @@
 
 use super::ProcessGroup;
 use super::batch::{self, Message};
+use super::engines::Engines;
 use super::record::{Flight, GroupRecord, Record, Ticket};
 use crate::backends::nccl::{self, UnderWays};
 use crate::backends::{Backend, watcher};
@@ -10,7 +11,7 @@ use crate::check::{self, Call, Room};
 use crate::error::{Error, Result};
 use crate::meeting::naming;
 use crate::membership::Membership;
-use crate::op::{Label, Op, Promises, ReduceOp};
+use crate::op::{Label, Name, Op, Promises, ReduceOp};
 use crate::sync::Mutex;
 use crate::work::{Outcome, Tickets, Work};
 use phalanx_tensor::{DType, Device, Shape, Tensor};
@@ -32,61 +33,6 @@ struct Inner {
     splits: Mutex<()>,
     record: Arc<GroupRecord>,
     flight: Arc<Flight>,
-}
-
-/// The engines of a group: one for each kind of device. (PyTorch: `cpu:gloo,cuda:nccl`.)
-#[derive(Clone)]
-pub(crate) struct Engines {
-    /// For tensors in the host's memory, and for what ranks say to each other beside their tensors: barriers,
-    /// splits, sizes. One that carries small talk alone refuses the rest.
-    pub(crate) host: Arc<dyn Backend>,
-    /// For tensors on cards: one for each card of this rank, of which the first is where results live.
-    pub(crate) cards: Vec<Arc<dyn Backend>>,
-    /// Of all groups of this rank.
-    pub(crate) under_way: UnderWays,
-}
-
-impl Engines {
-    /// The engine for tensors on this device. A rank alone needs none for its cards: it meets nobody.
-    fn of(&self, device: Device) -> Option<&dyn Backend> {
-        let mut cards = self.cards.iter().map(|engine| &**engine);
-        match device.is_cpu() {
-            true => Some(&*self.host),
-            false if self.host.membership().size() == 1 => Some(self.main()),
-            false => cards.find(|engine| engine.membership().device == device),
-        }
-    }
-
-    /// The engine for tensors where the group's results live.
-    fn main(&self) -> &dyn Backend {
-        &**self.cards.first().unwrap_or(&self.host)
-    }
-
-    fn all(&self) -> impl Iterator<Item = &dyn Backend> {
-        let all = [&self.host].into_iter().chain(&self.cards);
-        all.map(|engine| &**engine)
-    }
-
-    /// The cards of this rank.
-    fn devices(&self) -> Vec<Device> {
-        let cards = self.cards.iter();
-        cards.map(|engine| engine.membership().device).collect()
-    }
-
-    /// Those of a group that was split off, over these cards of this rank.
-    fn split_off(&self, new: &Membership, cards: &[Device]) -> Result<Engines> {
-        let host = self.host.split_off(new.clone())?;
-        let under_way = self.under_way.clone();
-        let cards = match cards {
-            [] => Vec::new(),
-            cards => nccl::beside(&host, cards, &under_way)?,
-        };
-        Ok(Engines {
-            host,
-            cards,
-            under_way,
-        })
-    }
 }
 
 impl Group {
@@ -469,6 +415,10 @@ impl ProcessGroup for Group {
             label: Some(Arc::new(label)),
         })
     }
+    fn set_activity(&self, activity: Name) {
+        self.inner.engines.host.set_activity(activity);
+    }
+
     fn abort(&self, reason: &str) {
         self.fail(Error::Aborted {
             rank: self.membership().world_rank(),

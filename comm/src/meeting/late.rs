@@ -135,26 +135,26 @@ mod tests {
 
     #[test]
     fn a_chain_is_followed_to_its_end() {
-        let all = [waits(&[1]), waits(&[2, 3]), Stands::Runs, waits(&[0])];
+        let all = [waits(&[1]), waits(&[2, 3]), Stands::RUNS, waits(&[0])];
         let found = chain(&[1], |rank| all[rank].clone());
         assert_eq!(ranks(&found), [1, 2]);
-        assert_eq!(found[1].stands, Stands::Runs);
+        assert_eq!(found[1].stands, Stands::RUNS);
         // Round a circle, once.
         assert_eq!(ranks(&chain(&[3], |rank| all[rank].clone())), [3, 0, 1, 2]);
         let two = [waits(&[1]), waits(&[0])];
         assert_eq!(ranks(&chain(&[1], |rank| two[rank].clone())), [1, 0]);
-        assert!(chain(&[], |_| Stands::Runs).is_empty());
+        assert!(chain(&[], |_| Stands::RUNS).is_empty());
     }
 
     #[test]
     fn a_circle_is_found_from_its_lowest_rank() {
-        assert_eq!(circle(&[waits(&[1]), Stands::Runs, waits(&[0])]), None);
+        assert_eq!(circle(&[waits(&[1]), Stands::RUNS, waits(&[0])]), None);
         let all = [
             waits(&[1]),
             waits(&[4, 3]),
             waits(&[1]),
             waits(&[1]),
-            Stands::Runs,
+            Stands::RUNS,
         ];
         assert_eq!(ranks(&circle(&all).unwrap()), [1, 3]);
         let alone = [Stands::Ended, waits(&[1])];
@@ -171,7 +171,7 @@ mod tests {
             let of = |a: usize| {
                 let missing: Vec<usize> = (0..3).filter(|&b| edge(a, b)).collect();
                 match missing.is_empty() {
-                    true => Stands::Runs,
+                    true => Stands::RUNS,
                     false => waits(&missing),
                 }
             };
@@ -201,13 +201,17 @@ mod tests {
             missing: vec![0],
             deadline: Duration::from_secs(2),
             note: String::new(),
-            chain: chain(&[0], |rank| [waits(&[1, 2]), Stands::Runs][rank].clone()),
+            chain: chain(&[0], |rank| [waits(&[1, 2]), Stands::RUNS][rank].clone()),
         };
         assert_eq!(
             error.to_string(),
             "rank 1 waited 2s in all_reduce(sum) of f32 [3] (number 0 of group world/0:0) for rank 0, which waits in \
              barrier (number 3 of group world) for ranks 1, 2; rank 1 waits in no call"
         );
+        let says = Stands::Runs {
+            activity: "2F5".into(),
+        };
+        assert_eq!(says.to_string(), "waits in no call, but is in 2F5");
         let error = Error::Deadlock {
             chain: circle(&[waits(&[1]), waits(&[0])]).unwrap(),
         };

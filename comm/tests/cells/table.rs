@@ -332,7 +332,9 @@ impl Held {
             (DeadlineExceeded, Error::DeadlineExceeded { missing, chain, .. }) => {
                 let runs = Link {
                     rank: CULPRIT,
-                    stands: Stands::Runs,
+                    stands: Stands::Runs {
+                        activity: String::new(),
+                    },
                 };
                 if *chain != [runs] {
                     return Some(format!(

@@ -3,8 +3,8 @@
 
 use phalanx_comm::backends::mpi;
 use phalanx_comm::{
-    DType, Error, FailureKind, LaunchConfig, LaunchError, ProcessGroup, Ranks, ReduceOp, Result,
-    RunConfig, Stands, Tensor, run,
+    DType, Error, FailureKind, LaunchConfig, LaunchError, Name, ProcessGroup, Ranks, ReduceOp,
+    Result, RunConfig, Stands, Tensor, run,
 };
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -145,7 +145,10 @@ fn a_circle_across_groups_is_told() {
 fn a_chain_of_messages_is_followed() {
     let end = launch(DEADLINE, |g| {
         match g.rank() {
-            0 => sleep(DEADLINE.mul_f64(1.5)),
+            0 => {
+                g.set_activity(Name::new("a long sum"));
+                sleep(DEADLINE.mul_f64(1.5));
+            }
             me => drop(g.recv([4].into(), DType::F32, me - 1, 0)?.wait()?),
         }
         g.barrier()?.wait()
@@ -156,7 +159,7 @@ fn a_chain_of_messages_is_followed() {
         panic!("{text}");
     };
     assert_eq!(chain.len(), rank, "{text}");
-    let last = "for rank 0, which waits in no call: rank ";
+    let last = "for rank 0, which waits in no call, but is in a long sum: rank ";
     assert!(text.contains(last), "{text}");
     let link = "which waits in recv(from 0, tag 0) of f32 [4] (number 0 of group world) for rank 0";
     assert!(rank < 2 || text.contains(link), "{text}");
@@ -310,7 +313,9 @@ fn a_handle_keeps_to_its_run() {
     match failure(end) {
         Error::DeadlineExceeded { chain, .. } => {
             let last = chain.last().expect("a chain");
-            assert_eq!((last.rank, &last.stands), (0, &Stands::Runs));
+            // What it said in an earlier run is no more.
+            let activity = String::new();
+            assert_eq!((last.rank, &last.stands), (0, &Stands::Runs { activity }));
         }
         error => panic!("{error}"),
     }

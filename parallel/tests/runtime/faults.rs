@@ -1,5 +1,4 @@
-//! A rank that fails at a random action: every rank hears of it in time; of an error and a panic with the stage, the action
-//! and the microbatch, of a stall with the rank that is waited for.
+//! A rank that fails at a random action: every rank hears of it in time, with the stage, the action and the microbatch.
 
 use crate::faulty::{Case, Fault, deadline};
 use crate::ranks::device_for;
@@ -12,7 +11,7 @@ use std::time::{Duration, Instant};
 /// The sentences that the ranks get, and how long it took.
 fn strike(case: &Case) -> (Vec<String>, Duration) {
     let start = Instant::now();
-    let ranks = case.plan.rank_count();
+    let ranks = case.ranks();
     let config = LaunchConfig::new(ranks)
         .deadline(deadline())
         .device(device_for(ranks));
@@ -57,7 +56,7 @@ fn one_error_on_every_rank() {
 fn check(case: &Case) {
     let (heard, took) = strike(case);
     let name = &case.name;
-    let ranks = case.plan.rank_count() - usize::from(case.fault == Fault::Panic);
+    let ranks = case.ranks() - usize::from(case.fault == Fault::Panic);
     assert_eq!(heard.len(), ranks, "{name}");
     for sentence in &heard {
         assert!(case.is_told(sentence), "{name}: {sentence}");

@@ -1,15 +1,15 @@
 //! Pipelines in which a rank fails at an action of the plan by an error, a panic or a stall, and what the ranks are told.
 
-use crate::models::{batch, loss, parts};
+use crate::models::{CLASSES, INPUTS, batch, loss};
 use crate::ranks::device_for;
 use crate::rng::Rng;
-use phalanx_autograd::nn::{Module, Visitor};
+use phalanx_autograd::nn::{Linear, Module, Visitor};
 use phalanx_autograd::{Grads, Tape, Var, Vjp};
 use phalanx_comm::ProcessGroup;
 use phalanx_parallel::pipeline::{
-    Action, Kind, Lowering, Named, Pipeline, PipelineConfig, Schedule, lower,
+    Action, Kind, Layers, Lowering, Named, Pipeline, PipelineConfig, Schedule, lower,
 };
-use phalanx_parallel::{Error, Result};
+use phalanx_parallel::{Error, Mesh, Result};
 use phalanx_tensor::{DType, Tensor};
 use std::slice::from_ref;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ impl Fault {
 
 /// A stage that fails in the forward or the backward of one microbatch. The microbatches come in ascending order.
 struct Faulty {
-    inner: Box<dyn Module>,
+    inner: Linear,
     fault: Fault,
     forward: bool,
     microbatch: usize,
@@ -69,58 +69,105 @@ impl Vjp for Trap {
 }
 
 impl Module for Faulty {
-    fn forward(&self, _: &Tape, x: &Var) -> phalanx_autograd::Result<Var> {
-        Ok(x.clone())
-    }
-    fn forward_all(&self, tape: &Tape, inputs: &[Var]) -> phalanx_autograd::Result<Vec<Var>> {
+    fn forward(&self, tape: &Tape, x: &Var) -> phalanx_autograd::Result<Var> {
         let strikes = self.calls.fetch_add(1, Relaxed) == self.microbatch;
         if strikes && self.forward {
             self.fault.strike()?;
         }
-        let y = self.inner.forward_all(tape, inputs)?.remove(0);
+        let y = self.inner.forward(tape, x)?;
         let fault = (strikes && !self.forward).then_some(self.fault);
-        Ok(vec![Var::from_vjp(tape, &[&y], y.value().clone(), |_| {
-            Trap(fault)
-        })?])
+        Var::from_vjp(tape, &[&y], y.value().clone(), |_| Trap(fault))
     }
     fn visit(&self, v: &mut Visitor<'_>) {
         self.inner.visit(v);
     }
 }
 
-/// A plan, the action of it in which its rank fails, and how.
+/// A plan, over replicas or not, with a weight that two stages share or not, the action in which a rank fails, and how.
 pub struct Case {
     pub name: String,
-    pub plan: Schedule,
-    pub at: Action,
+    plan: Schedule,
+    replicas: usize,
+    /// The replica of the rank that fails.
+    replica: usize,
+    /// Stages whose biases are one parameter.
+    tied: Option<(usize, usize)>,
+    at: Action,
     pub fault: Fault,
 }
 
 impl Case {
-    /// A named plan for so many ranks.
+    /// A named plan for so many ranks in all.
     pub fn random(rng: &mut Rng, ranks: usize) -> Case {
         loop {
+            let replicas = match ranks.is_multiple_of(2) && rng.below(3) == 0 {
+                true => 2,
+                false => 1,
+            };
             let named = *rng.pick(&Named::ALL);
-            let Ok(plan) = named.schedule(ranks, named.default_stages_per_rank(), 8) else {
+            let per_rank = named.default_stages_per_rank();
+            let Ok(plan) = named.schedule(ranks / replicas, per_rank, 8) else {
                 continue;
             };
-            let plan = lower(&plan, &Lowering::default()).unwrap();
-            let actions = plan.ranks().iter().flatten().copied();
+            // As it runs: halves of a backward may have become one.
+            let lowered = lower(&plan, &Lowering::default()).unwrap();
+            let actions = lowered.ranks().iter().flatten().copied();
             let compute = actions.filter(|a| a.kind().is_compute() && a.kind() != Kind::Weight);
             let at = *rng.pick(&compute.collect::<Vec<Action>>());
             let fault = *rng.pick(&[Fault::Error, Fault::Panic, Fault::Stall]);
+            let replica = rng.below(replicas);
+            let second = rng.below(plan.stages());
+            let tied = (second > 0 && rng.below(2) == 0).then(|| (rng.below(second), second));
             return Case {
-                name: format!("{named} on {ranks} ranks, {fault:?} in {at}"),
+                name: format!(
+                    "{named} on {ranks} ranks in {replicas} replicas, tied {tied:?}, {fault:?} in {at} of replica {replica}"
+                ),
                 plan,
+                replicas,
+                replica,
+                tied,
                 at,
                 fault,
             };
         }
     }
 
-    /// The rank that fails.
+    pub fn ranks(&self) -> usize {
+        self.replicas * self.plan.rank_count()
+    }
+
+    /// The rank that fails, by its number in the world.
     pub fn culprit(&self) -> usize {
-        self.plan.rank_of(self.at.stage())
+        self.replica * self.plan.rank_count() + self.plan.rank_of(self.at.stage())
+    }
+
+    /// A layer for each stage, of which one fails where this rank is the one to do so.
+    fn model(&self, is_culprit: bool) -> Layers {
+        let path = |stage: usize| format!("s{stage}");
+        let (at, fault) = (self.at, self.fault);
+        let layers = (0..self.plan.stages()).fold(Layers::new(3), |layers, stage| {
+            layers.layer(path(stage), move |f| {
+                let inputs = if stage == 0 { INPUTS } else { CLASSES };
+                let inner = Linear::new(inputs, CLASSES, f)?;
+                Ok(match is_culprit && stage == at.stage() {
+                    false => Box::new(inner),
+                    true => Box::new(Faulty {
+                        inner,
+                        fault,
+                        forward: at.kind() == Kind::Forward,
+                        microbatch: at.microbatch(),
+                        calls: AtomicUsize::new(0),
+                    }),
+                })
+            })
+        });
+        match self.tied {
+            None => layers,
+            Some((a, b)) => {
+                let [a, b] = [a, b].map(|stage| format!("{}.bias", path(stage)));
+                layers.tie(a, b)
+            }
+        }
     }
 
     /// What a rank is told.
@@ -128,26 +175,23 @@ impl Case {
     /// # Errors
     /// The pipeline was not made.
     pub fn play(&self, group: Arc<dyn ProcessGroup>) -> Result<String> {
-        let Case {
-            plan, at, fault, ..
-        } = self;
-        let (rank, device) = (group.rank(), group.device());
-        let stages = plan.stages_of(rank).map(|s| {
-            let inner = parts(plan.graph(), s, DType::F32, device);
-            if s != at.stage() {
-                return (s, inner);
-            }
-            let faulty = Faulty {
-                inner,
-                fault: *fault,
-                forward: at.kind() == Kind::Forward,
-                microbatch: at.microbatch(),
-                calls: AtomicUsize::new(0),
-            };
-            (s, Box::new(faulty) as Box<dyn Module>)
-        });
-        let stages = stages.collect();
-        let mut pipeline = Pipeline::new(group, plan, stages, loss, PipelineConfig::default())?;
+        let plan = &self.plan;
+        let (device, is_culprit) = (group.device(), group.rank() == self.culprit());
+        let mesh = Mesh::new(
+            group,
+            [("data", self.replicas), ("pipe", plan.rank_count())],
+        )?;
+        let config = PipelineConfig {
+            data: (self.replicas > 1)
+                .then(|| mesh.group("data"))
+                .transpose()?,
+            ..PipelineConfig::default()
+        };
+        let layers = self.model(is_culprit);
+        let cuts: Vec<usize> = (0..plan.stages()).collect();
+        let model = (&layers, &cuts[..]);
+        let mut pipeline =
+            Pipeline::of_layers(mesh.group("pipe")?, plan, model, DType::F32, loss, config)?;
         let (x, y) = batch(2 * plan.microbatches(), 0, DType::F32, device).unwrap();
         let error = pipeline
             .step(from_ref(&x), from_ref(&y))
@@ -157,43 +201,33 @@ impl Case {
             .step(&[x], &[y])
             .map(drop)
             .expect_err("it is poisoned");
-        assert!(matches!(again, Error::Poisoned { .. }), "{again}");
+        // Another replica may have failed before this one began its step.
+        let is_as_before = again.to_string() == error.to_string();
+        assert!(
+            matches!(again, Error::Poisoned { .. }) || is_as_before,
+            "{again}, after {error}"
+        );
         Ok(error.to_string())
     }
 
-    /// Whether a sentence says what went wrong: an error and a panic with stage, action and microbatch; a stall with the
-    /// action in which somebody waited in vain, and the rank that stalls.
+    /// Whether a sentence says what went wrong, with stage, action and microbatch; of a stall also who stalls.
     pub fn is_told(&self, sentence: &str) -> bool {
-        let at = self.at;
+        // What belongs to the weights alone happens in the second half of a backward.
+        let (stage, microbatch) = (self.at.stage() as u16, self.at.microbatch() as u16);
+        let half = Action::compute(Kind::Weight, stage, microbatch);
+        let mut actions = [self.at, half].into_iter();
         match self.fault {
             Fault::Stall => {
-                let rank = self.culprit().to_string();
-                // "for rank 1, which waits in … for rank 3", or "for ranks 0, 3".
-                let missing = sentence.split(" for rank").skip(1);
-                let mut missing = missing.flat_map(|rest| {
-                    let end = rest.find([';', ':']).unwrap_or(rest.len());
-                    let ranks = rest[..end].split(", which").next().unwrap_or_default();
-                    ranks.trim_start_matches('s').split(',').map(str::trim)
-                });
-                // The action in which somebody waits, such as "(owner 3, step 0, part 0: 1RECV_F2)"; who is through waits in
-                // the end of the step.
-                let place = sentence.split("step 0, part ").nth(1).unwrap_or_default();
-                let named = match place.split_once(": ").unwrap_or_default() {
-                    ("0", action) => action
-                        .split(')')
-                        .next()
-                        .unwrap_or_default()
-                        .parse::<Action>()
-                        .is_ok(),
-                    ("1", end) => end.starts_with("the end of the step"),
-                    _ => false,
-                };
-                named && sentence.contains(" waited ") && missing.any(|other| other == rank)
+                let who = format!("rank {}", self.culprit());
+                let (before, place) = sentence
+                    .split_once(" waits in no call, but is in ")
+                    .unwrap_or_default();
+                // "for rank 1, which waits …", or "for ranks 0, 3; rank 0 waits …".
+                let is_named = before.trim_end_matches(", which").ends_with(&who);
+                let mut is_there = |action| place.starts_with(&format!("{action} of step 0"));
+                sentence.contains(" waited ") && is_named && actions.any(&mut is_there)
             }
             Fault::Error | Fault::Panic => {
-                // What belongs to the weights alone happens in the second half of a backward.
-                let half = Action::compute(Kind::Weight, at.stage() as u16, at.microbatch() as u16);
-                let mut actions = [at, half].into_iter();
                 actions.any(|action| sentence.contains(&format!(" {action} ")))
             }
         }

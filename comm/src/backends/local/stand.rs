@@ -129,7 +129,12 @@ impl World {
     pub(super) fn stands(&self, rank: usize) -> Stands {
         match self.is_gone(rank) {
             true => Stands::Ended,
-            false => self.rank(rank).standings.seen().unwrap_or(Stands::Runs),
+            false => {
+                let rank = self.rank(rank);
+                rank.standings
+                    .seen()
+                    .unwrap_or_else(|| rank.activity.stands())
+            }
         }
     }
 
@@ -175,7 +180,7 @@ impl World {
                     sequence: 0,
                     missing,
                 },
-                _ => Stands::Runs,
+                _ => Stands::RUNS,
             });
         let stands: Vec<Stands> = stands.collect();
         let chain = late::circle(&stands)?.into_iter().map(|link| Link {

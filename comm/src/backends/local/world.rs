@@ -8,6 +8,7 @@ use super::part::Dropped;
 use super::pool::SlotRef;
 use super::stand::{Looks, Standings};
 use super::suspects::Suspects;
+use crate::backends::activity::Activity;
 use crate::backends::watcher;
 use crate::error::{Error, Result};
 use crate::meeting::late::grace;
@@ -52,6 +53,7 @@ pub(super) struct RankState {
     gone: AtomicBool,
     pub(super) mark: Mark,
     pub(super) standings: Standings,
+    pub(super) activity: Activity,
     /// What the rank has issued, and dropped before it was done.
     dropped: Mutex<Vec<Dropped>>,
     parker: Parker,

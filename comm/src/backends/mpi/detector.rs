@@ -462,7 +462,7 @@ impl Detector {
                 stands,
                 is_fixed: true,
             } => stands,
-            _ => Stands::Runs,
+            _ => Stands::RUNS,
         };
         let all: Vec<Stands> = (0..self.peers.len()).map(stands).collect();
         late::circle(&all)

@@ -51,7 +51,7 @@ use crate::group::{Group, ProcessGroup};
 use crate::launch::LaunchConfig;
 use crate::meeting::naming;
 use crate::membership::Membership;
-use crate::op::Promises;
+use crate::op::{Name, Promises};
 use crate::work::Pending;
 use std::fmt;
 use std::sync::Arc;
@@ -120,6 +120,7 @@ fn join(config: &LaunchConfig) -> Result<MpiGroup> {
     let epoch = core.begin(config);
     let (rank, size) = (core.wire.rank, core.wire.size);
     drop(core);
+    engine.activity.set(Name::EMPTY);
     let membership = Membership {
         rank,
         world_ranks: (0..size).collect(),
@@ -177,6 +178,10 @@ impl Backend for MpiGroup {
             handle: Handle::new(Arc::clone(engine), *epoch, &new),
             membership: new,
         }))
+    }
+
+    fn set_activity(&self, activity: Name) {
+        self.handle.engine.activity.set(activity);
     }
 
     fn fault(&self) -> Option<Error> {

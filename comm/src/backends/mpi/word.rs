@@ -35,10 +35,10 @@ pub(super) struct Standing {
 
 impl Standing {
     pub(super) const ENDED: Standing = Standing::of(Stands::Ended);
-    pub(super) const RUNS: Standing = Standing::of(Stands::Runs);
+    pub(super) const RUNS: Standing = Standing::of(Stands::RUNS);
     pub(super) const SILENT: Standing = Standing::of(Stands::Silent);
 
-    const fn of(stands: Stands) -> Standing {
+    pub(super) const fn of(stands: Stands) -> Standing {
         Standing {
             stands,
             is_fixed: false,

@@ -3,9 +3,9 @@
 use super::Step;
 use super::config::{LossOn, PipelineConfig};
 use super::pass::{Passed, Purpose};
+use super::place::Place;
 use super::stage::Stage;
 use super::tied::Tied;
-use super::trace::Place;
 use crate::pipeline::{Action, Kind, Schedule};
 use crate::{Error, Result, talk};
 use phalanx_autograd::{Gradients, Param};
@@ -134,7 +134,7 @@ pub(super) fn finish(
     passed: Passed<'_>,
     stages: &mut [Stage],
     sums: &mut Sums,
-    place: &Place,
+    place: &Place<'_>,
 ) -> Result<(Step, Vec<Tensor>)> {
     let mut step = Step::default();
     match purpose {
@@ -143,10 +143,10 @@ pub(super) fn finish(
             sums.add(passed.losses)?;
             let mut by_stage = gradients(stages, passed.gradients, passed.reductions, place)?;
             for sum in passed.sums {
-                place.set(Some(sum.action));
+                place.enter(sum.action);
                 sum.finish(&mut by_stage)?;
             }
-            place.set(None);
+            place.enter(None);
             (step.weight, step.loss) = ranks.mean(std::mem::take(sums))?;
             for (_, gradients) in &mut by_stage {
                 gradients.scale(1.0 / step.weight)?;
@@ -173,10 +173,10 @@ fn gradients(
     stages: &mut [Stage],
     mut reduced: Vec<(usize, Gradients)>,
     reductions: Vec<(usize, crate::Reduction<'_>)>,
-    place: &Place,
+    place: &Place<'_>,
 ) -> Result<Vec<(usize, Gradients)>> {
     for (stage, reduction) in reductions {
-        place.set(Some(Action::whole_stage(Kind::ReduceGrad, stage as u16)));
+        place.enter(Action::whole_stage(Kind::ReduceGrad, stage as u16));
         reduced.push((stage, reduction.finish()?));
     }
     let all = stages.iter_mut().map(|stage| {

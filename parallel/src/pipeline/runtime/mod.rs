@@ -7,6 +7,7 @@ mod edges;
 mod failure;
 mod finish;
 mod pass;
+mod place;
 mod prepare;
 mod program;
 mod stage;
@@ -22,12 +23,13 @@ pub use tied::Tie;
 use self::announce::announce;
 use self::edges::{Carried, Sizes};
 use self::pass::{Pass, Purpose};
+use self::place::Place;
 use self::prepare::{describe, prepare};
 use self::program::{Instruction, forward_part, program};
 use self::stage::Stage;
 use self::state::Numbered;
 use self::tied::Tied;
-use self::trace::{Clock, Place};
+use self::trace::Clock;
 use self::walk::Walk;
 use super::{Layers, Schedule, Span};
 use crate::reduce::{GradReducer, Poison};
@@ -387,12 +389,12 @@ impl Pipeline {
             reducers,
         };
         let mut sizes = known.unwrap_or_default();
-        let place = Place::default();
+        let place = Place::new(&**group, *step);
         let mut clock = Clock::new(config.trace);
         let walk = || {
             let walk = Walk::new(&pass, stages, &mut sizes, &place);
             let passed = walk.run(&programs[usize::from(!purpose.has_backward())], &mut clock)?;
-            place.set(None);
+            place.enter(None);
             let end = group.labelled(Label {
                 name: Name::new("the end of the step"),
                 ..Label::new(*owner, *step, 1)

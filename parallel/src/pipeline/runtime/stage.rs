@@ -4,7 +4,7 @@
 //! plan does them in: one whose turn has not come waits with what it saved. So a plan's order changes no bit of a
 //! gradient.
 
-use super::trace::Place;
+use super::place::Place;
 use crate::Result;
 use crate::pipeline::{Action, Kind};
 use phalanx_autograd::nn::Module;
@@ -196,19 +196,19 @@ impl Stage {
     }
 
     /// The gradients of the parameters for a microbatch whose first half is done (`W`), as soon as its turn has come.
-    pub(super) fn weight(&mut self, microbatch: usize, place: &Place) -> Result<()> {
+    pub(super) fn weight(&mut self, microbatch: usize, place: &Place<'_>) -> Result<()> {
         let half = self.halves.remove(&microbatch).unwrap_or_default();
         self.early.insert(microbatch, half);
         self.weight_in_turn(place)
     }
 
-    fn weight_in_turn(&mut self, place: &Place) -> Result<()> {
+    fn weight_in_turn(&mut self, place: &Place<'_>) -> Result<()> {
         while let Some(half) = self.early.remove(&self.next) {
             let (stage, microbatch) = (self.number as u16, self.next as u16);
-            let before = place.replace(Some(Action::compute(Kind::Weight, stage, microbatch)));
+            let before = place.enter(Action::compute(Kind::Weight, stage, microbatch));
             self.next += 1;
             self.gradients = half.run(self.take_gradients(), None)?;
-            place.set(before);
+            place.enter(before);
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ impl Stage {
         &mut self,
         microbatch: usize,
         seeds: Vec<Option<Tensor>>,
-        place: &Place,
+        place: &Place<'_>,
     ) -> Result<Vec<Option<Tensor>>> {
         if microbatch != self.next {
             let gradients = self.input(microbatch, seeds)?;

@@ -1,13 +1,9 @@
-//! Where a pass is, and [`Clock`]: when each of its compute actions began and ended, on this rank and on all.
+//! [`Clock`]: when each of its compute actions began and ended, on this rank and on all.
 
 use super::Pipeline;
 use crate::pipeline::{Action, Cost, Costs, Kind, Schedule, Span, StageCosts, Timeline, validate};
 use crate::{Result, talk};
-use std::cell::Cell;
 use std::time::Instant;
-
-/// The action that a rank is in, which its errors name.
-pub(super) type Place = Cell<Option<Action>>;
 
 /// Notes spans where it was asked to.
 pub(super) struct Clock {

@@ -3,10 +3,11 @@
 
 use super::edges::{self, Item, Sizes};
 use super::pass::{Pass, Passed, Purpose};
+use super::place::Place;
 use super::program::Instruction;
 use super::stage::{Arrival, Outcome, Stage};
 use super::tied::Sum;
-use super::trace::{Clock, Place};
+use super::trace::Clock;
 use crate::pipeline::{Action, Kind};
 use crate::reduce::Average;
 use crate::{Error, Result};
@@ -45,7 +46,7 @@ pub(super) struct Walk<'a, 's> {
     pass: &'a Pass<'a>,
     stages: &'s mut [Stage],
     sizes: &'s mut Sizes,
-    place: &'s Place,
+    place: &'s Place<'s>,
     held: HashMap<Key, Held>,
     flights: Vec<Option<Flight>>,
     /// The flights before this one have landed.
@@ -58,7 +59,7 @@ impl<'a, 's> Walk<'a, 's> {
         pass: &'a Pass<'a>,
         stages: &'s mut [Stage],
         sizes: &'s mut Sizes,
-        place: &'s Place,
+        place: &'s Place<'s>,
     ) -> Self {
         let microbatches = pass.schedule.microbatches();
         stages.iter_mut().for_each(Stage::start);
@@ -83,27 +84,27 @@ impl<'a, 's> Walk<'a, 's> {
         for instruction in program {
             match instruction {
                 Instruction::Compute(action) => {
-                    self.place.set(Some(*action));
+                    self.place.enter(*action);
                     self.compute(*action, clock)?;
                 }
                 Instruction::Exchange(list) => {
-                    self.place.set(list.first().copied());
+                    self.place.enter(list.first().copied());
                     self.exchange(list)?;
                 }
                 Instruction::Reduce(stage) => {
                     self.place
-                        .set(Some(Action::whole_stage(Kind::ReduceGrad, *stage as u16)));
+                        .enter(Action::whole_stage(Kind::ReduceGrad, *stage as u16));
                     self.reduce(*stage)?;
                 }
                 Instruction::ReduceTied(action) => {
-                    self.place.set(Some(*action));
+                    self.place.enter(*action);
                     self.reduce_tied(*action)?;
                 }
             }
             self.poll()?;
         }
         for flight in self.flights.drain(..).flatten() {
-            self.place.set(Some(flight.action));
+            self.place.enter(flight.action);
             flight.work.wait()?;
         }
         Ok(self.passed)
@@ -377,9 +378,9 @@ impl<'a, 's> Walk<'a, 's> {
         else {
             return Ok(());
         };
-        let before = self.place.replace(Some(action));
+        let before = self.place.enter(action);
         let mut tensors = work.wait()?.into_iter();
-        self.place.set(before);
+        self.place.enter(before);
         for (key, count) in brings {
             let part = tensors.by_ref().take(count).collect();
             self.held.insert(key, Held::There(part));

@@ -2,6 +2,7 @@
 //! meet; and where this rank stands among them.
 
 use super::{Exchange, Header, Key, Op, Stage, Standing};
+use crate::backends::activity::Activity;
 use crate::error::Stands;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -49,13 +50,13 @@ pub(super) struct Arrival {
     pub(super) data: usize,
 }
 
-#[derive(Default)]
 pub(super) struct Slots {
     map: HashMap<Key, Slot>,
     /// What threads of this rank wait for, in the order in which they began.
     waits: Vec<Key>,
     /// The thread that has made all calls so far, `wait` and `poll` included, or none where several have.
     caller: Caller,
+    activity: Arc<Activity>,
 }
 
 /// Who makes the calls of this rank.
@@ -68,6 +69,16 @@ enum Caller {
 }
 
 impl Slots {
+    /// None yet, of a rank that says there what it does between its calls.
+    pub(super) fn new(activity: Arc<Activity>) -> Slots {
+        Slots {
+            map: HashMap::new(),
+            waits: Vec::new(),
+            caller: Caller::default(),
+            activity,
+        }
+    }
+
     pub(super) fn get(&self, key: Key) -> Option<&Slot> {
         self.map.get(&key)
     }
@@ -193,7 +204,7 @@ impl Slots {
         let waits = self.waits.iter();
         let mut waits = waits.filter_map(|&key| Some((key, self.mine(key)?)));
         let Some((key, mine)) = waits.next() else {
-            return Standing::RUNS;
+            return Standing::of(self.activity.stands());
         };
         debug_assert_eq!(mine.ranks[mine.me], me);
         let is_alone = matches!(self.caller, Caller::One(_)) && self.waits.len() == 1;
