@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode, ExitStatus, Stdio};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::features;
 use crate::lines::report;
 
 /// The root of the workspace: the folder above this package.
@@ -37,20 +38,12 @@ pub fn cargo<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
     command
 }
 
-/// The packages with programs for MPI, and its features.
-const WITH_MPI: &[&str] = &[
-    "--release",
-    "--package=phalanx-comm",
-    "--package=phalanx-parallel",
-    "--package=phalanx-examples",
-    "--features=phalanx-comm/mpi,phalanx-parallel/mpi,phalanx-examples/mpi",
-];
-
-/// A build of programs for MPI. All builds name all packages, and a test: cargo chooses the features of what they depend
-/// on by the packages that it hears of and by whether there is a test, and would build phalanx-tensor once more for each.
-pub fn with_mpi(chore: &[&str]) -> Command {
+/// A build of test programs, with all backends that build here. All builds name the whole workspace, and a test: cargo
+/// chooses the features of what they depend on by the packages that it hears of and by whether there is a test, and would
+/// build phalanx-tensor once more for each.
+pub fn of_tests(chore: &[&str]) -> Command {
     let mut command = cargo(chore);
-    command.args(WITH_MPI);
+    command.args(["--workspace", "--features", features::all()]);
     command
 }
 

@@ -5,12 +5,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::cargo::{cargo, succeed};
-use crate::gpu;
+use crate::features;
 use crate::machine;
 use crate::tidy;
 
-/// The backend that needs MPI to build. The code with it is all code but a line or two of [`PLAIN`].
-const MPI: &str = "phalanx-comm/mpi,phalanx-parallel/mpi,phalanx-examples/mpi,phalanx-benches/mpi";
 /// The crate with code for when the backend is not there.
 const PLAIN: &str = "phalanx-comm";
 
@@ -19,17 +17,15 @@ pub fn run() -> Result<ExitCode> {
     tidy::run()?;
     let obstacle = machine::obstacle();
     let features: &[&str] = match obstacle {
-        None => &["--features", MPI],
+        None => &["--features", features::MPI],
         Some(_) => &[],
     };
     clippy("clippy", &[&["--workspace"], features].concat())?;
     if obstacle.is_none() {
         clippy("clippy without MPI", &["--package", PLAIN])?;
     }
-    clippy(
-        "clippy with CUDA",
-        &["--workspace", "--features", gpu::programs::FEATURES],
-    )?;
+    let all = ["--workspace", "--features", features::all()];
+    clippy("clippy with all backends", &all)?;
     let mut doc = cargo(["doc", "--workspace", "--no-deps", "--quiet"]);
     let doc = doc.args(features).env("RUSTDOCFLAGS", "-D warnings");
     succeed("documentation", doc)?;

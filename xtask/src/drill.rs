@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Result, bail};
 
-use crate::cargo::{artifacts, cargo, program_of, with_mpi};
+use crate::cargo::{artifacts, of_tests, program_of};
 use crate::mpi::{Outcome, cells, nothing_left};
 use crate::{gpu, machine, signals};
 
@@ -38,7 +38,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let obstacle = machine::obstacle();
     let with_mpi = args.wants("mpi") && obstacle.is_none();
     if args.wants("local") || with_mpi {
-        let program = build(with_mpi.then_some("mpi"))?;
+        let program = build()?;
         if args.wants("local") {
             tables.push(("local", threads(Command::new(&program), &args.only)?));
         }
@@ -53,7 +53,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.wants("nccl") {
         match gpu::for_ranks(RANKS)? {
             Ok((cards, nvrtc)) => {
-                let mut program = Command::new(build(Some("nccl"))?);
+                let mut program = Command::new(build()?);
                 program.envs(cards.environment(args.seed, &nvrtc));
                 program.env("PHALANX_TEST_DEVICE", "cuda:0");
                 let mut table = threads(program, &args.only)?;
@@ -83,15 +83,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// The program that plays the cells.
-fn build(feature: Option<&str>) -> Result<PathBuf> {
-    let mut build = match feature {
-        Some("mpi") => with_mpi(&["build"]),
-        _ => cargo(["build", "--release", "--package=phalanx-comm"]),
-    };
-    build.args(["--quiet", "--test=cells"]);
-    if let Some(feature) = feature.filter(|feature| *feature != "mpi") {
-        build.args(["--features", feature]);
-    }
+fn build() -> Result<PathBuf> {
+    let mut build = of_tests(&["build", "--quiet", "--test=cells"]);
     program_of(&artifacts(&mut build)?, "comm", "test", "cells")
 }
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 
-use crate::cargo::{artifacts, program_of, with_mpi};
+use crate::cargo::{artifacts, cargo, of_tests, program_of};
 use crate::hosts::Hosts;
 use crate::job::Job;
 use crate::lines::{Line, report};
@@ -25,7 +25,7 @@ pub struct Args {
     /// Spread them over so many hosts: network namespaces of this machine (needs root and ip)
     #[arg(long, value_name = "N")]
     hosts: Option<usize>,
-    /// Build it with a test, as the tests of MPI do: it is not built once more then
+    /// Take the build of the tests
     #[arg(long, hide = true)]
     tests: bool,
     /// An example: ddp, collectives, ...
@@ -51,11 +51,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(obstacle) = machine::obstacle() {
         anyhow::bail!("{obstacle}");
     }
-    let mut build = with_mpi(&["build", "--quiet"]);
-    build.args(["--bin", &args.example]);
-    if args.tests {
-        build.arg("--test=cells");
-    }
+    let mut build = match args.tests {
+        true => of_tests(&["build", "--test=cells"]),
+        // As the README has it.
+        false => {
+            let package = ["build", "--release", "--package=phalanx-examples"];
+            let mut build = cargo(package);
+            build.arg("--features=mpi");
+            build
+        }
+    };
+    build.args(["--quiet", "--bin", &args.example]);
     let program = &program_of(&artifacts(&mut build)?, "examples", "bin", &args.example)?;
     signals::catch();
     let hosts = args.hosts.map(Hosts::new).transpose()?;

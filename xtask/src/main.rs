@@ -4,6 +4,7 @@
 mod cargo;
 mod check;
 mod drill;
+mod features;
 mod gpu;
 mod host_access;
 mod hosts;

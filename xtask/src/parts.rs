@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 
-use crate::cargo::{cargo, root};
+use crate::cargo::{cargo, of_tests, root};
 use crate::gpu;
-use crate::gpu::programs::FEATURES;
 use crate::hosts::Hosts;
 use crate::machine;
 use crate::mpi::mpich;
@@ -39,8 +38,8 @@ const MISTAKES: &[&str] = &["--seed", "2", "--count", "20"];
 pub const PARTS: &[Part] = &[
     Part {
         name: "workspace",
-        what: "unit, integration and documentation tests of all crates",
-        command: || cargo(["test", "--workspace", "--no-fail-fast"]),
+        what: "unit, integration and documentation tests of all crates, with the features of all backends and without a card",
+        command: || without_cards(of_tests(&["test", "--no-fail-fast"])),
         ..PLAIN
     },
     // One build, which the first of these makes, run at each level.
@@ -160,9 +159,13 @@ pub const PARTS: &[Part] = &[
     },
     Part {
         name: "cuda-absent",
-        what: "the feature cuda, where there is no CUDA",
+        what: "what the tests of cards say where there is no CUDA",
         obstacle: || gpu::has_cards().then(|| "this machine has a CUDA device".to_owned()),
-        command: without_cards,
+        command: || {
+            let mut command = without_cards(of_tests(&["test", "--test=cuda", "--no-fail-fast"]));
+            command.args(["--", "--show-output"]);
+            command
+        },
         ..PLAIN
     },
     Part {
@@ -263,19 +266,12 @@ fn chore(args: &[&str]) -> Command {
     command
 }
 
-/// The feature `cuda` where there is neither a driver nor a simulated one: it builds, phalanx-tensor's operations are
-/// those of the CPU, and the tests of cards say that they are skipped.
-fn without_cards() -> Command {
-    let mut command = cargo(["test", "--workspace", "--features", FEATURES]);
-    command.args([
-        "--test=cuda",
-        "--test=ops",
-        "--no-fail-fast",
-        "--",
-        "--show-output",
-    ]);
+/// The feature `cuda` where there is neither a driver nor a simulated one, and no real card is seen: all tests run on the
+/// CPU, and those of cards say that they are skipped.
+fn without_cards(mut command: Command) -> Command {
     command.env_remove("LD_LIBRARY_PATH");
     command.env_remove("PHALANX_REQUIRE_CARDS");
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command
 }
 

@@ -11,9 +11,9 @@ use std::thread;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::nvrtc::Nvrtc;
-use super::programs::FEATURES;
 use super::simulator::search;
 use crate::cargo::{cargo, executables, root};
+use crate::features;
 use crate::lines::report;
 
 /// The compute capabilities for which there is machine code: 8.0 is the A100's, 9.0 the H100's, 10.0 the B200's, 12.0
@@ -123,7 +123,7 @@ fn clear(all: &Path) {
 
 fn program() -> Result<PathBuf> {
     let mut build = cargo(["build", "--quiet", "--workspace", "--example=kernels"]);
-    build.args(["--features", FEATURES]);
+    build.args(["--features", features::all()]);
     let built = executables(&mut build)?;
     let program = built.into_iter().find(|(name, _)| name == "kernels");
     let (_, program) = program.context("the compiler of kernels was not built")?;

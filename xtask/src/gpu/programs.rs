@@ -6,10 +6,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::cargo::{artifacts, cargo, root};
-
-/// What they are built with. All builds name the whole workspace, so that they share what they depend on.
-pub const FEATURES: &str = "phalanx-tensor/cuda,phalanx-autograd/cuda,phalanx-comm/nccl,phalanx-parallel/nccl,\
-    phalanx-examples/nccl,phalanx-benches/nccl";
+use crate::features;
 
 /// A program of the workspace.
 #[derive(Debug)]
@@ -161,7 +158,13 @@ pub fn bins(release: bool) -> Result<Vec<(&'static Program, PathBuf)>> {
 
 fn build(chore: &[&str], kind: &str, release: bool) -> Result<Vec<(&'static Program, PathBuf)>> {
     let mut command = cargo(chore);
-    command.args(["--quiet", "--workspace", "--features", FEATURES]);
+    // All builds name the whole workspace, so that they share what they depend on. What is carried to another machine finds
+    // no MPI there.
+    let features = match release {
+        true => features::CARDS,
+        false => features::all(),
+    };
+    command.args(["--quiet", "--workspace", "--features", features]);
     if release {
         command.arg("--release");
     }

@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, bail, ensure};
 
 use super::folder::Folder;
 use super::nothing_left;
-use crate::cargo::{artifacts, program_of, with_mpi};
+use crate::cargo::{artifacts, of_tests, program_of};
 use crate::job::Job;
 use crate::{machine, signals};
 
@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(obstacle) = machine::obstacle() {
         bail!("{obstacle}");
     }
-    let mut build = with_mpi(&["build", "--quiet", "--test=fuzz_mpi"]);
+    let mut build = of_tests(&["build", "--quiet", "--test=fuzz_mpi"]);
     let program = &program_of(&artifacts(&mut build)?, "comm", "test", "fuzz_mpi")?;
     signals::catch();
     let (mut passed, mut failed) = (0, 0);

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use self::drills::DRILLS;
-use crate::cargo::{artifacts, program_of, with_mpi};
+use crate::cargo::{artifacts, of_tests, program_of};
 use crate::hosts::Hosts;
 use crate::job::{End, Job};
 use crate::lines::Line;
@@ -60,9 +60,9 @@ impl Programs {
         let tests =
             ["mpi", "drill", "cells", "ddp", "runtime"].map(|name| format!("--test={name}"));
         let mut programs =
-            with_mpi(&["build", "--bin=ddp", "--bin=pipeline", "--bin=ddp_pipeline"]);
+            of_tests(&["build", "--bin=ddp", "--bin=pipeline", "--bin=ddp_pipeline"]);
         let programs = artifacts(programs.args(tests))?;
-        let units = artifacts(&mut with_mpi(&["test", "--no-run", "--lib"]))?;
+        let units = artifacts(&mut of_tests(&["test", "--no-run", "--lib"]))?;
         Ok(Programs {
             unit: program_of(&units, "comm", "lib", "phalanx_comm")?,
             suite: program_of(&programs, "comm", "test", "mpi")?,
