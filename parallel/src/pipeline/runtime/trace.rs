@@ -1,4 +1,4 @@
-//! [`Clock`]: when each of its compute actions began and ended, on this rank and on all.
+//! [`Clock`]: when each compute action of a pass began and ended, on this rank and on all.
 
 use super::Pipeline;
 use crate::pipeline::{Action, Cost, Costs, Kind, Schedule, Span, StageCosts, Timeline, validate};
