@@ -81,6 +81,19 @@ fn the_readmes_block_makes_a_project() {
     assert!(output.status.success() && stderr.is_empty(), "{stderr}");
 }
 
+/// What the profile is for.
+#[test]
+fn an_optimised_build_makes_no_remark() {
+    let output = Command::new(env!("CARGO_BIN_EXE_collectives"))
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && !stderr.contains(REMARK),
+        "{stderr}"
+    );
+}
+
 /// Built without optimisation, which is done soon; and that is said.
 #[test]
 fn the_readmes_main_prints_sentences() {

@@ -162,7 +162,12 @@ pub const PARTS: &[Part] = &[
         what: "what the tests of cards say where there is no CUDA",
         obstacle: || gpu::has_cards().then(|| "this machine has a CUDA device".to_owned()),
         command: || {
-            let mut command = without_cards(of_tests(&["test", "--test=cuda", "--no-fail-fast"]));
+            let mut command = without_cards(of_tests(&[
+                "test",
+                "--test=cuda",
+                "--test=cards",
+                "--no-fail-fast",
+            ]));
             command.args(["--", "--show-output"]);
             command
         },
