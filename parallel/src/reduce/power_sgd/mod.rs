@@ -29,7 +29,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// Each rank sends *r*(*n* + *m*) elements for a matrix instead of *n m*: for 4096 × 4096 in `f32` and a rank of 4,
 /// 128 KiB instead of 64 MiB. A bucket travels in two collectives: *P* with all that is not compressed while the sweep
 /// runs, *Q* after it, while other buckets still compute. The work is three products of some 2 *n m r* operations,
-/// and some 40 *r* small kernels for each matrix, which make *P* and *Q*
+/// and some 50 *r* small kernels for each matrix, which make *P* and *Q*
 /// orthonormal. It pays where the links are slow, not within a machine. Each rank
 /// keeps as much memory as the compressed gradients have, and as much again of *Q* as it sends.
 ///

@@ -3,7 +3,7 @@
 //! Matrices of few columns are kept and sent as their transposes, `[r, n]` and `[r, m]`: their columns are then rows
 //! in memory.
 
-use super::orthonormal::{orthonormal, unit_or};
+use super::orthonormal::orthonormal;
 use super::{Kept, Memory, PowerSgdConfig, lock};
 use crate::reduce::hook::{Completion, GradBucket};
 use crate::{Error, Result};
@@ -154,12 +154,12 @@ impl Compressed {
                 Some(start) => start.to_device(device)?,
                 None => plan.start(index, i, matrix, dtype, device)?,
             };
+            // *M Q* spans the same without this, but small directions would be lost in the rounding of large ones. Where *M*
+            // had fewer directions than *Q* has rows, random ones take the place of the rest.
             let q = match memory.q.take() {
-                Some(q) => unit_or(&q.to_device(device)?, &start)?,
-                None => start.clone(),
+                Some(q) => orthonormal(&q.to_device(device)?, Some(&start))?,
+                None => orthonormal(&start, None)?,
             };
-            // *M Q* spans the same without it, but small directions would be lost in the rounding of large ones.
-            let q = orthonormal(&q)?;
             message.write_at(at, &q.matmul(&input.t()?)?)?;
             at += r * n;
             if plan.config.warm_start {
@@ -194,7 +194,7 @@ impl Compressed {
         let mut bases = Vec::with_capacity(self.parts.len());
         for Part { matrix, input, .. } in &mut self.parts {
             let Matrix { n, m, r, .. } = *matrix;
-            let basis = orthonormal(&view(&first, from, r, n)?)?;
+            let basis = orthonormal(&view(&first, from, r, n)?, None)?;
             let whole = input.take().ok_or_else(over)?;
             message.write_at(to, &basis.matmul(&whole)?)?;
             *input = Some(whole).filter(|_| self.plan.config.use_error_feedback);
