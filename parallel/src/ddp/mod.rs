@@ -1,6 +1,5 @@
 //! Data parallelism: one replica of the module per rank, gradients averaged while backward runs.
 
-mod broadcast;
 mod config;
 mod replica;
 mod step;

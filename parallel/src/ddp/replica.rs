@@ -1,13 +1,12 @@
 //! [`Replica`]: what a wrapper keeps of its module, and knows of the other ranks' replicas.
 
-use super::broadcast::Buffers;
 use super::{DdpConfig, Trace};
 use crate::reduce::{GradReducer, Poison};
+use crate::replicas::broadcast::Buffers;
 use crate::{Result, replicas, talk};
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Claim, Gradients, Holder, Param};
 use phalanx_comm::ProcessGroup;
-use phalanx_tensor::Tensor;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What the errors of a claim say of a wrapper.
@@ -61,21 +60,19 @@ impl Replica {
             group,
             devices.chain(buffers.iter().map(|(_, b)| b.device())),
         )?;
-        take_parameters_of(0, &params, &*group)?;
+        let buffers = replicas::take_values_of(0, &params, buffers, &*group)?;
         let (params, frozen): (Vec<_>, Vec<_>) =
             params.into_iter().partition(|(_, p)| p.requires_grad());
         let reducer = GradReducer::of_agreed(params, group, config.reduce())?;
-        let replica = Replica {
+        Ok(Replica {
             config,
             reducer: Arc::new(reducer),
             frozen,
-            buffers: Buffers::new(buffers),
+            buffers,
             claim,
             poison: Poison::default(),
             state: Mutex::default(),
-        };
-        replica.buffers.send(replica.group(), 0)?.receive()?;
-        Ok(replica)
+        })
     }
 
     pub(super) fn group(&self) -> &dyn ProcessGroup {
@@ -108,23 +105,4 @@ impl Replica {
         self.poison
             .expect_whole(talk::world_rank(self.group()), step)
     }
-}
-
-fn take_parameters_of(
-    root: usize,
-    params: &[(String, Param)],
-    group: &dyn ProcessGroup,
-) -> Result<()> {
-    // Shared until it has arrived everywhere: it is only read.
-    let works = params
-        .iter()
-        .map(|(_, p)| group.broadcast(p.read(Tensor::clone), root));
-    let works = works.collect::<Result<Vec<_>, _>>()?;
-    for ((_, param), work) in params.iter().zip(works) {
-        let value = work.wait()?;
-        if group.rank() != root {
-            param.set(value)?;
-        }
-    }
-    Ok(())
 }

@@ -9,21 +9,21 @@ use phalanx_tensor::Tensor;
 use std::sync::{Mutex, PoisonError};
 
 /// A module's buffers, and how they are laid out to travel.
-pub(super) struct Buffers {
-    pub(super) named: Vec<(String, Buffer)>,
+pub(crate) struct Buffers {
+    pub(crate) named: Vec<(String, Buffer)>,
     plan: Vec<Bucket>,
     /// The memory of each bucket, between two steps.
     flats: Mutex<Vec<Option<Flat>>>,
 }
 
 /// Buffers on their way.
-pub(super) struct Broadcast<'a> {
+pub(crate) struct Broadcast<'a> {
     buffers: &'a Buffers,
     parts: Vec<(Work<Tensor>, Marks)>,
 }
 
 impl Buffers {
-    pub(super) fn new(named: Vec<(String, Buffer)>) -> Buffers {
+    pub(crate) fn new(named: Vec<(String, Buffer)>) -> Buffers {
         let entries: Vec<Entry> = named.iter().map(|(_, b)| Entry::of_buffer(b)).collect();
         let everything = Limits {
             first: usize::MAX,
@@ -39,7 +39,7 @@ impl Buffers {
     }
 
     /// Sends those of rank `root` to all ranks.
-    pub(super) fn send(&self, group: &dyn ProcessGroup, root: usize) -> Result<Broadcast<'_>> {
+    pub(crate) fn send(&self, group: &dyn ProcessGroup, root: usize) -> Result<Broadcast<'_>> {
         let mut kept = self.take_flats().into_iter();
         let send = |bucket: &Bucket| {
             let buffer = |i: usize| &self.named[i].1;
@@ -65,7 +65,7 @@ impl Buffers {
 
 impl Broadcast<'_> {
     /// Waits for them, and writes them.
-    pub(super) fn receive(self) -> Result<()> {
+    pub(crate) fn receive(self) -> Result<()> {
         let mut flats = Vec::with_capacity(self.parts.len());
         for ((work, marks), bucket) in self.parts.into_iter().zip(&self.buffers.plan) {
             let memory = work.wait()?;

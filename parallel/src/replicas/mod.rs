@@ -1,6 +1,9 @@
-//! The checks that ranks hold the same module: its parameters and buffers before anything is averaged, and their
-//! values at any time later.
+//! Ranks that hold the same module: the checks that they do, of its parameters and buffers before anything is averaged and
+//! of their values at any time later; and the values of one rank for all.
 
+pub(crate) mod broadcast;
+
+use self::broadcast::Buffers;
 use crate::reduce::bucket::{self, Entry};
 use crate::{Error, Result, talk};
 use phalanx_autograd::nn::Module;
@@ -33,6 +36,30 @@ pub(crate) fn structures_agree(
         Some((rank, difference)) => Err(Error::ReplicasDiffer { rank, difference }),
         None => Ok(()),
     }
+}
+
+/// Gives the parameters and buffers of all ranks, which have the same ones, the values of the group's rank `root`. The group
+/// carries tensors on all their devices. Every rank must call it.
+pub(crate) fn take_values_of(
+    root: usize,
+    params: &[(String, Param)],
+    buffers: Vec<(String, Buffer)>,
+    group: &dyn ProcessGroup,
+) -> Result<Buffers> {
+    // Shared until it has arrived everywhere: it is only read.
+    let works = params
+        .iter()
+        .map(|(_, p)| group.broadcast(p.read(Tensor::clone), root));
+    let works = works.collect::<Result<Vec<_>, _>>()?;
+    for ((_, param), work) in params.iter().zip(works) {
+        let value = work.wait()?;
+        if group.rank() != root {
+            param.set(value)?;
+        }
+    }
+    let buffers = Buffers::new(buffers);
+    buffers.send(group, root)?.receive()?;
+    Ok(buffers)
 }
 
 /// Compares the values of this rank's parameters and buffers with every other rank's, which has the same ones.

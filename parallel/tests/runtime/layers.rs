@@ -180,6 +180,25 @@ fn the_uncut_model_has_the_same_values_and_names() {
     });
 }
 
+/// What edges carry follows from the layers: another word on it would be lost.
+#[test]
+fn layers_say_what_edges_carry() {
+    let layers = model();
+    let (plan, cuts) = plan(&layers, 2, 4);
+    on_ranks(2, |group| {
+        let config = PipelineConfig {
+            edges: vec![((0, 1), vec![0])],
+            ..PipelineConfig::default()
+        };
+        let made = Pipeline::of_layers(group, &plan, (&layers, &cuts), DType::F64, loss, config);
+        let error = made.map(drop).unwrap_err();
+        let is_told =
+            matches!(&error, Error::InvalidUse { reason, .. } if reason.contains("edges"));
+        assert!(is_told, "{error}");
+        Ok(())
+    });
+}
+
 #[test]
 fn a_state_of_something_else_is_refused() {
     let layers = model();

@@ -2,7 +2,7 @@
 
 use crate::models::{batch, loss, parts};
 use crate::ranks::on_ranks;
-use crate::reference::{Task, alone, expect};
+use crate::reference::{Task, alone, expect, values};
 use phalanx_autograd::nn::{Module, Visitor};
 use phalanx_autograd::{Tape, Var};
 use phalanx_parallel::Error;
@@ -19,21 +19,24 @@ fn a_batch_of_another_size_is_told_once() {
         let device = group.device();
         let number = group.rank();
         let stages = vec![(number, parts(plan.graph(), number, DType::F64, device))];
-        let calls = group.clone();
+        let kept = group.clone();
+        let calls = || kept.recent().last().map_or(0, |record| record.number + 1);
         let mut pipeline = Pipeline::new(group, &plan, stages, loss, PipelineConfig::default())?;
         let mut losses = Vec::new();
         let mut messages = Vec::new();
         for rows in [8, 11, 8, 11, 8] {
             let (x, y) = batch(rows, 0, DType::F64, device)?;
-            let before = calls.issued();
+            let before = calls();
             let step = pipeline.step(&[x], &[y])?;
-            messages.push(calls.issued() - before);
+            messages.push(calls() - before);
             losses.push(step.loss);
         }
         assert_eq!(losses[0], losses[2]);
         assert_eq!(losses[1], losses[3]);
         assert_ne!(losses[0], losses[1]);
         // The sizes travel ahead in the first steps alone.
+        assert!(messages[0] > messages[4], "{messages:?}");
+        assert_eq!(messages[0], messages[1], "{messages:?}");
         assert_eq!(messages[2..], [messages[4]; 3], "{messages:?}");
         Ok(())
     });
@@ -152,6 +155,39 @@ fn ranks_in_different_passes_are_told() {
                 .contains("rank 1 is in `evaluate` of step 0, where rank 0 is in `step` of step 0"),
             "{error}"
         );
+        Ok(())
+    });
+}
+
+/// The gradients of what a stage gives come back once it is trained, though no shape is new.
+#[test]
+fn a_stage_may_be_thawed_between_steps() {
+    let plan = Named::OneFOneB.schedule(2, 1, 4).unwrap();
+    on_ranks(2, |group| {
+        let device = group.device();
+        let number = group.rank();
+        let (x, y) = batch(8, 0, DType::F64, device)?;
+        let gradients = |frozen: &[bool]| -> phalanx_parallel::Result<Vec<Option<Vec<f64>>>> {
+            let stage = parts(plan.graph(), number, DType::F64, device);
+            let params = stage.parameters();
+            let stages = vec![(number, stage)];
+            let config = PipelineConfig::default();
+            let mut pipeline = Pipeline::new(group.clone(), &plan, stages, loss, config)?;
+            let mut last = Vec::new();
+            for &frozen in frozen {
+                let first = params.iter().filter(|_| number == 0);
+                first.for_each(|param| param.set_requires_grad(!frozen));
+                let step = pipeline.step(from_ref(&x), from_ref(&y))?;
+                let of = |param| step.gradients.get(param).map(values);
+                last = params.iter().map(of).collect();
+            }
+            Ok(last)
+        };
+        let trained = gradients(&[false])?;
+        assert!(trained.iter().all(Option::is_some));
+        for frozen in [&[true, false][..], &[false, true, false]] {
+            assert_eq!(gradients(frozen)?, trained, "{frozen:?}");
+        }
         Ok(())
     });
 }

@@ -168,6 +168,29 @@ fn a_tie_to_nothing_is_refused() {
     });
 }
 
+/// A stage that was made by hand has two names for each of its parameters.
+#[test]
+fn a_parameter_is_tied_once_by_whatever_name() {
+    on_ranks(3, |group| {
+        let plan = Named::Gpipe.schedule(3, 1, 2)?;
+        let (number, device) = (group.rank(), group.device());
+        let mut f = Factory::new(device, number as u64);
+        let stage: Box<dyn Module> = Box::new(Linear::new(4, 4, &mut f)?);
+        let tie = |name: &str, to: usize| [(0, name.to_owned()), (to, "weight".to_owned())];
+        let config = PipelineConfig {
+            tied: vec![tie("weight", 1), tie("0.weight", 2)],
+            ..PipelineConfig::default()
+        };
+        let made = Pipeline::new(group, &plan, vec![(number, stage)], loss, config);
+        let error = made.map(drop).unwrap_err().to_string();
+        assert!(
+            error.contains("`0.weight` of stage 0 is tied twice"),
+            "{error}"
+        );
+        Ok(())
+    });
+}
+
 /// The sum of stages 2 and 3 comes while 0 and 1 have their backward before them.
 const EARLY: &str = "\
     0F0, 0SEND_F0, 3RECV_F0, 3F0, 3B0, 3SEND_B0, 0F1, 0SEND_F1, 3RECV_F1, 3F1, 3B1, 3SEND_B1, 3REDUCE_GRAD, 3REDUCE_TIED>2, \

@@ -20,7 +20,7 @@ pub use config::{EdgeOutputs, LossOn, PipelineConfig};
 pub use stage::Loss;
 pub use tied::Tie;
 
-use self::announce::announce;
+use self::announce::Announced;
 use self::edges::{Carried, Sizes};
 use self::pass::{Pass, Purpose};
 use self::place::Place;
@@ -33,7 +33,7 @@ use self::trace::Clock;
 use self::walk::Walk;
 use super::{Layers, Schedule, Span};
 use crate::reduce::{GradReducer, Poison};
-use crate::{Error, Result, talk};
+use crate::{Error, ReduceConfig, Result, replicas, talk};
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Gradients, Tape, Var};
 use phalanx_comm::{Label, Name, ProcessGroup};
@@ -137,13 +137,15 @@ const REMEMBERED: usize = 64;
 impl Pipeline {
     /// A pipeline over the ranks of `group`, which are those of the plan. `stages` are this rank's own, with their
     /// numbers; `loss` gives the sum of the losses of a microbatch and its weight, and is called where the last stage is.
-    /// A plan of compute actions is lowered; either way it is proved before anything runs. Every rank must call it.
+    /// A plan of compute actions is lowered; either way it is proved before anything runs. Replicas begin with the parameters
+    /// and buffers of the first one, as those of [`Ddp`](crate::Ddp). Every rank must call it.
     ///
     /// # Errors
     /// [`Error::Plan`] for a plan that is wrong; [`Error::InvalidUse`] for stages that are not those of this rank, for a plan
     /// with several last stages, with collectives and no transfers, without a `REDUCE_GRAD` where there are replicas, or with
     /// other `REDUCE_TIED` than the ties; [`Error::RanksDiffer`], the same on every rank, where ranks or replicas have
-    /// different plans or configurations; errors of the communication.
+    /// different plans or configurations; [`Error::ReplicasDiffer`] where a stage has other parameters in another replica;
+    /// errors of the communication.
     pub fn new(
         group: Arc<dyn ProcessGroup>,
         plan: &Schedule,
@@ -166,7 +168,8 @@ impl Pipeline {
 
     /// As [`new`](Pipeline::new), over a model that is given as a list of layers and cut into the stages whose first layers
     /// are `cuts`: builds this rank's stages, of elements of type `dtype`, on the group's device. The plan is one over
-    /// [`Layers::graph`] (see [`Schedule::over`]).
+    /// [`Layers::graph`] (see [`Schedule::over`]), and what its edges carry follows from the layers:
+    /// [`PipelineConfig::edges`] must be empty.
     ///
     /// # Errors
     /// As [`new`](Pipeline::new) and [`Layers::stage`]; [`Error::RanksDiffer`] too where the ranks have different layers or
@@ -182,6 +185,14 @@ impl Pipeline {
         let own = plan.stages_of(group.rank());
         let device = group.device();
         let made = || {
+            if !config.edges.is_empty() {
+                return Err(Error::InvalidUse {
+                    op: "Pipeline::of_layers",
+                    reason:
+                        "the configuration says what edges carry, which follows from the layers"
+                            .into(),
+                });
+            }
             config.edges = layers.edges(cuts)?;
             config.tied.extend(layers.ties(cuts)?);
             if layers.graph(cuts)? != *plan.graph() {
@@ -231,15 +242,11 @@ impl Pipeline {
         agreed?;
         alike?;
         let owner = talk::owner(&*group)?;
+        let reducers = match &config.data {
+            Some(data) => replicated(&*group, data, &stages, &config.reduce)?,
+            None => Vec::new(),
+        };
         tied.start(&*group)?;
-        let mut reducers = Vec::new();
-        if let Some(data) = &config.data {
-            for stage in &stages {
-                let reducer =
-                    GradReducer::new(stage.trainable(), Arc::clone(data), config.reduce.clone())?;
-                reducers.push((stage.number, reducer));
-            }
-        }
         let rank = group.rank();
         Ok(Pipeline {
             programs: [
@@ -302,7 +309,7 @@ impl Pipeline {
         Ok(self.pass(Purpose::Infer, inputs, &[])?.1)
     }
 
-    /// The trainable parameters of this rank's stages.
+    /// All parameters of this rank's stages, the frozen ones too: an optimizer's state counts them so.
     pub fn parameters(&self) -> Vec<phalanx_autograd::Param> {
         let all = self
             .stages
@@ -345,7 +352,15 @@ impl Pipeline {
         self.poison
             .expect_whole(talk::world_rank(&*self.group), self.step)?;
         let cut = self.cut(purpose, inputs, targets);
-        let key = announce(&*self.group, self.step, purpose, cut.as_ref().ok())?;
+        let announced = Announced {
+            step: self.step,
+            batches: self.batches,
+            purpose,
+            cut: cut.as_ref().ok(),
+            stages: &self.stages,
+        };
+        let data = self.config.data.as_deref();
+        let key = announced.exchange(&*self.group, data)?;
         let (inputs, targets) = cut?;
         let Pipeline {
             group,
@@ -457,3 +472,35 @@ impl Pipeline {
 
 /// What a pass works on, by microbatch: inputs and targets.
 type Cut = (Vec<Vec<Tensor>>, Vec<Vec<Tensor>>);
+
+/// Gives the stages of all replicas the values of the first one's, and makes what averages their gradients. `group` are the
+/// ranks of this replica, `data` those that have this rank's stages: where the stages of one rank differ between replicas,
+/// all ranks are told.
+fn replicated(
+    group: &dyn ProcessGroup,
+    data: &Arc<dyn ProcessGroup>,
+    stages: &[Stage],
+    config: &ReduceConfig,
+) -> Result<Vec<(usize, GradReducer)>> {
+    let replicate = |stage: &Stage| {
+        let (params, buffers) = (
+            stage.module.named_parameters(),
+            stage.module.named_buffers(),
+        );
+        replicas::structures_agree(&**data, String::new(), &params, &buffers)?;
+        let devices = params.iter().map(|(_, p)| p.device());
+        let devices = devices.chain(buffers.iter().map(|(_, b)| b.device()));
+        let over = talk::over_devices(Arc::clone(data), devices)?;
+        replicas::take_values_of(0, &params, buffers, &*over)?;
+        let reducer = GradReducer::of_agreed(stage.trainable(), over, config.clone())?;
+        Ok((stage.number, reducer))
+    };
+    let made = stages.iter().map(replicate).collect::<Result<Vec<_>>>();
+    let text = match &made {
+        Ok(_) => String::new(),
+        Err(error) => format!("no pipeline: {error}"),
+    };
+    let alike = talk::agree(group, "pipelines", &text);
+    let made = made?;
+    alike.map(|()| made)
+}

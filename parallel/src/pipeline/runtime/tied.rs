@@ -82,38 +82,34 @@ impl Tied {
             op: "Pipeline::new",
             reason,
         };
-        let mut seen: Vec<&(usize, String)> = Vec::new();
+        // A stage that was made by hand is known by its number, which its names begin with or not.
+        let find = |stage: &Stage, name: &str| {
+            let (all, numbered) = (stage.trainable(), format!("{}.{name}", stage.number));
+            let named = |wanted: &str| all.iter().find(|(n, _)| n == wanted);
+            let found = named(name).or_else(|| named(&numbered));
+            found.map(|(_, param)| param.clone()).ok_or_else(|| {
+                wrong(format!(
+                    "`{name}` is tied, and no trainable parameter of stage {}",
+                    stage.number
+                ))
+            })
+        };
+        let mut seen: Vec<ParamId> = Vec::new();
         let mut out = Vec::new();
         for tie in ties {
-            for end in tie {
-                if seen.contains(&end) {
-                    return Err(wrong(format!(
-                        "`{}` of stage {} is tied twice",
-                        end.1, end.0
-                    )));
-                }
-                seen.push(end);
-            }
-            let end = |(stage, name): &(usize, String)| -> Result<End> {
+            let mut end = |(stage, name): &(usize, String)| -> Result<End> {
                 let here = stages.iter().find(|s| s.number == *stage);
-                let param = here.map(|stage| {
-                    let all = stage.trainable().into_iter();
-                    // A stage that was made by hand is known by its number.
-                    let numbered = format!("{}.{name}", stage.number);
-                    let mut found = all
-                        .filter(|(n, _)| n == name || *n == numbered)
-                        .map(|(_, p)| p);
-                    found.next().ok_or_else(|| {
-                        wrong(format!(
-                            "`{name}` is tied, and no trainable parameter of stage {}",
-                            stage.number
-                        ))
-                    })
-                });
+                let param = here.map(|stage| find(stage, name)).transpose()?;
+                if let Some(param) = &param {
+                    if seen.contains(&param.id()) {
+                        return Err(wrong(format!("`{name}` of stage {stage} is tied twice")));
+                    }
+                    seen.push(param.id());
+                }
                 Ok(End {
                     stage: *stage,
                     rank: schedule.rank_of(*stage),
-                    param: param.transpose()?,
+                    param,
                 })
             };
             out.push([end(&tie[0])?, end(&tie[1])?]);

@@ -6,12 +6,10 @@ use super::pass::{Pass, Passed, Purpose};
 use super::place::Place;
 use super::program::Instruction;
 use super::stage::{Arrival, Outcome, Stage};
-use super::tied::Sum;
 use super::trace::Clock;
 use crate::pipeline::{Action, Kind};
 use crate::reduce::Average;
 use crate::{Error, Result};
-use phalanx_autograd::Gradients;
 use phalanx_comm::{Message, Work};
 use phalanx_tensor::Tensor;
 use std::collections::HashMap;
@@ -87,10 +85,7 @@ impl<'a, 's> Walk<'a, 's> {
                     self.place.enter(*action);
                     self.compute(*action, clock)?;
                 }
-                Instruction::Exchange(list) => {
-                    self.place.enter(list.first().copied());
-                    self.exchange(list)?;
-                }
+                Instruction::Exchange(list) => self.exchange(list)?,
                 Instruction::Reduce(stage) => {
                     self.place
                         .enter(Action::whole_stage(Kind::ReduceGrad, *stage as u16));
@@ -265,6 +260,7 @@ impl<'a, 's> Walk<'a, 's> {
         };
         let (mut messages, mut brings) = (Vec::new(), Vec::new());
         for action in list {
+            self.place.enter(*action);
             let (kind, mb) = (action.kind(), action.microbatch());
             let peer = pass.schedule.rank_of(action.peer());
             let (from, to, way) = match kind {
@@ -342,8 +338,10 @@ impl<'a, 's> Walk<'a, 's> {
         for (key, _) in &brings {
             self.held.insert(*key, Held::Coming(self.flights.len()));
         }
+        let before = self.place.enter(action);
         let group = self.pass.group_for(action);
         let work = group.batch(std::mem::take(messages))?;
+        self.place.enter(before);
         self.flights.push(Some(Flight {
             action,
             work,
@@ -392,12 +390,19 @@ impl<'a, 's> Walk<'a, 's> {
     fn poll(&mut self) -> Result<()> {
         while let Some(flight) = self.flights.get_mut(self.landed) {
             if let Some(under_way) = flight {
-                if !under_way.work.poll()? {
-                    break;
-                }
-                if under_way.brings.is_empty() {
+                let action = under_way.action;
+                let mut done = under_way.work.poll();
+                if let (Ok(true), true) = (&done, under_way.brings.is_empty()) {
                     let sent = flight.take();
-                    sent.map_or(Ok(Vec::new()), |sent| sent.work.wait())?;
+                    done = sent.map_or(Ok(true), |sent| sent.work.wait().map(|_| true));
+                }
+                match done {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        self.place.enter(action);
+                        return Err(error.into());
+                    }
                 }
             }
             self.landed += 1;
@@ -405,7 +410,13 @@ impl<'a, 's> Walk<'a, 's> {
         for (_, reduction) in &mut self.passed.reductions {
             reduction.poll();
         }
-        self.passed.sums.iter_mut().try_for_each(Sum::poll)
+        for sum in &mut self.passed.sums {
+            if let Err(error) = sum.poll() {
+                self.place.enter(sum.action);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     /// Starts to average the gradients of a stage over the replicas.
@@ -418,11 +429,10 @@ impl<'a, 's> Walk<'a, 's> {
         let (Some((_, reducer)), Purpose::Train) = (found, self.pass.purpose) else {
             return Ok(());
         };
-        let gradients: Gradients = stage(self.stages, number).take_gradients();
+        let mut gradients = stage(self.stages, number).take_gradients();
         let sums = Average::sums(reducer.group().size());
         let expected: Vec<_> = gradients.iter().map(|(param, _)| param.clone()).collect();
         let mut reduction = reducer.begin(&expected, &sums)?;
-        let mut gradients = gradients;
         for param in &expected {
             if let Some(gradient) = gradients.take(param) {
                 reduction.ready(param, gradient)?;
