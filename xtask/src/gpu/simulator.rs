@@ -12,7 +12,6 @@ use super::nvrtc::Nvrtc;
 use crate::cargo::{artifacts, cargo, root};
 
 /// The names that it has for the programs: those of the driver, of cuBLASLt and of NCCL.
-/// The names that it has for the programs: those of the driver, of cuBLASLt and of NCCL.
 const NAMES: &[&str] = &[
     "libcuda.so",
     "libcuda.so.1",

@@ -196,6 +196,9 @@ pub unsafe extern "C" fn fence(ctx: *mut Ctx, _site: u32, wide: u32) {
     // SAFETY: by this function's condition; the references end before the fiber is left.
     unsafe {
         let runner = &mut *owner(ctx);
+        if !runner.kernel.looks_for_races() {
+            return;
+        }
         runner.fence((*ctx).thread, wide != 0);
         let clock = runner.worker.clocks.now();
         runner.worker.clocks.stamp(&mut *ctx, clock);

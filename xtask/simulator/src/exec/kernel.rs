@@ -98,7 +98,7 @@ impl Module {
             vars,
             files,
         } = emit(&parse(image.trim_end_matches('\0'))?)?;
-        let object = compile(&source, cache, checks == Checks::Races)?;
+        let object = compile(&source, cache)?;
         let mut codes = Vec::new();
         for entry in &entries {
             let symbol = object.symbol(&format!("K{}", entry.number));

@@ -18,12 +18,13 @@ const DEVICE: &[&str] = &[
     include_str!("device/math.h"),
 ];
 
-/// No contraction: a multiplication and an addition are one rounding only where PTX says `fma`.
+/// Little optimisation: a module takes seconds to compile and, in a test, milliseconds to run. No contraction: a
+/// multiplication and an addition are one rounding only where PTX says `fma`.
 const OPTIONS: &[&str] = &[
     "-x",
     "c++",
     "-std=c++17",
-    "-O1",
+    "-Og",
     "-fPIC",
     "-shared",
     "-w",
@@ -89,11 +90,8 @@ impl Drop for Object {
     }
 }
 
-/// What makes generated code look for races in global memory, or not.
-const RACES: [&str; 2] = ["-DCHECK=0", "-DCHECK=1"];
-
-/// Compiles `source`, or finds it in the folder `cache`, and loads it. It looks for races in global memory if `races`.
-pub fn compile(source: &str, cache: &Path, races: bool) -> Result<Object, LoadError> {
+/// Compiles `source`, or finds it in the folder `cache`, and loads it.
+pub fn compile(source: &str, cache: &Path) -> Result<Object, LoadError> {
     if !(is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("fma")
         && is_x86_feature_detected!("f16c"))
@@ -101,8 +99,7 @@ pub fn compile(source: &str, cache: &Path, races: bool) -> Result<Object, LoadEr
         return Err(LoadError::Processor);
     }
     let mut hash = Sha256::new();
-    let races = RACES[usize::from(races)];
-    for part in DEVICE.iter().chain(OPTIONS).chain([&races]) {
+    for part in DEVICE.iter().chain(OPTIONS) {
         hash.update(part);
         hash.update([0]);
     }
@@ -115,18 +112,12 @@ pub fn compile(source: &str, cache: &Path, races: bool) -> Result<Object, LoadEr
         .collect();
     let ready = cache.join(format!("{hash}.so"));
     if !ready.exists() {
-        build(source, cache, &hash, races, &ready)?;
+        build(source, cache, &hash, &ready)?;
     }
     Object::open(&ready)
 }
 
-fn build(
-    source: &str,
-    cache: &Path,
-    hash: &str,
-    races: &str,
-    ready: &Path,
-) -> Result<(), LoadError> {
+fn build(source: &str, cache: &Path, hash: &str, ready: &Path) -> Result<(), LoadError> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let broken = |path: &Path, error| LoadError::Cache {
         path: path.to_owned(),
@@ -142,16 +133,15 @@ fn build(
     let fresh = cache.join(format!("{unique}.so"));
     let whole = DEVICE.concat() + source;
     std::fs::write(&text, whole).map_err(|error| broken(&text, error))?;
-    run(&text, &fresh, races)?;
+    run(&text, &fresh)?;
     let _ = std::fs::remove_file(&text);
     std::fs::rename(&fresh, ready).map_err(|error| broken(ready, error))
 }
 
-fn run(text: &PathBuf, fresh: &PathBuf, races: &str) -> Result<(), LoadError> {
+fn run(text: &PathBuf, fresh: &PathBuf) -> Result<(), LoadError> {
     let mut command = Command::new("g++");
     command
         .args(OPTIONS)
-        .arg(races)
         .arg("-o")
         .arg(fresh)
         .arg(text)

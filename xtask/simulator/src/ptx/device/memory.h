@@ -16,9 +16,9 @@ IN int known(const u8* v, u32 n) {
   return L64(v) == all && L64(v + 8) == all;
 }
 IN void learn(u8* v, u32 n) { __builtin_memset(v, 1, n); }
-#if CHECK
-// Races in global memory. Each byte has two records, (tick << 30 | thread << 20 | mode << 18 | site): who wrote it last,
-// and who has read it since. `exec/global.rs` says what the modes mean; here are the usual cases.
+// Races in global memory, where they are looked for: else a site has no cells. Each byte has two records,
+// (tick << 30 | thread << 20 | mode << 18 | site): who wrote it last, and who has read it since. `exec/global.rs` says
+// what the modes mean; here are the usual cases.
 IN int mine(u64 x, u64 now) { return !((x ^ now) >> 20 & 1023); }
 IN int writer_is_ordered(const Block* b, u64 w, u64 now) {
   return (w < b->launch_born) | ((w >= b->block_born) & ((w < b->block_ordered) | mine(w, now)));
@@ -52,19 +52,13 @@ IN void global_write(Ctx* c, u32 s, u64 a, u64 o, u32 n, u32 kind) {
 COUNTS(global_read) COUNTS(global_write)
 IN void global_both(Ctx* c, u32 s, u64 a, u32 n) { if (c->sites[s].cells) c->api->global(c, s, a, n, READ | WRITE | STRONG); }
 IN void fence(Ctx* c, u32 s, u32 wide) { c->api->fence(c, s, wide); }
-#else
-IN void global_read_by(Ctx*, u32, u64, u64, u32, u32) {}
-IN void global_write_by(Ctx*, u32, u64, u64, u32, u32) {}
-IN void global_both(Ctx*, u32, u64, u32) {}
-IN void fence(Ctx*, u32, u32) {}
-#endif
-IN u8* ld_global(Ctx* c, u32 s, u64 a, u32 n, u32 k) {
+IN u8* ld_global_as(Ctx* c, u32 s, u64 a, u32 n, u32 k) {
   u64 o = place(c, s, a, n, READ); Site* e = c->sites + s;
   global_read_by(c, s, a, o, n, k);
   if (RARE(e->valid && !known(e->valid + o, n))) c->api->fail(c, s, UNINIT, a, n);
   return e->host + o;
 }
-IN u8* st_global(Ctx* c, u32 s, u64 a, u32 n, u32 k) {
+IN u8* st_global_as(Ctx* c, u32 s, u64 a, u32 n, u32 k) {
   u64 o = place(c, s, a, n, WRITE); Site* e = c->sites + s;
   global_write_by(c, s, a, o, n, k);
   if (e->valid) learn(e->valid + o, n);
@@ -126,7 +120,7 @@ IN u8* st_shared_as(Ctx* c, u32 s, u64 a, u32 n, u32 kind) {
   IN u8* name(Ctx* c, u32 s, u64 a, u32 n, u32 k) { switch (n) { case 1: return name##_1(c, s, a, k); \
     case 2: return name##_2(c, s, a, k); case 4: return name##_4(c, s, a, k); case 8: return name##_8(c, s, a, k); \
     default: return name##_16(c, s, a, k); } }
-WIDTHS(ld_shared) WIDTHS(st_shared)
+WIDTHS(ld_shared) WIDTHS(st_shared) WIDTHS(ld_global) WIDTHS(st_global)
 IN u8* rw_shared(Ctx* c, u32 s, u64 a, u32 n, u32) {
   u8* p = shared_place(c, s, a, n); c->api->shared(c, s, a, n, READ | WRITE | STRONG); return p;
 }
