@@ -129,17 +129,19 @@ pub trait ProcessGroup: Send + Sync {
     fn recv(&self, shape: Shape, dtype: DType, source: usize, tag: u32) -> Result<Work<Tensor>>;
 
     /// Sends and receives that run together, whatever the order in which the other ranks have theirs; gives the received
-    /// tensors in the order of `messages`. Each matches as it would by itself. (PyTorch: `batch_isend_irecv`.)
+    /// tensors in the order of `messages`. Each matches as it would by itself. Where one of them is refused, none has
+    /// gone. (PyTorch: `batch_isend_irecv`.)
     fn batch(&self, messages: Vec<Message>) -> Result<Work<Vec<Tensor>>>;
 
     /// Gives a tensor to a rank that does not know its shape and type, and gets it by
     /// [`recv_any`](ProcessGroup::recv_any): they travel before it, as a message of their own. At most
-    /// [`MOST_AXES`](crate::check::MOST_AXES) axes.
+    /// [`MOST_AXES`](crate::check::MOST_AXES) axes. Where the tensor is refused, that message is not sent either.
     fn send_any(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>>;
 
     /// Gets a tensor that rank `source` sends by [`send_any`](ProcessGroup::send_any), of whatever shape and type, and
     /// from the memory that it is in: one in the host's memory arrives in the host's memory, also in a group over cards.
-    /// It holds the host until these have come; only the tensor itself travels while the caller goes on.
+    /// It holds the host until these have come; only the tensor itself travels while the caller goes on. Where this rank
+    /// has no room for it, the world fails with [`Error::Aborted`](crate::Error::Aborted): it is on its way already.
     fn recv_any(&self, source: usize, tag: u32) -> Result<Work<Tensor>>;
 
     /// Done when every rank has called it.

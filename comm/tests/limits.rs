@@ -134,6 +134,32 @@ fn sizes_that_no_memory_has_are_refused() {
     assert_eq!(end.unwrap_or_else(|e| panic!("{e}")), [2.0; 2]);
 }
 
+/// What was announced, and cannot be received, would be taken for the next message: so it ends the world, on both ranks.
+#[test]
+fn an_announced_tensor_without_room_ends_the_world() {
+    let end = launch(2, |g| {
+        if g.rank() == 1 {
+            return g.recv_any(0, 0)?.wait().map(drop);
+        }
+        let mut head = [0; 17]; // of the first type, in the host's memory, one axis
+        (head[2], head[3]) = (1, i64::MAX);
+        let head = Tensor::from_slice(&head, [17], g.device())?;
+        g.send(head, 1, 0)?.wait()?;
+        g.barrier()?.wait()
+    });
+    let Err(LaunchError::Ranks { first, others }) = end else {
+        panic!("{end:?}");
+    };
+    assert_eq!(others.len(), 1);
+    for failure in [&first, &others[0]] {
+        let text = failure.to_string();
+        assert!(
+            text.contains("rank 1 aborted the group: recv_any from 0: "),
+            "{text}"
+        );
+    }
+}
+
 /// Mailboxes are made by need: all that so many ranks have in so many groups would take
 /// 240 MB beside all else. A process of its own, whose memory no other test takes.
 #[test]

@@ -8,8 +8,8 @@ mod failures;
 
 use phalanx_comm::backends::store::{MOST_BYTES, world};
 use phalanx_comm::{
-    DType, Device, Error, Label, MemoryStore, PrefixStore, ProcessGroup, ReduceOp, Result, Store,
-    StoreServer, TcpConfig, TcpStore, Tensor,
+    DType, Device, Error, Label, MemoryStore, Message, PrefixStore, ProcessGroup, Progress,
+    ReduceOp, Result, Store, StoreServer, TcpConfig, TcpStore, Tensor,
 };
 use phalanx_tensor::Shape;
 use std::sync::Arc;
@@ -312,4 +312,41 @@ fn other_calls_are_refused_with_what_to_use() {
             "{error}"
         );
     }
+}
+
+/// Of what goes together, nothing goes where a part is refused: the other rank meets the next message as it should.
+#[test]
+fn what_goes_together_is_refused_together() {
+    let ends = in_memory(2, PATIENCE, |group| {
+        let small = || number(group, 5);
+        if group.rank() == 1 {
+            let any = group.recv_any(0, 1)?.wait()?;
+            assert_eq!(any.to_vec::<i64>()?, [5]);
+            group.recv(Shape::from([]), DType::I64, 0, 2)?.wait()?;
+            return met(group);
+        }
+        let large = || Tensor::zeros([MOST_BYTES + 1], DType::U8, group.device());
+        let message = |tensor: Tensor| Message::Send {
+            tensor,
+            destination: 1,
+            tag: 1,
+        };
+        let errors = [
+            group.send_any(large()?, 1, 1).err(),
+            group
+                .batch(vec![message(small()?), message(large()?)])
+                .err(),
+        ];
+        for error in errors {
+            let error = error.expect("it went through");
+            assert!(matches!(error, Error::InvalidArgument { .. }), "{error}");
+        }
+        let mut recent = group.recent();
+        recent.retain(|record| record.progress == Progress::Refused);
+        assert_eq!(recent.len(), 4, "{recent:?}");
+        group.send_any(small()?, 1, 1)?.wait()?;
+        group.send(small()?, 1, 2)?.wait()?;
+        met(group)
+    });
+    ends.into_iter().for_each(|end| end.unwrap());
 }

@@ -54,17 +54,27 @@ pub trait Backend: Send + Sync {
     /// What it promises of the results of reductions.
     fn promises(&self) -> Promises;
 
+    /// Whether the engine carries this call. The group asks before it issues several calls of which none goes without the
+    /// others, so an answer leaves nothing behind: neither a message nor a number that was used up.
+    ///
+    /// # Errors
+    /// What the engine does not carry is an error of the call alone, of which the other ranks hear nothing.
+    fn admit(&self, _: &Call) -> Result<()> {
+        Ok(())
+    }
+
     /// Starts an operation without waiting for anybody.
     ///
     /// # Errors
-    /// The world's failure, or memory that could not be had.
+    /// What [`admit`](Backend::admit) refuses; the world's failure; memory, or another means of the engine, that could
+    /// not be had. Where it is not the world's failure, the other ranks have heard nothing of the call.
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>>;
 
     /// Starts messages that run together: none of them waits for another one to end. Gives their results in the order
-    /// of the calls.
+    /// of the calls. Each of them was [admitted](Backend::admit), and has its memory.
     ///
     /// # Errors
-    /// As [`issue`](Backend::issue).
+    /// As [`issue`](Backend::issue): then the other ranks have heard of none of the calls, or the world has failed.
     fn issue_together(&self, calls: Vec<Call>) -> Result<Box<dyn Pending>> {
         let all = calls.into_iter().map(|call| self.issue(call));
         Ok(Box::new(Together(all.collect::<Result<_>>()?)))

@@ -52,7 +52,7 @@ impl Message {
 pub(super) const HEAD: [usize; 1] = [3 + MOST_AXES];
 
 /// What a head says of the tensor that comes behind it.
-struct Head {
+pub(super) struct Head {
     shape: Shape,
     dtype: DType,
     is_on_card: bool,
@@ -86,7 +86,7 @@ pub(super) fn head(me: &Membership, tensor: &Tensor) -> Result<Tensor> {
 /// The receive of what comes behind such a head. It arrives where it was sent from: on this card, or in the host's memory.
 pub(super) fn behind(
     me: &Membership,
-    head: &Tensor,
+    head: Head,
     card: Device,
     source: usize,
     tag: u32,
@@ -95,13 +95,13 @@ pub(super) fn behind(
         shape,
         dtype,
         is_on_card,
-    } = read_head(me, head)?;
+    } = head;
     let device = if is_on_card { card } else { host(me) };
     check::recv(me, shape, dtype, source, tag)?.with_memory(device)
 }
 
 /// What such a head says.
-fn read_head(me: &Membership, head: &Tensor) -> Result<Head> {
+pub(super) fn read_head(me: &Membership, head: &Tensor) -> Result<Head> {
     let head = head.to_vec::<i64>()?;
     let number = |at: usize| head.get(at).and_then(|n| usize::try_from(*n).ok());
     let read = || {

@@ -150,6 +150,26 @@ impl Group {
         })
     }
 
+    /// Asks, for calls of which none goes without the others, whether each of them can be issued. They have their memory;
+    /// then only the world's failure is left to keep one back.
+    fn admit(&self, calls: &[Call]) -> Result<()> {
+        let admit = |call: &Call| -> Result<()> {
+            let engine = self.engine(call)?;
+            engine.admit(call)?;
+            let op = call.signature.op.name();
+            let lost = call.inputs.iter().map(|t| t.check_last_write(op));
+            lost.collect::<Result<(), _>>().or_else(|lost| {
+                engine.refuse()?; // with the world, what is under way on its cards is lost
+                Err(lost.into())
+            })
+        };
+        let record = &self.inner.record;
+        calls.iter().try_for_each(admit).inspect_err(|_| {
+            let calls = calls.iter().map(|call| record.issue(&call.signature));
+            calls.for_each(|ticket| ticket.refused());
+        })
+    }
+
     /// Hands a checked call to its engine, with the label that this handle's calls carry.
     fn issue<T: Outcome>(&self, mut call: Call) -> Result<Work<T>> {
         call.signature.label = self.label.clone();
@@ -160,7 +180,7 @@ impl Group {
     }
 
     /// Hands checked calls that run together to their engine: messages, all of one device. All of them have their memory
-    /// before the first one is issued, so none is left out because there was no memory for the next.
+    /// and are admitted before the first one is issued, so none of them goes without the next.
     fn issue_together<T: Outcome>(&self, calls: Vec<Call>) -> Result<Work<T>> {
         let device = self.device();
         let calls = calls.into_iter().map(|call| call.with_memory(device));
@@ -179,6 +199,7 @@ impl Group {
             }
             engine = own;
         }
+        self.admit(&calls)?;
         let tickets = calls
             .iter()
             .map(|call| self.inner.record.issue(&call.signature));
@@ -359,8 +380,11 @@ impl ProcessGroup for Group {
         let me = self.membership();
         let head = batch::head(me, &tensor)?;
         let head = check::send(me, head, destination, tag)?;
-        // It has its memory before the head is issued: the one never goes without the other.
         let tensor = check::send(me, tensor, destination, tag)?.with_memory(me.device)?;
+        // Before the head is issued: the one never goes without the other.
+        let calls = [head, tensor];
+        self.admit(&calls)?;
+        let [head, tensor] = calls;
         let works: [Work<()>; 2] = [self.issue(head)?, self.issue(tensor)?];
         Ok(Work::all(works))
     }
@@ -370,7 +394,13 @@ impl ProcessGroup for Group {
         let head = check::recv(me, batch::HEAD.into(), DType::I64, source, tag)?;
         let head = head.with_memory(batch::host(me))?;
         let head = self.issue::<Tensor>(head)?.wait()?;
-        self.issue(batch::behind(me, &head, self.device(), source, tag)?)
+        let head = batch::read_head(me, &head)?;
+        let tensor = batch::behind(me, head, self.device(), source, tag);
+        tensor.and_then(|call| self.issue(call)).map_err(|error| {
+            // The tensor has been sent, and would be taken for the next message.
+            self.abort(&format!("recv_any from {source}: {error}"));
+            self.inner.engines.host.refuse().err().unwrap_or(error)
+        })
     }
 
     fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Arc<dyn ProcessGroup>>> {

@@ -321,3 +321,24 @@ fn parts_of_a_world_fail_together() {
         "the other half has made {rounds} rounds meanwhile"
     );
 }
+
+/// Where the group has no engine for a tensor's card, its shape is not sent either: the other rank meets the next message.
+#[test]
+fn no_shape_goes_without_its_tensor() {
+    let Some(_turn) = cards("no_shape_goes_without_its_tensor", 3) else {
+        return;
+    };
+    let config = LaunchConfig::new(2).device(Device::cuda(0));
+    let end = launch(config.deadline(SOON), |g| {
+        if g.rank() == 1 {
+            let got = g.recv([2].into(), DType::F32, 0, 0)?.wait()?;
+            assert_eq!(got.to_vec::<f32>()?, [1.0; 2]);
+            return Ok(());
+        }
+        let ones = |card| Tensor::ones([2], DType::F32, Device::cuda(card));
+        let error = g.send_any(ones(2)?, 1, 0).unwrap_err();
+        assert!(error.to_string().contains("with_cards"), "{error}");
+        g.send(ones(0)?, 1, 0)?.wait()
+    });
+    end.unwrap_or_else(|e| panic!("{e}"));
+}

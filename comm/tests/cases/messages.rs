@@ -2,6 +2,7 @@
 
 use super::data::{expect, of_rank, tensor, values};
 use phalanx_comm::{DType, Device, Message, ProcessGroup, Result, Tensor};
+use phalanx_tensor::WriteFault;
 
 /// Between two ranks messages match in the order of issue, whatever their tags and whenever they are waited for.
 pub fn in_the_order_of_issue(g: &dyn ProcessGroup) -> Result<()> {
@@ -154,7 +155,7 @@ pub fn of_unknown_shape(g: &dyn ProcessGroup) -> Result<()> {
     Ok(())
 }
 
-/// A view with gaps, and a batch of which a part is wrong: nothing of it is sent.
+/// A view with gaps; and a batch of which a part is wrong, or a tensor that is lost: nothing of it is sent.
 pub fn whole_or_not_at_all(g: &dyn ProcessGroup) -> Result<()> {
     let (n, me) = (g.size(), g.rank());
     if n < 2 {
@@ -168,6 +169,25 @@ pub fn whole_or_not_at_all(g: &dyn ProcessGroup) -> Result<()> {
     };
     let refused = g.batch(vec![send(to), send(n)]);
     assert!(refused.is_err_and(|e| !e.is_fatal()));
+    let lost = || {
+        let tensor = of_rank(me, [3, 4], DType::F32, g.device());
+        let write = WriteFault::new();
+        tensor.set_last_write(&write);
+        write.declare("on purpose");
+        tensor
+    };
+    let part = Message::Send {
+        tensor: lost(),
+        destination: to,
+        tag: 0,
+    };
+    for refused in [
+        g.send_any(lost(), to, 1).err(),
+        g.batch(vec![send(to), part]).err(),
+    ] {
+        let error = refused.expect("it went through").to_string();
+        assert!(error.contains("on purpose"), "{error}");
+    }
     let view = |rank| of_rank(rank, [3, 4], DType::F32, g.device()).t();
     let got = pass_on(g, view(me)?, to, from, 1)?;
     expect(&got, &[4, 3], DType::F32, g.device(), &values(&view(from)?));

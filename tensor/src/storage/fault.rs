@@ -200,4 +200,13 @@ impl Tensor {
     pub fn set_last_write(&self, fault: &WriteFault) {
         self.storage().fault.add(std::slice::from_ref(fault));
     }
+
+    /// Asks whether the tensor may still be read by `op`, as far as anybody has said by now: for who must know it before
+    /// the operation begins.
+    ///
+    /// # Errors
+    /// [`Error::LostWrite`], where its last write was lost.
+    pub fn check_last_write(&self, op: &'static str) -> Result<()> {
+        self.storage().expect_written(op)
+    }
 }

@@ -43,8 +43,9 @@ pub use self::engine::Footprint;
 
 use self::detector::Ended;
 use self::engine::Engine;
+use self::header::Key;
 use self::wait::MpiWork;
-use crate::backends::{Backend, fold, watcher};
+use crate::backends::{Backend, Together, fold, watcher};
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::group::{Group, ProcessGroup};
@@ -134,6 +135,18 @@ fn join(config: &LaunchConfig) -> Result<MpiGroup> {
     })
 }
 
+impl MpiGroup {
+    /// An operation that was issued.
+    fn work(&self, key: Key) -> Box<dyn Pending> {
+        Box::new(MpiWork {
+            handle: Arc::clone(&self.handle),
+            key,
+            deadline: self.membership.deadline,
+            is_taken: false,
+        })
+    }
+}
+
 impl Backend for MpiGroup {
     fn name(&self) -> &'static str {
         "mpi"
@@ -155,12 +168,23 @@ impl Backend for MpiGroup {
         if is_bulk {
             engine.listener.rouse();
         }
-        Ok(Box::new(MpiWork {
-            handle: Arc::clone(&self.handle),
-            key,
-            deadline: self.membership.deadline,
-            is_taken: false,
-        }))
+        Ok(self.work(key))
+    }
+
+    fn issue_together(&self, calls: Vec<Call>) -> Result<Box<dyn Pending>> {
+        let Handle {
+            engine,
+            epoch,
+            group,
+        } = &*self.handle;
+        let mut core = engine.lock();
+        let issued = core.issue_together(calls, (*epoch, *group), &self.membership)?;
+        drop(core);
+        if issued.iter().any(|(_, is_bulk)| *is_bulk) {
+            engine.listener.rouse();
+        }
+        let works = issued.into_iter().map(|(key, _)| self.work(key));
+        Ok(Box::new(Together(works.collect())))
     }
 
     fn promises(&self) -> Promises {

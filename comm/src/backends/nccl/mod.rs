@@ -188,24 +188,9 @@ impl NcclGroup {
         }
     }
 
-    fn admit(&self, call: &Call) -> Result<()> {
-        let op = &call.signature.op;
-        for (dtype, _) in &call.signature.tensors {
-            if !plan::supports(op, *dtype) {
-                return Err(Error::InvalidArgument {
-                    op: op.name(),
-                    rank: self.membership.world_rank(),
-                    reason: format!("NCCL has no {op} of {dtype}"),
-                });
-            }
-        }
-        Ok(())
-    }
-
     /// Puts calls that run together on the card's comm lane.
     fn put(&self, calls: Vec<Call>) -> Result<Box<dyn Pending>> {
         self.host.refuse()?;
-        calls.iter().try_for_each(|call| self.admit(call))?;
         let me = &self.membership;
         if me.size() == 1 {
             return self.alone(calls);
@@ -403,10 +388,30 @@ impl Backend for NcclGroup {
         }
     }
 
+    fn admit(&self, call: &Call) -> Result<()> {
+        if NcclGroup::is_talk(call) {
+            return self.host.admit(call);
+        }
+        let op = &call.signature.op;
+        let mut types = call.signature.tensors.iter().map(|(dtype, _)| *dtype);
+        match types.find(|dtype| !plan::supports(op, *dtype)) {
+            None => Ok(()),
+            Some(dtype) => Err(Error::InvalidArgument {
+                op: op.name(),
+                rank: self.membership.world_rank(),
+                reason: format!("NCCL has no {op} of {dtype}"),
+            }),
+        }
+    }
+
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {
         match NcclGroup::is_talk(&call) {
             true => self.host.issue(call),
-            false => self.put(vec![call]),
+            false => {
+                self.host.refuse()?;
+                self.admit(&call)?;
+                self.put(vec![call])
+            }
         }
     }
 

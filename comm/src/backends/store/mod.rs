@@ -213,7 +213,7 @@ impl StoreGroup {
 
     /// Leaves a call at the store.
     fn post(&self, call: Call) -> Result<Box<dyn Pending>> {
-        self.endpoint.admit(&call)?;
+        self.admit(&call)?;
         match call.signature.op {
             Op::Send { destination, .. } => self.messages(End::Sends, destination).leave(call),
             Op::Recv { source, .. } => self.messages(End::Receives, source).leave(call),
@@ -273,13 +273,30 @@ impl Endpoint {
             message,
         })
     }
+}
 
-    /// What the engine does not carry is an error of this call alone.
+impl Backend for StoreGroup {
+    fn name(&self) -> &'static str {
+        "store"
+    }
+
+    fn membership(&self) -> &Membership {
+        &self.endpoint.membership
+    }
+
+    fn supports(&self, op: &Op, _: DType) -> bool {
+        wire::carries(op)
+    }
+
+    fn promises(&self) -> Promises {
+        fold::PROMISES // of none
+    }
+
     fn admit(&self, call: &Call) -> Result<()> {
         let op = &call.signature.op;
         let refused = |what: String| Error::InvalidArgument {
             op: op.name(),
-            rank: self.membership.world_rank(),
+            rank: self.endpoint.membership.world_rank(),
             reason: format!(
                 "{what}: it is for small talk between ranks. For CPU tensors start the program by mpirun, built with \
                  `--features mpi`"
@@ -304,24 +321,6 @@ impl Endpoint {
             )));
         }
         Ok(())
-    }
-}
-
-impl Backend for StoreGroup {
-    fn name(&self) -> &'static str {
-        "store"
-    }
-
-    fn membership(&self) -> &Membership {
-        &self.endpoint.membership
-    }
-
-    fn supports(&self, op: &Op, _: DType) -> bool {
-        wire::carries(op)
-    }
-
-    fn promises(&self) -> Promises {
-        fold::PROMISES // of none
     }
 
     fn issue(&self, call: Call) -> Result<Box<dyn Pending>> {

@@ -4,6 +4,15 @@ use super::groups::Counted;
 use super::*;
 use crate::backends::watcher;
 
+/// A call that nothing keeps back: it has its tags, and the others have heard nothing of it yet.
+struct Ready {
+    exchange: Exchange,
+    /// Who takes part, and which of them this rank is.
+    ranks: Arc<[usize]>,
+    index: usize,
+    counted: Counted,
+}
+
 impl Core {
     /// Tells the others of a call in a group of this epoch, and starts it if they have all come. Says whether it has data
     /// that no header carries.
@@ -13,6 +22,37 @@ impl Core {
         (epoch, group): (u64, u64),
         me: &Membership,
     ) -> Result<(Key, bool)> {
+        let ready = self.prepare(call, epoch, me)?;
+        Ok(self.start(ready, (epoch, group), me))
+    }
+
+    /// As [`issue`](Core::issue), of several calls: all, or none of them where one is refused.
+    pub(in crate::backends::mpi) fn issue_together(
+        &mut self,
+        calls: Vec<Call>,
+        (epoch, group): (u64, u64),
+        me: &Membership,
+    ) -> Result<Vec<(Key, bool)>> {
+        let mut all: Vec<Ready> = Vec::with_capacity(calls.len());
+        for call in calls {
+            match self.prepare(call, epoch, me) {
+                Ok(ready) => all.push(ready),
+                Err(error) => {
+                    for Ready {
+                        exchange, ranks, ..
+                    } in &all
+                    {
+                        give_back(&mut self.tags, exchange, ranks);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let start = |ready| self.start(ready, (epoch, group), me);
+        Ok(all.into_iter().map(start).collect())
+    }
+
+    fn prepare(&mut self, call: Call, epoch: u64, me: &Membership) -> Result<Ready> {
         self.refuse(epoch)?;
         if epoch < self.detector.epoch() {
             return Err(Error::InvalidArgument {
@@ -39,6 +79,21 @@ impl Core {
             }
         };
         self.take_tags(&mut exchange, &ranks)?;
+        Ok(Ready {
+            exchange,
+            ranks,
+            index,
+            counted,
+        })
+    }
+
+    fn start(&mut self, ready: Ready, (epoch, group): (u64, u64), me: &Membership) -> (Key, bool) {
+        let Ready {
+            exchange,
+            ranks,
+            index,
+            counted,
+        } = ready;
         let number = self.groups.next(group, &counted);
         let mut header = Header {
             epoch,
@@ -71,7 +126,7 @@ impl Core {
             is_abandoned: false,
         });
         self.meet(key);
-        Ok((key, is_bulk))
+        (key, is_bulk)
     }
 
     /// The failure of an epoch, of which this rank is told with it.
