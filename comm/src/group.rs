@@ -171,8 +171,9 @@ pub trait ProcessGroup: Send + Sync {
     /// Says what this rank does between its calls, until it says something else ([`Name::EMPTY`]: nothing). Where another
     /// one waits for it in vain, the error tells it: `rank 1 waits in no call, but is in 2F5`. It is the rank's, whatever
     /// group it is said by; it costs a lock and no message, and only threads of one process and processes under MPI hear
-    /// of it.
-    fn set_activity(&self, activity: Name);
+    /// of it. Gives back what it said before, for whoever says something else for a while; where nobody hears of it, always
+    /// [`Name::EMPTY`].
+    fn set_activity(&self, activity: Name) -> Name;
 
     /// Ends the world: every rank gets [`Error::Aborted`](crate::Error::Aborted), in what it waits
     /// for and in what it calls next.

@@ -92,8 +92,11 @@ fn who_is_late_is_named_through_the_chain() {
     let (error, took) = fails(3, deadline, |g| {
         let me = g.rank();
         if me == 0 {
-            g.set_activity(Name::new("something else"));
-            g.set_activity(Name::new("a long sum"));
+            let before = g.set_activity(Name::new("a long sum"));
+            assert_eq!(before, Name::EMPTY);
+            let sum = g.set_activity(Name::new("something else"));
+            assert_eq!(sum.as_str(), "a long sum");
+            g.set_activity(sum);
             sleep(4 * deadline);
             return g.barrier()?.wait();
         }

@@ -318,9 +318,9 @@ impl Backend for LocalGroup {
         Ok(Arc::new(LocalGroup::new(new, group, Arc::clone(&me.seat))))
     }
 
-    fn set_activity(&self, activity: Name) {
+    fn set_activity(&self, activity: Name) -> Name {
         let seat = &self.endpoint.seat;
-        seat.world.rank(seat.rank).activity.set(activity);
+        seat.world.rank(seat.rank).activity.replace(activity)
     }
 
     fn fault(&self) -> Option<Error> {

@@ -90,8 +90,10 @@ pub trait Backend: Send + Sync {
     /// The world's failure.
     fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>>;
 
-    /// Says what this rank does between its calls, where others can hear of it.
-    fn set_activity(&self, _: Name) {}
+    /// Says what this rank does between its calls, where others can hear of it, and gives back what it said before.
+    fn set_activity(&self, _: Name) -> Name {
+        Name::EMPTY
+    }
 
     /// The world's failure, as far as this rank has heard of it.
     fn fault(&self) -> Option<Error>;

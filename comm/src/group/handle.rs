@@ -445,8 +445,9 @@ impl ProcessGroup for Group {
             label: Some(Arc::new(label)),
         })
     }
-    fn set_activity(&self, activity: Name) {
-        self.inner.engines.host.set_activity(activity);
+
+    fn set_activity(&self, activity: Name) -> Name {
+        self.inner.engines.host.set_activity(activity)
     }
 
     fn abort(&self, reason: &str) {

@@ -1,11 +1,16 @@
 //! A rank that fails at a random action: every rank hears of it in time, with the stage, the action and the microbatch.
 
 use crate::faulty::{Case, Fault, deadline};
+use crate::models::{CLASSES, INPUTS, batch, loss};
 use crate::ranks::device_for;
 use crate::rng::Rng;
-use phalanx_comm::LaunchConfig;
-use std::sync::Mutex;
+use phalanx_autograd::nn::Linear;
+use phalanx_comm::{LaunchConfig, Name};
+use phalanx_parallel::pipeline::{Layers, Named, Pipeline, PipelineConfig};
+use phalanx_tensor::DType;
+use std::slice::from_ref;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The sentences that the ranks get, and how long it took.
@@ -64,5 +69,34 @@ fn check(case: &Case) {
     assert!(
         took < 3 * deadline() + Duration::from_secs(2),
         "{name}: {took:?}"
+    );
+}
+
+/// What the program has said that it does stands again behind a step: who waits in vain for a rank that stalls there is told.
+#[test]
+fn a_step_leaves_what_the_program_says() {
+    let config = LaunchConfig::new(2)
+        .deadline(deadline())
+        .device(device_for(2));
+    let end = phalanx_comm::launch(config, |group| {
+        let plan = Named::OneFOneB.schedule(2, 1, 2).unwrap();
+        let layers = Layers::new(3)
+            .layer("in", |f| Ok(Box::new(Linear::new(INPUTS, 6, f)?)))
+            .layer("out", |f| Ok(Box::new(Linear::new(6, CLASSES, f)?)));
+        let (model, config) = ((&layers, &[0, 1][..]), PipelineConfig::default());
+        let whole = Arc::clone(&group);
+        let mut pipeline = Pipeline::of_layers(group, &plan, model, DType::F32, loss, config)?;
+        let (x, y) = batch(4, 0, DType::F32, whole.device()).unwrap();
+        whole.set_activity(Name::new("epoch 3"));
+        pipeline.step(from_ref(&x), from_ref(&y))?;
+        if whole.rank() == 0 {
+            std::thread::sleep(deadline() + deadline() / 3);
+        }
+        Ok::<_, phalanx_parallel::Error>(whole.barrier()?.wait()?)
+    });
+    let text = end.expect_err("rank 0 is late").to_string();
+    assert!(
+        text.contains("waits in no call, but is in epoch 3"),
+        "{text}"
     );
 }

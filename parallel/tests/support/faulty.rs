@@ -225,7 +225,10 @@ impl Case {
                     .unwrap_or_default();
                 // "for rank 1, which waits …", or "for ranks 0, 3; rank 0 waits …".
                 let is_named = before.trim_end_matches(", which").ends_with(&who);
-                let mut is_there = |action| place.starts_with(&format!("{action} of step 0"));
+                let mut is_there = |action| {
+                    let rest = place.strip_prefix(&format!("step 0, {action}"));
+                    rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+                };
                 sentence.contains(" waited ") && is_named && actions.any(&mut is_there)
             }
             Fault::Error | Fault::Panic => {

@@ -121,7 +121,7 @@ fn join(config: &LaunchConfig) -> Result<MpiGroup> {
     let epoch = core.begin(config);
     let (rank, size) = (core.wire.rank, core.wire.size);
     drop(core);
-    engine.activity.set(Name::EMPTY);
+    engine.activity.replace(Name::EMPTY);
     let membership = Membership {
         rank,
         world_ranks: (0..size).collect(),
@@ -204,8 +204,8 @@ impl Backend for MpiGroup {
         }))
     }
 
-    fn set_activity(&self, activity: Name) {
-        self.handle.engine.activity.set(activity);
+    fn set_activity(&self, activity: Name) -> Name {
+        self.handle.engine.activity.replace(activity)
     }
 
     fn fault(&self) -> Option<Error> {
