@@ -19,7 +19,6 @@ use super::header::{Header, Key};
 use super::wait::Listener;
 use super::wire::{Failure, Incoming, Outgoing, Wire};
 use super::word::{CALL, Standing, Word};
-use crate::backends::activity::Activity;
 use crate::check::Call;
 use crate::error::{Error, Result};
 use crate::launch::LaunchConfig;
@@ -40,8 +39,6 @@ const PARCELS: usize = 64;
 /// thread. Whoever holds the lock makes MPI calls; none of them blocks.
 pub(super) struct Engine {
     core: Mutex<Core>,
-    /// What this rank does between its calls.
-    pub(super) activity: Arc<Activity>,
     /// Threads that are in `wait`, and move things along there.
     pub(super) waiters: AtomicUsize,
     /// Where the background thread sleeps.
@@ -50,10 +47,8 @@ pub(super) struct Engine {
 
 impl Engine {
     pub(super) fn new(wire: Wire, listener: Listener) -> Engine {
-        let activity = Arc::new(Activity::default());
         Engine {
-            core: Mutex::new(Core::new(wire, Arc::clone(&activity))),
-            activity,
+            core: Mutex::new(Core::new(wire)),
             waiters: AtomicUsize::new(0),
             listener,
         }
@@ -103,12 +98,12 @@ pub(super) struct Core {
 }
 
 impl Core {
-    fn new(wire: Wire, activity: Arc<Activity>) -> Core {
+    fn new(wire: Wire) -> Core {
         let (size, tags) = (wire.size, wire.tags);
         Core {
             detector: Detector::new(wire.rank, size, Instant::now()),
             wire,
-            slots: Slots::new(activity),
+            slots: Slots::default(),
             groups: Groups::default(),
             moving: Vec::new(),
             suspects: Vec::new(),

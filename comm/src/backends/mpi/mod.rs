@@ -45,6 +45,7 @@ use self::detector::Ended;
 use self::engine::Engine;
 use self::header::Key;
 use self::wait::MpiWork;
+use crate::backends::activity::Activity;
 use crate::backends::{Backend, Together, fold, watcher};
 use crate::check::Call;
 use crate::error::{Error, Result};
@@ -71,16 +72,19 @@ struct Handle {
     /// The number of the world's epoch: how many programs this process had ended when the world was made.
     epoch: u64,
     group: u64,
+    /// What this rank does between its calls, in this epoch: what is said by a handle of another one, nobody reads.
+    activity: Arc<Activity>,
 }
 
 impl Handle {
-    fn new(engine: Arc<Engine>, epoch: u64, me: &Membership) -> Arc<Handle> {
+    fn new(engine: Arc<Engine>, epoch: u64, activity: Arc<Activity>, me: &Membership) -> Arc<Self> {
         let group = naming::group_id(epoch, &me.name);
         engine.lock().enter(group, epoch, me.size());
         Arc::new(Handle {
             engine,
             epoch,
             group,
+            activity,
         })
     }
 }
@@ -118,10 +122,9 @@ fn join(config: &LaunchConfig) -> Result<MpiGroup> {
         message: failure.message,
     })?;
     let mut core = engine.lock();
-    let epoch = core.begin(config);
+    let (epoch, activity) = core.begin(config);
     let (rank, size) = (core.wire.rank, core.wire.size);
     drop(core);
-    engine.activity.replace(Name::EMPTY);
     let membership = Membership {
         rank,
         world_ranks: (0..size).collect(),
@@ -130,7 +133,7 @@ fn join(config: &LaunchConfig) -> Result<MpiGroup> {
         deadline: config.deadline,
     };
     Ok(MpiGroup {
-        handle: Handle::new(engine, epoch, &membership),
+        handle: Handle::new(engine, epoch, activity, &membership),
         membership,
     })
 }
@@ -161,6 +164,7 @@ impl Backend for MpiGroup {
             engine,
             epoch,
             group,
+            ..
         } = &*self.handle;
         let mut core = engine.lock();
         let (key, is_bulk) = core.issue(call, (*epoch, *group), &self.membership)?;
@@ -176,6 +180,7 @@ impl Backend for MpiGroup {
             engine,
             epoch,
             group,
+            ..
         } = &*self.handle;
         let mut core = engine.lock();
         let issued = core.issue_together(calls, (*epoch, *group), &self.membership)?;
@@ -197,15 +202,21 @@ impl Backend for MpiGroup {
     }
 
     fn split_off(&self, new: Membership) -> Result<Arc<dyn Backend>> {
-        let Handle { engine, epoch, .. } = &*self.handle;
+        let Handle {
+            engine,
+            epoch,
+            activity,
+            ..
+        } = &*self.handle;
+        let (engine, activity) = (Arc::clone(engine), Arc::clone(activity));
         Ok(Arc::new(MpiGroup {
-            handle: Handle::new(Arc::clone(engine), *epoch, &new),
+            handle: Handle::new(engine, *epoch, activity, &new),
             membership: new,
         }))
     }
 
     fn set_activity(&self, activity: Name) -> Name {
-        self.handle.engine.activity.replace(activity)
+        self.handle.activity.replace(activity)
     }
 
     fn fault(&self) -> Option<Error> {

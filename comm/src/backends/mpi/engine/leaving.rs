@@ -2,6 +2,7 @@
 //! does not end in a failed world is ended.
 
 use super::*;
+use crate::backends::activity::Activity;
 use crate::backends::mpi::detector::Ended;
 use crate::line::report;
 
@@ -39,8 +40,11 @@ pub struct Footprint {
 }
 
 impl Core {
-    /// Begins a program, and returns its epoch.
-    pub(in crate::backends::mpi) fn begin(&mut self, config: &LaunchConfig) -> u64 {
+    /// Begins a program, and returns its epoch, and where it says what this rank does between its calls.
+    pub(in crate::backends::mpi) fn begin(
+        &mut self,
+        config: &LaunchConfig,
+    ) -> (u64, Arc<Activity>) {
         self.patience = config.patience();
         let before = self.detector.epoch();
         let groups = &self.groups;
@@ -49,7 +53,7 @@ impl Core {
             .begin(config.deadline, |epoch| groups.has(epoch));
         if epoch != before {
             self.has_failed = false;
-            self.slots.forget_callers();
+            self.slots.begin();
             let is_hopeless = |mine: &Mine| mine.is_abandoned && mine.exchange.is_in_flight();
             self.keeps_data |= self.slots.under_way().any(is_hopeless);
             // Of what is over, only what somebody has a handle on: nobody finishes the rest any more.
@@ -60,7 +64,7 @@ impl Core {
             self.moving.retain(|key| self.slots.is_under_way(*key));
             self.suspects.retain(|key| self.slots.is_under_way(*key));
         }
-        epoch
+        (epoch, self.slots.activity())
     }
 
     /// There is one more handle on a group, or one less.

@@ -50,12 +50,14 @@ pub(super) struct Arrival {
     pub(super) data: usize,
 }
 
+#[derive(Default)]
 pub(super) struct Slots {
     map: HashMap<Key, Slot>,
     /// What threads of this rank wait for, in the order in which they began.
     waits: Vec<Key>,
     /// The thread that has made all calls so far, `wait` and `poll` included, or none where several have.
     caller: Caller,
+    /// What this rank does between its calls: of the current epoch, whose handles write it.
     activity: Arc<Activity>,
 }
 
@@ -69,16 +71,6 @@ enum Caller {
 }
 
 impl Slots {
-    /// None yet, of a rank that says there what it does between its calls.
-    pub(super) fn new(activity: Arc<Activity>) -> Slots {
-        Slots {
-            map: HashMap::new(),
-            waits: Vec::new(),
-            caller: Caller::default(),
-            activity,
-        }
-    }
-
     pub(super) fn get(&self, key: Key) -> Option<&Slot> {
         self.map.get(&key)
     }
@@ -128,9 +120,15 @@ impl Slots {
         };
     }
 
-    /// Another program begins: what threads its predecessor had does not matter.
-    pub(super) fn forget_callers(&mut self) {
+    /// Another program begins: what threads its predecessor had does not matter, nor what handles of that one say.
+    pub(super) fn begin(&mut self) {
         self.caller = Caller::Nobody;
+        self.activity = Arc::default();
+    }
+
+    /// Where the handles of the current epoch say what this rank does.
+    pub(super) fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.activity)
     }
 
     /// How far an operation of this rank has come.
