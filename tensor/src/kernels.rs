@@ -1,6 +1,6 @@
 //! Kernels compiled ahead, for machines that have a driver and no compiler, and what each takes of a card.
 
-use crate::cuda::{Cache, Target, Variant, compile_aloud, kernel_key, nvrtc};
+use crate::cuda::{Cache, Image, Target, Variant, compile, compile_aloud, kernel_key, nvrtc};
 use std::fmt;
 use std::path::Path;
 
@@ -62,20 +62,22 @@ pub fn compile_all(
     let cache = Cache::at(folder);
     let mut files = 0;
     for variant in Variant::all().skip(share).step_by(shares.max(1)) {
-        let mut make = |target| {
-            let (image, log) = compile_aloud(&variant, target)?;
+        let mut store = |target, image: &Image| {
             let key = kernel_key(&variant, target, Some(version));
-            let stored = cache.store(&key, &image);
-            stored.map_err(|e| format!("{}: {e}", folder.display()))?;
             files += 1;
-            Ok::<String, String>(log)
+            let stored = cache.store(&key, image);
+            stored.map_err(|e| format!("{}: {e}", folder.display()))
         };
-        make(Target::Ptx)?;
+        let mut ptx = None;
         for &capability in capabilities {
-            let log = make(Target::Cubin(capability))?;
+            let (image, on_the_way, log) = compile_aloud(&variant, capability)?;
+            store(Target::Cubin(capability), &image)?;
+            ptx = ptx.or(on_the_way);
             let usages = usages(&variant.name(), capability, &log);
             usages.into_iter().for_each(&mut each);
         }
+        let ptx = ptx.map_or_else(|| compile(&variant, Target::Ptx), Ok)?;
+        store(Target::Ptx, &ptx)?;
     }
     Ok(files)
 }

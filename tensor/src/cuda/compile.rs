@@ -53,16 +53,19 @@ impl Image {
 pub(crate) enum Target {
     /// Machine code of this compute capability, as 90 for 9.0.
     Cubin(u32),
-    /// PTX of compute capability 8.0, which every later card's driver translates.
+    /// PTX of compute capability [`PTX`](Target::PTX), which every later card's driver translates.
     Ptx,
 }
 
 impl Target {
+    /// The compute capability of PTX: 8.0.
+    pub(crate) const PTX: u32 = 80;
+
     /// As NVRTC names it.
     pub(crate) fn architecture(self) -> String {
         match self {
             Target::Cubin(capability) => format!("sm_{capability}"),
-            Target::Ptx => "compute_80".into(),
+            Target::Ptx => format!("compute_{}", Target::PTX),
         }
     }
 
@@ -220,20 +223,27 @@ fn text(variant: &Variant) -> String {
 
 /// Calls NVRTC.
 pub(crate) fn compile(variant: &Variant, target: Target) -> Result<Image, String> {
-    compile_with(variant, target, &[]).map(|(image, _)| image)
+    program(variant, target, &[])?.image(variant, target)
 }
 
-/// The same, with what the assembler says of each kernel of machine code: its registers and its memory.
-pub(crate) fn compile_aloud(variant: &Variant, target: Target) -> Result<(Image, String), String> {
-    compile_with(variant, target, &["--ptxas-options=-v"])
-}
-
-/// Calls NVRTC with options that do not change the code, so that they are no part of its key.
-fn compile_with(
+/// Machine code for `capability`, with what the assembler says of each kernel: its registers and its memory; and for that of
+/// PTX also the PTX, which NVRTC has made on the way.
+pub(crate) fn compile_aloud(
     variant: &Variant,
-    target: Target,
-    more: &[&str],
-) -> Result<(Image, String), String> {
+    capability: u32,
+) -> Result<(Image, Option<Image>, String), String> {
+    let target = Target::Cubin(capability);
+    let program = program(variant, target, &["--ptxas-options=-v"])?;
+    let ptx = (capability == Target::PTX).then(|| program.image(variant, Target::Ptx));
+    Ok((
+        program.image(variant, target)?,
+        ptx.transpose()?,
+        program.log(),
+    ))
+}
+
+/// A program that NVRTC has compiled, with options that do not change the code, so that they are no part of its key.
+fn program(variant: &Variant, target: Target, more: &[&str]) -> Result<Program, String> {
     nvrtc()?;
     let c_string = |text: String| {
         CString::new(text).map_err(|_| format!("the source of {} has a zero in it", variant.name()))
@@ -259,15 +269,7 @@ fn compile_with(
             variant.name()
         ));
     }
-    let bytes = match target {
-        // SAFETY: the program was compiled for an architecture, so it has machine code.
-        Target::Cubin(_) => unsafe { program.fetch(sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN) },
-        // SAFETY: the program was compiled, so it has PTX.
-        Target::Ptx => unsafe { program.fetch(sys::nvrtcGetPTXSize, sys::nvrtcGetPTX) },
-    };
-    bytes
-        .map(|bytes| (Image(bytes), program.log()))
-        .map_err(|e| format!("NVRTC gives no code for {}: {e:?}", variant.name()))
+    Ok(program)
 }
 
 /// A program of NVRTC, destroyed on drop.
@@ -288,6 +290,23 @@ impl Program {
             )
         })?;
         Ok(Program(program))
+    }
+
+    /// The code of a program that was compiled for `target`, or of its PTX for the capability of PTX.
+    fn image(&self, variant: &Variant, target: Target) -> Result<Image, String> {
+        let bytes = match target {
+            // SAFETY: a pair; a program without machine code has one of no bytes.
+            Target::Cubin(_) => unsafe { self.fetch(sys::nvrtcGetCUBINSize, sys::nvrtcGetCUBIN) },
+            // SAFETY: a pair, and the program was compiled, so it has PTX.
+            Target::Ptx => unsafe { self.fetch(sys::nvrtcGetPTXSize, sys::nvrtcGetPTX) },
+        };
+        match bytes {
+            Ok(bytes) if !bytes.is_empty() => Ok(Image(bytes)),
+            none => Err(format!(
+                "NVRTC gives no code for {}: {none:?}",
+                variant.name()
+            )),
+        }
     }
 
     /// A result of the program, by a function that tells its size and one that copies it.

@@ -22,7 +22,7 @@ mod view;
 
 pub(crate) use blas::{Gemm, Matrix};
 pub(crate) use cache::Cache;
-pub(crate) use compile::{Target, compile_aloud, key as kernel_key, nvrtc};
+pub(crate) use compile::{Image, Target, compile, compile_aloud, key as kernel_key, nvrtc};
 pub(crate) use gpu::gpu;
 pub(crate) use issue::{Arg, BLOCK, Grid, Issue};
 pub(crate) use lanes::Lane;

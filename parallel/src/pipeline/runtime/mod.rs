@@ -273,12 +273,13 @@ impl Pipeline {
     }
 
     /// Runs the plan for a batch: forward, backward, and the average over the replicas. `inputs` go to the first stages
-    /// and `targets` to the loss, each cut along its first axis; other ranks may give none. Every rank must call it.
+    /// and `targets` to the loss, each cut along its first axis; other ranks may give none. Every rank must call it, of all
+    /// replicas.
     ///
     /// # Errors
     /// [`Error::InvalidUse`] before anything is sent, for a batch that cannot be cut, and [`Error::BatchRefused`] on the
-    /// other ranks; [`Error::Action`] with the stage, the action and the microbatch in which this rank failed; the failure
-    /// of the group. Then [`Error::Poisoned`].
+    /// other ranks of all replicas; [`Error::RanksDiffer`] where ranks are in different passes; [`Error::Action`] with the
+    /// stage, the action and the microbatch in which this rank failed; the failure of the group. Then [`Error::Poisoned`].
     pub fn step(&mut self, inputs: &[Tensor], targets: &[Tensor]) -> Result<Step> {
         Ok(self.pass(Purpose::Train, inputs, targets)?.0)
     }
@@ -301,7 +302,8 @@ impl Pipeline {
         Ok(self.pass(Purpose::Evaluate, inputs, targets)?.0)
     }
 
-    /// The outputs of the last stage for a batch, on the rank that has it; the others get none.
+    /// The outputs of the last stage for a batch, on the rank that has it; the others get none. It is the matter of one
+    /// replica: the others need not call it.
     ///
     /// # Errors
     /// As [`step`](Pipeline::step); those of [`Tensor::cat`] where the microbatches' outputs do not fit together.
