@@ -307,8 +307,6 @@ fn sanitizer_obstacle() -> Option<String> {
 fn sanitized(package: &str, folder: &str, flags: &str) -> Command {
     let mut command = cargo(["+nightly", "test", "--no-fail-fast", "--package", package]);
     command.args(["--target", TARGET, "--target-dir", folder]);
-    // Compiled in half the time, and instrumented code is slow either way.
-    command.args(["--config", "profile.dev.package.phalanx-tensor.opt-level=1"]);
     command.env("RUSTFLAGS", flags);
     command
 }
