@@ -10,6 +10,7 @@ mod pass;
 mod place;
 mod prepare;
 mod program;
+mod replicate;
 mod stage;
 mod state;
 mod tied;
@@ -26,6 +27,7 @@ use self::pass::{Pass, Purpose};
 use self::place::Place;
 use self::prepare::{describe, prepare};
 use self::program::{Instruction, forward_part, program};
+use self::replicate::replicate;
 use self::stage::Stage;
 use self::state::Numbered;
 use self::tied::Tied;
@@ -33,7 +35,7 @@ use self::trace::Clock;
 use self::walk::Walk;
 use super::{Layers, Schedule, Span};
 use crate::reduce::{GradReducer, Poison};
-use crate::{Error, ReduceConfig, Result, replicas, talk};
+use crate::{Error, Result, talk};
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Gradients, Tape, Var};
 use phalanx_comm::{Label, Name, ProcessGroup};
@@ -243,7 +245,7 @@ impl Pipeline {
         alike?;
         let owner = talk::owner(&*group)?;
         let reducers = match &config.data {
-            Some(data) => replicated(&*group, data, &stages, &config.reduce)?,
+            Some(data) => replicate(&*group, data, &stages, &config.reduce)?,
             None => Vec::new(),
         };
         tied.start(&*group)?;
@@ -474,35 +476,3 @@ impl Pipeline {
 
 /// What a pass works on, by microbatch: inputs and targets.
 type Cut = (Vec<Vec<Tensor>>, Vec<Vec<Tensor>>);
-
-/// Gives the stages of all replicas the values of the first one's, and makes what averages their gradients. `group` are the
-/// ranks of this replica, `data` those that have this rank's stages: where the stages of one rank differ between replicas,
-/// all ranks are told.
-fn replicated(
-    group: &dyn ProcessGroup,
-    data: &Arc<dyn ProcessGroup>,
-    stages: &[Stage],
-    config: &ReduceConfig,
-) -> Result<Vec<(usize, GradReducer)>> {
-    let replicate = |stage: &Stage| {
-        let (params, buffers) = (
-            stage.module.named_parameters(),
-            stage.module.named_buffers(),
-        );
-        replicas::structures_agree(&**data, String::new(), &params, &buffers)?;
-        let devices = params.iter().map(|(_, p)| p.device());
-        let devices = devices.chain(buffers.iter().map(|(_, b)| b.device()));
-        let over = talk::over_devices(Arc::clone(data), devices)?;
-        replicas::take_values_of(0, &params, buffers, &*over)?;
-        let reducer = GradReducer::of_agreed(stage.trainable(), over, config.clone())?;
-        Ok((stage.number, reducer))
-    };
-    let made = stages.iter().map(replicate).collect::<Result<Vec<_>>>();
-    let text = match &made {
-        Ok(_) => String::new(),
-        Err(error) => format!("no pipeline: {error}"),
-    };
-    let alike = talk::agree(group, "pipelines", &text);
-    let made = made?;
-    alike.map(|()| made)
-}
