@@ -38,7 +38,7 @@ impl From<f64> for Cost {
     }
 }
 
-/// What one stage costs per microbatch.
+/// What one stage costs per microbatch, and at the end of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StageCosts {
     /// F.
@@ -52,6 +52,11 @@ pub struct StageCosts {
     /// To bring an output to another rank, and the gradient of it back; 0 between stages of one
     /// rank.
     pub transfer: f64,
+    /// To average the gradients over the replicas (`REDUCE_GRAD`), once in a step and beside the compute.
+    pub reduce: f64,
+    /// To exchange the gradients of what it shares with a stage of another rank (`REDUCE_TIED`), once in a step; of two
+    /// stages that differ, the longer time counts.
+    pub tied: f64,
     /// Bytes that a microbatch holds from its forward to the end of its backward.
     pub activation: u64,
     /// Bytes out of those that are still held between I and W.
@@ -61,7 +66,7 @@ pub struct StageCosts {
 }
 
 impl StageCosts {
-    /// A stage with these times, free transfers, and one byte of activation.
+    /// A stage with these times, free transfers and collectives, and one byte of activation.
     pub fn new(forward: f64, input: f64, weight: f64) -> Self {
         Self {
             forward: forward.into(),
@@ -69,6 +74,8 @@ impl StageCosts {
             weight: weight.into(),
             backward: None,
             transfer: 0.0,
+            reduce: 0.0,
+            tied: 0.0,
             activation: 1,
             kept_for_weight: 1,
             resident: 0,
@@ -140,10 +147,17 @@ impl Costs {
                     ));
                 }
             }
-            if !(stage.transfer.is_finite() && stage.transfer >= 0.0) {
-                return wrong(format!(
-                    "the transfer time of stage {s} may not be negative"
-                ));
+            let all = [
+                ("transfer", stage.transfer),
+                ("reduce", stage.reduce),
+                ("tied", stage.tied),
+            ];
+            for (name, time) in all {
+                if !(time.is_finite() && time >= 0.0) {
+                    return wrong(format!(
+                        "the {name} time of stage {s} must be finite, and not negative"
+                    ));
+                }
             }
             if stage.kept_for_weight > stage.activation {
                 return wrong(format!("stage {s} keeps more for its W than it has"));

@@ -1,12 +1,15 @@
 //! When each action of a plan begins and ends, how long each rank is idle, and how much memory it
 //! holds.
 //!
-//! A rank does its actions one after the other, each as soon as its inputs are there. The run goes
-//! from event to event and costs one step per action.
+//! A rank does its actions one after the other, each as soon as its inputs are there. Collectives run
+//! beside them. The run goes from event to event and costs one step per action.
+
+mod collectives;
 
 use std::collections::VecDeque;
 use std::num::NonZeroUsize;
 
+use self::collectives::Collectives;
 use super::costs::Costs;
 use super::wiring::Wiring;
 use super::{Action, Kind, PlanError, Schedule};
@@ -118,6 +121,7 @@ struct Simulator<'a> {
     lowered: bool,
     wiring: Wiring,
     channels: Vec<Channel>,
+    collectives: Collectives,
     /// By stage and microbatch: when the forward, and the input gradient, is done; NaN before.
     done: [Vec<f64>; 2],
     /// By edge and microbatch: when the activation, and the gradient, has arrived; NaN before.
@@ -132,8 +136,17 @@ struct Blocked(usize);
 impl Simulator<'_> {
     /// Does the next action of `rank`.
     fn step(&mut self, rank: usize, action: Action) -> Result<(), Blocked> {
-        if action.kind().is_compute() {
-            return self.compute(rank, action);
+        match action.kind() {
+            kind if kind.is_compute() => return self.compute(rank, action),
+            Kind::ReduceGrad => {
+                self.reduce(rank, action);
+                return Ok(());
+            }
+            Kind::ReduceTied => {
+                self.reduce_tied(rank, action);
+                return Ok(());
+            }
+            _ => {}
         }
         let Some(channel) = self.wiring.channel_of(self.schedule, action) else {
             self.record(rank, action, self.clock[rank], self.clock[rank]);
@@ -358,6 +371,7 @@ pub fn simulate(
         lowered,
         channels: (0..wiring.len()).map(|_| Channel::default()).collect(),
         wiring,
+        collectives: Collectives::new(lists.len(), stages),
         done: [vec![f64::NAN; stages * m], vec![f64::NAN; stages * m]],
         arrived: [vec![f64::NAN; edges * m], vec![f64::NAN; edges * m]],
         clock: vec![0.0; lists.len()],

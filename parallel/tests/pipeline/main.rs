@@ -1,5 +1,6 @@
 //! Pipeline plans against PyTorch's, against the papers' formulas, and against exhaustive search.
 
+mod collectives;
 mod formulas;
 mod golden;
 mod lowering;
