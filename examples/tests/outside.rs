@@ -1,6 +1,7 @@
-//! What the README says about projects of one's own, done: its block is taken out of it, made a project outside
-//! this workspace, built and run.
+//! What the README says about projects of one's own, done: its blocks are taken out of it and made projects outside
+//! this workspace. The whole one is checked, with its profile; its program is built and run with the crate that it uses.
 
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -48,11 +49,12 @@ impl Project {
     }
 
     /// What cargo makes of it, below this workspace's own folder for tests, so that only the first time is long.
-    fn cargo(&self, chore: &str) -> Output {
+    fn cargo(&self, chore: &[&str]) -> Output {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("outside");
         let mut cargo = Command::new(env!("CARGO"));
         cargo
-            .args([chore, "--quiet", "--offline"])
+            .args(chore)
+            .args(["--quiet", "--offline"])
             .current_dir(&self.0);
         cargo
             .env("CARGO_TARGET_DIR", target)
@@ -74,11 +76,22 @@ impl Drop for Project {
 fn the_readmes_block_makes_a_project() {
     let (toml, main) = (block("```toml\n"), block("```rust,no_run\n"));
     assert!(toml.ends_with(PROFILE), "{toml}");
-    // Of what is only checked, the macros alone would be optimised, for a minute.
-    let toml = toml.replace("opt-level = 3", "opt-level = 0");
-    let output = Project::new("outside", &toml, &main).cargo("check");
+    // Of what is only checked, the macros alone would be optimised, for a minute: another setting shows where it arrives.
+    let toml = toml.replace("opt-level = 3", "overflow-checks = false");
+    let output = Project::new("outside", &toml, &main).cargo(&["check", "--message-format=json"]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && stderr.is_empty(), "{stderr}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let messages = stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap());
+    let kernels: Vec<Value> = messages
+        .filter(|message: &Value| message["target"]["name"] == "phalanx_tensor")
+        .collect();
+    assert!(!kernels.is_empty(), "{stdout}");
+    for kernels in kernels {
+        assert_eq!(kernels["profile"]["overflow_checks"], false, "{kernels}");
+    }
 }
 
 /// What the profile is for.
@@ -100,7 +113,7 @@ fn the_readmes_main_prints_sentences() {
     // All that it uses.
     let toml = "[dependencies]\nphalanx-tensor = { path = \"../phalanx/tensor\" }\n";
     let project = Project::new("outside-slow", toml, &block("```rust,no_run\n"));
-    let output = project.cargo("run");
+    let output = project.cargo(&["run"]);
     let (stdout, stderr) = (
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr),

@@ -3,7 +3,7 @@
 use crate::models::{CLASSES, INPUTS, batch, loss};
 use crate::ranks::{device_for, has_ranks, on_ranks};
 use crate::reference::values;
-use phalanx_autograd::nn::{self, Linear, Module, Visitor};
+use phalanx_autograd::nn::{self, Factory, Linear, Module, Visitor};
 use phalanx_autograd::optim::{Adam, AdamConfig, Optimizer};
 use phalanx_autograd::{State, Tape, Var};
 use phalanx_comm::ProcessGroup;
@@ -197,6 +197,37 @@ fn layers_say_what_edges_carry() {
         assert!(is_told, "{error}");
         Ok(())
     });
+}
+
+/// A stage may have its parameters on other devices than the one that its rank computes on.
+#[test]
+fn the_state_comes_from_all_devices() {
+    let beside = |device: Device| match device {
+        Device::Cuda(at) => Device::cuda(at + 2),
+        _ => Device::cpu(62),
+    };
+    if device_for(1).is_cpu() != device_for(4).is_cpu() {
+        eprintln!("SKIPPED: the_state_comes_from_all_devices: it wants 4 cards");
+        return;
+    }
+    let plan = Named::Gpipe.schedule(2, 1, 2).unwrap();
+    let found = on_ranks(2, |group| {
+        let (number, device) = (group.rank(), beside(group.device()));
+        let mut f = Factory::new(device, number as u64);
+        let stage: Box<dyn Module> = Box::new(Linear::new(40, 30, &mut f)?);
+        let config = PipelineConfig::default();
+        let pipeline = Pipeline::new(group, &plan, vec![(number, stage)], loss, config)?;
+        Ok(pipeline.state()?.map(|state| numbers(&state)))
+    });
+    for whole in found.into_iter().flatten() {
+        assert_eq!(whole.len(), 4);
+        for number in 0..2 {
+            let mut f = Factory::new(Device::cpu(61), number as u64);
+            let stage = Linear::new(40, 30, &mut f).unwrap();
+            let weight = &whole[&format!("{number}.weight")];
+            assert_eq!(*weight, stage.weight.read(values), "stage {number}");
+        }
+    }
 }
 
 #[test]

@@ -137,9 +137,16 @@ impl Pipeline {
         if group.rank() > 0 {
             let names: Vec<&str> = mine.iter().map(|(name, _)| name).collect();
             let names = names.join("\n").into_bytes();
+            // Tensors of a stage over several cards travel from the one of the group. All are there before the first goes.
+            let card = group.device();
+            let tensors = mine.iter().map(|(_, tensor)| match tensor.device() {
+                device if device.is_cpu() || device == card => Ok(tensor.clone()),
+                _ => tensor.to_device(card),
+            });
+            let tensors = tensors.collect::<std::result::Result<Vec<_>, _>>()?;
             let mut works = vec![talk::tell(group, 0, NAMES, names)?];
-            for (_, tensor) in mine.iter() {
-                works.push(group.send_any(tensor.clone(), 0, TENSORS)?);
+            for tensor in tensors {
+                works.push(group.send_any(tensor, 0, TENSORS)?);
             }
             for work in works {
                 work.wait()?;
