@@ -173,6 +173,14 @@ pub const PARTS: &[Part] = &[
         },
         ..PLAIN
     },
+    // Before the tests of cards, which use what it compiles.
+    Part {
+        name: "kernels",
+        what: "every kernel compiled for all architectures: none uses local memory without a reason",
+        obstacle: gpu::kernels::obstacle,
+        command: || chore(&["kernels"]),
+        ..PLAIN
+    },
     Part {
         name: "simulated",
         what: "the tests of CUDA devices, on four simulated ones that look for races",
@@ -191,15 +199,8 @@ pub const PARTS: &[Part] = &[
         ..PLAIN
     },
     Part {
-        name: "kernels",
-        what: "every kernel compiled for all architectures: none uses local memory without a reason",
-        obstacle: gpu::kernels::obstacle,
-        command: || chore(&["kernels"]),
-        ..PLAIN
-    },
-    Part {
         name: "bundle",
-        what: "the same, with kernels that were compiled before, as a machine without Rust runs them",
+        what: "the tests of CUDA devices with kernels that were compiled before, as a machine without Rust runs them",
         obstacle: gpu::bundle::obstacle,
         command: || chore(&["bundle", "--simulate", "2"]),
         ..PLAIN

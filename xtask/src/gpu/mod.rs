@@ -3,7 +3,7 @@
 //! Each test program is a process of its own, one at a time on real cards. On simulated cards, each finding of the simulated
 //! device is a failure.
 
-mod ahead;
+pub mod ahead;
 pub mod bundle;
 mod cards;
 mod findings;
@@ -53,6 +53,11 @@ pub struct Args {
     check: bool,
 }
 
+/// The folder with the compiled kernels of test programs.
+fn kernels() -> PathBuf {
+    root().join("target/kernels")
+}
+
 /// What the tests run on.
 pub enum Cards {
     Real(Driver),
@@ -75,8 +80,7 @@ impl Cards {
             Cards::Real(_) => vec![("LD_LIBRARY_PATH", search([folder]))],
             Cards::Simulated(simulator) => simulator.environment(seed, folder),
         };
-        let kernels = root().join("target/kernels");
-        environment.push(("PHALANX_KERNEL_CACHE", kernels.into()));
+        environment.push(("PHALANX_KERNEL_CACHE", kernels().into()));
         // There are cards, so a test that finds none has a fault.
         environment.push(("PHALANX_REQUIRE_CARDS", self.count().to_string().into()));
         environment
@@ -182,6 +186,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if args.check && matches!(cards, Cards::Real(_)) {
         println!("SKIPPED: --check: real cards do not look for races");
     }
+    ahead::lend(&kernels())?;
     let report = test(&cards, &nvrtc, args.seeds)?;
     print!("\n{report}");
     println!("ON {cards}; {nvrtc}");

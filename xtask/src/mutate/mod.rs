@@ -25,6 +25,7 @@ use self::sites::{Mutant, mutants, pick};
 use self::switch::Switch;
 use self::tree::{Built, Outcome, Tree, run as run_tests};
 use crate::cargo::root;
+use crate::gpu::ahead;
 use crate::gpu::simulator::{Simulator, nvrtc};
 use crate::lines::report;
 
@@ -109,6 +110,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
     };
     let survivors = survivors(SURVIVORS)?;
+    ahead::lend(&kernels())?;
     let tree = Tree::copy()?;
     let switch = Switch::build(&tree, &order[..args.count.min(order.len())])?;
     let workshop = Workshop {
@@ -164,6 +166,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// The folder with the compiled kernels of the tests: those with a mistake, too.
+fn kernels() -> PathBuf {
+    root().join("target/mutants/kernels")
 }
 
 /// The kernels, and the code of the host for cards.
@@ -272,8 +279,7 @@ impl Workshop<'_> {
     ) -> Result<Fate> {
         let mut command = Command::new(program);
         command.envs(self.simulator.environment(1, self.nvrtc.as_deref()));
-        let kernels = root().join("target/mutants/kernels");
-        command.env("PHALANX_KERNEL_CACHE", kernels);
+        command.env("PHALANX_KERNEL_CACHE", kernels());
         command.env("PHALANX_REQUIRE_CARDS", "1");
         // A thread that waits for what does not come is soon given up.
         command.env("PHALANX_SIMULATOR_PATIENCE", "20");
