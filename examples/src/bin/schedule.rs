@@ -122,6 +122,10 @@ struct StageEntry {
     backward: Option<Time>,
     #[serde(default)]
     transfer: f64,
+    #[serde(default)]
+    reduce: f64,
+    #[serde(default)]
+    tied: f64,
     #[serde(default = "one")]
     activation: u64,
     kept_for_weight: Option<u64>,
@@ -159,6 +163,8 @@ fn read_costs(path: &Path) -> Result<Costs> {
         weight: entry.weight.into(),
         backward: entry.backward.map(Cost::from),
         transfer: entry.transfer,
+        reduce: entry.reduce,
+        tied: entry.tied,
         activation: entry.activation,
         kept_for_weight: entry.kept_for_weight.unwrap_or(entry.activation),
         resident: entry.resident,
