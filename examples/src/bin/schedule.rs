@@ -39,7 +39,7 @@ struct Args {
     #[arg(long)]
     stages_per_rank: Option<usize>,
     /// JSON with the costs of each stage: {"stages": [{"forward": 1, "input": 1, "weight": 1,
-    /// "backward": 2, "transfer": 0, "activation": 1, "kept_for_weight": 1, "resident": 0}, ...]}.
+    /// "backward": 2, "transfer": 0, "reduce": 0, "tied": 0, "activation": 1, "kept_for_weight": 1, "resident": 0}, ...]}.
     /// A time may be a list, one per microbatch. Unit costs if left out.
     #[arg(long)]
     costs: Option<PathBuf>,
