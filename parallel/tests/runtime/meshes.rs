@@ -221,9 +221,9 @@ fn replicas_in_different_passes_are_told() {
             _ => pipeline.step(x, y).map(drop),
         };
         tell(done, "is in `step` of step 0, where rank");
-        // One has a batch more in the step.
+        // Inference is the matter of one replica.
         if replica == 0 {
-            pipeline.infer(x)?; // the matter of one replica
+            pipeline.infer(x)?;
         }
         Ok(())
     });
