@@ -68,8 +68,18 @@ impl Room {
     }
 }
 
+/// Of one tensor: made as it is, since beside a small call the lists of [`calls`] take time.
 fn call(op: Op, input: Tensor, output: Option<Shape>) -> Call {
-    calls(op, smallvec![input], output.map(Room::New).into_iter())
+    Call {
+        signature: Signature {
+            op,
+            tensors: SmallVec::from_buf([(input.dtype(), input.shape().clone())]),
+            label: None,
+            beside: None,
+        },
+        outputs: output.map_or_else(SmallVec::new, |shape| smallvec![Room::New(shape)]),
+        inputs: smallvec![input],
+    }
 }
 
 fn calls(op: Op, inputs: Tensors, outputs: impl Iterator<Item = Room>) -> Call {

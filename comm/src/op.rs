@@ -315,7 +315,7 @@ impl fmt::Display for Name {
 /// What the ranks of a group must agree on when they call the same collective.
 ///
 /// Prints as `all_reduce(sum) of f32 [2, 3]`, with its label behind it where it has one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Signature {
     /// The operation.
     pub op: Op,
@@ -387,6 +387,21 @@ impl fmt::Display for Difference {
             Difference::Label => "label",
             Difference::Device => "device",
         })
+    }
+}
+
+impl Clone for Signature {
+    fn clone(&self) -> Signature {
+        Signature {
+            op: self.op.clone(),
+            // Of one tensor without the detour of a list: each call is kept on record.
+            tensors: match &*self.tensors {
+                [one] => SmallVec::from_buf([one.clone()]),
+                all => all.iter().cloned().collect(),
+            },
+            label: self.label.clone(),
+            beside: self.beside.clone(),
+        }
     }
 }
 

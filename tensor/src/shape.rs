@@ -8,8 +8,15 @@ use std::ops::{Deref, DerefMut};
 macro_rules! dims {
     ($name:ident, $doc:literal) => {
         #[doc = $doc]
-        #[derive(Clone, PartialEq, Eq, Hash, Default)]
+        #[derive(PartialEq, Eq, Hash, Default)]
         pub struct $name(SmallVec<[usize; 4]>);
+
+        /// As one copy of bytes: the derived one would go extent by extent.
+        impl Clone for $name {
+            fn clone(&self) -> Self {
+                Self(SmallVec::from_slice(&self.0))
+            }
+        }
 
         impl $name {
             /// Appends an axis at the end.

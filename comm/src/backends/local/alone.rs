@@ -16,9 +16,11 @@ impl Done {
     /// # Errors
     /// The device has no memory for such a copy.
     pub(in crate::backends) fn of(call: Call) -> Result<Done> {
-        let given = call.inputs.into_iter().zip(call.outputs);
-        let results = given.map(|(tensor, room)| back(tensor, room));
-        Ok(Done(results.collect::<Result<_>>()?))
+        let mut results = Tensors::new();
+        for (tensor, room) in call.inputs.into_iter().zip(call.outputs) {
+            results.push(back(tensor, room)?);
+        }
+        Ok(Done(results))
     }
 }
 

@@ -49,7 +49,9 @@ impl Post {
             } = buffer;
             post.ends.push(Ends { src, dst });
             post._inputs.push(input);
-            post.outputs.extend(output);
+            if let Some(output) = output {
+                post.outputs.push(output);
+            }
         }
         Ok(post)
     }

@@ -82,12 +82,8 @@ pub(super) struct Slot {
     stage: Stage,
     progress: Progress,
     exit: Exit,
-    /// Counts how often the slot was taken: what was posted before is nobody's any more.
-    uses: AtomicU64,
     /// How many ranks take part: the first so many cells are used.
     parties: AtomicUsize,
-    /// The number of the collective in its group, or of the message between the two ranks.
-    sequence: AtomicU64,
     /// The rank that it goes back to.
     pub(super) home: usize,
     cells: Box<[Cell]>,
@@ -95,9 +91,13 @@ pub(super) struct Slot {
     ranks: Box<[AtomicUsize]>,
 }
 
-/// What changes as ranks come.
+/// What changes as ranks come; and, beside it, what else changes from one use of the slot to the next.
 #[repr(align(128))]
 struct Entrance {
+    /// Counts how often the slot was taken: what was posted before is nobody's any more.
+    uses: AtomicU64,
+    /// The number of the collective in its group, or of the message between the two ranks.
+    sequence: AtomicU64,
     /// How many have arrived, in the lower half; in the upper one the number, plus one, of the cell
     /// that was posted first: what others compare themselves with.
     arrivals: AtomicU64,
@@ -133,9 +133,9 @@ const RAN: u64 = 1 << UPPER;
 struct Cell {
     /// The last use of the slot that the rank has posted for.
     posted: AtomicU64,
+    post: UnsafeCell<Option<Post>>,
     /// Whether the rank carries out chunks at this moment: told to those who wait for the last of them.
     runs: AtomicBool,
-    post: UnsafeCell<Option<Post>>,
 }
 
 /// How far an operation has come.
@@ -200,6 +200,8 @@ impl Slot {
         };
         Slot {
             entrance: Entrance {
+                uses: AtomicU64::new(0),
+                sequence: AtomicU64::new(0),
                 arrivals: AtomicU64::new(0),
                 link: AtomicPtr::new(ptr::null_mut()),
             },
@@ -209,9 +211,7 @@ impl Slot {
             },
             progress: Progress::default(),
             exit: Exit::default(),
-            uses: AtomicU64::new(0),
             parties: AtomicUsize::new(0),
-            sequence: AtomicU64::new(0),
             home,
             cells: (0..cells).map(cell).collect(),
             ranks: (0..cells).map(|_| AtomicUsize::new(0)).collect(),
@@ -233,14 +233,24 @@ impl Slot {
         self.stage.state.store(FILLING, Relaxed);
         self.progress.0.store(0, Relaxed);
         self.exit.0.store(0, Relaxed);
-        self.entrance.arrivals.store(0, Relaxed);
-        self.entrance.link.store(ptr::null_mut(), Relaxed);
-        self.uses.store(self.uses.load(Relaxed) + 1, Relaxed);
-        self.sequence.store(sequence, Relaxed);
-        self.parties.store(ranks.len(), Relaxed);
-        for (mine, rank) in self.ranks.iter().zip(ranks) {
-            mine.store(*rank, Relaxed);
-        }
+        let Entrance {
+            uses,
+            sequence: number,
+            arrivals,
+            link,
+        } = &self.entrance;
+        arrivals.store(0, Relaxed);
+        link.store(ptr::null_mut(), Relaxed);
+        uses.store(uses.load(Relaxed) + 1, Relaxed);
+        number.store(sequence, Relaxed);
+        // What stays as it is does not change hands.
+        let set = |place: &AtomicUsize, value: usize| {
+            if place.load(Relaxed) != value {
+                place.store(value, Relaxed);
+            }
+        };
+        set(&self.parties, ranks.len());
+        (self.ranks.iter().zip(ranks)).for_each(|(place, rank)| set(place, *rank));
     }
 
     fn cells(&self) -> &[Cell] {
@@ -249,7 +259,7 @@ impl Slot {
 
     /// The number of the collective in its group, or of the message between the two ranks.
     pub(super) fn sequence(&self) -> u64 {
-        self.sequence.load(Relaxed)
+        self.entrance.sequence.load(Relaxed)
     }
 
     /// The slot of the group's next collective, from `spare` if this rank is the first to ask. A
@@ -297,7 +307,7 @@ impl Slot {
         unsafe { self.cells[cell].post.with_mut(|p| *p = Some(post)) };
         self.cells[cell]
             .posted
-            .store(self.uses.load(Relaxed), Release);
+            .store(self.entrance.uses.load(Relaxed), Release);
         let arrivals = &self.entrance.arrivals;
         let first = (cell as u64 + 1) << UPPER | 1;
         // Who comes first looks at no other cell: `Release` is enough.

@@ -83,7 +83,7 @@ impl Slot {
     }
 
     fn has_posted(&self, cell: usize) -> bool {
-        self.cells[cell].posted.load(Acquire) == self.uses.load(Relaxed)
+        self.cells[cell].posted.load(Acquire) == self.entrance.uses.load(Relaxed)
     }
 
     /// The ranks of the world that have not come.
