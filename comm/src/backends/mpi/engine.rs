@@ -123,7 +123,7 @@ impl Core {
 
     /// Moves along whatever can be moved without waiting. Returns whether anything happened.
     pub(super) fn progress(&mut self) -> bool {
-        let mut moved = false;
+        let (mut moved, now) = (false, Instant::now());
         self.has_read_all = false;
         for _ in 0..PARCELS {
             match self.wire.next_parcel() {
@@ -137,14 +137,14 @@ impl Core {
                     break;
                 }
             }
-            moved |= self.empty_inbox();
+            moved |= self.empty_inbox(now);
         }
         if !self.inbox.is_empty() {
-            moved |= self.empty_inbox();
+            moved |= self.empty_inbox(now);
         }
         // A verdict may stand behind what has been read.
         if self.has_read_all {
-            self.detector.look(Instant::now());
+            self.detector.look(now);
         }
         self.send_letters();
         if !self.outbox.is_empty() {
@@ -192,7 +192,7 @@ impl Core {
     }
 
     /// Handles the parcels that are there whole, of each sender in order.
-    fn empty_inbox(&mut self) -> bool {
+    fn empty_inbox(&mut self, now: Instant) -> bool {
         let mut moved = false;
         let mut blocked: Vec<usize> = Vec::new();
         let mut i = 0;
@@ -206,7 +206,7 @@ impl Core {
             match come {
                 Ok(true) => {
                     if let Some(parcel) = self.inbox.remove(i) {
-                        self.handle(parcel.source, parcel.bytes);
+                        self.handle(now, parcel.source, parcel.bytes);
                         moved = true;
                     }
                 }
@@ -223,8 +223,7 @@ impl Core {
         moved
     }
 
-    fn handle(&mut self, source: usize, parcel: Box<[u8]>) {
-        let now = Instant::now();
+    fn handle(&mut self, now: Instant, source: usize, parcel: Box<[u8]>) {
         self.detector.hear(now, source);
         if let Some((&CALL, mut rest)) = parcel.split_first() {
             match Header::read(&mut rest) {

@@ -93,11 +93,12 @@ impl Pending for MpiWork {
                 core.end_watch(self.key, &mut watch);
                 return Err(error);
             }
-            core.watch(self.key, *epoch, self.deadline, &mut watch);
+            let now = Instant::now();
+            core.watch(now, self.key, *epoch, self.deadline, &mut watch);
             if anything_moved {
                 idle_since = None;
             }
-            let idle = idle_since.get_or_insert_with(Instant::now).elapsed();
+            let idle = now - *idle_since.get_or_insert(now);
             let nap = idle > YIELDS && !core.is_busy();
             drop(core);
             rest(nap.then_some(idle));

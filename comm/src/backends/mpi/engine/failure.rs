@@ -84,6 +84,7 @@ impl Core {
     /// far.
     pub(in crate::backends::mpi) fn watch(
         &mut self,
+        now: Instant,
         key: Key,
         epoch: u64,
         deadline: Duration,
@@ -92,7 +93,7 @@ impl Core {
         let Some(mine) = self.slots.mine(key) else {
             return;
         };
-        let (now, steps) = (Instant::now(), mine.exchange.steps);
+        let steps = mine.exchange.steps;
         if !mine.exchange.has_begun {
             self.check_departures(key, epoch);
         }

@@ -1,7 +1,7 @@
 //! [`Groups`]: what is counted in each group that this process has a handle on. It goes with the last handle, so groups
 //! that are made and dropped leave nothing behind.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::ops::AddAssign;
 
 /// What is counted in a group.
@@ -12,13 +12,13 @@ struct Group {
     /// How many collectives each of its ranks has issued.
     issued: Box<[u64]>,
     /// How many messages this rank has sent to each other one, or received.
-    sent: HashMap<usize, u64>,
-    received: HashMap<usize, u64>,
+    sent: FxHashMap<usize, u64>,
+    received: FxHashMap<usize, u64>,
 }
 
 /// All groups, by their numbers: see [`group_id`](super::super::header::group_id).
 #[derive(Default)]
-pub(super) struct Groups(HashMap<u64, Group>);
+pub(super) struct Groups(FxHashMap<u64, Group>);
 
 /// What a call is counted as.
 pub(super) enum Counted {
@@ -36,8 +36,8 @@ impl Groups {
             epoch,
             handles: 0,
             issued: vec![0; size].into(),
-            sent: HashMap::new(),
-            received: HashMap::new(),
+            sent: FxHashMap::default(),
+            received: FxHashMap::default(),
         });
         group.handles += 1;
     }

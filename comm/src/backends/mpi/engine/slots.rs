@@ -4,7 +4,7 @@
 use super::{Exchange, Header, Key, Op, Stage, Standing};
 use crate::backends::activity::Activity;
 use crate::error::Stands;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::thread::{self, ThreadId};
 use std::time::Instant;
@@ -52,7 +52,7 @@ pub(super) struct Arrival {
 
 #[derive(Default)]
 pub(super) struct Slots {
-    map: HashMap<Key, Slot>,
+    map: FxHashMap<Key, Slot>,
     /// What threads of this rank wait for, in the order in which they began.
     waits: Vec<Key>,
     /// The thread that has made all calls so far, `wait` and `poll` included, or none where several have.
