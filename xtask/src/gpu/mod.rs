@@ -222,9 +222,8 @@ fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
     let report = Mutex::new(Report::default());
     let mut runs = Vec::new();
     for (program, path) in programs::tests(false)? {
-        // The cases of a table are many, and each is one operation: it has no order that a seed could change.
         let seeds = match cards {
-            Cards::Simulated(_) if !program.is_table => seeds,
+            Cards::Simulated(_) if program.takes_seeds => seeds,
             _ => 1,
         };
         runs.extend((0..seeds).map(|seed| Run {

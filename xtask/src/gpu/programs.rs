@@ -20,6 +20,9 @@ pub struct Program {
     pub needs: &'static [&'static str],
     /// Whether it is a table of cases that any device runs: the environment names the card.
     pub is_table: bool,
+    /// Whether something in it has no order of its own, so that it is run with several seeds where that is asked for: not a
+    /// table whose cases are one operation each.
+    pub takes_seeds: bool,
     /// Whether it may run beside others: not where it has deadlines, which a busy machine would miss.
     pub runs_beside_others: bool,
     /// What it finds in its environment.
@@ -38,6 +41,7 @@ const PROGRAMS: &[Program] = &[
     Program {
         needs: &["libcublasLt.so", "libnccl.so.2"],
         runs_beside_others: false,
+        takes_seeds: true,
         ..table("comm", "cells")
     },
     Program {
@@ -61,15 +65,18 @@ const PROGRAMS: &[Program] = &[
             ("PHALANX_COMM_DEBUG", "1"),
         ],
         runs_beside_others: false,
+        takes_seeds: true,
         ..table("parallel", "ddp")
     },
     Program {
         needs: &["libcublasLt.so", "libnccl.so.2"],
         runs_beside_others: false,
+        takes_seeds: true,
         ..table("parallel", "runtime")
     },
     Program {
         needs: &["libcublasLt.so", "libnccl.so.2"],
+        takes_seeds: true,
         ..table("parallel", "split")
     },
     bin("examples", "ddp"),
@@ -83,6 +90,7 @@ const fn program(folder: &'static str, kind: &'static str, target: &'static str)
         target,
         needs: &["libcublasLt.so"],
         is_table: false,
+        takes_seeds: true,
         runs_beside_others: false,
         environment: &[],
     }
@@ -103,6 +111,7 @@ const fn table(folder: &'static str, target: &'static str) -> Program {
     // operation are among the tests of cards.
     Program {
         is_table: true,
+        takes_seeds: false,
         runs_beside_others: true,
         environment: &[
             ("PHALANX_TEST_DEVICE", "cuda:0"),
