@@ -33,6 +33,8 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// The rank of the products as which gradients travel, after a tenth of the steps; `None`: as they are.
     pub power_sgd: Option<usize>,
+    /// Whether to note what happens when in the last step.
+    pub trace: bool,
 }
 
 impl TrainConfig {
@@ -51,11 +53,12 @@ impl TrainConfig {
             momentum,
             weight_decay,
             power_sgd,
+            trace,
         } = self;
         let (train, test) = (train.len(), test.len());
         format!(
             "{epochs} epochs\nbatch size {batch_size}\nseed {seed}\nlearning rate {learning_rate}\n\
-             momentum {momentum}\nweight decay {weight_decay}\nPowerSGD {power_sgd:?}\n\
+             momentum {momentum}\nweight decay {weight_decay}\nPowerSGD {power_sgd:?}\ntrace {trace}\n\
              {train} images to train\n{test} images to test\n"
         )
     }
@@ -76,6 +79,8 @@ pub struct Outcome {
     pub peak_bytes: usize,
     /// SHA-256 of this rank's parameters.
     pub parameters_sha256: String,
+    /// The last step of all ranks as a Chrome trace, where it was asked for.
+    pub trace: Option<String>,
 }
 
 /// Takes one data-parallel step on this rank's images; its loss, before the step, which nobody has waited for yet.
@@ -132,6 +137,7 @@ pub fn train<M: Module>(
     };
     let how = DdpConfig {
         hook,
+        trace: config.trace,
         ..DdpConfig::default()
     };
     let ddp = Ddp::new(model, group.clone(), how)?;
@@ -188,6 +194,7 @@ pub fn train<M: Module>(
         seconds,
         peak_bytes: device.memory()?.peak,
         parameters_sha256: fingerprint(&ddp.parameters())?,
+        trace: config.trace.then(|| ddp.chrome_trace()).transpose()?,
     })
 }
 
@@ -265,6 +272,7 @@ mod tests {
                 momentum: 0.9,
                 weight_decay: 0.0,
                 power_sgd: None,
+                trace: false,
             };
             let model = image_mlp(&mut Factory::new(group.device(), 0)).expect("there is memory");
             let end = train(model, &group, &test, &test, &config);

@@ -16,6 +16,7 @@
 //! opt-level = 3
 //! ```
 
+mod chrome_trace;
 pub mod ddp;
 mod error;
 pub mod mesh;

@@ -94,6 +94,7 @@ mod layout;
 #[path = "../tests/level/mod.rs"]
 mod level;
 mod memory;
+mod moment;
 #[cfg(not(feature = "cuda"))]
 mod no_cuda;
 mod number;
@@ -113,6 +114,7 @@ pub use dtype::{DType, Element, Float, bf16, f16};
 pub use error::{Error, Result};
 pub use layout::Layout;
 pub use memory::MemoryStats;
+pub use moment::{Moment, Queue};
 pub use number::Number;
 pub use ops::random::Rng;
 pub use ops::unary::GeluKind;

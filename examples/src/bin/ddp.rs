@@ -4,10 +4,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use phalanx_autograd::nn::Factory;
-use phalanx_examples::cli::{World, at_least_one, exit, kind, not_negative, say};
+use phalanx_examples::cli::{World, at_least_one, exit, kind, not_negative, say, writable};
 use phalanx_examples::data::{self, Dataset, Split};
 use phalanx_examples::report::{Summary, count};
 use phalanx_examples::train::{TrainConfig, train};
@@ -56,6 +56,9 @@ struct Cli {
     /// Draw loss and accuracy
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
+    /// Write what happened when in the last step, on all ranks, for Perfetto (ui.perfetto.dev) or chrome://tracing
+    #[arg(long, value_name = "FILE.json")]
+    trace: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -82,10 +85,14 @@ fn run(cli: &Cli) -> Result<()> {
         momentum: cli.momentum,
         weight_decay: cli.weight_decay,
         power_sgd: cli.powersgd,
+        trace: cli.trace.is_some(),
     };
     let outcome = cli.world.launch(2, |group| {
         if let (0, Some(path)) = (group.rank(), &cli.plot) {
             chart::prepare(path)?;
+        }
+        if let (0, Some(path)) = (group.rank(), &cli.trace) {
+            writable(path)?;
         }
         let mut factory = Factory::new(group.device(), cli.seed);
         let model = match cli.model {
@@ -127,6 +134,10 @@ fn run(cli: &Cli) -> Result<()> {
         );
         chart::draw(path, &title, &first.curves)?;
         say(format_args!("  curves         {}", path.display()))?;
+    }
+    if let (Some(path), Some(trace)) = (&cli.trace, &first.trace) {
+        std::fs::write(path, trace).with_context(|| format!("{}", path.display()))?;
+        say(format_args!("  last step      {}", path.display()))?;
     }
     if cli.json {
         say(serde_json::to_string(&summary)?)?;

@@ -125,6 +125,15 @@ impl<M: Module> Ddp<M> {
         self.replica.state().trace.clone()
     }
 
+    /// The last backward of all ranks as a Chrome trace, which Perfetto opens: see [`GradReducer::chrome_trace`]. Every rank
+    /// must call it.
+    ///
+    /// # Errors
+    /// Errors of a card, and of the communication.
+    pub fn chrome_trace(&self) -> Result<String> {
+        self.replica.reducer.chrome_trace()
+    }
+
     /// Differentiates `loss` and averages the gradients over all ranks, bucket by bucket while the
     /// sweep runs. Adds what [`accumulate`](Ddp::accumulate) has kept. Every rank must call it.
     ///

@@ -9,6 +9,7 @@ mod hook;
 mod poison;
 mod power_sgd;
 mod reduction;
+mod timeline;
 mod trace;
 mod uses;
 

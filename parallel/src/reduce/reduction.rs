@@ -10,8 +10,8 @@ use super::{Average, GradReducer, Plan};
 use crate::{Error, Result, talk};
 use phalanx_autograd::{Gradients, Param};
 use phalanx_comm::{Label, Name, ProcessGroup, ReduceOp, Work};
-use phalanx_tensor::Tensor;
 use phalanx_tensor::ops::optim::scale;
+use phalanx_tensor::{Queue, Tensor};
 use std::slice;
 use std::sync::Arc;
 
@@ -200,6 +200,8 @@ impl<'a> Parts<'a> {
             .iter()
             .map(|&expected| counts && expected)
             .collect();
+        let devices = plan.params.iter().map(|params| params[0].device());
+        let trace = Trace::new(config.trace, devices)?;
         let uses = Uses::start(&used, !config.find_unused_parameters, group)?;
         let pending = |bucket: &Bucket| bucket.slots.iter().filter(|s| used[s.param]).count();
         let mut parts = Parts {
@@ -215,7 +217,7 @@ impl<'a> Parts<'a> {
             singles: plan.buckets.iter().map(|_| None).collect(),
             flights: Vec::with_capacity(plan.buckets.len()),
             landed: 0,
-            trace: Trace::new(config.trace),
+            trace,
             reducer,
             plan,
         };
@@ -299,6 +301,8 @@ impl<'a> Parts<'a> {
         while self.flights.len() < buckets && self.pending[self.flights.len()] == 0 {
             let b = self.flights.len();
             let (buffer, marks) = self.filled(b)?;
+            let device = buffer.device();
+            self.trace.filled(b, device)?;
             // A rank that is a bucket behind, or in another reducer, would else meet the others in a
             // reduction of equal shape.
             let group = self.reducer.group.labelled(Label {
@@ -318,6 +322,9 @@ impl<'a> Parts<'a> {
                 }
                 None => Flight::Plain(group.all_reduce(buffer, self.arithmetic.op)?),
             };
+            if let Flight::Plain(_) = flight {
+                self.trace.reduced(b, device, Queue::Collectives)?;
+            }
             self.flights.push((flight, marks));
             self.trace.record(|| TraceEvent::Started(b));
         }
@@ -357,7 +364,7 @@ impl<'a> Parts<'a> {
     }
 
     fn finish(mut self) -> Result<Gradients> {
-        self.trace.record(|| TraceEvent::SweepEnded);
+        self.trace.sweep_ended()?;
         self.all_launched()?;
         let plan = Arc::clone(&self.plan);
         for (flight, _) in &mut self.flights {
@@ -367,7 +374,11 @@ impl<'a> Parts<'a> {
         for (b, (flight, marks)) in std::mem::take(&mut self.flights).into_iter().enumerate() {
             let sum = match flight {
                 Flight::Plain(work) => work.wait()?,
-                Flight::Hooked(completion) => self.stand_for(b, completion.finish()?)?,
+                Flight::Hooked(completion) => {
+                    let found = self.stand_for(b, completion.finish()?)?;
+                    self.trace.reduced(b, found.device(), Queue::Compute)?;
+                    found
+                }
             };
             if b >= self.landed {
                 self.trace.record(|| TraceEvent::Reduced(b));

@@ -57,6 +57,64 @@ fn the_first_bucket_leaves_before_the_sweep_ends() {
     }
 }
 
+#[test]
+fn a_step_of_all_ranks_is_a_chrome_trace() {
+    let pages = on_ranks(2, |group| {
+        let device = group.device();
+        let model = Mlp::new(&[8, 64, 64, 4], DType::F32, device, 1);
+        let config = DdpConfig {
+            first_bucket_bytes: Some(1024),
+            bucket_cap_bytes: Some(4096),
+            trace: true,
+            ..Default::default()
+        };
+        let ddp = Ddp::new(model, group.clone(), config)?;
+        let before = ddp.chrome_trace()?; // of no step
+        let tape = Tape::new();
+        // The ranks do not have the same.
+        let x = tape.constant(Tensor::ones([16 << group.rank(), 8], DType::F32, device)?);
+        let loss = ddp.forward(&tape, &x)?.square()?.mean_all()?;
+        ddp.backward(&tape, &loss)?;
+        let buckets = ddp.buckets().map_or(0, |buckets| buckets.len());
+        Ok((before, ddp.chrome_trace()?, buckets, device.is_cpu()))
+    });
+    assert_eq!(pages[0].1, pages[1].1);
+    let (before, page, buckets, is_cpu) = &pages[0];
+    let events = |page: &str| {
+        let page: serde_json::Value = serde_json::from_str(page).unwrap();
+        page["traceEvents"].as_array().unwrap().clone()
+    };
+    assert!(events(before).iter().all(|event| event["ph"] == "M"));
+    let events = events(page);
+    for rank in 0..2 {
+        let of = |phase: &str, kind: &str| -> Vec<&serde_json::Value> {
+            let is = |event: &&serde_json::Value| {
+                event["pid"] == rank && event["ph"] == phase && event["cat"] == kind
+            };
+            events.iter().filter(is).collect()
+        };
+        let time = |event: &serde_json::Value| event["ts"].as_f64().unwrap();
+        assert_eq!(of("i", "gradient").len(), 6, "{page}");
+        let sweep = of("X", "sweep")[0]["dur"].as_f64().unwrap();
+        assert!(of("i", "gradient").iter().all(|event| time(event) <= sweep));
+        let (begins, ends) = (of("b", "bucket"), of("e", "bucket"));
+        assert!(*buckets > 2 && begins.len() == *buckets && ends.len() == *buckets);
+        let lasts = |at: usize| time(begins[at]) <= time(ends[at]);
+        assert!((0..*buckets).all(lasts), "{page}");
+        assert!(time(begins[0]) < sweep, "{page}");
+        // A card carries them out one after the other, and none before its gradients are there.
+        let card = of("X", "collective");
+        assert_eq!(card.len(), if *is_cpu { 0 } else { *buckets });
+        let end = |event: &serde_json::Value| time(event) + event["dur"].as_f64().unwrap();
+        assert!(
+            card.windows(2)
+                .all(|pair| end(pair[0]) <= time(pair[1]) + 1e-3),
+            "{page}"
+        );
+        assert!(card.iter().all(|event| time(event) > 0.0), "{page}");
+    }
+}
+
 /// The identity, at whose backward all ranks meet.
 struct Meet(Arc<dyn ProcessGroup>);
 

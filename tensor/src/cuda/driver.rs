@@ -70,6 +70,8 @@ pub(crate) struct Driver {
     process: u32,
     /// It loads functions when it is asked to, and not only when they are launched first.
     pub(crate) loads_functions: bool,
+    /// It tells the time between events (`cuEventElapsedTime_v2`, from CUDA 12.8 on).
+    pub(crate) times_events: bool,
     /// It tells the parameters of a kernel (`cuFuncGetParamInfo`, from CUDA 12.4 on).
     pub(crate) tells_params: bool,
 }
@@ -114,6 +116,7 @@ fn find() -> Result<Driver, String> {
         cards: cards.try_into().unwrap_or(0),
         process: std::process::id(),
         loads_functions: LOADING.iter().all(has),
+        times_events: has(&"cuEventElapsedTime_v2"),
         tells_params: has(&"cuFuncGetParamInfo"),
     })
 }

@@ -51,8 +51,13 @@ const EVENTS: usize = 64;
 pub(super) struct Event(Handle<sys::CUevent>);
 
 impl Event {
+    /// One that is recorded faster, since it has no clock.
     fn new() -> Result<Arc<Event>, DriverError> {
-        let event = result::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)?;
+        Event::with(CUevent_flags::CU_EVENT_DISABLE_TIMING)
+    }
+
+    fn with(flags: CUevent_flags) -> Result<Arc<Event>, DriverError> {
+        let event = result::event::create(flags)?;
         Ok(Arc::new(Event(Handle(event))))
     }
 
@@ -189,6 +194,14 @@ impl Lanes {
     /// the making: for a lane of another card to wait for.
     pub(super) fn mark(&mut self, lane: Lane) -> Result<Arc<Event>, DriverError> {
         self.record(lane).map(|(_, event)| event)
+    }
+
+    /// An event with a clock, which nobody else records, behind everything that is on a lane by now.
+    pub(super) fn timed(&mut self, lane: Lane) -> Result<Arc<Event>, DriverError> {
+        let event = Event::with(CUevent_flags::CU_EVENT_DEFAULT)?;
+        // SAFETY: stream and event belong to the card, whose context is current.
+        unsafe { result::event::record(event.handle(), self.stream(lane)) }?;
+        Ok(event)
     }
 
     /// The first kept event that follows `stamp`, or a new one.

@@ -5,13 +5,38 @@
 use crate::counts::{Count, counted, of_driver};
 use crate::support::*;
 use phalanx_tensor::ops::optim::scale;
-use phalanx_tensor::{DType, Device, Tensor};
+use phalanx_tensor::{DType, Device, Error, Queue, Tensor};
 
 /// The number of waits of a lane for another one while `work` runs; `None` on a real card.
 fn waits<T>(work: impl FnOnce() -> T) -> Option<(u64, T)> {
     let before = counted(Count::StreamWaits)?;
     let made = work();
     Some((counted(Count::StreamWaits)? - before, made))
+}
+
+#[test]
+fn moments_are_in_the_order_of_their_lane() {
+    let (device, _turn) = card!();
+    let moment = || device.moment(Queue::Compute).unwrap();
+    let x = values(&[1 << 16], DType::F32, 1).to_device(device).unwrap();
+    let start = moment();
+    let y = x.exp().unwrap();
+    let middle = moment();
+    let z = y.exp().unwrap();
+    let end = moment();
+    let (first, whole) = (
+        middle.seconds_since(&start).unwrap(),
+        end.seconds_since(&start).unwrap(),
+    );
+    assert!(0.0 < first && first < whole, "{first} {whole}");
+    assert_eq!(start.seconds_since(&end).unwrap(), -whole);
+    // On a lane on which nothing ever was, too.
+    let other = device.moment(Queue::Collectives).unwrap();
+    assert!(other.seconds_since(&start).unwrap().is_finite());
+    let host = Device::cpu(0).moment(Queue::Compute).unwrap();
+    let error = host.seconds_since(&start).unwrap_err();
+    assert!(matches!(error, Error::DeviceMismatch { .. }), "{error}");
+    drop(z);
 }
 
 #[test]

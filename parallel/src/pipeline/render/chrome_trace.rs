@@ -1,11 +1,10 @@
-//! The Trace Event Format of Chrome, which Perfetto opens: a track per rank, an arrow per transfer,
-//! a counter of the bytes that each rank holds.
-
-use std::fmt::Write as _;
+//! A plan as a Chrome trace: a track per rank, an arrow per transfer, a counter of the bytes that each rank holds.
 
 use super::super::{Costs, Kind, Schedule, Timeline};
+use crate::chrome_trace::{Page, Track};
 
-/// A timeline as a Chrome trace; `microseconds` is how long one unit of the costs' time is drawn.
+/// A timeline in the Trace Event Format of Chrome, which Perfetto opens; `microseconds` is how long one unit of the costs'
+/// time is drawn.
 ///
 /// ```
 /// use phalanx_parallel::pipeline::*;
@@ -23,12 +22,13 @@ pub fn chrome_trace(
     costs: &Costs,
     microseconds: f64,
 ) -> String {
-    let mut events = Vec::new();
-    let text = |out: std::fmt::Arguments<'_>| out.to_string();
+    let mut page = Page::default();
+    let track = |rank| Track {
+        process: 0,
+        thread: rank,
+    };
     for rank in 0..timeline.ranks.len() {
-        events.push(text(format_args!(
-            r#"{{"name":"thread_name","ph":"M","pid":0,"tid":{rank},"args":{{"name":"rank {rank}"}}}}"#
-        )));
+        page.name_track(track(rank), &format!("rank {rank}"));
     }
     let m = schedule.microbatches();
     // When each forward and each input gradient begins and ends, for the arrows.
@@ -41,10 +41,11 @@ pub fn chrome_trace(
                 continue;
             }
             let (stage, mb) = (span.action.stage(), span.action.microbatch());
-            events.push(text(format_args!(
-                r#"{{"name":"{}","cat":"{kind}","ph":"X","pid":0,"tid":{rank},"ts":{ts},"dur":{dur},"args":{{"stage":{stage},"microbatch":{mb}}}}}"#,
+            let track = track(rank);
+            page.event(format_args!(
+                r#"{{"name":"{}","cat":"{kind}","ph":"X",{track},"ts":{ts},"dur":{dur},"args":{{"stage":{stage},"microbatch":{mb}}}}}"#,
                 span.action
-            )));
+            ));
             if kind == Kind::Forward {
                 computed[stage * m + mb][0] = Some((span.start, span.end));
             } else if kind.yields_input_gradient() {
@@ -71,12 +72,13 @@ pub fn chrome_trace(
                 // An arrow begins inside a box, so a little before its end.
                 let out = (begun + (ended - begun) * 0.99) * microseconds;
                 let into = start * microseconds;
-                events.push(text(format_args!(
-                    r#"{{"name":"{name}","cat":"transfer","ph":"s","id":{id},"pid":0,"tid":{src},"ts":{out}}}"#
-                )));
-                events.push(text(format_args!(
-                    r#"{{"name":"{name}","cat":"transfer","ph":"f","bp":"e","id":{id},"pid":0,"tid":{dst},"ts":{into}}}"#
-                )));
+                let (src, dst) = (track(src), track(dst));
+                page.event(format_args!(
+                    r#"{{"name":"{name}","cat":"transfer","ph":"s","id":{id},{src},"ts":{out}}}"#
+                ));
+                page.event(format_args!(
+                    r#"{{"name":"{name}","cat":"transfer","ph":"f","bp":"e","id":{id},{dst},"ts":{into}}}"#
+                ));
                 id += 1;
             }
         }
@@ -84,17 +86,10 @@ pub fn chrome_trace(
     for (rank, curve) in timeline.memory(schedule, costs).iter().enumerate() {
         for (time, bytes) in curve {
             let ts = time * microseconds;
-            events.push(text(format_args!(
+            page.event(format_args!(
                 r#"{{"name":"held by rank {rank}","ph":"C","pid":0,"ts":{ts},"args":{{"bytes":{bytes}}}}}"#
-            )));
+            ));
         }
     }
-    let mut out = String::from("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n");
-    for (i, event) in events.iter().enumerate() {
-        let comma = if i + 1 < events.len() { "," } else { "" };
-        // Writing to a String cannot fail.
-        let _ = writeln!(out, "{event}{comma}");
-    }
-    out.push_str("]}\n");
-    out
+    page.write()
 }
