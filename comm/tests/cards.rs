@@ -102,20 +102,49 @@ fn two_processes() {
     if std::env::var("PHALANX_TEST_ALONE").is_ok_and(|name| name == TEST) {
         return in_processes();
     }
-    for said in two_ranks_of(TEST) {
+    for said in two_ranks_of(TEST, Sharing::Nothing) {
         assert_eq!(said.matches(" on rank ").count(), cases::ALL.len());
     }
 }
 
+/// The same on one card, which NCCL lets ranks share if each seems to have a host of its own.
+#[test]
+fn two_processes_on_one_card() {
+    const TEST: &str = "two_processes_on_one_card";
+    let Some(_turn) = cards(TEST, 1) else {
+        return;
+    };
+    if std::env::var("PHALANX_TEST_ALONE").is_ok_and(|name| name == TEST) {
+        return in_processes();
+    }
+    for said in two_ranks_of(TEST, Sharing::Card) {
+        assert_eq!(said.matches(" on rank ").count(), cases::ALL.len());
+    }
+}
+
+/// What two ranks have in common.
+#[derive(Clone, Copy)]
+enum Sharing {
+    Nothing,
+    Card,
+}
+
 /// Runs a test of this program in two processes of its own, the ranks of a world; what they say.
-fn two_ranks_of(test: &str) -> [String; 2] {
+fn two_ranks_of(test: &str, sharing: Sharing) -> [String; 2] {
     let port = free_port().to_string();
     let process = |rank: &str| {
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", test, "--nocapture"]);
         child.env("PHALANX_TEST_ALONE", test);
         child.env("WORLD_SIZE", "2").env("RANK", rank);
-        child.env("LOCAL_WORLD_SIZE", "2").env("LOCAL_RANK", rank);
+        child.env("LOCAL_WORLD_SIZE", "2");
+        match sharing {
+            Sharing::Nothing => child.env("LOCAL_RANK", rank),
+            Sharing::Card => {
+                child.env("NCCL_HOSTID", format!("rank{rank}"));
+                child.env("LOCAL_RANK", "0")
+            }
+        };
         child
             .env("MASTER_ADDR", "127.0.0.1")
             .env("MASTER_PORT", &port);

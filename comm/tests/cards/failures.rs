@@ -3,7 +3,7 @@
 
 use super::scenes::{Crime, Scene, is_right};
 use super::support::cards;
-use super::{alone, two_ranks_of};
+use super::{Sharing, alone, two_ranks_of};
 use phalanx_comm::{
     DType, Device, Error, Label, LaunchConfig, LaunchError, Message, ProcessGroup, Ranks, ReduceOp,
     RunConfig, Tensor, launch, run,
@@ -249,7 +249,7 @@ fn a_process_that_returns_ends_when_its_card_is_through() {
         return;
     };
     if std::env::var("PHALANX_TEST_ALONE").is_err() {
-        for said in two_ranks_of(TEST) {
+        for said in two_ranks_of(TEST, Sharing::Nothing) {
             assert!(said.contains("it returns"), "{said}");
         }
         return;
