@@ -75,10 +75,12 @@ impl Moment {
     }
 
     /// The seconds from another moment of the same device to this one; negative where the other one was later. It waits
-    /// until the device has come to both. (A card counts in steps of half a microsecond.)
+    /// until the device has come to both. A card tells it in single precision: to a microsecond over some seconds, and less
+    /// exactly over more.
     ///
     /// # Errors
-    /// [`Error::DeviceMismatch`]; [`Error::DeviceFailed`].
+    /// [`Error::DeviceMismatch`] where they are of two devices; [`Error::DeviceFailed`] where the card has failed;
+    /// [`Error::DeviceUnavailable`] in a process that was forked from one that has used it.
     pub fn seconds_since(&self, earlier: &Moment) -> Result<f64> {
         match (&self.0, &earlier.0) {
             (At::Host(device, end), At::Host(other, start)) if device == other => {

@@ -84,16 +84,23 @@ pub(super) struct GroupRecord {
 
 #[derive(Debug, Default)]
 struct Calls {
-    /// How many there were before the kept ones.
-    before: u64,
-    kept: VecDeque<Entry>,
+    /// How many there have been.
+    count: u64,
+    /// The last ones, each at its number modulo [`KEPT`].
+    kept: Vec<Entry>,
 }
 
 #[derive(Debug)]
 struct Entry {
+    number: u64,
     call: Called,
     issued: Instant,
     end: Option<End>,
+}
+
+/// Where the call of this number is kept.
+fn place(number: u64) -> usize {
+    (number % KEPT as u64) as usize
 }
 
 /// What was called. Of a call with many tensors, its words take less memory.
@@ -138,9 +145,8 @@ impl Ticket {
 
     fn end(&self, end: End) {
         let mut calls = self.record.calls.lock();
-        let at = self.number.checked_sub(calls.before);
-        let at = at.and_then(|at| usize::try_from(at).ok());
-        if let Some(entry) = at.and_then(|at| calls.kept.get_mut(at)) {
+        let entry = calls.kept.get_mut(place(self.number));
+        if let Some(entry) = entry.filter(|entry| entry.number == self.number) {
             entry.end = Some(end);
         }
     }
@@ -203,18 +209,20 @@ impl Flight {
 impl GroupRecord {
     /// A call is issued.
     pub(super) fn issue(self: &Arc<GroupRecord>, signature: &Signature) -> Ticket {
+        let (call, issued) = (Called::of(signature), Instant::now());
+        let mut calls = self.calls.lock();
+        let number = calls.count;
+        calls.count += 1;
         let entry = Entry {
-            call: Called::of(signature),
-            issued: Instant::now(),
+            number,
+            call,
+            issued,
             end: None,
         };
-        let mut calls = self.calls.lock();
-        if calls.kept.len() == KEPT {
-            calls.kept.pop_front();
-            calls.before += 1;
+        match calls.kept.get_mut(place(number)) {
+            Some(oldest) => *oldest = entry,
+            None => calls.kept.push(entry),
         }
-        calls.kept.push_back(entry);
-        let number = calls.before + calls.kept.len() as u64 - 1;
         drop(calls);
         Ticket {
             record: Arc::clone(self),
@@ -225,8 +233,10 @@ impl GroupRecord {
     /// The last calls, the oldest first.
     pub(super) fn recent(&self) -> Vec<Record> {
         let calls = self.calls.lock();
-        let record = |(at, entry): (u64, &Entry)| Record {
-            number: calls.before + at,
+        let first = calls.count - calls.kept.len() as u64;
+        let entries = (first..calls.count).map(|number| &calls.kept[place(number)]);
+        let record = |entry: &Entry| Record {
+            number: entry.number,
             call: match &entry.call {
                 Called::Signature(signature) => signature.to_string(),
                 Called::Words(words) => words.clone(),
@@ -240,7 +250,7 @@ impl GroupRecord {
                 Some(End::Refused) => Progress::Refused,
             },
         };
-        (0..).zip(&calls.kept).map(record).collect()
+        entries.map(record).collect()
     }
 }
 

@@ -38,6 +38,19 @@ fn heard(g: &Arc<dyn ProcessGroup>, end: Result<(), Error>) -> Result<(), Error>
     }
 }
 
+/// Whether a culprit that receives what nobody has sent tells so itself. Its neighbour may wait for its card alone, behind a
+/// collective that all ranks have issued: it is in no call then, and no circle goes through it.
+fn tells_of_itself(error: &Error, scene: &Scene) -> bool {
+    let Error::DeadlineExceeded {
+        rank, call, note, ..
+    } = error
+    else {
+        return false;
+    };
+    let receives = call.starts_with("recv") && note.contains("has issued no send for it");
+    scene.crime == Crime::Recv && *rank == scene.culprit && receives
+}
+
 /// Plays one scene.
 fn one(seed: u64, n: usize) {
     let mut scene = Scene::random(seed, n);
@@ -74,7 +87,8 @@ fn one(seed: u64, n: usize) {
     let all = all.into_inner().unwrap();
     assert!(all.len() >= n - scene.silent(), "{}: {all:?}", say());
     assert!(all.iter().all(|e| *e == all[0]), "{}: {all:?}", say());
-    assert!(is_right(&all[0], &scene), "{}: {}", say(), all[0]);
+    let is_right = is_right(&all[0], &scene) || tells_of_itself(&all[0], &scene);
+    assert!(is_right, "{}: {}", say(), all[0]);
     // What ranks say to each other beside each call, which no program has made.
     let text = all[0].to_string();
     assert!(!text.contains("all_gather of i64 [8]"), "{}: {text}", say());

@@ -41,8 +41,8 @@ pub struct DdpConfig {
     /// [error](phalanx_autograd::Error::Unclaimed), since a module that forgets to show a parameter in
     /// `visit` looks just so. Default: none.
     pub beside: Vec<Param>,
-    /// Record what happened when in each backward: see [`Ddp::trace`](crate::Ddp::trace). Default:
-    /// false.
+    /// Record what happened when in each backward: see [`Ddp::trace`](crate::Ddp::trace) and
+    /// [`Ddp::chrome_trace`](crate::Ddp::chrome_trace). Default: false.
     pub trace: bool,
 }
 

@@ -122,16 +122,17 @@ impl<M: Module> Ddp<M> {
 
     /// What happened when in the last backward, where [`DdpConfig::trace`] is set.
     pub fn trace(&self) -> Trace {
-        self.replica.state().trace.clone()
+        self.replica.last().trace()
     }
 
     /// The last backward of all ranks as a Chrome trace, which Perfetto opens: see [`GradReducer::chrome_trace`]. Every rank
     /// must call it.
     ///
     /// # Errors
-    /// Errors of a card, and of the communication.
+    /// [`Error::Poisoned`]; errors of a card, and of the communication.
     pub fn chrome_trace(&self) -> Result<String> {
-        self.replica.reducer.chrome_trace()
+        self.replica.expect_whole()?;
+        self.replica.last().chrome_trace()
     }
 
     /// Differentiates `loss` and averages the gradients over all ranks, bucket by bucket while the

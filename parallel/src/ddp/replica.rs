@@ -1,6 +1,6 @@
 //! [`Replica`]: what a wrapper keeps of its module, and knows of the other ranks' replicas.
 
-use super::{DdpConfig, Trace};
+use super::DdpConfig;
 use crate::reduce::{GradReducer, Poison};
 use crate::replicas::broadcast::Buffers;
 use crate::{Result, replicas, talk};
@@ -27,7 +27,8 @@ pub(super) struct State {
     pub(super) accumulated: Gradients,
     /// How many steps have been done.
     pub(super) step: u64,
-    pub(super) trace: Trace,
+    /// What has averaged the gradients of the last one.
+    pub(super) last: Option<Arc<GradReducer>>,
 }
 
 /// One rank's replica of a module: its tensors, not its computation.
@@ -100,6 +101,12 @@ impl Replica {
 
     /// # Errors
     /// [`Error::Poisoned`](crate::Error::Poisoned) if a step was left half done.
+    /// What has averaged the gradients of the last backward.
+    pub(super) fn last(&self) -> Arc<GradReducer> {
+        let last = self.state().last.clone();
+        last.unwrap_or_else(|| Arc::clone(&self.reducer))
+    }
+
     pub(super) fn expect_whole(&self) -> Result<()> {
         let step = self.state().step;
         self.poison

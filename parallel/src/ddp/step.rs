@@ -286,10 +286,9 @@ impl<'a> Joint<'a> {
         for buffers in buffers {
             buffers.receive()?;
         }
-        let trace = reducer.trace();
         for replica in self.0 {
             let mut state = replica.state();
-            state.trace = trace.clone();
+            state.last = Some(Arc::clone(&reducer));
             state.step += 1;
         }
         Ok(gradients)

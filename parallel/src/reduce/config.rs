@@ -28,8 +28,8 @@ pub struct ReduceConfig {
     /// [`Error::UnusedParameter`](crate::Error::UnusedParameter). Default: true. (In PyTorch it walks the
     /// graph, and is off.)
     pub find_unused_parameters: bool,
-    /// Record what happened when in each step: see [`GradReducer::trace`](crate::GradReducer::trace).
-    /// Default: false.
+    /// Record what happened when in each step: see [`GradReducer::trace`](crate::GradReducer::trace)
+    /// and [`chrome_trace`](crate::GradReducer::chrome_trace). Default: false.
     pub trace: bool,
 }
 

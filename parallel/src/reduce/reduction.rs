@@ -10,8 +10,8 @@ use super::{Average, GradReducer, Plan};
 use crate::{Error, Result, talk};
 use phalanx_autograd::{Gradients, Param};
 use phalanx_comm::{Label, Name, ProcessGroup, ReduceOp, Work};
+use phalanx_tensor::Tensor;
 use phalanx_tensor::ops::optim::scale;
-use phalanx_tensor::{Queue, Tensor};
 use std::slice;
 use std::sync::Arc;
 
@@ -228,7 +228,7 @@ impl<'a> Parts<'a> {
     /// Takes the final gradient of parameter `i`.
     fn take(&mut self, i: usize, gradient: Tensor) -> Result<()> {
         let (name, param) = &self.reducer.params[i];
-        self.trace.record(|| TraceEvent::Ready(name.clone()));
+        self.trace.ready(i, name);
         if !self.counts {
             return Ok(());
         }
@@ -322,9 +322,7 @@ impl<'a> Parts<'a> {
                 }
                 None => Flight::Plain(group.all_reduce(buffer, self.arithmetic.op)?),
             };
-            if let Flight::Plain(_) = flight {
-                self.trace.reduced(b, device, Queue::Collectives)?;
-            }
+            self.trace.asked(b, device)?;
             self.flights.push((flight, marks));
             self.trace.record(|| TraceEvent::Started(b));
         }
@@ -374,11 +372,7 @@ impl<'a> Parts<'a> {
         for (b, (flight, marks)) in std::mem::take(&mut self.flights).into_iter().enumerate() {
             let sum = match flight {
                 Flight::Plain(work) => work.wait()?,
-                Flight::Hooked(completion) => {
-                    let found = self.stand_for(b, completion.finish()?)?;
-                    self.trace.reduced(b, found.device(), Queue::Compute)?;
-                    found
-                }
+                Flight::Hooked(completion) => self.stand_for(b, completion.finish()?)?,
             };
             if b >= self.landed {
                 self.trace.record(|| TraceEvent::Reduced(b));

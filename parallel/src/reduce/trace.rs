@@ -28,6 +28,8 @@ pub enum TraceEvent {
 pub struct Trace {
     start: Option<Instant>,
     events: Vec<(Duration, TraceEvent)>,
+    /// The parameters of the events [`TraceEvent::Ready`], in their order: several may have one name.
+    ready: Vec<usize>,
     cards: Vec<OnCard>,
 }
 
@@ -35,54 +37,68 @@ pub struct Trace {
 #[derive(Debug, Clone)]
 struct OnCard {
     start: Moment,
-    /// The buckets whose gradients are there, in the order in which they left.
+    /// In the order in which they left.
     buckets: Vec<Leaving>,
     sweep_ended: Option<Moment>,
 }
 
+/// A bucket that leaves.
 #[derive(Debug, Clone)]
 struct Leaving {
     bucket: usize,
-    /// The card has the gradients.
+    /// The card has its gradients.
     filled: Moment,
-    /// It has what comes of them.
+    /// The card is through with the collectives by which it left.
     reduced: Option<Moment>,
 }
 
-/// Of a step on a card, in seconds since its start there.
+/// What a card did when, in seconds since the start of the step.
 pub(super) struct CardTimes {
-    /// For each bucket, by its number: the begin and the end of its reduction.
+    /// For each bucket, by its number: the begin and the end of the collectives by which it left.
     pub(super) buckets: Vec<(usize, [f64; 2])>,
     pub(super) sweep_ended: Option<f64>,
 }
 
 impl Trace {
-    /// A trace that records if `on`, of gradients on these devices.
+    /// A trace that records if `on`, of gradients on these devices. A card whose driver does not tell the time has no
+    /// times of its own.
     pub(super) fn new(on: bool, devices: impl Iterator<Item = Device>) -> Result<Trace> {
         let mut cards: Vec<OnCard> = Vec::new();
         for device in devices.filter(|device| on && !device.is_cpu()) {
-            if cards.iter().all(|card| card.start.device() != device) {
-                cards.push(OnCard {
-                    start: device.moment(Queue::Compute)?,
+            if cards.iter().any(|card| card.start.device() == device) {
+                continue;
+            }
+            match device.moment(Queue::Compute) {
+                Ok(start) => cards.push(OnCard {
+                    start,
                     buckets: Vec::new(),
                     sweep_ended: None,
-                });
+                }),
+                Err(phalanx_tensor::Error::DeviceUnavailable { .. }) => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(Trace {
             start: on.then(Instant::now),
-            events: Vec::new(),
             cards,
+            ..Trace::default()
         })
     }
 
     fn card(&mut self, device: Device) -> Option<&mut OnCard> {
-        self.cards
-            .iter_mut()
-            .find(|card| card.start.device() == device)
+        let mut cards = self.cards.iter_mut();
+        cards.find(|card| card.start.device() == device)
     }
 
-    /// This bucket leaves now, with all that was asked of the card before.
+    /// The gradient of this parameter is final.
+    pub(super) fn ready(&mut self, parameter: usize, name: &str) {
+        if self.start.is_some() {
+            self.ready.push(parameter);
+        }
+        self.record(|| TraceEvent::Ready(name.to_owned()));
+    }
+
+    /// This bucket leaves now, with what was asked of its device before.
     pub(super) fn filled(&mut self, bucket: usize, device: Device) -> Result<()> {
         if let Some(card) = self.card(device) {
             card.buckets.push(Leaving {
@@ -94,19 +110,16 @@ impl Trace {
         Ok(())
     }
 
-    /// What was asked of this queue by now ends the reduction of the bucket.
-    pub(super) fn reduced(&mut self, bucket: usize, device: Device, queue: Queue) -> Result<()> {
-        let leaving = self.card(device).and_then(|card| {
-            let mut buckets = card.buckets.iter_mut();
-            buckets.find(|leaving| leaving.bucket == bucket)
-        });
-        if let Some(leaving) = leaving {
-            leaving.reduced = Some(device.moment(queue)?);
+    /// Its collectives were asked for; of a hook, those with which it starts.
+    pub(super) fn asked(&mut self, bucket: usize, device: Device) -> Result<()> {
+        if let Some(leaving) = self.card(device).and_then(|card| card.buckets.last_mut()) {
+            debug_assert_eq!(leaving.bucket, bucket);
+            leaving.reduced = Some(device.moment(Queue::Collectives)?);
         }
         Ok(())
     }
 
-    /// All gradients are asked for.
+    /// All gradients were asked for.
     pub(super) fn sweep_ended(&mut self) -> Result<()> {
         self.record(|| TraceEvent::SweepEnded);
         for card in &mut self.cards {
@@ -115,22 +128,37 @@ impl Trace {
         Ok(())
     }
 
-    /// What each card did when. It waits for them. A reduction begins when the card has its gradients, and is through with
-    /// those before it.
+    /// The parameters whose gradients became final, with the times since the start.
+    pub(super) fn ready_times(&self) -> impl Iterator<Item = (usize, Duration)> {
+        let events = self.events.iter();
+        let times = events.filter(|(_, event)| matches!(event, TraceEvent::Ready(_)));
+        self.ready.iter().copied().zip(times.map(|(at, _)| *at))
+    }
+
+    /// What each card did when. It waits for them, and sets their clocks by the host's then. Collectives begin when the
+    /// card has the gradients, and is through with those before.
     pub(super) fn card_times(&self) -> Result<Vec<CardTimes>> {
+        let Some(start) = self.start else {
+            return Ok(Vec::new());
+        };
         let times = |card: &OnCard| {
-            let since = |moment: &Moment| moment.seconds_since(&card.start);
-            let (mut free, mut buckets) = (0.0, Vec::new());
+            let device = card.start.device();
+            let passed = device.moment(Queue::Compute)?.seconds_since(&card.start)?;
+            let zero = start.elapsed().as_secs_f64() - passed;
+            let at = |moment: &Moment| {
+                Ok::<f64, crate::Error>(zero + moment.seconds_since(&card.start)?)
+            };
+            let (mut free, mut buckets) = (zero, Vec::new());
             for leaving in &card.buckets {
                 if let Some(reduced) = &leaving.reduced {
-                    let begin = since(&leaving.filled)?.max(free);
-                    free = since(reduced)?.max(begin);
+                    let begin = at(&leaving.filled)?.max(free);
+                    free = at(reduced)?.max(begin);
                     buckets.push((leaving.bucket, [begin, free]));
                 }
             }
             Ok(CardTimes {
                 buckets,
-                sweep_ended: card.sweep_ended.as_ref().map(since).transpose()?,
+                sweep_ended: card.sweep_ended.as_ref().map(at).transpose()?,
             })
         };
         self.cards.iter().map(times).collect()

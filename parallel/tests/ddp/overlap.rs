@@ -4,8 +4,10 @@ use crate::model::{Mlp, mse, on_cpus, on_ranks};
 use phalanx_autograd::nn::Module;
 use phalanx_autograd::{Error as AutogradError, Grads, Tape, Var, Vjp};
 use phalanx_comm::ProcessGroup;
+use phalanx_parallel::ddp::backward_all;
 use phalanx_parallel::{CommHook, Compress, Ddp, DdpConfig, TraceEvent};
 use phalanx_tensor::{DType, Tensor};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -59,6 +61,37 @@ fn the_first_bucket_leaves_before_the_sweep_ends() {
 
 #[test]
 fn a_step_of_all_ranks_is_a_chrome_trace() {
+    is_a_chrome_trace(None);
+    is_a_chrome_trace(Some(Arc::new(Compress::Bf16)));
+}
+
+/// A backward through two wrappers is another reducer's step.
+#[test]
+fn a_step_of_two_wrappers_is_on_the_page() {
+    let pages = on_ranks(2, |group| {
+        let device = group.device();
+        let wrapped = |seed| {
+            let model = Mlp::new(&[4, 4], DType::F32, device, seed);
+            let config = DdpConfig {
+                trace: true,
+                ..Default::default()
+            };
+            Ddp::new(model, group.clone(), config)
+        };
+        let (first, second) = (wrapped(1)?, wrapped(2)?);
+        let tape = Tape::new();
+        let x = tape.constant(Tensor::ones([2, 4], DType::F32, device)?);
+        let y = second.forward(&tape, &first.forward(&tape, &x)?)?;
+        backward_all(&[&first, &second], &tape, &y.square()?.mean_all()?)?;
+        Ok([first.chrome_trace()?, second.chrome_trace()?])
+    });
+    for page in pages.iter().flatten() {
+        // The parameters of both, on both ranks, though they have the same names.
+        assert_eq!(page.matches(r#""cat":"gradient""#).count(), 8, "{page}");
+    }
+}
+
+fn is_a_chrome_trace(hook: Option<Arc<dyn CommHook>>) {
     let pages = on_ranks(2, |group| {
         let device = group.device();
         let model = Mlp::new(&[8, 64, 64, 4], DType::F32, device, 1);
@@ -66,6 +99,7 @@ fn a_step_of_all_ranks_is_a_chrome_trace() {
             first_bucket_bytes: Some(1024),
             bucket_cap_bytes: Some(4096),
             trace: true,
+            hook: hook.clone(),
             ..Default::default()
         };
         let ddp = Ddp::new(model, group.clone(), config)?;
@@ -86,6 +120,9 @@ fn a_step_of_all_ranks_is_a_chrome_trace() {
     };
     assert!(events(before).iter().all(|event| event["ph"] == "M"));
     let events = events(page);
+    let numbers = events.iter().filter(|event| event["ph"] == "b");
+    let numbers: HashSet<u64> = numbers.map(|event| event["id"].as_u64().unwrap()).collect();
+    assert_eq!(numbers.len(), 2 * buckets, "{page}");
     for rank in 0..2 {
         let of = |phase: &str, kind: &str| -> Vec<&serde_json::Value> {
             let is = |event: &&serde_json::Value| {
@@ -111,7 +148,11 @@ fn a_step_of_all_ranks_is_a_chrome_trace() {
                 .all(|pair| end(pair[0]) <= time(pair[1]) + 1e-3),
             "{page}"
         );
-        assert!(card.iter().all(|event| time(event) > 0.0), "{page}");
+        let takes_time = |event: &&serde_json::Value| event["dur"].as_f64().unwrap() > 0.0;
+        assert!(card.iter().all(takes_time), "{page}");
+        // … nor before it was asked for.
+        let is_asked = |at: usize| time(begins[at]) <= end(card[at]);
+        assert!((0..card.len()).all(is_asked), "{page}");
     }
 }
 

@@ -43,7 +43,8 @@ impl Moment {
         self.gpu.enter(OP)?;
         let waited = earlier.event.wait().and_then(|()| self.event.wait());
         waited.map_err(|e| self.gpu.failed(OP, "waiting for an event", e))?;
-        // SAFETY: both events live, were made with a clock, and are recorded on streams of this card.
+        // SAFETY: both events live, were made with a clock, and are recorded on streams of this card: two streams of one
+        // context may be compared.
         let passed = unsafe { result::event::elapsed(earlier.event.handle(), self.event.handle()) };
         let milliseconds = passed.map_err(|e| self.gpu.failed(OP, "timing an event", e))?;
         Ok(f64::from(milliseconds) / 1e3)

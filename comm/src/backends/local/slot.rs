@@ -243,7 +243,8 @@ impl Slot {
         link.store(ptr::null_mut(), Relaxed);
         uses.store(uses.load(Relaxed) + 1, Relaxed);
         number.store(sequence, Relaxed);
-        // What stays as it is does not change hands.
+        // What stays as it is does not change hands. What was stored in an earlier use is seen: whoever has a free slot comes
+        // after all its users.
         let set = |place: &AtomicUsize, value: usize| {
             if place.load(Relaxed) != value {
                 place.store(value, Relaxed);

@@ -144,6 +144,11 @@ impl Core {
         }
         // A verdict may stand behind what has been read.
         if self.has_read_all {
+            // Who was stopped meanwhile has not listened: a verdict goes by the time that it is.
+            let now = match self.detector.is_waiting() {
+                true => Instant::now(),
+                false => now,
+            };
             self.detector.look(now);
         }
         self.send_letters();
@@ -237,6 +242,7 @@ impl Core {
         }
         match Word::read(source, &parcel) {
             Some((epoch, word)) => {
+                let now = Instant::now();
                 let (slots, me) = (&self.slots, self.wire.rank);
                 let standing = || slots.standing(me);
                 self.detector.receive(now, source, epoch, word, standing);
