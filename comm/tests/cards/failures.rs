@@ -1,9 +1,10 @@
 //! One rank does something wrong, in programs made from seeds: every other one hears the same of it, soon, and nobody
 //! reads a number that is none. The programs of `divergence.rs`, on cards.
 
+use super::alone;
+use super::processes::{Sharing, two_ranks_of};
 use super::scenes::{Crime, Scene, is_right};
 use super::support::cards;
-use super::{Sharing, alone, two_ranks_of};
 use phalanx_comm::{
     DType, Device, Error, Label, LaunchConfig, LaunchError, Message, ProcessGroup, Ranks, ReduceOp,
     RunConfig, Tensor, launch, run,
