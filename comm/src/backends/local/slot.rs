@@ -76,7 +76,8 @@ const AT_ONCE: usize = 4 << 10;
 ///
 /// What is written at different times, or by some while others wait for something else, lies on
 /// different cache lines: each line that has to change hands once more is some 100 ns (2 ranks, 64
-/// KiB, all that there is in one place: 4.55 µs; so: 4.3, 2026-11).
+/// KiB, all that there is in one place: 4.55 µs; so: 4.3, 2026-11). What others read of a call comes first in its
+/// cell.
 pub(super) struct Slot {
     entrance: Entrance,
     stage: Stage,
