@@ -4,6 +4,7 @@
 mod walk;
 
 use crate::support::*;
+use phalanx_tensor::collective::Collective;
 use phalanx_tensor::{DType, Device, Error, Tensor, WriteFault};
 use std::time::Duration;
 
@@ -101,4 +102,20 @@ fn an_index_out_of_range_is_seen_by_every_copy_to_the_host() {
         .unwrap();
     let all = table.to_vec::<f32>().unwrap();
     assert_eq!(got, [&all[9..], &all[..3]].concat());
+}
+
+/// A collective whose operand turns out to be lost has made nothing that anybody may read.
+#[test]
+fn what_a_collective_makes_of_a_lost_write_is_lost() {
+    let (device, _turn) = card!();
+    let given = values(&[100], DType::F32, 1).to_device(device).unwrap();
+    let made = Tensor::zeros([100], DType::F32, device).unwrap();
+    let fault = WriteFault::new();
+    given.set_last_write(&fault);
+    let collective = Collective::begin("all_reduce", device, &[&given], &[&made]).unwrap();
+    collective.end().unwrap();
+    assert_eq!(made.to_vec::<f32>().unwrap(), [0.0; 100]);
+    fault.declare("all_reduce number 7 was aborted");
+    let error = made.to_vec::<f32>().unwrap_err();
+    assert!(matches!(error, Error::LostWrite { .. }), "{error}");
 }
