@@ -123,7 +123,11 @@ pub fn start(program: &Path, deadline: Duration) -> Result<Outcome> {
         "for MPI to start",
         "has not called MPI_Init",
     ] {
-        ensure!(stderr.contains(part), "it does not say `{part}`\n{stderr}");
+        let (code, time, stdout) = (said.code, said.time, &said.stdout);
+        ensure!(
+            stderr.contains(part),
+            "it does not say `{part}`: code {code:?} after {time:.1?}\n{stdout}{stderr}"
+        );
     }
     ensure!(said.code == Some(1), "code {:?}\n{stderr}", said.code);
     let limit = deadline + Duration::from_secs(10);
