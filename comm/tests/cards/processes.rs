@@ -25,33 +25,31 @@ fn in_processes() {
     assert_eq!(sizes, [2]);
 }
 
-/// Ranks as processes that nobody but torchrun's variables tells of each other: what they say beside their calls goes
+/// Ranks as processes that nobody but torchrun's variables tell of each other: what they say beside their calls goes
 /// through the store.
 #[test]
 fn two_processes() {
-    const TEST: &str = "processes::two_processes";
-    let Some(_turn) = cards(TEST, 2) else {
-        return;
-    };
-    if std::env::var("PHALANX_TEST_ALONE").is_ok_and(|name| name == TEST) {
-        return in_processes();
-    }
-    for said in two_ranks_of(TEST, Sharing::Nothing) {
-        assert_eq!(said.matches(" on rank ").count(), cases::ALL.len());
-    }
+    conform("processes::two_processes", Sharing::Nothing);
 }
 
 /// The same on one card, which NCCL lets ranks share if each seems to have a host of its own.
 #[test]
 fn two_processes_on_one_card() {
-    const TEST: &str = "processes::two_processes_on_one_card";
-    let Some(_turn) = cards(TEST, 1) else {
+    conform("processes::two_processes_on_one_card", Sharing::Card);
+}
+
+fn conform(test: &str, sharing: Sharing) {
+    let wanted = match sharing {
+        Sharing::Nothing => 2,
+        Sharing::Card => 1,
+    };
+    let Some(_turn) = cards(test, wanted) else {
         return;
     };
-    if std::env::var("PHALANX_TEST_ALONE").is_ok_and(|name| name == TEST) {
+    if std::env::var("PHALANX_TEST_ALONE").is_ok_and(|name| name == test) {
         return in_processes();
     }
-    for said in two_ranks_of(TEST, Sharing::Card) {
+    for said in two_ranks_of(test, sharing) {
         assert_eq!(said.matches(" on rank ").count(), cases::ALL.len());
     }
 }
