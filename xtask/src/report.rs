@@ -52,7 +52,7 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// A table of parts, then what was skipped.
+    /// A table of parts, then what was skipped, and last what failed: who sees the end alone sees that.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = self.rows.iter().map(|row| row.name.len());
         let width = names.max().unwrap_or(0).max(12);
@@ -100,6 +100,9 @@ impl fmt::Display for Report {
         for skipped in &self.total.skipped {
             writeln!(f, "SKIPPED {skipped}")?;
         }
+        for failure in &self.total.failures {
+            writeln!(f, "FAILED {failure}")?;
+        }
         Ok(())
     }
 }
@@ -107,6 +110,7 @@ impl fmt::Display for Report {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tally::Failure;
 
     #[test]
     fn says_what_ran_and_what_did_not() {
@@ -115,6 +119,10 @@ mod tests {
             passed: 120,
             failed: 1,
             skipped: vec!["large: needs 5 GiB of memory".to_owned()],
+            failures: vec![Failure {
+                name: "sums".to_owned(),
+                lines: vec!["left: 1".to_owned()],
+            }],
             ..Tally::default()
         };
         let not = Tally {
@@ -135,6 +143,8 @@ amx                0       0        1        -  not run: with the matrix unit
 all              120       1        2     61.3  builds included
 SKIPPED large: needs 5 GiB of memory
 SKIPPED amx (with the matrix unit): this processor lacks it
+FAILED sums
+  left: 1
 ";
         assert_eq!(report.to_string(), text);
         assert_eq!(report.totals(), "120 passed, 1 failed, 2 skipped");

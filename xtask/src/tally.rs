@@ -7,6 +7,8 @@ use std::fmt;
 pub struct Tally {
     pub passed: u64,
     pub failed: u64,
+    /// What failed, with the first lines that were said of it.
+    pub failures: Vec<Failure>,
     /// What did not run, and why. Its length is the number of tests and parts skipped.
     pub skipped: Vec<String>,
     /// Test programs that ran to their end.
@@ -17,13 +19,54 @@ pub struct Tally {
     pub levels: Vec<String>,
     /// The level of instructions that this machine lacks, as test programs said.
     pub lacks: Option<String>,
+    /// Which of the failures the lines that come tell of.
+    pub telling: Option<usize>,
+}
+
+/// A test that failed, or whatever else did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub name: String,
+    pub lines: Vec<String>,
+}
+
+/// So many lines are kept of a failure.
+const LINES: usize = 12;
+
+impl Failure {
+    fn add(&mut self, line: &str) {
+        if !line.trim().is_empty() && self.lines.len() < LINES {
+            self.lines.push(line.trim_end().to_owned());
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        self.lines
+            .iter()
+            .try_for_each(|line| write!(f, "\n  {line}"))
+    }
 }
 
 impl Tally {
+    /// Counts a failure that no test program counts.
+    pub fn fail(&mut self, name: &str, why: impl fmt::Display) {
+        self.failed += 1;
+        let mut failure = Failure {
+            name: name.to_owned(),
+            lines: Vec::new(),
+        };
+        failure.add(&why.to_string());
+        self.failures.push(failure);
+    }
+
     /// Adds the counts of a part.
     pub fn add(&mut self, part: &Tally) {
         self.passed += part.passed;
         self.failed += part.failed;
+        self.failures.extend_from_slice(&part.failures);
         self.skipped.extend_from_slice(&part.skipped);
     }
 
@@ -42,6 +85,7 @@ impl Tally {
 
     /// Takes in one line of a test program's output.
     pub fn read(&mut self, line: &str) {
+        self.read_failure(line);
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.programs += 1;
             let unfit = std::mem::take(&mut self.unfit);
@@ -67,6 +111,33 @@ impl Tally {
         {
             let why = outcome.strip_prefix(", ").unwrap_or("marked as ignored");
             self.skipped.push(format!("{name}: {why}"));
+        }
+    }
+
+    /// Keeps the name of a test that failed, and what is said of it: our own programs say so at once, others in a section
+    /// `---- name stdout ----` after their last test.
+    fn read_failure(&mut self, line: &str) {
+        const ENDS: &[&str] = &["test ", "---- ", "failures:", "successes:"];
+        if let Some((name, why)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.split_once(" ... FAILED"))
+        {
+            let mut failure = Failure {
+                name: name.to_owned(),
+                lines: Vec::new(),
+            };
+            failure.add(why.trim_start_matches(": "));
+            self.telling = Some(self.failures.len());
+            self.failures.push(failure);
+        } else if let Some(name) = line
+            .strip_prefix("---- ")
+            .and_then(|rest| rest.strip_suffix(" stdout ----"))
+        {
+            self.telling = self.failures.iter().rposition(|of| of.name == name);
+        } else if ENDS.iter().any(|end| line.starts_with(end)) {
+            self.telling = None;
+        } else if let Some(failure) = self.telling.and_then(|at| self.failures.get_mut(at)) {
+            failure.add(line);
         }
     }
 }
@@ -128,6 +199,39 @@ mod tests {
         ]);
         assert_eq!(tally.to_string(), "6 passed, 0 failed, 1 skipped");
         assert_eq!(tally.skipped, ["cuda::transfer: there is no card"]);
+    }
+
+    #[test]
+    fn failures_keep_what_is_said_of_them() {
+        let mut total = Tally::default();
+        total.fail("tsan", "it ended with signal: 9");
+        total.add(&read(&[
+            "test a ... FAILED",
+            "test drill exit ... FAILED: code 0, not 7",
+            "[1] rank 1 fails",
+            "test c ... ok",
+            "not of a failure",
+            "---- c stdout ----",
+            "this neither",
+            "---- a stdout ----",
+            "",
+            "thread 'a' panicked at a.rs:3:4:",
+            "left: 1",
+            "failures:",
+            "    a",
+            "test result: FAILED. 1 passed; 2 failed",
+            "the next program",
+        ]));
+        let told: Vec<_> = total.failures.iter().map(|of| of.to_string()).collect();
+        assert_eq!(
+            told,
+            [
+                "tsan\n  it ended with signal: 9",
+                "a\n  thread 'a' panicked at a.rs:3:4:\n  left: 1",
+                "drill exit\n  code 0, not 7\n  [1] rank 1 fails",
+            ]
+        );
+        assert_eq!(total.failed, 3);
     }
 
     #[test]

@@ -110,11 +110,11 @@ fn try_part(part: &Part) -> Result<(Tally, Option<String>)> {
     if !status.success() && tally.failed == 0 {
         // It did not build, or a test program died before it could count.
         lines::report(format_args!("error: {name} ended with {status}"))?;
-        tally.failed += 1;
+        tally.fail(name, format_args!("it ended with {status}"));
     }
     if let Some(fault) = part.level.and_then(|level| tally.level_fault(level)) {
         lines::report(format_args!("error: {name}: {fault}"))?;
-        tally.failed += 1;
+        tally.fail(name, fault);
     }
     let lacks = tally
         .lacks

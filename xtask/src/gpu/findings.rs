@@ -9,7 +9,11 @@ pub fn judged(findings: &[String]) -> Vec<String> {
     let findings = findings.iter().map(|finding| format!("FINDING {finding}"));
     let outcome = format!("test the simulated device finds nothing ... {word}");
     let result = format!("test result: {word}. {passed} passed; {failed} failed");
-    findings.chain([outcome, result]).collect()
+    [outcome]
+        .into_iter()
+        .chain(findings)
+        .chain([result])
+        .collect()
 }
 
 #[cfg(test)]
@@ -22,9 +26,11 @@ mod tests {
         let tally = |findings: &[String]| {
             let mut tally = Tally::default();
             judged(findings).iter().for_each(|line| tally.read(line));
-            (tally.passed, tally.failed)
+            let lines = tally.failures.into_iter().flat_map(|failure| failure.lines);
+            (tally.passed, tally.failed, lines.collect::<Vec<_>>())
         };
-        assert_eq!(tally(&[]), (1, 0));
-        assert_eq!(tally(&["Two streams write.".to_owned()]), (0, 1));
+        assert_eq!(tally(&[]), (1, 0, vec![]));
+        let told = vec!["FINDING Two streams write.".to_owned()];
+        assert_eq!(tally(&["Two streams write.".to_owned()]), (0, 1, told));
     }
 }

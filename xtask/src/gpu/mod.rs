@@ -304,11 +304,11 @@ impl Run {
         let took = start.elapsed();
         if !status.success() && tally.failed == 0 {
             lines.push(format!("error: {name} ended with {status}"));
-            tally.failed += 1;
+            tally.fail(&name, format_args!("it ended with {status}"));
         }
         if status.success() && tally.passed == 0 && tally.skipped.is_empty() {
             lines.push(format!("error: {name} has no test that ran"));
-            tally.failed += 1;
+            tally.fail(&name, "it has no test that ran");
         }
         for line in cards.findings().map_or(Vec::new(), |f| judged(&f)) {
             tally.read(&line);
