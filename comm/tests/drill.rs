@@ -17,6 +17,8 @@ const PAUSE: Duration = Duration::from_millis(2000);
 const STOP: Duration = Duration::from_millis(5000);
 /// How long after the deadline the others are told of it at the latest.
 const TOLD: Duration = Duration::from_millis(1500);
+/// By when a program that does nothing has ended.
+const OTHER_ENDS: Duration = Duration::from_secs(1);
 /// Elements of a reduction that takes some time.
 const AGAIN: usize = 1 << 22;
 
@@ -25,6 +27,11 @@ fn main() -> ExitCode {
     if !std::env::vars().any(|(name, _)| name == "OMPI_COMM_WORLD_SIZE" || name == "PMI_SIZE") {
         println!("drill: started alone, there is nobody to go wrong for");
         return ExitCode::SUCCESS;
+    }
+    if what == "start" {
+        // Let the other program of the job end first: where a process ends after another one has told mpirun of itself,
+        // mpirun ends the job, and no deadline is needed.
+        std::thread::sleep(OTHER_ENDS);
     }
     let config = LaunchConfig::new(1).start_deadline(DEADLINE);
     let config = match &*what {
