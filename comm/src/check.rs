@@ -2,6 +2,7 @@
 //! [`ProcessGroup`](crate::ProcessGroup) becomes a [`Call`] here, or a typed error.
 
 use crate::error::{Error, Result};
+use crate::meeting::naming::Choice;
 use crate::membership::Membership;
 use crate::op::{Op, ReduceOp, Signature, Splits};
 use crate::work::Tensors;
@@ -444,8 +445,8 @@ pub(crate) fn barrier() -> Call {
 /// What a rank of no color says.
 const NO_COLOR: i64 = -1;
 
-/// Color and key of every rank go to every rank: `[size, 2]`.
-pub(crate) fn split(me: &Membership, color: Option<u32>, key: i32) -> Result<Call> {
+/// Every rank's choice goes to every rank: `[size, 3]`.
+pub(crate) fn split(me: &Membership, color: Option<u32>, key: i32, is_ready: bool) -> Result<Call> {
     // MPI's colors are non-negative `int`s; one rule for every backend.
     if let Some(color) = color
         && i32::try_from(color).is_err()
@@ -462,7 +463,8 @@ pub(crate) fn split(me: &Membership, color: Option<u32>, key: i32) -> Result<Cal
         true => me.device,
         false => Device::cpu(0),
     };
-    let t = Tensor::from_slice(&[color, i64::from(key)], [2], device)?;
+    let choice: Choice = [color, key.into(), is_ready.into()];
+    let t = Tensor::from_slice(&choice, [choice.len()], device)?;
     let out = stacked(me, "split", &t)?;
     Ok(call(Op::Split, t, Some(out)))
 }

@@ -1,12 +1,16 @@
 //! The conformance suite on cards: ranks as threads of this process, each with a card of its own.
 
 mod cases;
+#[path = "../../tensor/tests/cuda/counts.rs"]
+mod counts;
 #[path = "cards/failures.rs"]
 mod failures;
 mod ports;
 #[path = "cards/processes.rs"]
 mod processes;
 mod scenes;
+#[path = "cards/splits.rs"]
+mod splits;
 #[path = "../../tensor/tests/cuda/support.rs"]
 mod support;
 

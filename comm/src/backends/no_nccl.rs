@@ -16,12 +16,25 @@ pub(crate) fn is_there() -> std::result::Result<(), &'static str> {
 #[derive(Clone, Default)]
 pub(crate) struct UnderWays(());
 
+/// There is none.
+pub(crate) type Card = dyn Backend;
+
+/// Nothing is under way.
+pub(crate) fn is_idle(_: &UnderWays) -> bool {
+    true
+}
+
+/// There is nothing to split.
+pub(crate) fn split(_: &[Arc<Card>], _: &[Arc<Card>], _: usize) -> Result<()> {
+    Ok(())
+}
+
 /// An error that says so.
 pub(crate) fn beside(
     host: &Arc<dyn Backend>,
     cards: &[Device],
     _: &UnderWays,
-) -> Result<Vec<Arc<dyn Backend>>> {
+) -> Result<Vec<Arc<Card>>> {
     match cards {
         [] => Ok(Vec::new()),
         [device, ..] => Err(Error::InvalidArgument {

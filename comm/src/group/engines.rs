@@ -1,7 +1,7 @@
 //! [`Engines`]: who carries a group's calls out, by the kind of device that their tensors are on.
 
 use crate::backends::Backend;
-use crate::backends::nccl::{self, UnderWays};
+use crate::backends::nccl::{self, Card, UnderWays};
 use crate::error::Result;
 use crate::membership::Membership;
 use phalanx_tensor::Device;
@@ -14,7 +14,7 @@ pub(crate) struct Engines {
     /// splits, sizes. One that carries small talk alone refuses the rest.
     pub(crate) host: Arc<dyn Backend>,
     /// For tensors on cards: one for each card of this rank, of which the first is where results live.
-    pub(crate) cards: Vec<Arc<dyn Backend>>,
+    pub(crate) cards: Vec<Arc<Card>>,
     /// Of all groups of this rank.
     pub(crate) under_way: UnderWays,
 }
@@ -22,7 +22,7 @@ pub(crate) struct Engines {
 impl Engines {
     /// The engine for tensors on this device. A rank alone needs none for its cards: it meets nobody.
     pub(super) fn of(&self, device: Device) -> Option<&dyn Backend> {
-        let mut cards = self.cards.iter().map(|engine| &**engine);
+        let mut cards = self.cards();
         match device.is_cpu() {
             true => Some(&*self.host),
             false if self.host.membership().size() == 1 => Some(self.main()),
@@ -32,17 +32,20 @@ impl Engines {
 
     /// The engine for tensors where the group's results live.
     pub(super) fn main(&self) -> &dyn Backend {
-        &**self.cards.first().unwrap_or(&self.host)
+        self.cards().next().unwrap_or(&*self.host)
+    }
+
+    fn cards(&self) -> impl Iterator<Item = &dyn Backend> {
+        self.cards.iter().map(|card| -> &dyn Backend { &**card })
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &dyn Backend> {
-        let all = [&self.host].into_iter().chain(&self.cards);
-        all.map(|engine| &**engine)
+        [&*self.host].into_iter().chain(self.cards())
     }
 
     /// The cards of this rank.
     pub(super) fn devices(&self) -> Vec<Device> {
-        let cards = self.cards.iter();
+        let cards = self.cards();
         cards.map(|engine| engine.membership().device).collect()
     }
 

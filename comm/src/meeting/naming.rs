@@ -2,13 +2,19 @@
 
 use crate::membership::Membership;
 
-/// What a rank says of itself when its group is split: its color, or a negative number for none, and its key.
-pub(crate) type Choice = [i64; 2];
+/// What a rank says of itself when its group is split: its color, or a negative number for none; its key; and whether its
+/// cards are ready to be split from those of the others (1), so that they need not find each other anew.
+pub(crate) type Choice = [i64; 3];
+
+/// Whether the cards of all ranks are ready.
+pub(crate) fn all_ready(choices: &[Choice]) -> bool {
+    choices.iter().all(|[_, _, ready]| *ready == 1)
+}
 
 /// The ranks of the old group that make a new one together with rank `me`, in the order of the new one: of its color,
 /// by key, then by rank. `None` where it takes no part.
 pub(crate) fn members(choices: &[Choice], me: usize) -> Option<Vec<usize>> {
-    let [color, _] = choices[me];
+    let [color, ..] = choices[me];
     if color < 0 {
         return None;
     }
@@ -52,11 +58,13 @@ mod tests {
 
     #[test]
     fn members_stand_by_color_then_key_then_rank() {
-        let choices = [[1, 5], [0, 0], [1, -3], [-1, 0], [1, 5]];
+        let choices = [[1, 5, 1], [0, 0, 0], [1, -3, 1], [-1, 0, 1], [1, 5, 1]];
         assert_eq!(members(&choices, 0), Some(vec![2, 0, 4]));
         assert_eq!(members(&choices, 2), Some(vec![2, 0, 4]));
         assert_eq!(members(&choices, 1), Some(vec![1]));
         assert_eq!(members(&choices, 3), None);
+        assert!(!all_ready(&choices));
+        assert!(all_ready(&choices[2..]));
     }
 
     #[test]

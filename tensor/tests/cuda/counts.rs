@@ -39,6 +39,7 @@ pub enum Count {
     Loads = 11,
     Unpinned = 12,
     Trims = 13,
+    Splits = 14,
 }
 
 /// How often the program has done this on the simulated device; `None` on a real one.

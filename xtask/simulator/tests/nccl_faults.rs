@@ -10,7 +10,7 @@ use std::sync::Barrier;
 use driver::*;
 use ranks::*;
 use simulator::driver::context::*;
-use simulator::driver::pointers::Out;
+use simulator::driver::pointers::{Array, Out};
 use simulator::driver::set::*;
 use simulator::driver::stream::*;
 use simulator::nccl::calls::*;
@@ -206,6 +206,28 @@ fn freed() {
     });
 }
 
+/// Rank 0 splits while an all-reduce is under way, to which rank 1 has not come.
+fn busy_split() {
+    let both = Barrier::new(2);
+    ranks(2, true, |rank| {
+        let buffer = rank.buffer(&[1; 4]);
+        if rank.rank == 1 {
+            both.wait();
+        }
+        assert_eq!(rank.sum(buffer, 4), 0);
+        if rank.rank == 0 {
+            let mut new = 0;
+            let out = Out::to(&mut new);
+            let code = call!(ncclCommSplit(rank.comm, 0, 0, out, Array::null()));
+            assert_ne!(code, 0);
+            both.wait();
+        }
+        assert_eq!(rank.values::<i32>(buffer, 4), [2; 4]);
+        rank.free(&[buffer]);
+        rank.end();
+    });
+}
+
 /// A call that must be refused.
 fn refused(call: fn(&Rank, u64) -> u32) {
     ranks(2, true, |rank| {
@@ -239,6 +261,7 @@ const PROGRAMS: &[(&str, fn())] = &[
     ("unwritten", unwritten),
     ("too long", too_long),
     ("freed", freed),
+    ("busy split", busy_split),
     ("null", || refused(|rank, _| rank.sum(0, 4))),
     ("root", || {
         refused(|rank, x| call!(ncclBroadcast(x, x, 4, I32, 2, rank.comm, rank.stream)))
@@ -310,6 +333,11 @@ fn calls_that_wait_for_each_other_are_reported() {
         outcome("not crossed", &seed).finds_nothing();
         outcome("two streams", &seed).finds_nothing();
     }
+}
+
+#[test]
+fn a_split_beside_other_work_is_reported() {
+    finds("busy split", &["ncclCommSplit splits", "is under way"]);
 }
 
 #[test]

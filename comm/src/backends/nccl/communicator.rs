@@ -74,6 +74,14 @@ fn expect(library: &Library, call: &'static str, result: ncclResult_t) -> Result
     }
 }
 
+/// A number of ranks, or a rank, as the library counts.
+fn number(call: &'static str, n: usize) -> Result<c_int, Failure> {
+    c_int::try_from(n).map_err(|_| Failure {
+        call,
+        message: format!("{n} ranks are too many"),
+    })
+}
+
 /// The defaults, but for `blocking`: no call holds the host for the sake of other ranks.
 fn config() -> ncclConfig_t {
     /// What stands for a default.
@@ -116,28 +124,70 @@ impl Communicator {
         let id = ncclUniqueId {
             internal: id.map(|byte| byte as _),
         };
-        let number = |n: usize| {
-            c_int::try_from(n).map_err(|_| Failure {
-                call: CALL,
-                message: format!("there are {size} ranks"),
-            })
-        };
         let (mut handle, mut config) = (ptr::null_mut(), config());
-        let (size, rank) = (number(size)?, number(rank)?);
+        let (size, rank) = (number(CALL, size)?, number(CALL, rank)?);
         // SAFETY: the pointers are valid for what they point to; the library reads the config in the call.
         let result =
             unsafe { (library.ncclCommInitRankConfig)(&mut handle, size, id, rank, &mut config) };
         expect(library, CALL, result)?;
-        let made = Communicator {
+        Communicator::of(library, handle).settled(CALL, stop)
+    }
+
+    /// Splits it, as all of its ranks do, none of which has an operation under way: those of one `color` get a
+    /// communicator, in the order of `key`, and those of none get nothing. It waits for all ranks, until `stop` says
+    /// otherwise; `None` then. (NCCL: `ncclCommSplit`.)
+    pub(super) fn split(
+        &self,
+        color: Option<usize>,
+        key: usize,
+        stop: Stop<'_>,
+    ) -> Result<Option<Option<Communicator>>, Failure> {
+        const CALL: &str = "ncclCommSplit";
+        /// NCCL's `NCCL_SPLIT_NOCOLOR`.
+        const NO_COLOR: c_int = -1;
+        let key = number(CALL, key)?;
+        let has_color = color.is_some();
+        let color = color.map_or(Ok(NO_COLOR), |color| number(CALL, color))?;
+        let _turn = self.turn.lock();
+        if self.has_ended.load(SeqCst) {
+            return Ok(None);
+        }
+        // The library writes there when the ranks have met, in a thread of its own. So the place is given up where nobody
+        // knows whether it still will.
+        let place = Box::into_raw(Box::new(ptr::null_mut()));
+        let mut config = config();
+        // SAFETY: the communicator has not been ended, and this thread alone uses it; `place` is valid for good, and the
+        // library reads the config in the call.
+        let result =
+            unsafe { (self.library.ncclCommSplit)(self.handle, color, key, place, &mut config) };
+        expect(self.library, CALL, result)?;
+        if !self.settle(CALL, stop)? {
+            return Ok(None);
+        }
+        // SAFETY: it comes from a box; the library is through with it, since the old communicator has nothing in progress.
+        let handle = *unsafe { Box::from_raw(place) };
+        if !has_color {
+            return Ok(Some(None));
+        }
+        let made = Communicator::of(self.library, handle).settled(CALL, stop)?;
+        Ok(made.map(Some))
+    }
+
+    fn of(library: &'static Library, handle: ncclComm_t) -> Communicator {
+        Communicator {
             library,
             handle,
             turn: Mutex::default(),
             has_ended: AtomicBool::new(false),
-        };
-        match made.settle(CALL, stop) {
-            Ok(true) => Ok(Some(made)),
+        }
+    }
+
+    /// Waits until it is there, or `stop` says otherwise: `None` then.
+    fn settled(self, call: &'static str, stop: Stop<'_>) -> Result<Option<Communicator>, Failure> {
+        match self.settle(call, stop) {
+            Ok(true) => Ok(Some(self)),
             ended => {
-                made.abort();
+                self.abort();
                 ended.map(|_| None)
             }
         }

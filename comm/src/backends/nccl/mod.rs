@@ -14,13 +14,15 @@
 mod buffers;
 mod communicator;
 mod library;
+mod link;
 mod plan;
 mod shadow;
 mod watch;
 
 use self::buffers::Buffers;
-use self::communicator::{Communicator, Failure};
-use self::plan::{Channel, Ends};
+use self::communicator::Failure;
+use self::link::Link;
+pub(crate) use self::link::{is_idle, split};
 use self::shadow::{Said, Shadow};
 use self::watch::{Counted, UnderWay};
 use crate::backends::local::Done;
@@ -36,7 +38,6 @@ use phalanx_tensor::collective::{Collective, Issued};
 use phalanx_tensor::{DType, Device, Tensor, WriteFault};
 use smallvec::SmallVec;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,6 +50,9 @@ pub(crate) fn is_there() -> std::result::Result<(), &'static str> {
 /// How many calls of a rank are not done, in all its groups of cards.
 pub(crate) type UnderWays = Arc<AtomicUsize>;
 
+/// The engine of one card.
+pub(crate) type Card = NcclGroup;
+
 /// The engines for tensors on these cards of this rank, one for each, beside the one that carries the tensors of the host.
 /// All ranks give as many.
 ///
@@ -58,9 +62,9 @@ pub(crate) fn beside(
     host: &Arc<dyn Backend>,
     cards: &[Device],
     under_way: &UnderWays,
-) -> Result<Vec<Arc<dyn Backend>>> {
+) -> Result<Vec<Arc<Card>>> {
     let shadow = Arc::new(Shadow::new(host)?);
-    let engine = |(slot, &device): (usize, &Device)| -> Arc<dyn Backend> {
+    let engine = |(slot, &device): (usize, &Device)| {
         Arc::new(NcclGroup {
             membership: Membership {
                 device,
@@ -79,7 +83,7 @@ pub(crate) fn beside(
 }
 
 /// One rank's side of a group of cards.
-struct NcclGroup {
+pub(crate) struct NcclGroup {
     membership: Membership,
     /// Carries the tensors of the hosts of the same ranks.
     host: Arc<dyn Backend>,
@@ -94,12 +98,6 @@ struct NcclGroup {
     /// Held while a call is issued: the calls of a rank come one after the other.
     turn: Mutex<()>,
     under_way: UnderWays,
-}
-
-/// A communicator, and the watch over it.
-struct Link {
-    communicator: Arc<Communicator>,
-    watch: Sender<UnderWay>,
 }
 
 /// A call that was issued.
@@ -124,35 +122,6 @@ impl NcclGroup {
     fn ended(&self, error: Error) -> Error {
         self.host.fail(error.clone());
         self.host.refuse().err().unwrap_or(error)
-    }
-
-    /// Makes a communicator, together with all other ranks.
-    fn meet(&self) -> Result<Link> {
-        let me = &self.membership;
-        let mine = match me.rank {
-            0 => communicator::unique_id().map_err(|failure| self.failed(failure))?,
-            _ => [0; communicator::ID_BYTES],
-        };
-        let id = self.shadow.share(mine)?;
-        // The card is ready, and its context the thread's.
-        Tensor::empty([1], DType::U8, me.device)?;
-        let start = Instant::now();
-        let stop = || self.host.fault().is_some() || start.elapsed() > me.deadline;
-        let made = Communicator::new(id, me.rank, me.size(), &stop);
-        let Some(communicator) = made.map_err(|failure| self.failed(failure))? else {
-            return Err(self.late("making a communicator"));
-        };
-        let communicator = Arc::new(communicator);
-        let watch = watch::start(&communicator, &self.shadow).map_err(|error| {
-            self.failed(Failure {
-                call: "starting a thread",
-                message: error.to_string(),
-            })
-        })?;
-        Ok(Link {
-            communicator,
-            watch,
-        })
     }
 
     /// The communicator.
@@ -308,42 +277,6 @@ impl NcclGroup {
     /// What ranks say to each other without tensors goes by the hosts' engine.
     fn is_talk(call: &Call) -> bool {
         matches!(call.signature.op, Op::Barrier | Op::Split)
-    }
-}
-
-impl Link {
-    /// `false` where the world has failed meanwhile, or others are late.
-    #[allow(unsafe_code)]
-    fn issue(
-        &self,
-        lane: &Collective,
-        me: &Membership,
-        calls: &[Buffers],
-        stop: &dyn Fn() -> bool,
-    ) -> std::result::Result<bool, Failure> {
-        // SAFETY: `lane` keeps the tensors until the card is through with them, and orders everything else behind what is
-        // issued here; `check.rs` and `Buffers` have made them as large as the operation takes.
-        unsafe {
-            self.communicator.group(stop, |library, comm| {
-                let channel = Channel {
-                    library,
-                    comm,
-                    stream: lane.stream().cast(),
-                    me: me.rank,
-                    size: me.size(),
-                };
-                calls.iter().try_for_each(|call| {
-                    let address = |tensor: Option<&Tensor>| tensor.map_or(0, |t| lane.address(t));
-                    let ends: SmallVec<[Ends; 2]> = (0..call.signature.tensors.len())
-                        .map(|at| Ends {
-                            src: address(call.source(at)),
-                            dst: address(call.outputs.get(at)),
-                        })
-                        .collect();
-                    channel.issue(&call.signature, &ends)
-                })
-            })
-        }
     }
 }
 

@@ -40,9 +40,11 @@ pub enum Count {
     Unpinned = 12,
     /// Pools that were asked to give back what they do not use.
     Trims = 13,
+    /// Communicators of a rank that were split.
+    Splits = 14,
 }
 
-const COUNTS: usize = 14;
+const COUNTS: usize = 15;
 
 thread_local! {
     /// What the thread has done of each kind.

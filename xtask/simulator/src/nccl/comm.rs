@@ -8,6 +8,7 @@ use super::gather::{Clique, Gathering};
 use super::post::Request;
 use super::{Result, Status, wrong};
 use crate::driver::handles::Handle;
+use crate::driver::pointers::Out;
 
 /// What handles of communicators begin with: numbers that no pointer looks like, and that are never used again.
 const TAG: u64 = 0xc8 << 56;
@@ -39,10 +40,22 @@ pub struct Inside {
     pub pairs: HashMap<(bool, usize), u64>,
     /// How often it was split.
     pub splits: u64,
+    /// The split that is in progress, if the communicator does not block.
+    pub split: Option<Splitting>,
     /// The last operation in each stream that it was used with.
     pub last: HashMap<usize, u32>,
     /// What went wrong in the background.
     pub error: Option<Status>,
+}
+
+/// A split that waits for the other ranks.
+pub struct Splitting {
+    /// The new communicator; also of a rank that gets none, whose ranks find each other by it.
+    pub comm: Arc<Comm>,
+    /// Where its handle goes when the ranks have come, and not before.
+    pub out: Out<Handle>,
+    /// The handle; 0 where the rank gets no communicator.
+    pub handle: Handle,
 }
 
 /// A rank's communicator.
@@ -62,6 +75,13 @@ pub struct Comm {
     /// Held while calls that were put off get their places: who asks meanwhile must not hear that they have them.
     pub catching_up: Mutex<()>,
     inside: Mutex<Inside>,
+}
+
+impl Inside {
+    /// Whether an earlier call of a communicator that does not block has not been carried out.
+    fn is_waiting(&self) -> bool {
+        !self.deferred.is_empty() || self.split.is_some()
+    }
 }
 
 static COMMS: Mutex<Vec<Arc<Comm>>> = Mutex::new(Vec::new());
@@ -90,6 +110,7 @@ impl Comm {
                 collectives: 0,
                 pairs: HashMap::new(),
                 splits: 0,
+                split: None,
                 last: HashMap::new(),
                 error: None,
             }),
@@ -124,7 +145,7 @@ impl Comm {
 
     /// Whether an earlier call is still in progress.
     pub fn in_progress(&self) -> bool {
-        self.joined().is_none() || !self.lock().deferred.is_empty()
+        self.joined().is_none() || self.lock().is_waiting()
     }
 
     /// The rank and the ranks, for a call that needs all of it.
@@ -140,7 +161,7 @@ impl Comm {
             let sentence = format!("{call} uses {}, which was finalized.", self.name());
             return Err(wrong(&sentence, Status::INVALID_USAGE));
         }
-        let is_waiting = !inside.deferred.is_empty();
+        let is_waiting = inside.is_waiting();
         drop(inside);
         match self.joined() {
             Some((rank, clique)) if !is_waiting => Ok((*rank, clique)),

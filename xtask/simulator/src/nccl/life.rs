@@ -4,13 +4,14 @@ use std::ffi::{CString, c_char, c_int};
 use std::ptr::null;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-use super::comm::{self, Comm, Life};
+use super::comm::{self, Comm, Life, Splitting};
 use super::gather::{Gathering, Record};
 use super::group::{self, Joining};
 use super::launch::catch_up;
 use super::shared::{self, PREFIX};
 use super::{Result, Status, api, wrong};
 use crate::device::machine::Machine;
+use crate::device::report::Count;
 use crate::driver::context;
 use crate::driver::handles::Handle;
 use crate::driver::pointers::{Array, Out};
@@ -160,6 +161,14 @@ fn drain(machine: &Machine, comm: &Comm) -> Result<()> {
     Ok(())
 }
 
+/// Whether something that was called on a communicator has not ended.
+fn has_work(machine: &Machine, comm: &Comm) -> bool {
+    let last: Vec<_> = comm.lock().last.clone().into_iter().collect();
+    let state = machine.lock();
+    let mut last = last.iter();
+    last.any(|(stream, finish)| state.streams[*stream].done < *finish)
+}
+
 /// What the communicator is doing in the background.
 fn progress(machine: &Machine, comm: &Comm) -> Result<()> {
     let waits = {
@@ -168,14 +177,26 @@ fn progress(machine: &Machine, comm: &Comm) -> Result<()> {
             return Err(error);
         }
         // By the first question it is never done.
-        if comm.joined().is_none()
-            && let Err(sentence) = comm.gathering.look()
-        {
-            inside.error = Some(Status::INVALID_USAGE);
-            return Err(wrong(&sentence, Status::INVALID_USAGE));
+        let split = inside.split.as_ref().map(|split| &split.comm.gathering);
+        let own = Some(&comm.gathering).filter(|_| comm.joined().is_none());
+        let mut has_come = true;
+        for gathering in own.into_iter().chain(split) {
+            match gathering.look() {
+                Ok(all) => has_come &= all,
+                Err(sentence) => {
+                    inside.error = Some(Status::INVALID_USAGE);
+                    return Err(wrong(&sentence, Status::INVALID_USAGE));
+                }
+            }
         }
-        let waits = inside.polls > 0 && !comm.blocking;
+        let waits = !has_come || inside.polls > 0 && !comm.blocking;
         inside.polls = inside.polls.saturating_sub(1);
+        if !waits && let Some(split) = inside.split.take() {
+            split.out.put(split.handle)?;
+            if split.handle == 0 {
+                split.comm.gathering.leave(split.comm.old);
+            }
+        }
         waits
     };
     if comm.joined().is_none() || waits {
@@ -183,10 +204,8 @@ fn progress(machine: &Machine, comm: &Comm) -> Result<()> {
     }
     catch_up(machine, comm)?;
     if comm.lock().life == Life::Finalized {
-        let last: Vec<_> = comm.lock().last.clone().into_iter().collect();
-        let (state, _) = machine.step(machine.lock());
-        let mut last = last.iter();
-        if !last.all(|(stream, finish)| state.streams[*stream].done >= *finish) {
+        drop(machine.step(machine.lock()));
+        if has_work(machine, comm) {
             return Err(Status::IN_PROGRESS);
         }
     }
@@ -209,6 +228,15 @@ fn split(
         return Err(wrong(&sentence, Status::INVALID_ARGUMENT));
     }
     let blocking = blocks(config, parent.blocking)?;
+    let machine = Machine::get()?;
+    if has_work(machine, parent) {
+        let sentence = format!(
+            "{name} splits {} while an operation of it is under way: ranks may wait for each other for ever.",
+            parent.name()
+        );
+        return Err(wrong(&sentence, Status::INVALID_USAGE));
+    }
+    machine.report.count(Count::Splits);
     let number = {
         let mut inside = parent.lock();
         inside.splits += 1;
@@ -221,14 +249,30 @@ fn split(
     );
     let (new, comm) = Comm::new(gathering, rank, parent.gpu, blocking);
     // -1 is `NCCL_SPLIT_NOCOLOR`: the rank takes part, and gets no communicator.
-    out.put(if color == -1 { 0 } else { new })?;
-    let record = record(clique.ranks(), parent.gpu, color, key)?;
     let gets_one = color != -1;
-    group::join(Joining {
+    let handle = if gets_one { new } else { 0 };
+    let record = record(clique.ranks(), parent.gpu, color, key)?;
+    if parent.blocking {
+        out.put(handle)?;
+    } else {
+        // As the library does: the old communicator is in progress until the ranks have come.
+        let mut inside = parent.lock();
+        inside.polls = 1;
+        inside.split = Some(Splitting {
+            comm: comm.clone(),
+            out,
+            handle,
+        });
+    }
+    let joined = group::join(Joining {
         comm,
         record,
-        gets_one,
-    })
+        gets_one: gets_one || !parent.blocking,
+    });
+    match joined {
+        Ok(()) if !parent.blocking => Err(Status::IN_PROGRESS),
+        joined => joined,
+    }
 }
 
 api! {
@@ -314,6 +358,7 @@ api! {
             let mut inside = comm.lock();
             inside.life = Life::Aborted;
             inside.deferred.clear();
+            inside.split = None;
         }
         comm.aborted.store(true, Ordering::Release);
         comm.gathering.leave(comm.old);
