@@ -78,8 +78,8 @@ impl NcclGroup {
         let _turn = self.turn.lock();
         let start = Instant::now();
         let stop = || self.host.fault().is_some() || start.elapsed() > me.deadline;
-        // Another thread of this rank may have issued a call since.
-        while self.under_way.load(SeqCst) > 0 {
+        // Another thread of this rank may have issued a call since; none does meanwhile.
+        while self.own.load(SeqCst) > 0 {
             if stop() {
                 return Err(self.late(CALL));
             }
@@ -89,14 +89,22 @@ impl NcclGroup {
         let new = new.filter(|new| new.membership.size() > 1);
         let rank = new.map_or(0, |new| new.membership.rank);
         let made = link.communicator.split(new.map(|_| first), rank, &stop);
-        match (made.map_err(|failure| self.failed(failure))?, new) {
-            (Some(Some(communicator)), Some(new)) => {
-                let _ = new.link.set(new.watched(communicator)?); // it has none yet
-                Ok(())
+        let made = match made {
+            Ok(Some(made)) => made,
+            // It is in progress for good.
+            ended => {
+                let error = match ended {
+                    Err(failure) => self.failed(failure),
+                    Ok(_) => self.late(CALL),
+                };
+                link.communicator.abort();
+                return Err(error);
             }
-            (Some(_), _) => Ok(()),
-            (None, _) => Err(self.late(CALL)),
+        };
+        if let (Some(communicator), Some(new)) = (made, new) {
+            let _ = new.link.set(new.watched(communicator)?); // it has none yet
         }
+        Ok(())
     }
 
     /// A communicator with a watch over it.

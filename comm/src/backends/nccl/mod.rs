@@ -77,6 +77,7 @@ pub(crate) fn beside(
             compares: env::compares_calls(),
             turn: Mutex::default(),
             under_way: Arc::clone(under_way),
+            own: UnderWays::default(),
         })
     };
     Ok(cards.iter().enumerate().map(engine).collect())
@@ -98,6 +99,8 @@ pub(crate) struct NcclGroup {
     /// Held while a call is issued: the calls of a rank come one after the other.
     turn: Mutex<()>,
     under_way: UnderWays,
+    /// Of these, the calls of this group on this card.
+    own: UnderWays,
 }
 
 /// A call that was issued.
@@ -181,7 +184,7 @@ impl NcclGroup {
             issued,
             is_done: Arc::clone(&is_done),
             fault,
-            _counted: Counted::new(&self.under_way),
+            _counted: Counted::new([&self.under_way, &self.own]),
         };
         for (call, said) in calls.into_iter().zip(said) {
             under_way.calls.push((call.signature, said));

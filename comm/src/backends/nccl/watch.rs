@@ -3,6 +3,7 @@
 //! What goes wrong ends the communicator, so that the lane goes on; but before that, what was to be written is declared
 //! lost, so that nobody reads it.
 
+use super::UnderWays;
 use super::communicator::Communicator;
 use super::shadow::{Said, Shadow};
 use crate::backends::watcher;
@@ -14,7 +15,7 @@ use phalanx_tensor::collective::Issued;
 use smallvec::SmallVec;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,19 +34,23 @@ pub(super) struct UnderWay {
     pub(super) _counted: Counted,
 }
 
-/// One of the calls that are not done, as long as it lives.
-pub(super) struct Counted(Arc<AtomicUsize>);
+/// One of the calls that are not done, as long as it lives: of the rank, and of the group on this card.
+pub(super) struct Counted([UnderWays; 2]);
 
 impl Counted {
-    pub(super) fn new(under_way: &Arc<AtomicUsize>) -> Counted {
-        under_way.fetch_add(1, SeqCst);
-        Counted(Arc::clone(under_way))
+    pub(super) fn new(counts: [&UnderWays; 2]) -> Counted {
+        Counted(counts.map(|count| {
+            count.fetch_add(1, SeqCst);
+            Arc::clone(count)
+        }))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
+        self.0.iter().for_each(|count| {
+            count.fetch_sub(1, SeqCst);
+        });
     }
 }
 
