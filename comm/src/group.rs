@@ -149,8 +149,9 @@ pub trait ProcessGroup: Send + Sync {
 
     /// Splits the group: ranks of one `color` make a new one, in the order of `key`, then of rank. A rank of no color
     /// takes no part in any, and gets `None`. All ranks call it, and it waits for them all. The groups may be used at
-    /// the same time. Over cards, NCCL's communicator is split where the cards of all ranks are done with what was issued
-    /// before; where one of them is not, the new groups make communicators of their own, which takes longer.
+    /// the same time. Over cards, NCCL's communicator is split where the cards of all ranks are done with what they were
+    /// given before, in all groups: no other thread should use the group meanwhile, since its calls wait for the split.
+    /// Where the cards are not done, the new groups make communicators of their own, which takes longer.
     /// (PyTorch: `split_group`; MPI: `MPI_Comm_split`; NCCL: `ncclCommSplit`.)
     fn split(&self, color: Option<u32>, key: i32) -> Result<Option<Arc<dyn ProcessGroup>>>;
 

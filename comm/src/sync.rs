@@ -25,6 +25,8 @@ pub(crate) use std::sync::{Condvar, Mutex as Lock, MutexGuard, atomic};
 use self::atomic::{AtomicUsize, Ordering::AcqRel};
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+#[cfg(feature = "nccl")]
+use std::sync::TryLockError;
 
 /// Excludes other threads from a value. No code that can panic runs while one of this crate's
 /// locks is held, so there is no poison.
@@ -53,6 +55,25 @@ impl<T> Mutex<T> {
             #[cfg(phalanx_tsan)]
             edge: &self.edge,
         }
+    }
+}
+
+#[cfg(feature = "nccl")]
+impl<T> Mutex<T> {
+    /// `None` where another thread has it.
+    pub(crate) fn try_lock(&self) -> Option<Guard<'_, T>> {
+        let inner = match self.inner.try_lock() {
+            Ok(inner) => inner,
+            Err(TryLockError::Poisoned(e)) => e.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        #[cfg(phalanx_tsan)]
+        self.edge.fetch_add(1, AcqRel);
+        Some(Guard {
+            inner,
+            #[cfg(phalanx_tsan)]
+            edge: &self.edge,
+        })
     }
 }
 

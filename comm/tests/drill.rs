@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(2000);
 const STOP: Duration = Duration::from_millis(5000);
 /// How long after the deadline the others are told of it at the latest.
 const TOLD: Duration = Duration::from_millis(1500);
-/// By when a program that does nothing has ended.
+/// By when a program that does nothing has ended, as a rule: on a machine where it has not, mpirun says its own sentence.
 const OTHER_ENDS: Duration = Duration::from_secs(1);
 /// Elements of a reduction that takes some time.
 const AGAIN: usize = 1 << 22;

@@ -67,6 +67,7 @@ impl Job<'_> {
         let child = &mut running.child;
         let lines = lines(child);
         let (mut code, mut interrupted) = (None, None);
+        let mut signals = signals::Listener::default();
         let mut by_force = false;
         // When the job should have begun to end.
         let mut ending: Option<Instant> = None;
@@ -80,7 +81,7 @@ impl Job<'_> {
                 }
             }
             tick();
-            if let Some(signal) = signals::take() {
+            if let Some(signal) = signals.take() {
                 signals::send(child.id(), signal);
                 interrupted.get_or_insert(signal);
                 ending.get_or_insert_with(Instant::now);

@@ -31,9 +31,14 @@ impl Report {
         time: Option<Duration>,
     ) {
         let counts = [tally.passed, tally.failed, tally.skipped.len() as u64];
+        let name = name.into();
+        let known = self.total.failures.len();
         self.total.add(tally);
+        for failure in &mut self.total.failures[known..] {
+            failure.name = format!("{name}: {}", failure.name);
+        }
         self.rows.push(Row {
-            name: name.into(),
+            name,
             what: what.into(),
             counts,
             time,
@@ -143,7 +148,7 @@ amx                0       0        1        -  not run: with the matrix unit
 all              120       1        2     61.3  builds included
 SKIPPED large: needs 5 GiB of memory
 SKIPPED amx (with the matrix unit): this processor lacks it
-FAILED sums
+FAILED avx2: sums
   left: 1
 ";
         assert_eq!(report.to_string(), text);

@@ -1,21 +1,21 @@
 //! The signals that end a chore: noted, so that it can end its children first.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicI32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicI32, AtomicU32, Ordering::SeqCst};
 
-/// The signal that nobody has taken yet.
-static CAUGHT: AtomicI32 = AtomicI32::new(0);
-/// The last signal, taken or not.
+/// How many signals have come.
+static COUNT: AtomicU32 = AtomicU32::new(0);
+/// The last one.
 static LAST: AtomicI32 = AtomicI32::new(0);
 pub const KILL: i32 = libc::SIGKILL;
 pub const INTERRUPT: i32 = libc::SIGINT;
 
 extern "C" fn note(signal: libc::c_int) {
     LAST.store(signal, SeqCst);
-    CAUGHT.store(signal, SeqCst);
+    COUNT.fetch_add(1, SeqCst);
 }
 
-/// From now on, Ctrl-C and the like do not end this process: [`take`] tells of them.
+/// From now on, Ctrl-C and the like do not end this process: [`Listener`] and [`seen`] tell of them.
 pub fn catch() {
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
         // SAFETY: the handler does nothing but store to atomics.
@@ -23,12 +23,20 @@ pub fn catch() {
     }
 }
 
-/// The signal that has come since the last call, if one has.
-pub fn take() -> Option<i32> {
-    Some(CAUGHT.swap(0, SeqCst)).filter(|&signal| signal != 0)
+/// Hears every signal, whoever else does; also those that came before it.
+#[derive(Default)]
+pub struct Listener(u32);
+
+impl Listener {
+    /// The signal that has come since the last call, if one has.
+    pub fn take(&mut self) -> Option<i32> {
+        let count = COUNT.load(SeqCst);
+        let is_new = std::mem::replace(&mut self.0, count) != count;
+        seen().filter(|_| is_new)
+    }
 }
 
-/// The signal that has come since the start, whoever has taken it: this chore is to end.
+/// The last signal that has come, if one has: this chore is to end.
 pub fn seen() -> Option<i32> {
     Some(LAST.load(SeqCst)).filter(|&signal| signal != 0)
 }

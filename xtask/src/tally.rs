@@ -21,6 +21,8 @@ pub struct Tally {
     pub lacks: Option<String>,
     /// Which of the failures the lines that come tell of.
     pub telling: Option<usize>,
+    /// How many failures are those of programs that have ended.
+    pub told: usize,
 }
 
 /// A test that failed, or whatever else did.
@@ -88,6 +90,7 @@ impl Tally {
         self.read_failure(line);
         if let Some(counts) = line.strip_prefix("test result: ") {
             self.programs += 1;
+            self.told = self.failures.len();
             let unfit = std::mem::take(&mut self.unfit);
             // ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.01s
             let (_, counts) = counts.split_once(". ").unwrap_or_default();
@@ -118,12 +121,15 @@ impl Tally {
     /// `---- name stdout ----` after their last test.
     fn read_failure(&mut self, line: &str) {
         const ENDS: &[&str] = &["test ", "---- ", "failures:", "successes:"];
+        // What libtest says in the one place and not in the other.
+        const KINDS: &[&str] = &[" - should panic", " - compile fail", " - compile"];
         if let Some((name, why)) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.split_once(" ... FAILED"))
         {
+            let bare = KINDS.iter().find_map(|kind| name.strip_suffix(kind));
             let mut failure = Failure {
-                name: name.to_owned(),
+                name: bare.unwrap_or(name).to_owned(),
                 lines: Vec::new(),
             };
             failure.add(why.trim_start_matches(": "));
@@ -133,7 +139,9 @@ impl Tally {
             .strip_prefix("---- ")
             .and_then(|rest| rest.strip_suffix(" stdout ----"))
         {
-            self.telling = self.failures.iter().rposition(|of| of.name == name);
+            let own = self.failures.iter().skip(self.told);
+            let own = own.zip(self.told..).find(|(of, _)| of.name == name);
+            self.telling = own.map(|(_, at)| at);
         } else if ENDS.iter().any(|end| line.starts_with(end)) {
             self.telling = None;
         } else if let Some(failure) = self.telling.and_then(|at| self.failures.get_mut(at)) {
@@ -209,6 +217,7 @@ mod tests {
             "test a ... FAILED",
             "test drill exit ... FAILED: code 0, not 7",
             "[1] rank 1 fails",
+            "test b - should panic ... FAILED",
             "test c ... ok",
             "not of a failure",
             "---- c stdout ----",
@@ -217,10 +226,16 @@ mod tests {
             "",
             "thread 'a' panicked at a.rs:3:4:",
             "left: 1",
+            "---- b stdout ----",
+            "note: test did not panic as expected",
             "failures:",
             "    a",
-            "test result: FAILED. 1 passed; 2 failed",
+            "test result: FAILED. 1 passed; 3 failed",
             "the next program",
+            "test a ... ok",
+            "---- a stdout ----",
+            "a test of the same name that passed",
+            "test result: ok. 1 passed; 0 failed",
         ]));
         let told: Vec<_> = total.failures.iter().map(|of| of.to_string()).collect();
         assert_eq!(
@@ -229,9 +244,10 @@ mod tests {
                 "tsan\n  it ended with signal: 9",
                 "a\n  thread 'a' panicked at a.rs:3:4:\n  left: 1",
                 "drill exit\n  code 0, not 7\n  [1] rank 1 fails",
+                "b\n  note: test did not panic as expected",
             ]
         );
-        assert_eq!(total.failed, 3);
+        assert_eq!(total.failed, 4);
     }
 
     #[test]

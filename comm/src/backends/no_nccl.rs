@@ -3,6 +3,7 @@
 use super::Backend;
 use crate::error::{Error, Result};
 use phalanx_tensor::Device;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 const REASON: &str = "this build is without NCCL; build with the feature `nccl`";
@@ -19,14 +20,19 @@ pub(crate) struct UnderWays(());
 /// There is none.
 pub(crate) type Card = dyn Backend;
 
-/// Nothing is under way.
-pub(crate) fn is_idle(_: &UnderWays) -> bool {
-    true
+/// Nobody holds what is not there.
+pub(crate) struct Held<'a>(&'a Infallible);
+
+/// There is nothing to hold.
+pub(crate) fn hold<'a>(_: &'a [Arc<Card>], _: &UnderWays) -> Option<Held<'a>> {
+    None
 }
 
-/// There is nothing to split.
-pub(crate) fn split(_: &[Arc<Card>], _: &[Arc<Card>], _: usize) -> Result<()> {
-    Ok(())
+impl Held<'_> {
+    /// Nobody calls it.
+    pub(crate) fn split(self, _: &[Arc<Card>], _: usize) -> Result<()> {
+        match *self.0 {}
+    }
 }
 
 /// An error that says so.

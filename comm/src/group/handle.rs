@@ -218,9 +218,11 @@ impl Group {
     ) -> Result<Option<Arc<dyn ProcessGroup>>> {
         let old = self.membership();
         let mine = &self.inner.engines;
-        let is_same = !cards.is_empty() && cards == mine.devices();
-        let is_ready = is_same && nccl::is_idle(&mine.under_way);
-        let call = check::split(old, color, key, is_ready)?;
+        let held = match !cards.is_empty() && cards == mine.devices() {
+            true => nccl::hold(&mine.cards, &mine.under_way),
+            false => None,
+        };
+        let call = check::split(old, color, key, held.is_some())?;
         let (number, work) = {
             let _turn = self.inner.splits.lock();
             (
@@ -232,19 +234,16 @@ impl Group {
         let all = all.to_vec::<i64>()?;
         let (choices, _) = all.as_chunks();
         let members = naming::members(choices, old.rank);
-        let from = match naming::all_ready(choices) {
-            true => &*mine.cards,
-            false => &[],
-        };
+        let held = held.filter(|_| naming::all_ready(choices));
         let (Some(color), Some(members)) = (color, members) else {
-            nccl::split(from, &[], 0)?;
+            held.map_or(Ok(()), |held| held.split(&[], 0))?;
             return Ok(None);
         };
         let Some(new) = naming::split_off(old, number, color, &members) else {
             return Ok(None); // no rank of a color is missing from its members
         };
         let engines = mine.split_off(&new, cards)?;
-        nccl::split(from, &engines.cards, members[0])?;
+        held.map_or(Ok(()), |held| held.split(&engines.cards, members[0]))?;
         engines.all().try_for_each(Backend::connect)?;
         let group = Group::new(engines, Arc::clone(&self.inner.flight));
         Ok(Some(Arc::new(group)))

@@ -278,12 +278,22 @@ fn one_thread() {
 
 /// Ranks 0, 1 and 3 go to two communicators, in another order; rank 2 to none.
 fn split(blocking: bool) {
+    let others = std::sync::Barrier::new(4);
     ranks(4, blocking, |rank| {
         let (color, key) = [(0, 5), (7, 0), (-1, 0), (0, 1)][rank.rank];
         let mut new = 77;
         let out = Out::to(&mut new);
+        if !blocking && rank.rank == 3 {
+            others.wait();
+        }
         let code = call!(ncclCommSplit(rank.comm, color, key, out, Array::null()));
-        // Where it does not block, the old communicator is in progress until all have come; then there is a new one.
+        if !blocking && rank.rank != 3 {
+            // The old communicator is in progress, and there is no new one, until all have come.
+            assert_eq!([state(rank.comm), state(rank.comm)], [IN_PROGRESS; 2]);
+            // SAFETY: it points to `new`, which nobody writes to at this moment.
+            assert_eq!(unsafe { std::ptr::read_volatile(&raw const new) }, 77);
+            others.wait();
+        }
         let expected = if blocking { 0 } else { IN_PROGRESS };
         assert_eq!((code, settle(rank.comm)), (expected, 0));
         if rank.rank == 2 {

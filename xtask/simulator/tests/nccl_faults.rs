@@ -228,6 +228,27 @@ fn busy_split() {
     });
 }
 
+/// Rank 1 does not come to a split: rank 0 waits until it aborts, and gets no communicator.
+fn left_split() {
+    let both = Barrier::new(2);
+    ranks(2, false, |rank| {
+        if rank.rank == 0 {
+            let mut new = 77;
+            let out = Out::to(&mut new);
+            let code = call!(ncclCommSplit(rank.comm, 0, 0, out, Array::null()));
+            assert_eq!(code, IN_PROGRESS);
+            assert_eq!([state(rank.comm), state(rank.comm)], [IN_PROGRESS; 2]);
+            good!(ncclCommAbort(rank.comm));
+            assert_eq!(new, 77);
+            both.wait();
+        } else {
+            both.wait();
+            good!(ncclCommAbort(rank.comm));
+        }
+        rank.end();
+    });
+}
+
 /// A call that must be refused.
 fn refused(call: fn(&Rank, u64) -> u32) {
     ranks(2, true, |rank| {
@@ -262,6 +283,7 @@ const PROGRAMS: &[(&str, fn())] = &[
     ("too long", too_long),
     ("freed", freed),
     ("busy split", busy_split),
+    ("left split", left_split),
     ("null", || refused(|rank, _| rank.sum(0, 4))),
     ("root", || {
         refused(|rank, x| call!(ncclBroadcast(x, x, 4, I32, 2, rank.comm, rank.stream)))
@@ -338,6 +360,13 @@ fn calls_that_wait_for_each_other_are_reported() {
 #[test]
 fn a_split_beside_other_work_is_reported() {
     finds("busy split", &["ncclCommSplit splits", "is under way"]);
+}
+
+#[test]
+fn a_split_that_a_rank_does_not_come_to_can_be_aborted() {
+    for seed in ["0", "1", "2"] {
+        outcome("left split", &[("PHALANX_SIMULATOR_SEED", seed)]).finds_nothing();
+    }
 }
 
 #[test]

@@ -45,6 +45,14 @@ unsafe impl Send for Communicator {}
 // SAFETY: as above.
 unsafe impl Sync for Communicator {}
 
+/// What came of a split.
+pub(super) enum Split {
+    /// The ranks have met: the new communicator, or none for a rank without color.
+    Done(Option<Communicator>),
+    /// There is nothing to wait for any more.
+    Stopped,
+}
+
 /// What the rank that makes a communicator tells the others.
 pub(super) fn unique_id() -> Result<[u8; ID_BYTES], Failure> {
     let library = library().map_err(missing)?;
@@ -135,13 +143,13 @@ impl Communicator {
 
     /// Splits it, as all of its ranks do, none of which has an operation under way: those of one `color` get a
     /// communicator, in the order of `key`, and those of none get nothing. It waits for all ranks, until `stop` says
-    /// otherwise; `None` then. (NCCL: `ncclCommSplit`.)
+    /// otherwise. (NCCL: `ncclCommSplit`.)
     pub(super) fn split(
         &self,
         color: Option<usize>,
         key: usize,
         stop: Stop<'_>,
-    ) -> Result<Option<Option<Communicator>>, Failure> {
+    ) -> Result<Split, Failure> {
         const CALL: &str = "ncclCommSplit";
         /// NCCL's `NCCL_SPLIT_NOCOLOR`.
         const NO_COLOR: c_int = -1;
@@ -150,7 +158,7 @@ impl Communicator {
         let color = color.map_or(Ok(NO_COLOR), |color| number(CALL, color))?;
         let _turn = self.turn.lock();
         if self.has_ended.load(SeqCst) {
-            return Ok(None);
+            return Ok(Split::Stopped);
         }
         // The library writes there when the ranks have met, in a thread of its own. So the place is given up where nobody
         // knows whether it still will.
@@ -162,15 +170,15 @@ impl Communicator {
             unsafe { (self.library.ncclCommSplit)(self.handle, color, key, place, &mut config) };
         expect(self.library, CALL, result)?;
         if !self.settle(CALL, stop)? {
-            return Ok(None);
+            return Ok(Split::Stopped);
         }
         // SAFETY: it comes from a box; the library is through with it, since the old communicator has nothing in progress.
         let handle = *unsafe { Box::from_raw(place) };
         if !has_color {
-            return Ok(Some(None));
+            return Ok(Split::Done(None));
         }
         let made = Communicator::of(self.library, handle).settled(CALL, stop)?;
-        Ok(made.map(Some))
+        Ok(made.map_or(Split::Stopped, |made| Split::Done(Some(made))))
     }
 
     fn of(library: &'static Library, handle: ncclComm_t) -> Communicator {
@@ -179,6 +187,34 @@ impl Communicator {
             handle,
             turn: Mutex::default(),
             has_ended: AtomicBool::new(false),
+        }
+    }
+
+    /// Fails unless this is rank `rank` of `size`.
+    pub(super) fn expect_place(&self, rank: usize, size: usize) -> Result<(), Failure> {
+        const CALL: &str = "ncclCommCount";
+        let _turn = self.turn.lock();
+        let place = [number(CALL, rank)?, number(CALL, size)?];
+        let mut told = [0; 2];
+        // SAFETY: the communicator was made just now; the pointers are valid for a number.
+        let results = unsafe {
+            [
+                (self.library.ncclCommUserRank)(self.handle, &mut told[0]),
+                (self.library.ncclCommCount)(self.handle, &mut told[1]),
+            ]
+        };
+        for result in results {
+            expect(self.library, CALL, result)?;
+        }
+        match told == place {
+            true => Ok(()),
+            false => Err(Failure {
+                call: CALL,
+                message: format!(
+                    "it made rank {} of {} of rank {rank} of {size}",
+                    told[0], told[1]
+                ),
+            }),
         }
     }
 

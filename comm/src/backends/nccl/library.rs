@@ -43,6 +43,8 @@ functions! {
     ncclGetUniqueId(*mut ncclUniqueId) -> ncclResult_t;
     ncclCommInitRankConfig(*mut ncclComm_t, c_int, ncclUniqueId, c_int, *mut ncclConfig_t) -> ncclResult_t;
     ncclCommSplit(ncclComm_t, c_int, c_int, *mut ncclComm_t, *mut ncclConfig_t) -> ncclResult_t;
+    ncclCommCount(ncclComm_t, *mut c_int) -> ncclResult_t;
+    ncclCommUserRank(ncclComm_t, *mut c_int) -> ncclResult_t;
     ncclCommFinalize(ncclComm_t) -> ncclResult_t;
     ncclCommDestroy(ncclComm_t) -> ncclResult_t;
     ncclCommAbort(ncclComm_t) -> ncclResult_t;

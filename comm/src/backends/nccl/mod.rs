@@ -22,7 +22,7 @@ mod watch;
 use self::buffers::Buffers;
 use self::communicator::Failure;
 use self::link::Link;
-pub(crate) use self::link::{is_idle, split};
+pub(crate) use self::link::hold;
 use self::shadow::{Said, Shadow};
 use self::watch::{Counted, UnderWay};
 use crate::backends::local::Done;
@@ -77,7 +77,6 @@ pub(crate) fn beside(
             compares: env::compares_calls(),
             turn: Mutex::default(),
             under_way: Arc::clone(under_way),
-            own: UnderWays::default(),
         })
     };
     Ok(cards.iter().enumerate().map(engine).collect())
@@ -99,8 +98,6 @@ pub(crate) struct NcclGroup {
     /// Held while a call is issued: the calls of a rank come one after the other.
     turn: Mutex<()>,
     under_way: UnderWays,
-    /// Of these, the calls of this group on this card.
-    own: UnderWays,
 }
 
 /// A call that was issued.
@@ -184,7 +181,7 @@ impl NcclGroup {
             issued,
             is_done: Arc::clone(&is_done),
             fault,
-            _counted: Counted::new([&self.under_way, &self.own]),
+            counted: Some(Counted::new(&self.under_way)),
         };
         for (call, said) in calls.into_iter().zip(said) {
             under_way.calls.push((call.signature, said));

@@ -31,26 +31,23 @@ pub(super) struct UnderWay {
     pub(super) is_done: Arc<AtomicBool>,
     /// Of what they write. Readers wait for it.
     pub(super) fault: WriteFault,
-    pub(super) _counted: Counted,
+    /// Until it is done: before its readers go on, so that who has read a result finds it counted no more.
+    pub(super) counted: Option<Counted>,
 }
 
-/// One of the calls that are not done, as long as it lives: of the rank, and of the group on this card.
-pub(super) struct Counted([UnderWays; 2]);
+/// One of the calls that are not done, as long as it lives.
+pub(super) struct Counted(UnderWays);
 
 impl Counted {
-    pub(super) fn new(counts: [&UnderWays; 2]) -> Counted {
-        Counted(counts.map(|count| {
-            count.fetch_add(1, SeqCst);
-            Arc::clone(count)
-        }))
+    pub(super) fn new(under_way: &UnderWays) -> Counted {
+        under_way.fetch_add(1, SeqCst);
+        Counted(Arc::clone(under_way))
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.iter().for_each(|count| {
-            count.fetch_sub(1, SeqCst);
-        });
+        self.0.fetch_sub(1, SeqCst);
     }
 }
 
@@ -116,6 +113,7 @@ impl Watch {
         while let Ok(mut call) = calls.recv() {
             match self.follow(&mut call) {
                 Ok(()) => {
+                    call.counted = None;
                     call.fault.settle();
                     call.is_done.store(true, SeqCst);
                 }

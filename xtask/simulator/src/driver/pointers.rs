@@ -17,10 +17,6 @@ impl<T> Clone for Out<T> {
 
 impl<T> Copy for Out<T> {}
 
-// SAFETY: a call that returns before its result is there says so, and by the type's invariant the place may be written to
-// until then, whichever thread does it.
-unsafe impl<T: Send> Send for Out<T> {}
-
 impl<T> Out<T> {
     /// Writes to `place`.
     pub fn to(place: &mut T) -> Out<T> {

@@ -58,6 +58,10 @@ pub struct Splitting {
     pub handle: Handle,
 }
 
+// SAFETY: the place is written to once, by whoever takes this out of `Inside`, whose lock it holds; the caller keeps the
+// place until the old communicator is no longer in progress, as the library asks for.
+unsafe impl Send for Splitting {}
+
 /// A rank's communicator.
 pub struct Comm {
     /// The GPU.
@@ -75,6 +79,14 @@ pub struct Comm {
     /// Held while calls that were put off get their places: who asks meanwhile must not hear that they have them.
     pub catching_up: Mutex<()>,
     inside: Mutex<Inside>,
+}
+
+impl Splitting {
+    /// Nothing comes of it.
+    pub fn give_up(&self) {
+        self.comm.lock().life = Life::Aborted;
+        self.comm.gathering.leave(self.comm.old);
+    }
 }
 
 impl Inside {

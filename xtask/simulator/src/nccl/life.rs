@@ -270,8 +270,13 @@ fn split(
         gets_one: gets_one || !parent.blocking,
     });
     match joined {
-        Ok(()) if !parent.blocking => Err(Status::IN_PROGRESS),
-        joined => joined,
+        Ok(()) | Err(Status::IN_PROGRESS) if !parent.blocking => Err(Status::IN_PROGRESS),
+        joined => {
+            if let Some(split) = parent.lock().split.take() {
+                split.give_up();
+            }
+            joined
+        }
     }
 }
 
@@ -358,7 +363,9 @@ api! {
             let mut inside = comm.lock();
             inside.life = Life::Aborted;
             inside.deferred.clear();
-            inside.split = None;
+            if let Some(split) = inside.split.take() {
+                split.give_up();
+            }
         }
         comm.aborted.store(true, Ordering::Release);
         comm.gathering.leave(comm.old);
