@@ -87,7 +87,7 @@ type View = fn(&Tensor) -> Tensor;
 fn products_of_views_are_the_cpus() {
     let (device, _turn) = card!();
     // Each makes a stack of 3 matrices of 6 by 6.
-    let views: [View; 9] = [
+    let views: [View; 10] = [
         |t| t.narrow(1, 1, 6).unwrap().narrow(2, 3, 6).unwrap(),
         |t| {
             t.transpose(1, 2)
@@ -114,6 +114,17 @@ fn products_of_views_are_the_cpus() {
             t.narrow(1, 4, 1)
                 .unwrap()
                 .narrow(2, 0, 6)
+                .unwrap()
+                .broadcast_to([3, 6, 6])
+                .unwrap()
+        },
+        // A column beside itself: each column lies densely, and the next one at the same place.
+        |t| {
+            t.transpose(1, 2)
+                .unwrap()
+                .narrow(2, 4, 1)
+                .unwrap()
+                .narrow(1, 0, 6)
                 .unwrap()
                 .broadcast_to([3, 6, 6])
                 .unwrap()
