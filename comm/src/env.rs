@@ -175,8 +175,8 @@ pub(crate) fn python_prefixes() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Whether `PHALANX_COMM_DEBUG=1` asks engines that cannot compare calls by themselves to do so before each call. (PyTorch:
-/// `TORCH_DISTRIBUTED_DEBUG=DETAIL`.)
+/// Whether `PHALANX_COMM_DEBUG=1` asks engines that cannot compare calls by themselves to do so before each collective and
+/// each `recv`. (PyTorch: `TORCH_DISTRIBUTED_DEBUG=DETAIL`.)
 #[cfg_attr(
     not(feature = "nccl"),
     expect(dead_code, reason = "such an engine is not there")

@@ -1,6 +1,7 @@
 //! The conformance suite on cards: ranks as threads of this process, each with a card of its own.
 
 mod cases;
+mod child;
 #[path = "../../tensor/tests/cuda/counts.rs"]
 mod counts;
 #[path = "cards/failures.rs"]
@@ -15,10 +16,9 @@ mod splits;
 mod support;
 
 use phalanx_comm::{
-    DType, Device, Error, Label, LaunchConfig, LaunchError, ReduceOp, Tensor, launch,
+    DType, Device, Error, Label, LaunchConfig, LaunchError, Message, ReduceOp, Tensor, launch,
 };
 use phalanx_tensor::WriteFault;
-use std::process::Command;
 use std::time::{Duration, Instant};
 use support::cards;
 
@@ -250,14 +250,9 @@ fn many_calls_under_way() {
 
 /// Runs a test of this program by itself, in a process whose environment says so. True in that process.
 fn alone(test: &str, environment: &[(&str, &str)]) -> bool {
-    const CHILD: &str = "PHALANX_TEST_ALONE";
-    if std::env::var(CHILD).is_ok_and(|name| name == test) {
+    let Some(mut child) = child::again(test) else {
         return true;
-    }
-    let mut child = Command::new(std::env::current_exe().unwrap());
-    child
-        .args(["--exact", test, "--nocapture"])
-        .env(CHILD, test);
+    };
     let output = child.envs(environment.iter().copied()).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout).into_owned()
         + &String::from_utf8_lossy(&output.stderr);
@@ -318,6 +313,50 @@ fn calls_that_differ_are_not_issued() {
     ) {
         differ(false);
     }
+}
+
+/// A rank sends and receives in one call; the other needs what is sent for what it answers. Messages that run together do
+/// not wait for each other, where calls are compared before they are issued either.
+#[test]
+fn an_answer_to_a_message_that_runs_together_with_it() {
+    let name = "an_answer_to_a_message_that_runs_together_with_it";
+    let Some(_turn) = cards(name, 2) else {
+        return;
+    };
+    if !alone(name, &[("PHALANX_COMM_DEBUG", "1")]) {
+        return;
+    }
+    let end = launch(config(2).deadline(Duration::from_secs(5)), |group| {
+        let mut number = 0.0;
+        for round in 0..4 {
+            let asks = group.rank() == round % 2;
+            let other = 1 - group.rank();
+            if asks {
+                let question = Tensor::full([4], number + 1.0, DType::F32, group.device())?;
+                let answer = group.batch(vec![
+                    Message::Send {
+                        tensor: question,
+                        destination: other,
+                        tag: 0,
+                    },
+                    Message::Recv {
+                        shape: 4.into(),
+                        dtype: DType::F32,
+                        source: other,
+                        tag: 1,
+                    },
+                ])?;
+                number = f64::from(answer.wait()?[0].to_vec::<f32>()?[3]);
+            } else {
+                let question = group.recv(4.into(), DType::F32, other, 0)?.wait()?;
+                number = f64::from(question.to_vec::<f32>()?[3]) + 1.0;
+                let answer = Tensor::full([4], number, DType::F32, group.device())?;
+                group.send(answer, other, 1)?.wait()?;
+            }
+        }
+        Ok::<_, Error>(number)
+    });
+    assert_eq!(end.unwrap(), [8.0, 8.0]);
 }
 
 /// One rank's tensor is in the host's memory, and the other's on its card: neither shape nor type differs.

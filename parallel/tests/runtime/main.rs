@@ -1,5 +1,7 @@
 //! Pipelines that run: every plan against one process that works through the same microbatches.
 
+#[path = "../../../comm/tests/child/mod.rs"]
+mod child;
 mod equivalence;
 mod faults;
 #[path = "../support/faulty.rs"]

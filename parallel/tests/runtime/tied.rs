@@ -1,8 +1,9 @@
 //! Weights that two stages share, against a model in which they are one parameter.
 
+use crate::child;
 use crate::layers::Tanh;
 use crate::models::{CLASSES, INPUTS, batch, loss};
-use crate::ranks::{has_ranks, on_ranks};
+use crate::ranks::{device_for, has_ranks, on_ranks};
 use crate::reference::{adam, values};
 use phalanx_autograd::Tape;
 use phalanx_autograd::nn::{Factory, Linear, Module, Sequential};
@@ -134,6 +135,23 @@ fn tied_weights_are_one_parameter() {
             train(&plan(named, ranks), cuts, replicas);
         }
     }
+}
+
+/// Where calls on cards are compared before they are issued, none waits for what comes after it.
+#[test]
+fn tied_weights_where_calls_are_compared() {
+    let name = "tied::tied_weights_where_calls_are_compared";
+    if device_for(2).is_cpu() {
+        eprintln!("SKIPPED: {name}: ranks on CPUs always compare their calls");
+        return;
+    }
+    let Some(mut child) = child::again(name) else {
+        let plan = Named::OneFOneB.schedule(2, 1, 4).unwrap();
+        return train(&plan, &[0, 4], 1);
+    };
+    let output = child.env("PHALANX_COMM_DEBUG", "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
 }
 
 #[test]

@@ -93,7 +93,8 @@ pub(crate) struct NcclGroup {
     slot: usize,
     /// Made by `connect`.
     link: OnceLock<Link>,
-    /// Whether each call is compared before it is issued, for which the rank waits for the others; else behind it.
+    /// Whether a call that runs alone is compared before it is issued, for which the rank waits for the others; else behind
+    /// it.
     compares: bool,
     /// Held while a call is issued: the calls of a rank come one after the other.
     turn: Mutex<()>,
@@ -258,18 +259,18 @@ impl NcclGroup {
         }
     }
 
-    /// Says all calls; compares them, too, where that is asked for.
+    /// Says all calls; compares one that runs alone, too, where that is asked for. Messages that run together are compared
+    /// behind the call: their other ends need not come together, and one of them may wait for another of these first.
     fn say(&self, calls: &[Buffers], number: u64) -> Result<Vec<Option<Said>>> {
         let said = calls
             .iter()
             .map(|call| self.shadow.say(&call.signature, self.slot));
         let mut said: Vec<Option<Said>> = said.map(|said| said.map(Some)).collect::<Result<_>>()?;
-        if self.compares {
-            for (said, call) in said.iter_mut().zip(calls) {
-                if let Some(said) = said.take() {
-                    self.shadow.compare(said, number, &call.signature)?;
-                }
-            }
+        if self.compares
+            && let [call] = calls
+            && let Some(said) = said[0].take()
+        {
+            self.shadow.compare(said, number, &call.signature)?;
         }
         Ok(said)
     }
