@@ -139,7 +139,8 @@ pub trait ProcessGroup: Send + Sync {
     fn send_any(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>>;
 
     /// Gets a tensor that rank `source` sends by [`send_any`](ProcessGroup::send_any), of whatever shape and type, and
-    /// from the memory that it is in: one in the host's memory arrives in the host's memory, also in a group over cards.
+    /// from the memory that it is in: one in the host's memory arrives in the host's memory, also in a group over cards, and
+    /// one on a rank's second card on this rank's second card.
     /// It holds the host until these have come; only the tensor itself travels while the caller goes on. Where this rank
     /// has no room for it, the world fails with [`Error::Aborted`](crate::Error::Aborted): it is on its way already.
     fn recv_any(&self, source: usize, tag: u32) -> Result<Work<Tensor>>;

@@ -147,7 +147,7 @@ fn start(config: RunConfig, program: Program<'_>) -> Ended {
         Start::Mpi(process) => Err(LaunchError::Unsupported {
             launcher: process.launcher,
             size: process.size,
-            reason: "it was built without MPI; build it with `--features mpi`".into(),
+            reason: "it was built without MPI: turn on the feature `mpi` of phalanx-comm (`--features mpi` for the examples)".into(),
         }),
         Start::Torchrun(process) if process.size == 1 => alone(config.launch),
         Start::Torchrun(process) => {

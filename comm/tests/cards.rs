@@ -445,6 +445,17 @@ fn two_cards_a_rank() {
         let part = group.split(Some(0), 0)?.expect("every rank has a color");
         let sum = part.all_reduce(ones(own[1])?, ReduceOp::Sum)?.wait()?;
         assert_eq!(sum.to_vec::<f32>()?, [2.0; 100]);
+        // What comes without a known shape arrives on the card of the same slot.
+        let next = 1 - rank;
+        for slot in [1, 0] {
+            if rank == 0 {
+                group.send_any(ones(own[slot])?, next, 0)?.wait()?;
+            } else {
+                let come = group.recv_any(next, 0)?.wait()?;
+                assert_eq!(come.device(), own[slot]);
+                assert_eq!(come.to_vec::<f32>()?, [1.0; 100]);
+            }
+        }
         // On each rank another one.
         let sum = group.all_reduce(ones(own[rank])?, ReduceOp::Sum)?.wait()?;
         match sum.to_vec::<f32>() {

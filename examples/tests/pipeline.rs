@@ -107,4 +107,10 @@ fn a_plan_from_a_file_is_run_and_drawn() {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(said.contains("wait for each other in a circle"), "{said}");
     fs::remove_dir_all(&folder).unwrap();
+    // Said once, before there are ranks.
+    let refused = pipeline(&["--plan", &plan, "--data", &FEW]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    let start = format!("error: cannot read {plan}: ");
+    assert!(said.starts_with(&start), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
 }

@@ -138,6 +138,19 @@ fn a_file_that_cannot_be_written_is_found_before_the_work() {
 }
 
 #[test]
+fn a_plan_from_a_file_has_its_own_extent() {
+    for option in ["--ranks", "--microbatches", "--stages-per-rank"] {
+        let program = env!("CARGO_BIN_EXE_schedule");
+        let mut command = Command::new(program);
+        let output = command.args(["--file", "plan.txt", option, "4"]).output();
+        let output = output.unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("cannot be used with"), "{option}: {said}");
+        assert_eq!(output.status.code(), Some(2));
+    }
+}
+
+#[test]
 fn a_printed_plan_is_read_again() {
     let (_, named) = run(&["--kind", "zbv", "--ranks", "3", "--microbatches", "6"]);
     let lines = |grid: &Value| {

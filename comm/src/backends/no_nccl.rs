@@ -6,7 +6,7 @@ use phalanx_tensor::Device;
 use std::convert::Infallible;
 use std::sync::Arc;
 
-const REASON: &str = "this build is without NCCL; build with the feature `nccl`";
+const REASON: &str = "this build is without NCCL: turn on the feature `nccl` of phalanx-comm (`--features nccl` for the examples)";
 
 /// Why this program has no NCCL.
 pub(crate) fn is_there() -> std::result::Result<(), &'static str> {

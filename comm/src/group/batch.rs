@@ -48,19 +48,20 @@ impl Message {
     }
 }
 
-/// The shape of a head: element type, whether the tensor is on a card, number of axes, extents.
+/// The shape of a head: element type, in which memory the tensor is, number of axes, extents.
 pub(super) const HEAD: [usize; 1] = [3 + MOST_AXES];
 
 /// What a head says of the tensor that comes behind it.
 pub(super) struct Head {
     shape: Shape,
     dtype: DType,
-    is_on_card: bool,
+    /// The slot of the card that it is on; `None`: it is in the host's memory.
+    slot: Option<usize>,
 }
 
-/// What travels before a tensor whose receiver does not know its shape. It is small talk, so it lives in the host's
-/// memory.
-pub(super) fn head(me: &Membership, tensor: &Tensor) -> Result<Tensor> {
+/// What travels before a tensor whose receiver does not know its shape, in a group over these cards of this rank. It is
+/// small talk, so it lives in the host's memory.
+pub(super) fn head(me: &Membership, cards: &[Device], tensor: &Tensor) -> Result<Tensor> {
     let wrong = |reason: String| Error::InvalidArgument {
         op: "send_any",
         rank: me.world_rank(),
@@ -74,8 +75,10 @@ pub(super) fn head(me: &Membership, tensor: &Tensor) -> Result<Tensor> {
     }
     let dtype = DType::ALL.iter().position(|d| *d == tensor.dtype());
     let mut head = [0; HEAD[0]];
-    let is_on_card = usize::from(!tensor.device().is_cpu());
-    let numbers = [dtype.unwrap_or_default(), is_on_card, shape.len()];
+    // No group carries a tensor of another card: then its engine refuses both.
+    let slot = cards.iter().position(|card| *card == tensor.device());
+    let memory = slot.map_or(0, |slot| 1 + slot);
+    let numbers = [dtype.unwrap_or_default(), memory, shape.len()];
     for (to, number) in head.iter_mut().zip(numbers.iter().chain(shape.iter())) {
         *to = i64::try_from(*number)
             .map_err(|_| wrong(format!("its shape {shape} is too large to be sent")))?;
@@ -83,20 +86,26 @@ pub(super) fn head(me: &Membership, tensor: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_slice(&head, HEAD, host(me))?)
 }
 
-/// The receive of what comes behind such a head. It arrives where it was sent from: on this card, or in the host's memory.
+/// The receive of what comes behind such a head. It arrives where it was sent from: on the card of the same slot of this
+/// rank's, or in the host's memory.
 pub(super) fn behind(
     me: &Membership,
     head: Head,
-    card: Device,
+    cards: &[Device],
     source: usize,
     tag: u32,
 ) -> Result<Call> {
-    let Head {
-        shape,
-        dtype,
-        is_on_card,
-    } = head;
-    let device = if is_on_card { card } else { host(me) };
+    let Head { shape, dtype, slot } = head;
+    let device = match slot {
+        None => host(me),
+        Some(slot) => *cards.get(slot).ok_or_else(|| {
+            let there = cards.len();
+            refused(
+                me,
+                format!("it was sent from card {slot} of a rank, and this one has {there}"),
+            )
+        })?,
+    };
     check::recv(me, shape, dtype, source, tag)?.with_memory(device)
 }
 
@@ -111,18 +120,21 @@ pub(super) fn read_head(me: &Membership, head: &Tensor) -> Result<Head> {
         Some(Head {
             shape: Shape::from(extents),
             dtype,
-            is_on_card: match number(1)? {
-                0 => false,
-                1 => true,
-                _ => return None,
-            },
+            slot: number(1)?.checked_sub(1),
         })
     };
-    read().ok_or_else(|| Error::InvalidArgument {
+    read().ok_or_else(|| {
+        let reason = format!("what came is no shape, {head:?}: it was not sent by `send_any`");
+        refused(me, reason)
+    })
+}
+
+fn refused(me: &Membership, reason: String) -> Error {
+    Error::InvalidArgument {
         op: "recv_any",
         rank: me.world_rank(),
-        reason: format!("what came is no shape, {head:?}: it was not sent by `send_any`"),
-    })
+        reason,
+    }
 }
 
 /// The host's memory of a rank.

@@ -386,7 +386,7 @@ impl ProcessGroup for Group {
 
     fn send_any(&self, tensor: Tensor, destination: usize, tag: u32) -> Result<Work<()>> {
         let me = self.membership();
-        let head = batch::head(me, &tensor)?;
+        let head = batch::head(me, &self.inner.engines.devices(), &tensor)?;
         let head = check::send(me, head, destination, tag)?;
         let tensor = check::send(me, tensor, destination, tag)?.with_memory(me.device)?;
         // Before the head is issued: the one never goes without the other.
@@ -403,7 +403,8 @@ impl ProcessGroup for Group {
         let head = head.with_memory(batch::host(me))?;
         let head = self.issue::<Tensor>(head)?.wait()?;
         let head = batch::read_head(me, &head)?;
-        let tensor = batch::behind(me, head, self.device(), source, tag);
+        let cards = self.inner.engines.devices();
+        let tensor = batch::behind(me, head, &cards, source, tag);
         tensor.and_then(|call| self.issue(call)).map_err(|error| {
             // The tensor has been sent, and would be taken for the next message.
             self.abort(&format!("recv_any from {source}: {error}"));

@@ -24,7 +24,7 @@ struct Args {
     #[arg(long)]
     kind: Option<String>,
     /// A schedule from a file: a line per rank, actions separated by commas.
-    #[arg(long, conflicts_with_all = ["kind", "optimize"])]
+    #[arg(long, conflicts_with_all = ["kind", "optimize", "ranks", "microbatches", "stages_per_rank"])]
     file: Option<PathBuf>,
     /// Search for a schedule under the given costs.
     #[arg(long, conflicts_with = "kind")]
@@ -154,7 +154,8 @@ impl From<Time> for Cost {
 }
 
 fn read_costs(path: &Path) -> Result<Costs> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let file: CostsFile =
         serde_json::from_str(&text).with_context(|| format!("{}", path.display()))?;
     let stage = |entry: StageEntry| StageCosts {
@@ -218,7 +219,8 @@ fn subject(args: &Args, summary: &mut Summary) -> Result<Subject> {
     let costs = args.costs.as_deref().map(read_costs).transpose()?;
     if let Some(path) = &args.file {
         summary.kind = "file".into();
-        let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         let plan: Schedule = text
             .parse()
             .with_context(|| format!("{}", path.display()))?;

@@ -236,7 +236,8 @@ fn accuracy(pipeline: &mut Pipeline, pipe: &Arc<dyn ProcessGroup>, test: &Datase
 /// # Errors
 /// It cannot be read, or is no plan; the error names the file.
 pub fn read_plan(path: &Path) -> Result<Schedule> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     text.parse::<Schedule>()
         .with_context(|| format!("{}", path.display()))
 }

@@ -109,10 +109,15 @@ fn named(text: &str) -> Result<Named, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
-/// The plan that was asked for, over so many ranks, and where the layers are cut for it.
-fn plan(cli: &Cli, ranks: usize, layers: &Layers) -> Result<(Schedule, Vec<usize>)> {
-    let plan = match &cli.plan {
-        Some(path) => read_plan(path)?,
+/// The plan that was asked for, over so many ranks, and where the layers are cut for it: `given`, if there is one.
+fn plan(
+    cli: &Cli,
+    given: Option<&Schedule>,
+    ranks: usize,
+    layers: &Layers,
+) -> Result<(Schedule, Vec<usize>)> {
+    let plan = match given {
+        Some(plan) => plan.clone(),
         None => {
             let per_rank = cli.schedule.default_stages_per_rank();
             cli.schedule.schedule(ranks, per_rank, cli.microbatches)?
@@ -150,6 +155,7 @@ pub fn run(cli: &Cli, example: &'static str, replicas: usize) -> Result<()> {
         Dataset::load(&folder, Split::Test)?,
     );
     let layers = cli.model.layers(cli.seed);
+    let given = cli.plan.as_deref().map(read_plan).transpose()?;
     let config = PipelineTraining {
         epochs: cli.epochs,
         batch_size: cli.batch_size.min(sets.0.len()),
@@ -174,7 +180,7 @@ pub fn run(cli: &Cli, example: &'static str, replicas: usize) -> Result<()> {
         );
         let mesh = Mesh::new(group, [("data", replicas), ("pipe", ranks)])?;
         let (pipe, data) = (mesh.group("pipe")?, mesh.group("data")?);
-        let (plan, cuts) = plan(cli, ranks, &layers)?;
+        let (plan, cuts) = plan(cli, given.as_ref(), ranks, &layers)?;
         let trained = train(
             (&layers, &cuts),
             &plan,
@@ -191,7 +197,8 @@ pub fn run(cli: &Cli, example: &'static str, replicas: usize) -> Result<()> {
     if let Some([picture, trace]) = &trained.pictures {
         for (path, text) in [(&cli.svg, picture), (&cli.trace, trace)] {
             if let Some(path) = path {
-                fs::write(path, text).with_context(|| format!("{}", path.display()))?;
+                fs::write(path, text)
+                    .with_context(|| format!("cannot write {}", path.display()))?;
             }
         }
     }
@@ -218,6 +225,11 @@ pub fn run(cli: &Cli, example: &'static str, replicas: usize) -> Result<()> {
         trained,
     };
     report(&summary)?;
+    for (what, path) in [("picture", &cli.svg), ("trace", &cli.trace)] {
+        if let Some(path) = path {
+            say(format_args!("  {what:<14} {}", path.display()))?;
+        }
+    }
     if cli.json {
         say(serde_json::to_string(&summary)?)?;
     }
@@ -227,10 +239,14 @@ pub fn run(cli: &Cli, example: &'static str, replicas: usize) -> Result<()> {
 fn report(summary: &Summary) -> Result<()> {
     let trained = &summary.trained;
     say(format_args!(
-        "{} in {} on {} ({}, {}): {}, {}",
+        "{} in {} on {}{} ({}, {}): {}, {}",
         summary.model,
         count(summary.stages, "stage"),
         count(summary.ranks, "rank"),
+        match summary.replicas {
+            1 => String::new(),
+            n => format!(" in {n} replicas"),
+        },
         summary.backend,
         summary.device,
         summary.schedule,

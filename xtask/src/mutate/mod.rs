@@ -264,7 +264,7 @@ impl Workshop<'_> {
             Fate::Stillborn => bail!("a kernel does not compile without a mistake"),
         }
         // Kernels were compiled in that run, which costs more than anything else.
-        let limit = start.elapsed() * 2 + Duration::from_secs(60);
+        let limit = start.elapsed() * 2 + Duration::from_secs(30);
         self.limits.borrow_mut().insert(words, limit);
         Ok(limit)
     }

@@ -298,8 +298,8 @@ impl Backend for StoreGroup {
             op: op.name(),
             rank: self.endpoint.membership.world_rank(),
             reason: format!(
-                "{what}: it is for small talk between ranks. For CPU tensors start the program by mpirun, built with \
-                 `--features mpi`"
+                "{what}: it is for small talk between ranks. For CPU tensors start the program by mpirun, built with the \
+                 feature `mpi` of phalanx-comm"
             ),
         };
         if !wire::carries(op) {
