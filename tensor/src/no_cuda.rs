@@ -8,7 +8,7 @@ impl Device {
         Error::DeviceUnavailable {
             op,
             device: self,
-            reason: "this build is without CUDA: turn on the feature `cuda` of phalanx-tensor, or for several ranks `nccl` of phalanx-comm (`--features` for the examples)".into(),
+            reason: "this build is without CUDA: turn on the feature `cuda` of phalanx-tensor (`--features cuda`, or for several ranks `nccl`, for the examples)".into(),
         }
     }
 }

@@ -75,7 +75,7 @@ pub(super) fn head(me: &Membership, cards: &[Device], tensor: &Tensor) -> Result
     }
     let dtype = DType::ALL.iter().position(|d| *d == tensor.dtype());
     let mut head = [0; HEAD[0]];
-    // No group carries a tensor of another card: then its engine refuses both.
+    // A tensor on a card that is none of these is refused by `admit`, before the head is issued.
     let slot = cards.iter().position(|card| *card == tensor.device());
     let memory = slot.map_or(0, |slot| 1 + slot);
     let numbers = [dtype.unwrap_or_default(), memory, shape.len()];

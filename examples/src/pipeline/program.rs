@@ -109,7 +109,7 @@ fn named(text: &str) -> Result<Named, String> {
     text.parse().map_err(|error| format!("{error}"))
 }
 
-/// The plan that was asked for, over so many ranks, and where the layers are cut for it: `given`, if there is one.
+/// The plan over so many ranks, which is `given` or follows from the schedule's name; and where the layers are cut for it.
 fn plan(
     cli: &Cli,
     given: Option<&Schedule>,
@@ -225,7 +225,8 @@ pub fn run(cli: &Cli, example: &'static str, replicas: usize) -> Result<()> {
         trained,
     };
     report(&summary)?;
-    for (what, path) in [("picture", &cli.svg), ("trace", &cli.trace)] {
+    let written = [("picture", &cli.svg), ("trace", &cli.trace)].into_iter();
+    for (what, path) in written.filter(|_| summary.trained.pictures.is_some()) {
         if let Some(path) = path {
             say(format_args!("  {what:<14} {}", path.display()))?;
         }

@@ -78,6 +78,9 @@ proptest! {
             } else {
                 prop_assert!(time.idle.iter().all(|&idle| idle >= bubble));
             }
+            if named == Named::LoopedBfs {
+                prop_assert_eq!(&time.peak_live, &vec![v * m; p]);
+            }
             if named == Named::Interleaved && m >= p && m % p == 0 {
                 let peak = |r: usize| (p * (v - 1) + 2 * (p - r) - 1).min(v * m);
                 prop_assert_eq!(time.peak_live, (0..p).map(peak).collect::<Vec<_>>());
@@ -95,11 +98,17 @@ proptest! {
         let h1 = run(Named::ZbH1, p, 1, m, t).unwrap();
         if m >= p {
             idle_is(&h1, bubble)?;
-            prop_assert!(h1.peak_live.iter().all(|&live| live <= p));
         }
+        prop_assert!(h1.peak_live.iter().all(|&live| live <= p));
         match run(Named::Zb1p, p, v, m, t) {
-            Some(time) if m >= p => idle_is(&time, bubble)?,
-            Some(_) => {}
+            Some(time) => {
+                if m % p == 0 {
+                    prop_assert!(time.peak_live.iter().all(|&live| live <= p * v), "{:?}", time.peak_live);
+                }
+                if m >= p {
+                    idle_is(&time, bubble)?;
+                }
+            }
             // As interleaving, of which it is a kind.
             None => prop_assert!(m % (m / p).max(1) != 0),
         }

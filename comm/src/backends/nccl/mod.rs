@@ -93,8 +93,8 @@ pub(crate) struct NcclGroup {
     slot: usize,
     /// Made by `connect`.
     link: OnceLock<Link>,
-    /// Whether a call that runs alone is compared before it is issued, for which the rank waits for the others; else behind
-    /// it.
+    /// Whether a collective or a receive that runs alone is compared before it is issued, for which the rank waits for the
+    /// others; else behind it.
     compares: bool,
     /// Held while a call is issued: the calls of a rank come one after the other.
     turn: Mutex<()>,
@@ -259,8 +259,9 @@ impl NcclGroup {
         }
     }
 
-    /// Says all calls; compares one that runs alone, too, where that is asked for. Messages that run together are compared
-    /// behind the call: their other ends need not come together, and one of them may wait for another of these first.
+    /// Says all calls; compares a collective or a receive that runs alone, too, where that is asked for. Messages that run
+    /// together are compared behind the call: their other ends need not come together, and one of them may wait for another
+    /// of these first. A send would wait until its receiver has come, which is who compares.
     fn say(&self, calls: &[Buffers], number: u64) -> Result<Vec<Option<Said>>> {
         let said = calls
             .iter()
@@ -268,6 +269,7 @@ impl NcclGroup {
         let mut said: Vec<Option<Said>> = said.map(|said| said.map(Some)).collect::<Result<_>>()?;
         if self.compares
             && let [call] = calls
+            && !matches!(call.signature.op, Op::Send { .. })
             && let Some(said) = said[0].take()
         {
             self.shadow.compare(said, number, &call.signature)?;
