@@ -9,6 +9,7 @@ pub(crate) mod gemm;
 #[cfg_attr(phalanx_tsan, path = "helpers_tsan.rs")]
 mod helpers;
 pub(crate) mod home;
+pub(crate) mod lock;
 pub(crate) mod math;
 pub(crate) mod pieces;
 pub(crate) mod pool;

@@ -9,10 +9,10 @@
 //! behind the end of a buffer nor one of a buffer that died.
 #![allow(unsafe_code)]
 
+use crate::cpu::lock::Lock;
 use std::alloc;
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::Mutex;
 
 /// Alignment of every buffer: a cache line, and a full AVX-512 register.
 pub(crate) const ALIGN: usize = 64;
@@ -83,32 +83,17 @@ fn class_of(bytes: usize) -> Option<(usize, usize)> {
 /// Free blocks by size class.
 #[derive(Default)]
 pub(crate) struct Pool {
-    free: Mutex<Vec<Vec<Block>>>,
-    /// What a thread did with a block before it gave it back is over when another one takes it.
-    /// The lock orders that, inside the standard library, where ThreadSanitizer does not see it.
-    #[cfg(phalanx_tsan)]
-    edge: std::sync::atomic::AtomicUsize,
+    free: Lock<Vec<Vec<Block>>>,
 }
 
 impl Pool {
-    fn with<R>(&self, f: impl FnOnce(&mut Vec<Vec<Block>>) -> R) -> R {
-        // A panic while the lock was held cannot leave the lists half-changed.
-        let mut free = self.free.lock().unwrap_or_else(|e| e.into_inner());
-        #[cfg(phalanx_tsan)]
-        self.edge.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-        let result = f(&mut free);
-        #[cfg(phalanx_tsan)]
-        self.edge.fetch_add(1, std::sync::atomic::Ordering::AcqRel);
-        result
-    }
-
     /// A free block that serves `bytes`, if there is one.
     pub(crate) fn take(&self, bytes: usize) -> Option<Block> {
         if cfg!(phalanx_asan) {
             return None;
         }
         let (class, _) = class_of(bytes)?;
-        self.with(|free| free.get_mut(class)?.pop())
+        self.free.with(|free| free.get_mut(class)?.pop())
     }
 
     /// The size of the block that serves `bytes`; `None` beyond what can be addressed.
@@ -126,7 +111,7 @@ impl Pool {
         let Some((class, _)) = class else {
             return Some(block);
         };
-        self.with(|free| {
+        self.free.with(|free| {
             if free.len() <= class {
                 let more = class + 1 - free.len();
                 if free.try_reserve(more).is_err() {
@@ -144,14 +129,16 @@ impl Pool {
 
     /// Returns all free blocks to the system; `f` hears the size of each.
     pub(crate) fn drain(&self, mut f: impl FnMut(usize)) {
-        let lists = self.with(std::mem::take);
+        let lists = self.free.with(std::mem::take);
         lists.into_iter().flatten().for_each(|block| f(block.bytes));
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let blocks = self.with(|free| free.iter().map(Vec::len).sum::<usize>());
+        let blocks = self
+            .free
+            .with(|free| free.iter().map(Vec::len).sum::<usize>());
         write!(f, "Pool {{ free blocks: {blocks} }}")
     }
 }

@@ -15,12 +15,12 @@ use super::plan::{self, Plan};
 use super::refused::{Area, gather};
 use super::tile::{EDGE, Strips, TILE, Tiles};
 use super::{Unit, family};
+use crate::cpu::lock::Lock;
 use crate::cpu::pieces::parallel_pieces;
 use crate::cpu::scratch::{Buffer, NoMemory, Outcome, reserve};
 use crate::cpu::{SimdLevel, threads};
 use std::cell::Cell;
 use std::ops::Range;
-use std::sync::Mutex;
 
 /// One product after planning.
 pub(super) struct Product<'a, T: Scalar> {
@@ -28,7 +28,7 @@ pub(super) struct Product<'a, T: Scalar> {
     pub(super) family: &'static Family<f32>,
     pub(super) plan: Plan,
     pub(super) job: Job<'a, T>,
-    refused: Mutex<Vec<Area>>,
+    refused: Lock<Vec<Area>>,
 }
 
 /// What a thread keeps between products.
@@ -62,7 +62,7 @@ pub(super) fn product<T: Scalar<Compute = f32>>(
         family: family(),
         plan,
         job,
-        refused: Mutex::default(),
+        refused: Lock::default(),
     };
     let (rows, columns) = (product.job.s.side.len, product.job.v.side.len);
     let split = shared::split(plan::SHAPE, rows, columns, a.cols, threads());
@@ -77,11 +77,7 @@ pub(super) fn product<T: Scalar<Compute = f32>>(
         }
     });
     outcome.result()?;
-    let refused = match product.refused.into_inner() {
-        Ok(refused) => refused,
-        Err(poisoned) => poisoned.into_inner(),
-    };
-    for area in gather(refused) {
+    for area in gather(product.refused.into_inner()) {
         let Area { rows, cols } = area;
         let bias = match epilogue.bias {
             Bias::None => Bias::None,
@@ -301,12 +297,10 @@ impl<T: Scalar<Compute = f32>> Product<'_, T> {
     /// Notes a tile for the vector kernels.
     fn refuse(&self, rows: Range<usize>, columns: Range<usize>) -> Result<(), NoMemory> {
         let (rows, cols) = self.job.turned(rows, columns);
-        let mut refused = match self.refused.lock() {
-            Ok(refused) => refused,
-            Err(poisoned) => poisoned.into_inner(),
-        };
-        reserve(&mut refused, 1)?;
-        refused.push(Area { rows, cols });
-        Ok(())
+        self.refused.with(|refused| {
+            reserve(refused, 1)?;
+            refused.push(Area { rows, cols });
+            Ok(())
+        })
     }
 }
