@@ -109,6 +109,29 @@ impl Device {
         }
     }
 
+    /// Lets cuBLASLt apply its own ReLU and GELU (the formula with tanh) to the sums of a
+    /// [`linear`](crate::Tensor::linear) of `f32` or a half type, which saves a pass over the result,
+    /// or two where GELU's argument is kept for its gradient. Off at first: cuBLASLt documents neither
+    /// whether its ReLU lets NaN pass nor how far its GELU is from the formula (PyTorch:
+    /// `_addmm_activation`). It changes nothing on a CPU.
+    ///
+    /// # Errors
+    /// As [`memory`](Device::memory).
+    pub fn allow_library_activations(self, allowed: bool) -> Result<()> {
+        let _ = allowed;
+        match self {
+            Device::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(ordinal) => {
+                let gpu = cuda::gpu("allow_library_activations", ordinal)?;
+                gpu.allow_library_activations(allowed);
+                Ok(())
+            }
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(self.unavailable("allow_library_activations")),
+        }
+    }
+
     /// Gives the pool's unused buffers back to the system (PyTorch: `empty_cache`).
     ///
     /// # Errors

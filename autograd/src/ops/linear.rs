@@ -85,7 +85,8 @@ impl Var {
     /// gives `[…, out]`. As [`Tensor::linear`].
     ///
     /// The activation is part of the product. Only where its gradient is wanted, and does not follow
-    /// from the result (as those of GELU and SiLU), the sums are kept and it is a pass of its own.
+    /// from the result (as those of GELU and SiLU), the sums are kept and it is a pass of its own
+    /// ([`Tensor::linear_with_sums`]).
     ///
     /// # Errors
     /// As the tensor's method; [`Error::TapeMismatch`](crate::Error::TapeMismatch).
@@ -93,17 +94,14 @@ impl Var {
         let recorded = [Some(self), Some(weight), bias];
         let recorded = recorded.into_iter().flatten().any(Var::requires_grad);
         let (x, w) = (self.value(), weight.value());
-        let product = |activation| x.linear(w, bias.map(Var::value), activation);
-        let (value, slope) = match activation {
-            _ if recorded && activation.saves_argument() => {
-                let sums = product(Activation::None)?;
-                (activation.apply(&sums)?, Some(sums))
-            }
-            Activation::None => (product(activation)?, None),
-            _ => {
-                let out = product(activation)?;
-                (out.clone(), Some(out))
-            }
+        let b = bias.map(Var::value);
+        let (value, slope) = if recorded && activation.saves_argument() {
+            let (out, sums) = x.linear_with_sums(w, b, activation)?;
+            (out, Some(sums))
+        } else {
+            let out = x.linear(w, b, activation)?;
+            let slope = (activation != Activation::None).then(|| out.clone());
+            (out, slope)
         };
         let vjp = |needs: &[bool]| Linear {
             input: needs[1].then(|| x.clone()),

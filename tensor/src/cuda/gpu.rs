@@ -74,6 +74,8 @@ pub(crate) struct Gpu {
     pub(super) blas: Blas,
     /// Whether products of `f32` may round their operands to TF32.
     tf32: AtomicBool,
+    /// Whether cuBLASLt may apply its own ReLU and GELU.
+    library_activations: AtomicBool,
     pub(super) peers: Peers,
 }
 
@@ -155,6 +157,7 @@ impl Gpu {
             index: IndexFlag::default(),
             blas: Blas::default(),
             tf32: AtomicBool::new(false),
+            library_activations: AtomicBool::new(false),
             peers: Peers::default(),
         })
     }
@@ -196,6 +199,15 @@ impl Gpu {
 
     pub(crate) fn allow_tf32(&self, allowed: bool) {
         self.tf32.store(allowed, Relaxed);
+    }
+
+    /// Whether cuBLASLt may apply its own ReLU and GELU.
+    pub(crate) fn library_activations(&self) -> bool {
+        self.library_activations.load(Relaxed)
+    }
+
+    pub(crate) fn allow_library_activations(&self, allowed: bool) {
+        self.library_activations.store(allowed, Relaxed);
     }
 
     pub(super) fn ordinal(&self) -> usize {

@@ -21,7 +21,7 @@ mod tables;
 mod transfer;
 mod view;
 
-pub(crate) use blas::{Gemm, Matrix};
+pub(crate) use blas::{EPILOGUE_ALIGNMENT, Epilogue, Function, Gemm, Matrix};
 pub(crate) use cache::Cache;
 pub(crate) use compile::{Image, Target, compile, compile_aloud, key as kernel_key, nvrtc};
 pub(crate) use gpu::gpu;

@@ -184,6 +184,9 @@ const ROWS: &[Row] = &[
         Ok(sum)
     }),
     one!("linear", |g| g.a.linear(&g.b, None, Activation::Relu)),
+    ("linear_with_sums", |g| {
+        Ok(<[_; 2]>::from(g.a.linear_with_sums(&g.b, None, Activation::Silu)?).into())
+    }),
     one!("linear_input_grad", |g| g
         .a
         .matmul(&g.b.t()?)?

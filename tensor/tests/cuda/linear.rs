@@ -1,5 +1,6 @@
 //! The affine layer and its gradients against the CPU's.
 
+use crate::counts::Counts;
 use crate::support::*;
 use phalanx_tensor::ops::linear::Activation;
 use phalanx_tensor::{DType, Device, GeluKind, Tensor};
@@ -49,6 +50,14 @@ fn linear_and_its_gradients_are_the_cpus() {
                         .linear(&there(&w), Some(&there(&b)), activation)
                         .unwrap();
                     close(&format!("{name} {activation:?}"), &got, &y);
+                    let both = |x: &Tensor, w: &Tensor, b: &Tensor| {
+                        x.linear_with_sums(w, Some(b), activation).unwrap()
+                    };
+                    let sums = both(&x, &w, &b).1;
+                    let (got, got_sums) = both(&there(&x), &there(&w), &there(&b));
+                    close(&format!("{name} sums for {activation:?}"), &got_sums, &sums);
+                    let apart = activation.apply(&got_sums).unwrap();
+                    assert_eq!(read(&got), read(&apart), "{dtype} {name} {activation:?}");
                 }
                 let y = x.linear(&w, None, Activation::None).unwrap();
                 close(
@@ -112,6 +121,131 @@ fn a_bias_may_begin_anywhere() {
                 close(&format!("{start} {activation:?}"), &got.unwrap(), &y);
             }
         }
+    }
+}
+
+/// How far GELU may be from its formula where a library computes it: tanh with the error of a card's fast
+/// instruction, and the sum's own error.
+const ROUGH: f64 = 2.0 / 1024.0;
+
+/// Calls `f` while the library's activations are allowed.
+fn allowed<T>(device: Device, f: impl FnOnce() -> T) -> T {
+    device.allow_library_activations(true).unwrap();
+    let result = f();
+    device.allow_library_activations(false).unwrap();
+    result
+}
+
+/// The launches that a call makes, where they are counted.
+fn launched<T>(f: impl FnOnce() -> T) -> (T, Option<u64>) {
+    let before = Counts::now();
+    let result = f();
+    let made = before.map(|before| Counts::now().unwrap().since(before).launches);
+    (result, made)
+}
+
+#[test]
+fn the_librarys_activations_are_a_choice() {
+    let (device, _turn) = card!();
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let there = |t: Tensor| t.to_device(device).unwrap();
+        let (x, w, b) = (
+            there(values(&[5, 9], dtype, 1)),
+            there(values(&[16, 9], dtype, 2)),
+            there(values(&[16], dtype, 3)),
+        );
+        for bias in [Some(&b), None] {
+            for activation in [Activation::Relu, Activation::Gelu(GeluKind::Tanh)] {
+                let what = format!("{dtype} {activation:?} {}", bias.is_some());
+                let linear = || x.linear(&w, bias, activation).unwrap();
+                let both = || x.linear_with_sums(&w, bias, activation).unwrap();
+                // What is loaded once, is.
+                let _ = (
+                    linear(),
+                    both(),
+                    allowed(device, linear),
+                    allowed(device, both),
+                );
+                let (exact, passes) = launched(linear);
+                let (fused, one) = allowed(device, || launched(linear));
+                if let (Some(passes), Some(one)) = (passes, one) {
+                    assert_eq!((passes, one), (2, 1), "{what}");
+                }
+                let close = |got: &Tensor| {
+                    for (got, exact) in read(got).into_iter().zip(read(&exact)) {
+                        let unit = if dtype == DType::F32 {
+                            0.0
+                        } else {
+                            ulp(dtype, exact)
+                        };
+                        assert!(
+                            (got - exact).abs() <= ROUGH + 2.0 * unit,
+                            "{what}: {got} {exact}"
+                        );
+                    }
+                };
+                close(&fused);
+                let sums = read(&x.linear(&w, bias, Activation::None).unwrap());
+                let ((y, kept), passes) = launched(both);
+                close(&y);
+                assert_eq!(read(&kept), sums, "{what}");
+                let ((y, kept), one) = allowed(device, || launched(both));
+                close(&y);
+                assert_eq!(read(&kept), sums, "{what}");
+                // The derivative of ReLU follows from its result: nothing else is kept of it.
+                let fused = if activation == Activation::Relu { 2 } else { 1 };
+                if let (Some(passes), Some(one)) = (passes, one) {
+                    assert_eq!((passes, one), (2, fused), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_librarys_relu_may_drop_nan() {
+    let (device, _turn) = card!();
+    let nan = Tensor::full([8, 8], f64::NAN, DType::F32, device).unwrap();
+    let relu = || read(&nan.linear(&nan, None, Activation::Relu).unwrap());
+    assert!(relu().iter().all(|v| v.is_nan()));
+    let dropped = allowed(device, relu);
+    assert!(dropped.iter().all(|v| v.is_nan() || *v == 0.0));
+    assert!(relu().iter().all(|v| v.is_nan()));
+    Device::cpu(0).allow_library_activations(true).unwrap();
+}
+
+/// Results that cuBLASLt cannot make in one product are those of the passes, bit for bit: GELU's arguments
+/// in rows of another number of elements than a multiple of 8, a bias that begins elsewhere, `f64`, another
+/// activation, and sums of nothing.
+#[test]
+fn what_the_library_has_no_product_for_is_made_in_passes() {
+    let (device, _turn) = card!();
+    let tanh = Activation::Gelu(GeluKind::Tanh);
+    for (dtype, k, n, start, activation) in [
+        (DType::F32, 9, 12, 0, tanh),
+        (DType::BF16, 9, 16, 1, tanh),
+        (DType::F64, 9, 16, 0, tanh),
+        (DType::F32, 9, 16, 0, Activation::Gelu(GeluKind::Exact)),
+        (DType::F32, 9, 16, 0, Activation::Silu),
+        (DType::F16, 0, 16, 0, tanh),
+    ] {
+        let there = |t: Tensor| t.to_device(device).unwrap();
+        let (x, w) = (
+            there(values(&[5, k], dtype, 1)),
+            there(values(&[n, k], dtype, 2)),
+        );
+        let b = there(values(&[n + start], dtype, 3));
+        let b = b.narrow(0, start, n).unwrap();
+        let both = || {
+            let (y, sums) = x.linear_with_sums(&w, Some(&b), activation).unwrap();
+            (read(&y), read(&sums))
+        };
+        let expected = both();
+        assert_eq!(
+            allowed(device, both),
+            expected,
+            "{dtype} {k} {n} {activation:?}"
+        );
     }
 }
 

@@ -60,6 +60,23 @@ fn one_pass_is_the_steps_one_after_the_other() {
 }
 
 #[test]
+fn sums_are_given_with_the_result_that_they_have() {
+    let mut rng = TestRng::new(33);
+    for (activation, apart) in activations() {
+        for dtype in FLOATS {
+            let x = rng.tensor(&[2, 3, 7], dtype, (-1.0, 1.0));
+            let w = rng.tensor(&[5, 7], dtype, (-1.0, 1.0));
+            let b = rng.tensor(&[5], dtype, (-1.0, 1.0));
+            let (y, sums) = x.linear_with_sums(&w, Some(&b), activation).unwrap();
+            let expected = x.linear(&w, Some(&b), Activation::None).unwrap();
+            assert_eq!(values(&sums), values(&expected), "{dtype} {activation:?}");
+            assert_eq!(values(&y), values(&apart(&sums)), "{dtype} {activation:?}");
+            assert_eq!((y.dims(), sums.dims()), (&[2, 3, 5][..], &[2, 3, 5][..]));
+        }
+    }
+}
+
+#[test]
 fn gradients_are_the_slopes() {
     let mut rng = TestRng::new(32);
     for lead in [vec![], vec![5], vec![2, 3]] {

@@ -147,6 +147,7 @@ fn errors_begin_with_the_name_of_what_was_called() {
         addmm: line.clone().addmm(&x, &zeros(&[3, 4]));
         addmm: ints.clone().addmm(&x, &zeros(&[3, 3]));
         linear: x.linear(&other, None, phalanx_tensor::ops::linear::Activation::None);
+        linear_with_sums: x.linear_with_sums(&other, None, phalanx_tensor::ops::linear::Activation::Relu);
         linear_input_grad: x.linear_input_grad(&other);
         linear_weight_grad: x.linear_weight_grad(&other);
         linear_bias_grad: wide.select(0, 0).unwrap().linear_bias_grad();

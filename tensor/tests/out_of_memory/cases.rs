@@ -134,14 +134,22 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "linear and its gradients",
-        calls: &["linear", "linear_input_grad", "linear_weight_grad"],
+        calls: &[
+            "linear",
+            "linear_with_sums",
+            "linear_input_grad",
+            "linear_weight_grad",
+        ],
         dtype: DType::F32,
         shapes: &[&[65, 200], &[120, 200], &[65, 120]],
-        asks: 4,
+        asks: 6,
         op: |t| {
             let activation = Activation::Gelu(GeluKind::Tanh);
+            let (y, sums) = t[0].linear_with_sums(&t[1], None, activation)?;
             Ok(vec![
                 t[0].linear(&t[1], None, activation)?,
+                y,
+                sums,
                 t[2].linear_input_grad(&t[1])?,
                 t[2].linear_weight_grad(&t[0])?,
             ])

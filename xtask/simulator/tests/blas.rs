@@ -72,6 +72,36 @@ fn floats(stream: u64, values: &[f32]) -> u64 {
     address
 }
 
+/// The code of the question for an algorithm, and the one that is found.
+fn heuristic(
+    library: u64,
+    product: u64,
+    [a, b, c]: [u64; 3],
+    preference: u64,
+) -> (u32, Option<Heuristic>) {
+    let mut heuristic = std::mem::MaybeUninit::<Heuristic>::uninit();
+    let mut found = 0;
+    // SAFETY: all handles are alive, and there is room for one result.
+    let code = unsafe {
+        let to = &mut *heuristic.as_mut_ptr();
+        cublasLtMatmulAlgoGetHeuristic(
+            library,
+            product,
+            a,
+            b,
+            c,
+            c,
+            preference,
+            1,
+            Out::to(to),
+            Out::to(&mut found),
+        )
+    };
+    // SAFETY: it was written where one was found.
+    let heuristic = (code == 0 && found == 1).then(|| unsafe { heuristic.assume_init() });
+    (code, heuristic)
+}
+
 /// Multiplies, and gives the code of the call and what lies in the result.
 fn multiply(fault: Fault) -> (u32, Option<Vec<f32>>) {
     let _gpu = Gpu::new(0);
@@ -98,31 +128,16 @@ fn multiply(fault: Fault) -> (u32, Option<Vec<f32>>) {
         0
     );
     let [a, b, c] = [layout(M, K), layout(K, N), layout(M, N)];
-    let mut heuristic = std::mem::MaybeUninit::<Heuristic>::uninit();
-    let mut found = 0;
-    // SAFETY: all handles are alive, and there is room for one result.
-    let code = unsafe {
-        let to = &mut *heuristic.as_mut_ptr();
-        cublasLtMatmulAlgoGetHeuristic(
-            library,
-            product,
-            a,
-            b,
-            c,
-            c,
-            preference,
-            1,
-            Out::to(to),
-            Out::to(&mut found),
-        )
-    };
-    assert_eq!((code, found), (0, 1));
-    // SAFETY: the call has succeeded.
-    let Heuristic {
+    let (code, found) = heuristic(library, product, [a, b, c], preference);
+    assert_eq!(code, 0);
+    let Some(Heuristic {
         algorithm,
         workspace,
         ..
-    } = unsafe { heuristic.assume_init() };
+    }) = found
+    else {
+        panic!("there is an algorithm")
+    };
     assert!(workspace > 0, "a long sum has parts");
     let left: Vec<f32> = (0..M * K).map(|i| (i % 7) as f32).collect();
     let right: Vec<f32> = (0..K * N).map(|i| (i % 5) as f32).collect();
@@ -214,24 +229,158 @@ fn multiply(fault: Fault) -> (u32, Option<Vec<f32>>) {
     (0, Some(got))
 }
 
+/// What a program does wrong with an epilogue.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    Nothing,
+    /// There is no auxiliary matrix.
+    NoAux,
+    /// It has a leading dimension that 8 does not divide.
+    AuxLd,
+    /// It lies at another address than the algorithm was chosen for.
+    AuxAlignment,
+    /// It ends too early.
+    AuxShort,
+    /// So does the bias.
+    BiasAlignment,
+    /// The algorithm was chosen when there was no address, which stands for the best alignment.
+    LateAddress,
+}
+
+/// A product with a bias and GELU, whose arguments are kept; the code of the call that fails.
+fn gelu(wrong: Wrong) -> u32 {
+    const ROWS: u64 = 8;
+    const COLS: u64 = 3;
+    const GELU_AUX_BIAS: u32 = 164;
+    let _gpu = Gpu::new(0);
+    let work = stream();
+    let (mut library, mut product, mut preference) = (0, 0, 0);
+    good!(cublasLtCreate(Out::to(&mut library)));
+    good!(cublasLtMatmulDescCreate(
+        Out::to(&mut product),
+        COMPUTE_32F,
+        F32
+    ));
+    good!(cublasLtMatmulPreferenceCreate(Out::to(&mut preference)));
+    let describe = |which, address: u64| {
+        assert_eq!(
+            set(cublasLtMatmulDescSetAttribute, product, which, address),
+            0
+        );
+    };
+    let code = set(cublasLtMatmulDescSetAttribute, product, 7, GELU_AUX_BIAS);
+    assert_eq!(code, 0);
+    if wrong != Wrong::LateAddress {
+        describe(8, 16);
+        describe(11, 16);
+    }
+    describe(12, if wrong == Wrong::AuxLd { 12 } else { 16 });
+    let layouts = [layout(ROWS, 1), layout(1, COLS), layout(ROWS, COLS)];
+    let (code, found) = heuristic(library, product, layouts, preference);
+    let Some(Heuristic { algorithm, .. }) = found else {
+        return code;
+    };
+    let left: Vec<f32> = (0..ROWS).map(|i| i as f32 - 4.0).collect();
+    let right = [1f32, -0.5, 0.25];
+    let bias = [0.5f32; 16];
+    let (x, y, b) = (
+        floats(work, &left),
+        floats(work, &right),
+        floats(work, &bias),
+    );
+    let z = ints(work, (ROWS * COLS) as usize);
+    // Columns of 16 elements, and 4 before the first.
+    let kept = if wrong == Wrong::AuxShort { 43 } else { 44 };
+    let kept = ints(work, kept) + 16;
+    describe(
+        8,
+        match wrong {
+            Wrong::BiasAlignment => b + 4,
+            Wrong::LateAddress => b + 16,
+            _ => b,
+        },
+    );
+    describe(
+        11,
+        match wrong {
+            Wrong::NoAux => 0,
+            Wrong::AuxAlignment => kept + 8,
+            _ => kept,
+        },
+    );
+    let [alpha, beta] = [1f32, 0.0];
+    let algorithms: [Algorithm; 1] = [algorithm];
+    let [la, lb, lc] = layouts;
+    // SAFETY: the factors and the algorithm are there for the call.
+    let code = unsafe {
+        cublasLtMatmul(
+            library,
+            product,
+            (&raw const alpha).cast(),
+            x,
+            la,
+            y,
+            lb,
+            (&raw const beta).cast(),
+            z,
+            lc,
+            z,
+            lc,
+            Array::of(&algorithms),
+            0,
+            0,
+            work,
+        )
+    };
+    if code != 0 {
+        return code;
+    }
+    let (code, results) = read(z, (ROWS * COLS) as usize, work);
+    if code != 0 {
+        return code;
+    }
+    for col in 0..COLS {
+        let (code, arguments) = read(kept + col * 64, ROWS as usize, work);
+        assert_eq!(code, 0);
+        for row in 0..ROWS {
+            let float = |bits: i32| f32::from_bits(bits as u32);
+            let sum = left[row as usize] * right[col as usize] + 0.5;
+            assert_eq!(float(arguments[row as usize]), sum, "{row} {col}");
+            let exact = 0.5 * sum * (1.0 + (0.797_884_6 * (sum + 0.044_715 * sum.powi(3))).tanh());
+            let got = float(results[(row + col * ROWS) as usize]);
+            assert!((got - exact).abs() < 2e-3, "{row} {col}: {got} {exact}");
+        }
+    }
+    [x, y, b, z, kept - 16]
+        .into_iter()
+        .for_each(|address| free(address, work));
+    0
+}
+
 macro_rules! programs {
-    ($($name:ident $fault:ident)*) => {
+    ($($name:ident $code:expr, $succeeds:literal;)*) => {
         const PROGRAMS: &[(&str, fn())] = &[$((stringify!($name), || {
-            let (code, _) = multiply(Fault::$fault);
-            assert_eq!(code != 0, Fault::$fault != Fault::None);
+            assert_eq!($code == 0, $succeeds);
         }),)*];
     };
 }
 programs! {
-    right None
-    bias Bias
-    alignment Alignment
-    workspace Workspace
-    algorithm Algorithm
-    destroyed Destroyed
-    unwritten Unwritten
-    unordered Unordered
-    short Short
+    right multiply(Fault::None).0, true;
+    bias multiply(Fault::Bias).0, false;
+    alignment multiply(Fault::Alignment).0, false;
+    workspace multiply(Fault::Workspace).0, false;
+    algorithm multiply(Fault::Algorithm).0, false;
+    destroyed multiply(Fault::Destroyed).0, false;
+    unwritten multiply(Fault::Unwritten).0, false;
+    unordered multiply(Fault::Unordered).0, false;
+    short multiply(Fault::Short).0, false;
+    gelu_right gelu(Wrong::Nothing), true;
+    gelu_no_aux gelu(Wrong::NoAux), false;
+    gelu_aux_ld gelu(Wrong::AuxLd), false;
+    gelu_aux_alignment gelu(Wrong::AuxAlignment), false;
+    gelu_aux_short gelu(Wrong::AuxShort), false;
+    gelu_bias_alignment gelu(Wrong::BiasAlignment), false;
+    gelu_late_address gelu(Wrong::LateAddress), false;
 }
 
 #[test]
@@ -242,6 +391,7 @@ fn program() {
 #[test]
 fn a_product_is_right() {
     run("right", &[]).finds_nothing();
+    run("gelu_right", &[]).finds_nothing();
 }
 
 #[test]
@@ -253,6 +403,12 @@ fn faults_are_found() {
     run("destroyed", &[]).finds(&["it was destroyed, or never made"]);
     run("unwritten", &[]).finds(&["nothing has written", "operand B"]);
     run("short", &[]).finds(&["operand A", "behind the end"]);
+    run("gelu_no_aux", &[]).finds(&["wants an auxiliary matrix"]);
+    run("gelu_aux_ld", &[]).finds(&["the leading dimension 12"]);
+    run("gelu_aux_alignment", &[]).finds(&["has an auxiliary matrix at", "16 bytes"]);
+    run("gelu_aux_short", &[]).finds(&["operand aux", "behind the end"]);
+    run("gelu_bias_alignment", &[]).finds(&["has a bias at", "16 bytes"]);
+    run("gelu_late_address", &[]).finds(&["has a bias at", "256 bytes"]);
 }
 
 #[test]

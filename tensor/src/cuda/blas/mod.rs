@@ -77,11 +77,41 @@ impl Matrix {
     }
 }
 
-/// `c = a b + bias`, where `a` is `m` by `k`, `b` is `k` by `n`, and `c` is `m` by `n` with its
+/// A function that cuBLASLt can apply to sums. It says nowhere whether its ReLU lets NaN pass, nor how
+/// far its GELU is from the formula: programs choose them ([`Device::allow_library_activations`]).
+///
+/// [`Device::allow_library_activations`]: crate::Device::allow_library_activations
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(crate) enum Function {
+    /// None.
+    #[default]
+    Identity,
+    Relu,
+    /// By its formula with tanh.
+    Gelu,
+}
+
+/// What a product does with its sums while they are at hand. The addresses are multiples of
+/// [`EPILOGUE_ALIGNMENT`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Epilogue {
+    /// The address of `n` elements of the result's type, which are added to each row.
+    pub(crate) bias: Option<u64>,
+    /// Applied behind the bias.
+    pub(crate) function: Function,
+    /// Where the arguments of [`Function::Gelu`] are stored too: `m` by `n` elements of the result's
+    /// type in row-major order, where 8 divides `n`.
+    pub(crate) arguments: Option<u64>,
+}
+
+/// Bytes at a multiple of which lie a bias and the arguments of a function: algorithms access several
+/// elements at once.
+pub(crate) const EPILOGUE_ALIGNMENT: u64 = 16;
+
+/// `c = f(a b + bias)`, where `a` is `m` by `k`, `b` is `k` by `n`, and `c` is `m` by `n` with its
 /// rows' elements side by side; `batch` times. With `add`, what is in `c` is a term of the sum.
 ///
-/// Half types accumulate in `f32`. The result is the same bit for bit every time. cuBLASLt could apply
-/// an activation too, but says nowhere whether its ReLU lets NaN pass, so none is asked of it.
+/// Half types accumulate in `f32`. The result is the same bit for bit every time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Gemm {
     pub(crate) m: usize,
@@ -96,8 +126,7 @@ pub(crate) struct Gemm {
     /// Those of `c`: the same, or `F32` where the others are of a half type.
     pub(crate) result: DType,
     pub(crate) add: bool,
-    /// The address of `n` elements of the result's type.
-    pub(crate) bias: Option<u64>,
+    pub(crate) epilogue: Epilogue,
 }
 
 impl Gemm {
@@ -114,7 +143,7 @@ impl Gemm {
             dtype,
             result: dtype,
             add: false,
-            bias: None,
+            epilogue: Epilogue::default(),
         }
     }
 
@@ -135,7 +164,9 @@ impl Gemm {
             apart: [self.b.apart, self.a.apart, self.c.apart],
             batch: self.batch,
             aligned: [self.b.at, self.a.at, self.c.at].map(alignment),
-            bias: self.bias.is_some(),
+            bias: self.epilogue.bias.is_some(),
+            function: self.epilogue.function,
+            arguments: self.epilogue.arguments.is_some(),
             add: self.add,
         })
     }
@@ -210,16 +241,21 @@ impl Issue {
         let workspace = self.workspace(plan.workspace())?;
         let places = [gemm.b.at, gemm.a.at, gemm.c.at];
         let stream = self.stream();
-        plan.run(places, gemm.bias, workspace, stream)
+        plan.run(places, gemm.epilogue, workspace, stream)
             .map_err(|status| plan::failed(op, gpu, what, status))
     }
 
-    /// Whether the library has an algorithm for a product, its bias included.
+    /// Whether the library has an algorithm for a product, its epilogue included.
     ///
     /// # Errors
     /// As [`gemm`](Issue::gemm).
     pub(crate) fn has_product(&mut self, gemm: &Gemm) -> Result<bool> {
         Ok(self.plan(gemm)?.is_some())
+    }
+
+    /// Whether the program lets cuBLASLt apply its own functions.
+    pub(crate) fn has_library_activations(&self) -> bool {
+        self.gpu().library_activations()
     }
 
     fn plan(&mut self, gemm: &Gemm) -> Result<Option<Arc<Plan>>> {
@@ -233,7 +269,11 @@ impl Issue {
 
     /// A sum without terms.
     fn nothing(&mut self, gemm: &Gemm) -> Result<()> {
-        debug_assert!(gemm.bias.is_none(), "nothing is added to an empty sum");
+        let Epilogue { bias, function, .. } = gemm.epilogue;
+        debug_assert!(
+            bias.is_none() && function == Function::Identity,
+            "an empty sum has no epilogue"
+        );
         let elements = gemm.m * gemm.n;
         debug_assert!(gemm.c.strides[0] == gemm.n || gemm.m == 1);
         debug_assert!(gemm.c.apart == elements || gemm.batch == 1);

@@ -4,7 +4,7 @@
 //! kept. An algorithm was chosen for operands of some alignment, so that is part of the kind.
 #![allow(unsafe_code)]
 
-use super::missing;
+use super::{EPILOGUE_ALIGNMENT, Epilogue, Function, missing};
 use crate::cuda::gpu::{Gpu, Issuing};
 use crate::{DType, Error, Result};
 use cudarc::cublaslt::result::{self, CublasError};
@@ -81,7 +81,25 @@ pub(super) struct Key {
     /// Powers of two that divide the addresses.
     pub(super) aligned: [u32; 3],
     pub(super) bias: bool,
+    pub(super) function: Function,
+    pub(super) arguments: bool,
     pub(super) add: bool,
+}
+
+impl Key {
+    fn epilogue(&self) -> LtEpilogue {
+        debug_assert!(!self.arguments || self.function == Function::Gelu);
+        match (self.function, self.arguments, self.bias) {
+            (Function::Identity, _, false) => LtEpilogue::CUBLASLT_EPILOGUE_DEFAULT,
+            (Function::Identity, _, true) => LtEpilogue::CUBLASLT_EPILOGUE_BIAS,
+            (Function::Relu, _, false) => LtEpilogue::CUBLASLT_EPILOGUE_RELU,
+            (Function::Relu, _, true) => LtEpilogue::CUBLASLT_EPILOGUE_RELU_BIAS,
+            (Function::Gelu, false, false) => LtEpilogue::CUBLASLT_EPILOGUE_GELU,
+            (Function::Gelu, false, true) => LtEpilogue::CUBLASLT_EPILOGUE_GELU_BIAS,
+            (Function::Gelu, true, false) => LtEpilogue::CUBLASLT_EPILOGUE_GELU_AUX,
+            (Function::Gelu, true, true) => LtEpilogue::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+        }
+    }
 }
 
 /// cuBLASLt on one card.
@@ -123,7 +141,11 @@ impl Blas {
             Ok(plan) => Some(Arc::new(plan)),
             Err(NOT_SUPPORTED) => None,
             // Epilogues that a library does not have, it may also call invalid.
-            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE)) if key.bias => None,
+            Err(CublasError(sys::cublasStatus_t::CUBLAS_STATUS_INVALID_VALUE))
+                if key.epilogue() != LtEpilogue::CUBLASLT_EPILOGUE_DEFAULT =>
+            {
+                None
+            }
             Err(e) => return Err(failed(op, gpu, "choosing how to multiply matrices", e)),
         };
         if plans.len() >= KEPT {
@@ -275,7 +297,7 @@ impl Drop for Preference {
 pub(super) struct Plan {
     library: Library,
     key: Key,
-    /// Its bias is another one at every call, so it is used under a lock.
+    /// The addresses of its epilogue are others at every call, so it is used under a lock.
     description: Mutex<Description>,
     layouts: [Layout; 3],
     algorithm: sys::cublasLtMatmulAlgo_t,
@@ -305,12 +327,19 @@ impl Plan {
             // CUBLAS_OP_N is 0, CUBLAS_OP_T is 1.
             description.set(which, u32::from(stored.transposed))?;
         }
-        let epilogue = match key.bias {
-            false => LtEpilogue::CUBLASLT_EPILOGUE_DEFAULT,
-            true => LtEpilogue::CUBLASLT_EPILOGUE_BIAS,
-        };
         let which = DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE;
-        description.set(which, epilogue as u32)?;
+        description.set(which, key.epilogue() as u32)?;
+        // Which algorithm serves is told by how such an address is aligned; nothing lies there.
+        let aligned = EPILOGUE_ALIGNMENT;
+        if key.bias {
+            description.set(DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, aligned)?;
+        }
+        if key.arguments {
+            let which = DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER;
+            description.set(which, aligned)?;
+            let ld = key.operands[2].rows as i64;
+            description.set(DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, ld)?;
+        }
         let layout = |i: usize, dtype| {
             let batch = key.batch;
             Layout::new(dtype, key.operands[i], batch, key.apart[i])
@@ -381,7 +410,9 @@ impl Plan {
     pub(super) fn run(
         &self,
         [a, b, c]: [u64; 3],
-        bias: Option<u64>,
+        Epilogue {
+            bias, arguments, ..
+        }: Epilogue,
         workspace: u64,
         stream: CUstream,
     ) -> Result<(), CublasError> {
@@ -389,6 +420,10 @@ impl Plan {
         let description = description.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bias) = bias {
             description.set(DescAttribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias)?;
+        }
+        if let Some(at) = arguments {
+            let which = DescAttribute::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER;
+            description.set(which, at)?;
         }
         let beta = f64::from(u8::from(self.key.add));
         // The factors are of the type of computation.

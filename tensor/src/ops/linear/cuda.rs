@@ -1,9 +1,11 @@
 //! On cards: products by cuBLASLt, and a kernel for what its epilogues do not have.
 
 use super::Activation;
-use crate::cuda::{Arg, FLOATS, Gemm, Grid, Issue, Matrix, Source};
-use crate::ops::unary::cuda::Argument;
-use crate::{DType, Result, Tensor, unary_table};
+use crate::cuda::{
+    Arg, EPILOGUE_ALIGNMENT, Epilogue, FLOATS, Function, Gemm, Grid, Issue, Matrix, Source,
+};
+use crate::ops::unary::{self, cuda::Argument};
+use crate::{DType, GeluKind, Result, Tensor, unary_table};
 
 macro_rules! activations {
     (|$vx:ident, $vout:ident, $vg:ident| $({
@@ -49,9 +51,23 @@ pub(crate) static KERNELS: Source = Source {
     types: FLOATS,
 };
 
-/// Bytes at a multiple of which a bias lies that cuBLASLt adds: its algorithms read several elements at
-/// once, and no preference tells them where a bias lies.
-const BIAS_ALIGNMENT: u64 = 16;
+/// The function of cuBLASLt that an activation is, where the program lets it be used.
+fn of_library(lane: &Issue, activation: Activation, dtype: DType) -> Option<Function> {
+    let allowed = lane.has_library_activations() && dtype != DType::F64;
+    match activation {
+        Activation::None => Some(Function::Identity),
+        Activation::Relu if allowed => Some(Function::Relu),
+        Activation::Gelu(GeluKind::Tanh) if allowed => Some(Function::Gelu),
+        _ => None,
+    }
+}
+
+/// The address of a bias, where cuBLASLt can add it.
+fn readable_bias(lane: &Issue, bias: Option<&Tensor>) -> Option<Option<u64>> {
+    let Some(bias) = bias else { return Some(None) };
+    let at = lane.address(bias).bits();
+    (bias.is_contiguous() && at.is_multiple_of(EPILOGUE_ALIGNMENT)).then_some(Some(at))
+}
 
 /// `y = act(x weightᵀ + bias)` for matrices; `y` may have more axes.
 pub(super) fn forward(
@@ -75,23 +91,26 @@ pub(super) fn forward(
     let [function, argument] = [Arg::Small(function), Arg::Real(argument)];
     let n_all = Arg::Int((m * n) as i64);
     let grid = Grid::over(m * n);
-    // Rounding first changes nothing here.
-    let last = matches!(activation, Activation::None | Activation::Relu);
-    let fits = |bias: &Tensor| {
-        bias.is_contiguous() && lane.address(bias).bits().is_multiple_of(BIAS_ALIGNMENT)
-    };
-    if k > 0 && last && bias.is_none_or(fits) {
-        let bias = bias.map(|bias| lane.address(bias).bits());
-        let product = Gemm {
-            bias,
+    if let Some(bias) = readable_bias(lane, bias).filter(|_| k > 0) {
+        let with = |function| Gemm {
+            epilogue: Epilogue {
+                bias,
+                function,
+                arguments: None,
+            },
             ..product(Matrix::dense(at, m, n))
         };
-        if lane.has_product(&product)? {
-            if activation == Activation::None {
-                return lane.gemm(&product);
+        if let Some(function) = of_library(lane, activation, dtype) {
+            let whole = with(function);
+            if lane.has_product(&whole)? {
+                return lane.gemm(&whole);
             }
+        }
+        // Rounding before ReLU changes nothing.
+        let sums = with(Function::Identity);
+        if activation == Activation::Relu && lane.has_product(&sums)? {
             lane.prepare(&KERNELS, &[dtype], "apply")?;
-            lane.gemm(&product)?;
+            lane.gemm(&sums)?;
             let args = [function, argument, at, n_all];
             return lane.launch(&KERNELS, &[dtype], "apply", grid, &args);
         }
@@ -118,6 +137,43 @@ pub(super) fn forward(
     let [step, columns] = [step, n].map(|n| Arg::Int(n as i64));
     let args = [sums, bias, step, function, argument, at, n_all, columns];
     lane.launch(&KERNELS, &[dtype], "finish", grid, &args)
+}
+
+/// As [`forward`], and the sums before the activation: by one product, or by two passes. `y` is there
+/// where there is an activation.
+pub(super) fn forward_with_sums(
+    lane: &mut Issue,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    activation: Activation,
+    sums: &mut Tensor,
+    y: Option<&mut Tensor>,
+) -> Result<()> {
+    let (Some(kind), Some(y)) = (activation.function(), y) else {
+        return forward(lane, x, weight, bias, Activation::None, sums);
+    };
+    let [m, k] = [x.dims()[0], x.dims()[1]];
+    let (n, dtype) = (weight.dims()[0], y.dtype());
+    let function = of_library(lane, activation, dtype);
+    let whole = n.is_multiple_of(8) && m * n * k > 0 && function == Some(Function::Gelu);
+    if let Some(bias) = readable_bias(lane, bias).filter(|_| whole) {
+        let (a, b) = (lane.matrix(x)?, lane.matrix(weight)?.t());
+        let c = Matrix::dense(lane.address(y), m, n);
+        let whole = Gemm {
+            epilogue: Epilogue {
+                bias,
+                function: Function::Gelu,
+                arguments: Some(lane.address(sums).bits()),
+            },
+            ..Gemm::new([m, n, k], dtype, [a, b, c])
+        };
+        if lane.has_product(&whole)? {
+            return lane.gemm(&whole);
+        }
+    }
+    forward(lane, x, weight, bias, Activation::None, sums)?;
+    unary::cuda::unary(lane, kind, sums, y)
 }
 
 /// `c = a b` for matrices; `c` may have more axes.

@@ -4,7 +4,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 
-use super::unary::Unary;
+use super::unary::{self, Unary};
 use crate::storage::{On, on, out};
 use crate::{Error, Result, Shape, Tensor, unary_table};
 
@@ -97,27 +97,7 @@ impl Tensor {
         activation: Activation,
     ) -> Result<Tensor> {
         const OP: &str = "linear";
-        let (out_features, in_features) = weight_shape(OP, self, weight)?;
-        let (x, lead) = rows(
-            OP,
-            self,
-            in_features,
-            weight,
-            "the last axis must be as long as the weight's second",
-        )?;
-        if let Some(bias) = bias {
-            self.expect_same_kind(OP, bias)?;
-            if bias.dims() != [out_features] {
-                return Err(Error::ShapeMismatch {
-                    op: OP,
-                    lhs: weight.shape().clone(),
-                    rhs: bias.shape().clone(),
-                    reason: "the bias must have one element for each row of the weight",
-                });
-            }
-        }
-        let mut shape = lead;
-        shape.push(out_features);
+        let (x, shape) = affine(OP, self, weight, bias)?;
         let mut y = Tensor::allocate(OP, shape, self.dtype(), self.device())?;
         match on(OP, (&x, weight, bias, out(&mut y)))? {
             On::Cpu((x, weight, bias, y)) => cpu::forward(OP, x, weight, bias, activation, y)?,
@@ -127,6 +107,43 @@ impl Tensor {
             }
         }
         Ok(y)
+    }
+
+    /// [`linear`](Tensor::linear), and the sums `x Wᵀ + b` from which the activation's derivative is
+    /// read where it [saves its argument](Activation::saves_argument).
+    ///
+    /// The activation is applied to the sums as they are given, rounded. Only a product of which a
+    /// card's library does all ([`Device::allow_library_activations`]) applies it to those that it has.
+    ///
+    /// [`Device::allow_library_activations`]: crate::Device::allow_library_activations
+    ///
+    /// # Errors
+    /// As [`linear`](Tensor::linear).
+    pub fn linear_with_sums(
+        &self,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<(Tensor, Tensor)> {
+        const OP: &str = "linear_with_sums";
+        let (x, shape) = affine(OP, self, weight, bias)?;
+        let allocate = || Tensor::allocate(OP, shape.clone(), self.dtype(), self.device());
+        let mut sums = allocate()?;
+        let function = activation.function();
+        let mut y = function.map(|_| allocate()).transpose()?;
+        match on(OP, (&x, weight, bias, out(&mut sums), y.as_mut().map(out)))? {
+            On::Cpu((x, weight, bias, sums, y)) => {
+                cpu::forward(OP, x, weight, bias, Activation::None, sums)?;
+                if let (Some(function), Some(y)) = (function, y) {
+                    unary::cpu::unary(OP, function, sums, y)?;
+                }
+            }
+            #[cfg(feature = "cuda")]
+            On::Cuda(mut lane, (x, weight, bias, sums, y)) => {
+                cuda::forward_with_sums(&mut lane, x, weight, bias, activation, sums, y)?
+            }
+        }
+        Ok((y.unwrap_or_else(|| sums.clone()), sums))
     }
 
     /// The gradient of [`linear`](Tensor::linear)'s argument, where `self` is the gradient of the
@@ -200,6 +217,36 @@ impl Tensor {
         let sum = rows.and_then(|rows| rows.sum(&[0], false));
         sum.map_err(|error| error.of(OP))
     }
+}
+
+/// Checks the operands of an affine layer; its argument as a matrix, and the shape of its result.
+fn affine(
+    op: &'static str,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<(Tensor, Shape)> {
+    let (out_features, in_features) = weight_shape(op, x, weight)?;
+    let (matrix, mut shape) = rows(
+        op,
+        x,
+        in_features,
+        weight,
+        "the last axis must be as long as the weight's second",
+    )?;
+    if let Some(bias) = bias {
+        x.expect_same_kind(op, bias)?;
+        if bias.dims() != [out_features] {
+            return Err(Error::ShapeMismatch {
+                op,
+                lhs: weight.shape().clone(),
+                rhs: bias.shape().clone(),
+                reason: "the bias must have one element for each row of the weight",
+            });
+        }
+    }
+    shape.push(out_features);
+    Ok((matrix, shape))
 }
 
 /// `c = a b` for matrices.

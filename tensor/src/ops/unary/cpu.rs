@@ -13,7 +13,7 @@ const GELU_SCALE: f64 = FRAC_2_SQRT_PI / SQRT_2;
 const GELU_CUBIC: f64 = 0.044715;
 
 /// `out = kind(x)`.
-pub(super) fn unary(op: &'static str, kind: Unary, x: &Tensor, out: &mut Tensor) -> Result<()> {
+pub(crate) fn unary(op: &'static str, kind: Unary, x: &Tensor, out: &mut Tensor) -> Result<()> {
     let x = readable(op, x)?;
     match x.dtype() {
         DType::I64 | DType::I32 => integer(op, kind, &x, out),

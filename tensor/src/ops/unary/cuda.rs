@@ -106,7 +106,7 @@ pub(crate) static KERNELS: Source = Source {
 };
 
 /// `y = kind(x)`.
-pub(super) fn unary(lane: &mut Issue, kind: Unary, x: &Tensor, y: &mut Tensor) -> Result<()> {
+pub(crate) fn unary(lane: &mut Issue, kind: Unary, x: &Tensor, y: &mut Tensor) -> Result<()> {
     let dtype = x.dtype();
     let integer = matches!(dtype, DType::I64 | DType::I32);
     if !(dtype.is_float() || integer && kind.of_integers()) {

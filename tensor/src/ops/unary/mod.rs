@@ -4,7 +4,7 @@
 //! A backward operation multiplies the incoming gradient by the derivative. It takes the forward
 //! result where the derivative follows from it (as in PyTorch), else the forward argument.
 
-mod cpu;
+pub(super) mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 mod kernel;

@@ -5,6 +5,7 @@
 //! was chosen for another problem, and a description that is destroyed are findings. What it does not simulate is a finding
 //! too, and returns `CUBLAS_STATUS_NOT_SUPPORTED`.
 
+mod epilogue;
 mod numbers;
 pub mod objects;
 pub mod product;
@@ -170,7 +171,8 @@ api! {
             found.put(0)?;
             return Err(Status::NOT_SUPPORTED);
         }
-        let algorithm = problem.algorithm(objects.preference(preference)?);
+        let given = objects.operation(description)?.given;
+        let algorithm = problem.algorithm(objects.preference(preference)?, given);
         found.put(1)?;
         Ok(results.put(Heuristic {
             workspace: algorithm.workspace(),
@@ -200,18 +202,18 @@ api! {
         stream: Handle,
     ) {
         let machine = Machine::get()?;
-        let (gpu, problem, bias) = {
+        let (gpu, problem, given) = {
             let mut objects = Objects::lock();
             let gpu = objects.library(handle)?;
             let problem = Problem::new(&mut objects, description, [a_layout, b_layout, c_layout, d_layout])?;
-            (gpu, problem, objects.operation(description)?.bias)
+            (gpu, problem, objects.operation(description)?.given)
         };
         if algorithm.is_null() {
             return Err(wrong("cublasLtMatmul without an algorithm is not simulated.".into(), Status::NOT_SUPPORTED));
         }
         let algorithm = algorithm.item(0)?;
         let factors = [problem.factor(alpha as u64)?, problem.factor(beta as u64)?];
-        let product = Product::new(problem, algorithm, factors, [a, b, c, d], bias, (workspace, bytes))?;
+        let product = Product::new(problem, algorithm, factors, [a, b, c, d], given, (workspace, bytes))?;
         let mut state = machine.lock();
         let stream = handles::stream(machine, &mut state, stream)?;
         if state.streams[stream].gpu != gpu {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
+use super::epilogue::{Epilogue, Given};
 use super::{Result, Status, wrong};
 
 /// A type of elements: `cudaDataType_t`.
@@ -53,10 +54,12 @@ pub struct Operation {
     pub scale: Data,
     /// Whether the first operand is transposed, and the second.
     pub transposed: [bool; 2],
-    /// `cublasLtEpilogue_t`.
-    pub epilogue: u32,
-    /// The address of the bias.
-    pub bias: u64,
+    /// What is done with its sums.
+    pub epilogue: Epilogue,
+    /// Elements from column to column of the auxiliary matrix.
+    pub aux_ld: i64,
+    /// What the epilogue is given.
+    pub given: Given,
 }
 
 /// What `cublasLtMatrixLayout_t` names, in column-major order.
@@ -120,8 +123,9 @@ impl Operation {
             compute,
             scale,
             transposed: [false; 2],
-            epilogue: 1,
-            bias: 0,
+            epilogue: Epilogue::NONE,
+            aux_ld: 0,
+            given: Given::default(),
         }
     }
 
@@ -139,8 +143,10 @@ impl Operation {
                 }
                 self.transposed[which as usize - 3] = operation == 1;
             }
-            7 => self.epilogue = u32::from_le_bytes(read(WHAT, which, value)?),
-            8 => self.bias = u64::from_le_bytes(read(WHAT, which, value)?),
+            7 => self.epilogue = Epilogue(u32::from_le_bytes(read(WHAT, which, value)?)),
+            8 => self.given.bias = u64::from_le_bytes(read(WHAT, which, value)?),
+            11 => self.given.aux = u64::from_le_bytes(read(WHAT, which, value)?),
+            12 => self.aux_ld = i64::from_le_bytes(read(WHAT, which, value)?),
             _ => return unknown(WHAT, which),
         }
         Ok(())

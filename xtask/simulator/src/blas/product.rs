@@ -3,6 +3,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
+use super::epilogue::{Epilogue, Given};
 use super::numbers::{Sum, load, store, tf32};
 use super::objects::{Data, Layout, Objects, Operation, Preference};
 use super::{Result, Status, wrong};
@@ -17,11 +18,6 @@ const COMPUTE_32F: u32 = 68;
 const COMPUTE_64F: u32 = 70;
 /// `CUBLAS_COMPUTE_32F_FAST_TF32`.
 const COMPUTE_TF32: u32 = 77;
-/// `CUBLASLT_EPILOGUE_DEFAULT`.
-const DEFAULT: u32 = 1;
-/// `CUBLASLT_EPILOGUE_BIAS`.
-const BIAS: u32 = 4;
-
 /// A way to compute a product: `cublasLtMatmulAlgo_t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -31,7 +27,9 @@ pub struct Algorithm {
     workspace: u64,
     /// The alignments of A, B, C and D.
     aligned: [u32; 4],
-    unused: [u64; 4],
+    /// Those of the bias and the auxiliary matrix.
+    given: [u32; 2],
+    unused: [u64; 3],
 }
 
 impl Algorithm {
@@ -108,11 +106,19 @@ impl Problem {
             let what = format!("types {a:?}, {b:?}, {d:?} under {operation:?} are not simulated.");
             return refuse(what, Status::NOT_SUPPORTED);
         }
-        if ![DEFAULT, BIAS].contains(&operation.epilogue) {
-            let what = format!("the epilogue {} is not simulated.", operation.epilogue);
+        if !operation.epilogue.is_simulated() {
+            let what = format!("the epilogue {} is not simulated.", operation.epilogue.0);
             return refuse(what, Status::NOT_SUPPORTED);
         }
-        operation.bias = 0; // no part of the problem
+        let ld = operation.aux_ld;
+        if operation.epilogue.has_aux() && (ld % 8 != 0 || ld < m as i64 || d.batch > 1) {
+            let what = format!(
+                "the auxiliary matrix of {m} rows, of a stack of {}, has the leading dimension {ld}.",
+                d.batch
+            );
+            return refuse(what, Status::INVALID_VALUE);
+        }
+        operation.given = Given::default(); // no part of the problem
         Ok(Problem {
             operation,
             layouts: [a, b, d],
@@ -123,13 +129,13 @@ impl Problem {
     }
 
     /// Whether there is no algorithm for it. The library's documentation promises none for any problem, so one kind
-    /// has none here: doubles with a bias.
+    /// has none here: doubles with an epilogue.
     pub fn is_rare(&self) -> bool {
-        self.operation.compute == COMPUTE_64F && self.operation.epilogue == BIAS
+        self.operation.compute == COMPUTE_64F && self.operation.epilogue != Epilogue::NONE
     }
 
-    /// How it is computed within a preference.
-    pub fn algorithm(&self, preference: &Preference) -> Algorithm {
+    /// How it is computed within a preference. The addresses of the epilogue say how they are aligned.
+    pub fn algorithm(&self, preference: &Preference, given: Given) -> Algorithm {
         // Long sums are made in parts, where the parts may be added in the type of computation.
         let parts = self.k >= 128 && preference.schemes & 2 == 2;
         let wish = self.m * self.n * 4 * u64::from(parts);
@@ -141,7 +147,8 @@ impl Problem {
                 0
             },
             aligned: preference.aligned,
-            unused: [0; 4],
+            given: given.aligned(),
+            unused: [0; 3],
         }
     }
 
@@ -175,7 +182,7 @@ pub struct Product {
     factors: [f64; 2],
     /// A, B, and D, which is C.
     places: [u64; 3],
-    bias: u64,
+    given: Given,
     workspace: (u64, u64),
 }
 
@@ -187,7 +194,7 @@ impl Product {
         algorithm: Algorithm,
         factors: [f64; 2],
         [a, b, c, d]: [u64; 4],
-        bias: u64,
+        given: Given,
         (workspace, bytes): (u64, usize),
     ) -> Result<Product> {
         let refuse = |what: String, status| Err(wrong(format!("cublasLtMatmul: {what}"), status));
@@ -222,22 +229,12 @@ impl Product {
                 Status::NOT_SUPPORTED,
             );
         }
-        if problem.operation.epilogue == BIAS && bias == 0 {
-            return refuse(
-                "the epilogue wants a bias, and there is none.".into(),
-                Status::INVALID_VALUE,
-            );
-        }
-        // No preference says how a bias is aligned, and algorithms read 16 bytes of it at once.
-        if problem.operation.epilogue == BIAS && !bias.is_multiple_of(16) {
-            let what = format!("the bias lies at {bias:#x}, which is no multiple of 16 bytes.");
-            return refuse(what, Status::INVALID_VALUE);
-        }
+        problem.operation.epilogue.check(given, algorithm.given)?;
         Ok(Product {
             problem,
             factors,
             places: [a, b, d],
-            bias,
+            given,
             workspace: (workspace, algorithm.workspace),
         })
     }
@@ -334,9 +331,14 @@ impl Custom for Product {
     }
 
     fn addresses(&self) -> Vec<u64> {
-        let extra = [self.bias, self.workspace.0]
-            .into_iter()
-            .filter(|at| *at != 0);
+        let (epilogue, given) = (self.problem.operation.epilogue, self.given);
+        let extra = [
+            (epilogue.has_bias(), given.bias),
+            (epilogue.has_aux(), given.aux),
+            (self.workspace.0 != 0, self.workspace.0),
+        ];
+        let extra = extra.into_iter().filter(|(used, _)| *used);
+        let extra = extra.map(|(_, at)| at);
         self.places.into_iter().chain(extra).collect()
     }
 
@@ -357,6 +359,7 @@ impl Product {
             n,
             k,
         } = self.problem;
+        let epilogue = operation.epilogue;
         let mut touched = Vec::new();
         let mut operands = Vec::new();
         for ((what, layout), at) in ["A", "B", "D"].into_iter().zip(&layouts).zip(self.places) {
@@ -378,13 +381,26 @@ impl Product {
         let [a, b, d] = &operands[..] else {
             unreachable!("there are three operands")
         };
-        let bias = if operation.epilogue == BIAS {
+        let bias = if epilogue.has_bias() {
             let len = m * layouts[2].data.size();
-            let (bytes, region, offset) = Bytes::find(memory, "bias", self.bias, len)?;
+            let (bytes, region, offset) = Bytes::find(memory, "bias", self.given.bias, len)?;
             touched.push(Touched {
                 region,
                 read: Some(offset..offset + len),
                 written: None,
+            });
+            Some(bytes)
+        } else {
+            None
+        };
+        let aux_ld = operation.aux_ld as u64;
+        let aux = if epilogue.has_aux() {
+            let len = ((n - 1) * aux_ld + m) * layouts[2].data.size();
+            let (bytes, region, offset) = Bytes::find(memory, "aux", self.given.aux, len)?;
+            touched.push(Touched {
+                region,
+                read: None,
+                written: Some(offset..offset + len),
             });
             Some(bytes)
         } else {
@@ -446,7 +462,10 @@ impl Product {
                         let bias = bias.load(memory, "bias", layouts[2].data, row)?;
                         v = R::of(1.0).times_plus(R::of(bias), v);
                     }
-                    d.store(layouts[2].data, index, v.wide());
+                    if let Some(aux) = &aux {
+                        aux.store(layouts[2].data, row + col * aux_ld, v.wide());
+                    }
+                    d.store(layouts[2].data, index, epilogue.apply(v.wide()));
                 }
             }
         }
