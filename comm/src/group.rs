@@ -4,6 +4,7 @@ mod batch;
 mod engines;
 mod handle;
 mod record;
+mod ticks;
 
 pub use self::batch::Message;
 pub(crate) use self::handle::Group;

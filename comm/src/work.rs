@@ -119,7 +119,9 @@ impl<T: Outcome> Work<T> {
     /// starts to run when `wait` is called.
     pub fn wait(mut self) -> Result<T> {
         let outputs = self.pending.wait()?;
-        self.tickets.drain(..).for_each(Ticket::done);
+        std::mem::take(&mut self.tickets)
+            .into_iter()
+            .for_each(Ticket::done);
         Ok(T::from_backend(outputs))
     }
 

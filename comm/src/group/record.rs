@@ -1,5 +1,6 @@
 //! [`Record`]: the last calls of a rank, always kept: what PyTorch calls the flight recorder.
 
+use super::ticks::{Clock, Tick};
 use crate::op::Signature;
 use crate::sync::Mutex;
 use serde::Serialize;
@@ -9,7 +10,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+use std::time::Duration;
 
 /// How many calls of a group are kept; and how many groups, where some of them have been dropped.
 const KEPT: usize = 64;
@@ -60,14 +65,14 @@ impl fmt::Display for Record {
 /// The calls of a rank in all its groups.
 #[derive(Debug)]
 pub(crate) struct Flight {
-    start: Instant,
+    clock: Clock,
     groups: Mutex<VecDeque<Arc<GroupRecord>>>,
 }
 
 impl Default for Flight {
     fn default() -> Flight {
         Flight {
-            start: Instant::now(),
+            clock: Clock::start(),
             groups: Mutex::default(),
         }
     }
@@ -77,9 +82,11 @@ impl Default for Flight {
 #[derive(Debug)]
 pub(super) struct GroupRecord {
     name: Arc<str>,
-    /// When the flight began.
-    start: Instant,
+    /// That of the flight.
+    clock: Clock,
     calls: Mutex<Calls>,
+    /// How the last calls have ended, each at its place.
+    ends: [End; KEPT],
 }
 
 #[derive(Debug, Default)]
@@ -94,8 +101,35 @@ struct Calls {
 struct Entry {
     number: u64,
     call: Called,
-    issued: Instant,
-    end: Option<End>,
+    issued: Tick,
+}
+
+/// How a call has ended. Whoever ends it takes no lock.
+#[derive(Debug, Default)]
+struct End(AtomicU64);
+
+impl End {
+    /// What stands for a refusal. The others are odd, or ticks twice.
+    const REFUSED: u64 = 0;
+
+    /// The call of this number is under way.
+    fn begin(&self, number: u64) {
+        self.0.store(number << 1 | 1, Release);
+    }
+
+    /// The call of this number has ended, unless another one has its place.
+    fn set(&self, number: u64, end: u64) {
+        let under_way = number << 1 | 1;
+        let _ = self.0.compare_exchange(under_way, end, Release, Relaxed);
+    }
+
+    fn progress(&self, issued: Duration, read: impl Fn(Tick) -> Duration) -> Progress {
+        match self.0.load(Acquire) {
+            End::REFUSED => Progress::Refused,
+            end if end & 1 == 1 => Progress::UnderWay,
+            end => Progress::Done(read(Tick(end >> 1)).saturating_sub(issued)),
+        }
+    }
 }
 
 /// Where the call of this number is kept.
@@ -119,12 +153,6 @@ impl Called {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-enum End {
-    Done(Instant),
-    Refused,
-}
-
 /// Ends the record of a call.
 #[derive(Debug)]
 pub struct Ticket {
@@ -135,20 +163,17 @@ pub struct Ticket {
 impl Ticket {
     /// The result was taken.
     pub(crate) fn done(self) {
-        self.end(End::Done(Instant::now()));
+        let Tick(now) = self.record.clock.now();
+        self.end(now.max(1) << 1); // 0 is a refusal
     }
 
     /// The engine has not issued the call: because of the call, or since the world has failed.
     pub(super) fn refused(&self) {
-        self.end(End::Refused);
+        self.end(End::REFUSED);
     }
 
-    fn end(&self, end: End) {
-        let mut calls = self.record.calls.lock();
-        let entry = calls.kept.get_mut(place(self.number));
-        if let Some(entry) = entry.filter(|entry| entry.number == self.number) {
-            entry.end = Some(end);
-        }
+    fn end(&self, end: u64) {
+        self.record.ends[place(self.number)].set(self.number, end);
     }
 }
 
@@ -157,8 +182,9 @@ impl Flight {
     pub(super) fn group(&self, name: Arc<str>) -> Arc<GroupRecord> {
         let record = Arc::new(GroupRecord {
             name,
-            start: self.start,
+            clock: self.clock,
             calls: Mutex::default(),
+            ends: std::array::from_fn(|_| End::default()),
         });
         let mut groups = self.groups.lock();
         // The oldest of those that are gone, until the rest are few.
@@ -197,7 +223,7 @@ impl Flight {
         let page = Page {
             rank,
             why,
-            after: self.start.elapsed(),
+            after: self.clock.elapsed(),
             groups: groups.collect(),
         };
         fs::create_dir_all(folder)?;
@@ -209,7 +235,7 @@ impl Flight {
 impl GroupRecord {
     /// A call is issued.
     pub(super) fn issue(self: &Arc<GroupRecord>, signature: &Signature) -> Ticket {
-        let (call, issued) = (Called::of(signature), Instant::now());
+        let (call, issued) = (Called::of(signature), self.clock.now());
         let mut calls = self.calls.lock();
         let number = calls.count;
         calls.count += 1;
@@ -217,8 +243,8 @@ impl GroupRecord {
             number,
             call,
             issued,
-            end: None,
         };
+        self.ends[place(number)].begin(number);
         match calls.kept.get_mut(place(number)) {
             Some(oldest) => *oldest = entry,
             None => calls.kept.push(entry),
@@ -235,20 +261,18 @@ impl GroupRecord {
         let calls = self.calls.lock();
         let first = calls.count - calls.kept.len() as u64;
         let entries = (first..calls.count).map(|number| &calls.kept[place(number)]);
-        let record = |entry: &Entry| Record {
-            number: entry.number,
-            call: match &entry.call {
-                Called::Signature(signature) => signature.to_string(),
-                Called::Words(words) => words.clone(),
-            },
-            issued: entry.issued.saturating_duration_since(self.start),
-            progress: match entry.end {
-                None => Progress::UnderWay,
-                Some(End::Done(done)) => {
-                    Progress::Done(done.saturating_duration_since(entry.issued))
-                }
-                Some(End::Refused) => Progress::Refused,
-            },
+        let read = self.clock.reader();
+        let record = |entry: &Entry| {
+            let issued = read(entry.issued);
+            Record {
+                number: entry.number,
+                call: match &entry.call {
+                    Called::Signature(signature) => signature.to_string(),
+                    Called::Words(words) => words.clone(),
+                },
+                issued,
+                progress: self.ends[place(entry.number)].progress(issued, &read),
+            }
         };
         entries.map(record).collect()
     }

@@ -7,7 +7,7 @@ use crate::meeting::buffers::Buffer;
 use crate::membership::Membership;
 use crate::op::{Op, Signature};
 use crate::work::Tensors;
-use phalanx_tensor::Tensor;
+use phalanx_tensor::{DType, Tensor};
 use smallvec::SmallVec;
 
 /// What a rank brings: first what others read.
@@ -27,10 +27,9 @@ impl Post {
     pub(super) fn new(call: Call, me: &Membership) -> Result<Post> {
         let Call {
             signature,
-            inputs,
-            outputs: rooms,
+            mut inputs,
+            outputs: mut rooms,
         } = call;
-        let (mut inputs, mut rooms) = (inputs.into_iter(), rooms.into_iter());
         let mut post = Post {
             ends: SmallVec::new(),
             _inputs: SmallVec::new(),
@@ -38,19 +37,27 @@ impl Post {
             signature,
         };
         let Signature { op, tensors, .. } = &post.signature;
-        for (dtype, _) in tensors {
-            let (input, room) = (inputs.next(), rooms.next());
-            let buffer = Buffer::new(op, me.rank, input, room, *dtype, me.device)?;
+        let mut bring = |dtype: DType, input, room| -> Result<()> {
             let Buffer {
                 src,
                 dst,
                 input,
                 output,
-            } = buffer;
+            } = Buffer::new(op, me.rank, input, room, dtype, me.device)?;
             post.ends.push(Ends { src, dst });
             post._inputs.push(input);
             if let Some(output) = output {
                 post.outputs.push(output);
+            }
+            Ok(())
+        };
+        match **tensors {
+            [(dtype, _)] => bring(dtype, inputs.pop(), rooms.pop())?, // without the detour of lists
+            ref all => {
+                let (mut inputs, mut rooms) = (inputs.into_iter(), rooms.into_iter());
+                for (dtype, _) in all {
+                    bring(*dtype, inputs.next(), rooms.next())?;
+                }
             }
         }
         Ok(post)

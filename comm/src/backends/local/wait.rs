@@ -53,16 +53,13 @@ impl LocalWork {
         }
         Ok(work)
     }
+}
 
-    fn help(&mut self, all: bool) {
-        let me = &self.me;
-        self.part.help(me.world(), me.membership.world_rank(), all);
-    }
-
-    /// Fails if somebody who is still to come has left.
-    fn check_departures(&self) -> Result<()> {
-        let world = self.me.world();
-        let slot = self.part.slot;
+/// What a wait looks at before it sleeps.
+impl Endpoint {
+    /// Fails if somebody who is still to come to this operation has left.
+    fn check_departures(&self, part: Part) -> Result<()> {
+        let (world, slot) = (self.world(), part.slot);
         // What a rank posted before it left is visible to whoever has seen that it left. So ask
         // first who has left, then who has not come.
         let gone: Vec<usize> = slot.ranks().filter(|r| world.is_gone(*r)).collect();
@@ -70,19 +67,19 @@ impl LocalWork {
             return Ok(());
         };
         Err(world.fail(Error::RankReturned {
-            group: Arc::clone(&self.me.membership.name),
+            group: Arc::clone(&self.membership.name),
             sequence: slot.sequence(),
             rank,
-            waiting: self.me.membership.world_rank(),
-            call: slot.describe(self.part.cell),
+            waiting: self.membership.world_rank(),
+            call: slot.describe(part.cell),
         }))
     }
 
     /// Fails, and names who is waited for. Not where that is nobody, since just now the last one has come, or has
     /// ended its chunk; unless it is so `again`, a whole deadline later.
-    fn check_late(&self, again: bool) -> Result<()> {
-        let slot = self.part.slot;
-        let rank = self.me.membership.world_rank();
+    fn check_late(&self, part: Part, again: bool) -> Result<()> {
+        let slot = part.slot;
+        let rank = self.membership.world_rank();
         let is_ready = slot.state() == State::Ready;
         let mut missing: Vec<usize> = match is_ready {
             true => slot.running().collect(),
@@ -97,39 +94,40 @@ impl LocalWork {
             Some(r) if is_ready => {
                 format!("all have come, and rank {r} has not ended its share of the data movement")
             }
-            Some(r) => self.me.note(&slot, self.part.cell, *r),
+            Some(r) => self.note(&slot, part.cell, *r),
         };
-        let world = self.me.world();
+        let world = self.world();
         Err(world.fail(Error::DeadlineExceeded {
-            group: Arc::clone(&self.me.membership.name),
+            group: Arc::clone(&self.membership.name),
             sequence: slot.sequence(),
             rank,
-            call: slot.describe(self.part.cell),
+            call: slot.describe(part.cell),
             note,
             chain: world.chain(&missing),
             missing,
-            deadline: self.me.membership.deadline,
+            deadline: self.membership.deadline,
         }))
     }
 }
 
 impl Pending for LocalWork {
     fn poll(&mut self) -> Result<bool> {
-        let me = Arc::clone(&self.me);
-        let end = me.world().enter(me.membership.world_rank());
-        self.help(false);
-        match self.part.slot.state() {
+        let LocalWork { me, part, .. } = self;
+        let (world, rank) = (me.world(), me.membership.world_rank());
+        let end = world.enter(rank);
+        part.help(world, rank, false);
+        match part.slot.state() {
             State::Done => Ok(true),
-            _ => end.and_then(|()| me.world().refuse()).map(|()| false),
+            _ => end.and_then(|()| world.refuse()).map(|()| false),
         }
     }
 
     fn wait(mut self: Box<Self>) -> Result<Tensors> {
-        let me = Arc::clone(&self.me);
+        let LocalWork { me, part, is_over } = &mut *self;
         let (world, rank) = (me.world(), me.membership.world_rank());
         // A result that is there is handed out, whatever has become of the world.
         let _ = world.enter(rank);
-        let slot = self.part.slot;
+        let slot = part.slot;
         let mut patience = Patience::new(world.cores_to_spare);
         let mut sleep: Option<Sleep<'_>> = None;
         let mut last = State::Filling;
@@ -139,12 +137,12 @@ impl Pending for LocalWork {
             match seen {
                 State::Done => {
                     drop(sleep); // before the result is taken: see `Standings`
-                    self.is_over = true;
+                    *is_over = true;
                     // SAFETY: this work has its cell to itself, and ends here.
-                    return Ok(unsafe { self.part.take(&me.group) });
+                    return Ok(unsafe { part.take(&me.group) });
                 }
-                State::Ready if self.part.chunks_left => {
-                    self.help(true);
+                State::Ready if part.chunks_left => {
+                    part.help(world, rank, true);
                     continue;
                 }
                 State::Ready | State::Filling | State::Suspect => {}
@@ -160,8 +158,8 @@ impl Pending for LocalWork {
             if patience.pass() {
                 continue;
             }
-            let sleep = sleep.get_or_insert_with(|| Sleep::new(&me, self.part));
-            sleep.look(&self, seen)?;
+            let sleep = sleep.get_or_insert_with(|| Sleep::new(me, *part));
+            sleep.look(me, *part, seen)?;
             // As long as it sleeps, the rank gets nothing else done.
             world.look_after_dropped(rank, Some(true));
             let pause = sleep.pause(world);
@@ -198,18 +196,18 @@ impl<'a> Sleep<'a> {
     }
 
     /// Looks whether the wait is in vain, before the thread sleeps.
-    fn look(&mut self, work: &LocalWork, seen: State) -> Result<()> {
+    fn look(&mut self, me: &Endpoint, part: Part, seen: State) -> Result<()> {
         let now = Instant::now();
         self.clock.look(now);
         if seen == State::Filling {
-            work.check_departures()?;
+            me.check_departures(part)?;
         }
         if self.clock.is_over() && seen != State::Suspect {
-            work.check_late(self.is_late)?;
+            me.check_late(part, self.is_late)?;
             self.is_late = true;
             self.clock.restart(now);
         }
-        let world = work.me.world();
+        let world = me.world();
         if now >= self.next_look {
             self.next_look = now + world.grace;
             if let Some(deadlock) = world.circle(world.grace) {
