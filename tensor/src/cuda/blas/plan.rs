@@ -438,8 +438,9 @@ impl Plan {
         };
         let [la, lb, lc] = &self.layouts;
         // SAFETY: descriptions and handle are alive; the addresses are those of operands whose memory
-        // the issue of the operation has put in order, as large as the layouts say; the workspace is
-        // as large as the algorithm asked for; the library reads the factors before it returns.
+        // the issue of the operation has put in order, as large as the layouts say; so are those of the
+        // epilogue, whose sizes follow from the result's; the workspace is as large as the algorithm asked
+        // for; the library reads the factors before it returns.
         unsafe {
             result::matmul(
                 self.library.0,
