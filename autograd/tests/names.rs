@@ -109,6 +109,7 @@ fn errors_of_arguments_begin_with_the_name_of_what_was_called() {
 #[test]
 fn errors_of_tapes_begin_with_the_name_of_what_was_called() {
     let w = Param::new(Tensor::ones([2, 2], DType::F32, CPU).unwrap());
+    let wide = Param::new(Tensor::ones([2, 3], DType::F32, CPU).unwrap());
     let (tape, other) = (Tape::new(), Tape::new());
     let old = tape.leaf(&w);
     tape.clear(); // `old` belongs to what was
@@ -119,6 +120,7 @@ fn errors_of_tapes_begin_with_the_name_of_what_was_called() {
         cat: Var::cat(&tape, &[&x, &far], 0);
         stack: Var::stack(&tape, &[&x, &far], 0);
         linear: x.linear(&far, None, nn::Activation::None);
+        linear: x.linear(&tape.leaf(&wide), None, nn::Activation::Silu);
         mse: nn::mse(&x, &far);
         relu: old.relu();
         flatten: old.flatten(0, 1);

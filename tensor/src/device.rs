@@ -111,7 +111,7 @@ impl Device {
 
     /// Lets cuBLASLt apply its own ReLU and GELU (the formula with tanh) to the sums of a
     /// [`linear`](crate::Tensor::linear) of `f32` or a half type, which saves a pass over the result,
-    /// or two where GELU's argument is kept for its gradient. Off at first: cuBLASLt documents neither
+    /// also where GELU's argument is kept for its gradient. Off at first: cuBLASLt documents neither
     /// whether its ReLU lets NaN pass nor how far its GELU is from the formula (PyTorch:
     /// `_addmm_activation`). It changes nothing on a CPU.
     ///

@@ -85,8 +85,8 @@ impl Var {
     /// gives `[…, out]`. As [`Tensor::linear`].
     ///
     /// The activation is part of the product. Only where its gradient is wanted, and does not follow
-    /// from the result (as those of GELU and SiLU), the sums are kept and it is a pass of its own
-    /// ([`Tensor::linear_with_sums`]).
+    /// from the result (as those of GELU and SiLU), the sums are kept and it is mostly a pass of its
+    /// own ([`Tensor::linear_with_sums`]).
     ///
     /// # Errors
     /// As the tensor's method; [`Error::TapeMismatch`](crate::Error::TapeMismatch).
@@ -96,7 +96,8 @@ impl Var {
         let (x, w) = (self.value(), weight.value());
         let b = bias.map(Var::value);
         let (value, slope) = if recorded && activation.saves_argument() {
-            let (out, sums) = x.linear_with_sums(w, b, activation)?;
+            let both = x.linear_with_sums(w, b, activation);
+            let (out, sums) = both.map_err(|error| error.of("linear"))?;
             (out, Some(sums))
         } else {
             let out = x.linear(w, b, activation)?;

@@ -10,10 +10,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{
-    AtomicU64,
-    Ordering::{Acquire, Relaxed, Release},
-};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 /// How many calls of a group are kept; and how many groups, where some of them have been dropped.
@@ -104,7 +101,11 @@ struct Entry {
     issued: Tick,
 }
 
-/// How a call has ended. Whoever ends it takes no lock.
+/// How a call has ended. Whoever ends it takes no lock, and nothing else is told by it: every access is relaxed.
+///
+/// 1. A call under way is its number, twice and one more; an end is even. So the exchange of a ticket fails whose place
+///    another call has taken, or that has ended.
+/// 2. A place is given to a call, and looked at, under the lock of the calls.
 #[derive(Debug, Default)]
 struct End(AtomicU64);
 
@@ -114,17 +115,17 @@ impl End {
 
     /// The call of this number is under way.
     fn begin(&self, number: u64) {
-        self.0.store(number << 1 | 1, Release);
+        self.0.store(number << 1 | 1, Relaxed);
     }
 
     /// The call of this number has ended, unless another one has its place.
     fn set(&self, number: u64, end: u64) {
         let under_way = number << 1 | 1;
-        let _ = self.0.compare_exchange(under_way, end, Release, Relaxed);
+        let _ = self.0.compare_exchange(under_way, end, Relaxed, Relaxed);
     }
 
     fn progress(&self, issued: Duration, read: impl Fn(Tick) -> Duration) -> Progress {
-        match self.0.load(Acquire) {
+        match self.0.load(Relaxed) {
             End::REFUSED => Progress::Refused,
             end if end & 1 == 1 => Progress::UnderWay,
             end => Progress::Done(read(Tick(end >> 1)).saturating_sub(issued)),

@@ -130,10 +130,15 @@ const ROUGH: f64 = 2.0 / 1024.0;
 
 /// Calls `f` while the library's activations are allowed.
 fn allowed<T>(device: Device, f: impl FnOnce() -> T) -> T {
+    struct Forbid(Device);
+    impl Drop for Forbid {
+        fn drop(&mut self) {
+            let _ = self.0.allow_library_activations(false);
+        }
+    }
     device.allow_library_activations(true).unwrap();
-    let result = f();
-    device.allow_library_activations(false).unwrap();
-    result
+    let _forbid = Forbid(device); // also where `f` panics
+    f()
 }
 
 /// The launches that a call makes, where they are counted.
@@ -191,7 +196,11 @@ fn the_librarys_activations_are_a_choice() {
                 assert_eq!(read(&kept), sums, "{what}");
                 let ((y, kept), one) = allowed(device, || launched(both));
                 close(&y);
-                assert_eq!(read(&kept), sums, "{what}");
+                // A card's library may compute them otherwise.
+                match one {
+                    Some(_) => assert_eq!(read(&kept), sums, "{what}"),
+                    None => assert!(distance(&read(&kept), &sums) <= tolerance(dtype), "{what}"),
+                }
                 // The derivative of ReLU follows from its result: nothing else is kept of it.
                 let fused = if activation == Activation::Relu { 2 } else { 1 };
                 if let (Some(passes), Some(one)) = (passes, one) {
@@ -209,7 +218,11 @@ fn only_the_librarys_relu_may_drop_nan() {
     let relu = || read(&nan.linear(&nan, None, Activation::Relu).unwrap());
     assert!(relu().iter().all(|v| v.is_nan()));
     let dropped = allowed(device, relu);
-    assert!(dropped.iter().all(|v| v.is_nan() || *v == 0.0));
+    match Counts::now() {
+        // The simulated library drops it, so that it is seen who computes.
+        Some(_) => assert!(dropped.iter().all(|v| *v == 0.0)),
+        None => assert!(dropped.iter().all(|v| v.is_nan() || *v == 0.0)),
+    }
     assert!(relu().iter().all(|v| v.is_nan()));
     Device::cpu(0).allow_library_activations(true).unwrap();
 }

@@ -241,7 +241,7 @@ enum Wrong {
     AuxAlignment,
     /// It ends too early.
     AuxShort,
-    /// So does the bias.
+    /// The bias lies at another address than the algorithm was chosen for.
     BiasAlignment,
     /// The algorithm was chosen when there was no address, which stands for the best alignment.
     LateAddress,

@@ -51,6 +51,7 @@ impl Post {
             }
             Ok(())
         };
+        debug_assert!(inputs.len() <= tensors.len() && rooms.len() <= tensors.len());
         match **tensors {
             [(dtype, _)] => bring(dtype, inputs.pop(), rooms.pop())?, // without the detour of lists
             ref all => {

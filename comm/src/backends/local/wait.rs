@@ -138,7 +138,7 @@ impl Pending for LocalWork {
                 State::Done => {
                     drop(sleep); // before the result is taken: see `Standings`
                     *is_over = true;
-                    // SAFETY: this work has its cell to itself, and ends here.
+                    // SAFETY: `DONE` has been seen; this work has its cell to itself, and ends here.
                     return Ok(unsafe { part.take(&me.group) });
                 }
                 State::Ready if part.chunks_left => {

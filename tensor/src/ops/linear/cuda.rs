@@ -156,7 +156,8 @@ pub(super) fn forward_with_sums(
     let [m, k] = [x.dims()[0], x.dims()[1]];
     let (n, dtype) = (weight.dims()[0], y.dtype());
     let function = of_library(lane, activation, dtype);
-    let whole = n.is_multiple_of(8) && m * n * k > 0 && function == Some(Function::Gelu);
+    let terms = m.saturating_mul(n).saturating_mul(k);
+    let whole = n.is_multiple_of(8) && terms > 0 && function == Some(Function::Gelu);
     if let Some(bias) = readable_bias(lane, bias).filter(|_| whole) {
         let (a, b) = (lane.matrix(x)?, lane.matrix(weight)?.t());
         let c = Matrix::dense(lane.address(y), m, n);

@@ -18,6 +18,7 @@ const COMPUTE_32F: u32 = 68;
 const COMPUTE_64F: u32 = 70;
 /// `CUBLAS_COMPUTE_32F_FAST_TF32`.
 const COMPUTE_TF32: u32 = 77;
+
 /// A way to compute a product: `cublasLtMatmulAlgo_t`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
