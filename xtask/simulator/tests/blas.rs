@@ -102,10 +102,8 @@ fn heuristic(
     (code, heuristic)
 }
 
-/// Multiplies, and gives the code of the call and what lies in the result.
-fn multiply(fault: Fault) -> (u32, Option<Vec<f32>>) {
-    let _gpu = Gpu::new(0);
-    let (work, other) = (stream(), stream());
+/// The library, and a product and a preference of which nothing is said yet.
+fn start() -> [u64; 3] {
     let (mut library, mut product, mut preference) = (0, 0, 0);
     good!(cublasLtCreate(Out::to(&mut library)));
     good!(cublasLtMatmulDescCreate(
@@ -114,6 +112,14 @@ fn multiply(fault: Fault) -> (u32, Option<Vec<f32>>) {
         F32
     ));
     good!(cublasLtMatmulPreferenceCreate(Out::to(&mut preference)));
+    [library, product, preference]
+}
+
+/// Multiplies, and gives the code of the call and what lies in the result.
+fn multiply(fault: Fault) -> (u32, Option<Vec<f32>>) {
+    let _gpu = Gpu::new(0);
+    let (work, other) = (stream(), stream());
+    let [library, product, preference] = start();
     assert_eq!(
         set(
             cublasLtMatmulPreferenceSetAttribute,
@@ -254,14 +260,7 @@ fn gelu(wrong: Wrong) -> u32 {
     const GELU_AUX_BIAS: u32 = 164;
     let _gpu = Gpu::new(0);
     let work = stream();
-    let (mut library, mut product, mut preference) = (0, 0, 0);
-    good!(cublasLtCreate(Out::to(&mut library)));
-    good!(cublasLtMatmulDescCreate(
-        Out::to(&mut product),
-        COMPUTE_32F,
-        F32
-    ));
-    good!(cublasLtMatmulPreferenceCreate(Out::to(&mut preference)));
+    let [library, product, preference] = start();
     let describe = |which, address: u64| {
         assert_eq!(
             set(cublasLtMatmulDescSetAttribute, product, which, address),
