@@ -37,7 +37,7 @@ mod world;
 
 pub(in crate::backends) use self::alone::Done;
 use self::mail::{End, Mailboxes};
-use self::pool::{SlotPool, SlotRef, Spares};
+use self::pool::{Own, SlotPool, SlotRef};
 use self::post::Post;
 use self::slot::Slot;
 use self::wait::LocalWork;
@@ -102,8 +102,8 @@ struct Endpoint {
 struct Issue {
     /// The slot of the next one.
     next: SlotRef,
-    spares: Spares,
-    spare_pairs: Spares,
+    own: Own,
+    own_pairs: Own,
 }
 
 /// A rank in the world, as long as it holds one of its groups.
@@ -162,12 +162,12 @@ pub(crate) fn engines(
 impl Group {
     fn new(world_ranks: &Arc<[usize]>) -> Group {
         let size = world_ranks.len();
-        let slots = SlotPool::new(size, size);
-        let first = slots.take(0, &mut Spares::default(), 0, world_ranks);
+        let slots = SlotPool::new(size);
+        let first = slots.first(world_ranks);
         Group {
             world_ranks: Arc::clone(world_ranks),
             slots,
-            pairs: SlotPool::new(size, 2),
+            pairs: SlotPool::new(2),
             first,
             issued: (0..size).map(|_| Counter::default()).collect(),
             mail: (0..size).map(|_| Mailboxes::default()).collect(),
@@ -194,8 +194,8 @@ impl LocalGroup {
     fn new(membership: Membership, group: Shared<Group>, seat: Arc<Seat>) -> Self {
         let issue = Issue {
             next: group.first,
-            spares: Spares::default(),
-            spare_pairs: Spares::default(),
+            own: Own::of(membership.rank, group.first),
+            own_pairs: Own::default(),
         };
         LocalGroup {
             endpoint: Arc::new(Endpoint {
@@ -237,18 +237,25 @@ impl Endpoint {
         let mut issue = self.issue.lock();
         let Issue {
             next,
-            spares,
-            spare_pairs,
+            own,
+            own_pairs,
         } = &mut *issue;
         if let Some((end, from, to)) = message {
             let ranks = [me.world_ranks[from], me.world_ranks[to]];
-            let free = |number, ranks: &[usize]| pairs.take(me.rank, spare_pairs, number, ranks);
+            let free = |number, ranks: &[usize]| pairs.take(own_pairs, number, ranks);
             return (mail[from].meet(end, to, ranks, free), end as usize);
         }
         let count = &issued[me.rank].0; // counted by this rank alone, under its lock
         count.store(count.load(Relaxed) + 1, Relaxed);
-        let after = next.next(&me.world_ranks, spares, slots, me.rank);
+        let after = next.next(&me.world_ranks, own, slots);
         (std::mem::replace(next, after), me.rank)
+    }
+
+    /// Makes ready for the next collective what can be, while others are still to come to this one.
+    fn prepare(&self) {
+        if !self.group.slots.is_common() {
+            self.issue.lock().own.prepare();
+        }
     }
 
     /// What is known about a rank of the world that did not come to meet `mine` of this slot.

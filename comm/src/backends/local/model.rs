@@ -10,7 +10,7 @@
 //!
 //! | weakened | fails |
 //! | --- | --- |
-//! | `arrivals`, the first: `Release` or failure's `Acquire` | all `slots`, most of `whole` |
+//! | `arrivals`, the first: the load's `Acquire`, `Release` or failure's `Acquire` | all `slots`, most of `whole` |
 //! | `arrivals`, the others: either half | `three_ranks_in_one_slot` |
 //! | `READY`: `Release` | `two_ranks_in_two_slots`, `a_dropped_work_is_carried_out` |
 //! | `DONE` of a small operation: `Release` | `three_ranks_in_one_slot`, `a_dropped_work_is_carried_out` |
@@ -19,17 +19,16 @@
 //! | a chunk counted in `progress`: `Release` | `two_ranks_in_two_slots` |
 //! | a chunk counted in `progress`: `Acquire` | `three_ranks_share_the_chunks` |
 //! | a claim that is no read-modify-write | `two_ranks_in_two_slots`, `two_ranks_meet_twice` |
-//! | `exit`: `Acquire` | `a_dropped_work_is_carried_out` |
-//! | `link`: load, exchange, failure | `a_dropped_work_is_carried_out` |
-//! | stack of free slots: `Acquire` to take, `Release` to push | `slots_come_back` |
+//! | `left`: `Release` or `Acquire` | `slots_are_taken_again` |
+//! | `link`: load, exchange, failure | `two_ranks_in_two_slots`, `a_dropped_work_is_carried_out` |
 //! | either fence of `Parker` | all (a wake-up is lost) |
 //! | `Parker`: the count, the lock, the bell, the second look | all |
 //! | waking others at the start, or at the end, of an operation | `a_dropped_work_is_carried_out` |
 //! | `events`: `Acquire`, `Release`, the look of a sleeper, waking | `who_leaves_is_not_waited_for`, `a_failure_ends_all_waits` |
 //!
 //! No model fails, and so these rest on their arguments alone: `posted` and `gone` (what a rank has posted before it
-//! left; the fences and `arrivals` order it too in most runs), `SUSPECT` (the last to arrive gets it by `arrivals`), the
-//! `Release` of `exit`, and `alarm` (`events` and the lock of the failure order it).
+//! left; the fences and `arrivals` order it too in most runs), `SUSPECT` (the last to arrive gets it by `arrivals`),
+//! and `alarm` (`events` and the lock of the failure order it).
 #![allow(unsafe_code)]
 
 #[cfg(test)]

@@ -16,18 +16,16 @@ use std::sync::Arc;
 pub(super) struct Part {
     pub(super) slot: SlotRef,
     pub(super) cell: usize,
-    is_message: bool,
     /// Whether there may be chunks that nobody has claimed.
     pub(super) chunks_left: bool,
 }
 
 impl Part {
     /// Of a rank that has been given this cell.
-    pub(super) fn new(slot: SlotRef, cell: usize, is_message: bool) -> Part {
+    pub(super) fn new(slot: SlotRef, cell: usize) -> Part {
         Part {
             slot,
             cell,
-            is_message,
             chunks_left: true,
         }
     }
@@ -63,16 +61,9 @@ impl Part {
     ///
     /// # Safety
     /// `DONE` has been seen. Called once, and this part, of which there may be copies, is used no more.
-    pub(super) unsafe fn take(self, group: &Group) -> Tensors {
+    pub(super) unsafe fn take(self) -> Tensors {
         // SAFETY: by the caller.
-        let (tensors, is_free) = unsafe { self.slot.take(self.cell) };
-        if is_free {
-            match self.is_message {
-                true => group.pairs.give_back(self.slot),
-                false => group.slots.give_back(self.slot),
-            }
-        }
-        tensors
+        unsafe { self.slot.take(self.cell) }
     }
 }
 
@@ -81,13 +72,17 @@ impl Part {
 pub(super) struct Dropped {
     part: Part,
     /// Keeps the slot.
-    group: Shared<Group>,
+    _group: Shared<Group>,
     name: Arc<str>,
 }
 
 impl Dropped {
     pub(super) fn new(part: Part, group: Shared<Group>, name: Arc<str>) -> Dropped {
-        Dropped { part, group, name }
+        Dropped {
+            part,
+            _group: group,
+            name,
+        }
     }
 
     /// Runs chunks, if `chunks` says so: one, or all. Returns whether the operation is done: then nothing is left of it.
@@ -98,7 +93,7 @@ impl Dropped {
         let is_done = self.part.slot.state() == State::Done;
         if is_done {
             // SAFETY: `DONE` has been seen; the caller drops this at once, and it was the only one.
-            drop(unsafe { self.part.take(&self.group) });
+            drop(unsafe { self.part.take() });
         }
         is_done
     }

@@ -1,44 +1,34 @@
-//! [`SlotPool`]: where a group's slots come from and go back to.
+//! [`SlotPool`]: where a group's slots come from.
 //!
 //! A slot made by one thread and freed by another would meet the other thread in the system's
 //! allocator, which cost more than the collective (5 µs against 2 µs for 1 KiB, 2026-11). So slots
-//! are kept, and go back to the rank that asked for them; in large groups to all.
+//! are kept, and used again by the rank that asked for them; in large groups by all. Nobody gives one back: who takes
+//! one looks for one that all have left. Only who comes first takes one, and has to wait for the others anyhow.
 #![allow(unsafe_code)]
 
 use super::slot::Slot;
-use crate::sync::atomic::{
-    AtomicPtr,
-    Ordering::{Acquire, Relaxed, Release},
-};
 use crate::sync::{Guard, Mutex};
+use std::collections::VecDeque;
 use std::ops::Deref;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
-/// The slots of a group for its collectives, or for its messages, and those of them that are free.
+/// The slots of a group for its collectives, or for its messages.
 ///
 /// 1. *A slot lives as long as its pool*, and the pool as long as the group.
-/// 2. *A free slot has one holder:* the stack that it lies on, or the [`Spares`] of one rank or of
-///    all, or who has just taken it.
-/// 3. *Stacks don't suffer from ABA:* any rank pushes, but who takes takes all.
+/// 2. *A slot is taken by one holder:* it lies in the [`Own`] slots of one rank or of all, and whoever has these for
+///    itself takes it from there when all have left it.
 pub(super) struct SlotPool {
     all: Mutex<Vec<SlotRef>>,
     /// How many ranks meet in one.
     cells: usize,
-    /// The slots that have come back: for each rank, or for all.
-    returned: Box<[Stack]>,
-    /// The free slots of all ranks, where they share them.
-    common: Option<Mutex<Spares>>,
+    /// The slots of all ranks, where they share them.
+    common: Option<Mutex<Own>>,
 }
 
 /// Ranks share their slots where more than so many meet in one: a slot has a cell for each rank, so that each rank's
 /// own slots would take memory by the square of their number (256 ranks: 30 MB). The lock that sharing takes, once in
 /// each collective, costs nothing beside what so many ranks cost.
 const MOST_CELLS: usize = 16;
-
-/// Linked by [`Slot::link`].
-#[derive(Default)]
-#[repr(align(128))]
-struct Stack(AtomicPtr<Slot>);
 
 /// A slot of a group that the holder keeps alive.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,69 +61,85 @@ impl SlotRef {
     }
 }
 
-/// The free slots that a rank has at hand.
+/// The slots that a rank uses again and again: in the order in which it took them, so that those which the others leave
+/// first come first.
 #[derive(Default)]
-pub(super) struct Spares(Vec<SlotRef>);
+pub(super) struct Own {
+    all: VecDeque<SlotRef>,
+    /// One that is none of these: cleared, for the next operation.
+    clear: Option<SlotRef>,
+}
+
+impl Own {
+    /// Those of this rank, at the start: the group's first one counts as taken by rank 0.
+    pub(super) fn of(rank: usize, first: SlotRef) -> Own {
+        let mut own = Own::default();
+        if rank == 0 {
+            own.all.push_back(first);
+        }
+        own
+    }
+
+    /// Clears a slot for the next operation, if one is free: for who has nothing else to do.
+    pub(super) fn prepare(&mut self) {
+        if self.clear.is_none() {
+            self.clear = self.free();
+        }
+    }
+
+    /// One that all have left, cleared. Those in front of it go behind the others, so that one which somebody is slow to
+    /// leave is not looked at each time.
+    fn free(&mut self) -> Option<SlotRef> {
+        let at = self.all.iter().position(|slot| slot.is_free())?;
+        self.all.rotate_left(at);
+        let slot = self.all.pop_front()?;
+        // SAFETY: the slot is free, and this call its one holder (guarantee 2).
+        unsafe { slot.clear() };
+        Some(slot)
+    }
+
+    /// Puts back the slot that was taken last: nobody has used it.
+    pub(super) fn put_back(&mut self, slot: SlotRef) {
+        debug_assert!(self.all.back() == Some(&slot) && self.clear.is_none());
+        self.clear = self.all.pop_back();
+    }
+}
 
 impl SlotPool {
-    /// Slots of so many cells, for so many ranks.
-    pub(super) fn new(ranks: usize, cells: usize) -> SlotPool {
-        let is_common = cells > MOST_CELLS;
-        let stacks = if is_common { 1 } else { ranks };
+    /// Slots of so many cells.
+    pub(super) fn new(cells: usize) -> SlotPool {
         SlotPool {
             all: Mutex::default(),
             cells,
-            returned: (0..stacks).map(|_| Stack::default()).collect(),
-            common: is_common.then(Mutex::default),
+            common: (cells > MOST_CELLS).then(Mutex::default),
         }
     }
 
-    /// The free slots of all ranks, where they share them: for one rank at a time, which uses them in place of its own.
-    pub(super) fn common(&self) -> Option<Guard<'_, Spares>> {
+    /// Whether all ranks use the same slots.
+    pub(super) fn is_common(&self) -> bool {
+        self.common.is_some()
+    }
+
+    /// The slots of all ranks, where they share them: for one rank at a time, which uses them in place of its own.
+    pub(super) fn common(&self) -> Option<Guard<'_, Own>> {
         self.common.as_ref().map(Mutex::lock)
     }
 
-    /// A free slot for the operation of this number between these ranks of the world. `spares` are
-    /// this rank's, or the [`common`](SlotPool::common) ones.
-    pub(super) fn take(
-        &self,
-        rank: usize,
-        spares: &mut Spares,
-        number: u64,
-        ranks: &[usize],
-    ) -> SlotRef {
-        let home = if self.common.is_some() { 0 } else { rank };
-        if spares.0.is_empty() {
-            let mut top = self.returned[home].0.swap(ptr::null_mut(), Acquire);
-            // SAFETY: slots on a stack are slots of this pool.
-            while let Some(slot) = unsafe { SlotRef::from_ptr(top) } {
-                spares.0.push(slot);
-                top = slot.link().swap(ptr::null_mut(), Relaxed);
-            }
-        }
-        let slot = spares.0.pop().unwrap_or_else(|| self.grow(home));
-        // SAFETY: the slot is free, and this call its one holder (guarantee 2).
-        unsafe { slot.dedicate(number, ranks) };
+    /// A slot for the first operation between these ranks of the world: see [`Own::of`].
+    pub(super) fn first(&self, ranks: &[usize]) -> SlotRef {
+        let slot = self.make();
+        slot.dedicate(0, ranks);
         slot
     }
 
-    /// Keeps a slot for this rank's next [`take`](SlotPool::take): one that it has not used.
-    pub(super) fn keep(slot: SlotRef, spares: &mut Spares) {
-        spares.0.push(slot);
-    }
-
-    /// Gives a slot back that nobody uses any more, to the rank that took it.
-    pub(super) fn give_back(&self, slot: SlotRef) {
-        let stack = &self.returned[slot.home].0;
-        let mut top = stack.load(Relaxed);
-        loop {
-            slot.link().store(top, Relaxed);
-            // `Release` for who takes all: it comes after each who pushed, since all do so by read-modify-writes.
-            match stack.compare_exchange_weak(top, slot.as_ptr(), Release, Relaxed) {
-                Ok(_) => return,
-                Err(now) => top = now,
-            }
-        }
+    /// A free slot for the operation of this number between these ranks of the world. `own` are
+    /// this rank's, or the [`common`](SlotPool::common) ones.
+    pub(super) fn take(&self, own: &mut Own, number: u64, ranks: &[usize]) -> SlotRef {
+        let slot = own.clear.take().or_else(|| own.free());
+        let slot = slot.unwrap_or_else(|| self.grow(own));
+        slot.dedicate(number, ranks);
+        own.all.push_back(slot);
+        slot
     }
 
     /// How many slots there are, in use or not.
@@ -142,9 +148,18 @@ impl SlotPool {
         self.all.lock().len()
     }
 
+    /// Makes as many slots as there are, of which none is free: so looking in vain is rare. Gives one of them.
     #[cold]
-    fn grow(&self, home: usize) -> SlotRef {
-        let slot = Box::new(Slot::new(home, self.cells));
+    fn grow(&self, own: &mut Own) -> SlotRef {
+        for _ in 1..own.all.len() {
+            own.all.push_front(self.make());
+        }
+        self.make()
+    }
+
+    /// A clear one.
+    fn make(&self) -> SlotRef {
+        let slot = Box::new(Slot::new(self.cells));
         let slot = SlotRef(NonNull::from(Box::leak(slot)));
         self.all.lock().push(slot);
         slot
@@ -154,7 +169,7 @@ impl SlotPool {
 impl Drop for SlotPool {
     fn drop(&mut self) {
         for slot in self.all.lock().drain(..) {
-            // SAFETY: leaked in `grow`, and listed once. The group is going away, so nobody is left
+            // SAFETY: leaked in `make`, and listed once. The group is going away, so nobody is left
             // who holds a reference (guarantee 1).
             drop(unsafe { Box::from_raw(slot.as_ptr()) });
         }

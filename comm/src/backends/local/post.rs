@@ -17,9 +17,9 @@ pub(super) struct Post {
     /// Of each tensor.
     pub(super) ends: SmallVec<[Ends; 1]>,
     /// What it gives, unless that is what it gets.
-    _inputs: SmallVec<[Option<Tensor>; 1]>,
+    inputs: SmallVec<[Option<Tensor>; 1]>,
     /// What it gets.
-    pub(super) outputs: Tensors,
+    outputs: Tensors,
 }
 
 impl Post {
@@ -32,7 +32,7 @@ impl Post {
         } = call;
         let mut post = Post {
             ends: SmallVec::new(),
-            _inputs: SmallVec::new(),
+            inputs: SmallVec::new(),
             outputs: Tensors::new(),
             signature,
         };
@@ -45,7 +45,7 @@ impl Post {
                 output,
             } = Buffer::new(op, me.rank, input, room, dtype, me.device)?;
             post.ends.push(Ends { src, dst });
-            post._inputs.push(input);
+            post.inputs.push(input);
             if let Some(output) = output {
                 post.outputs.push(output);
             }
@@ -62,6 +62,13 @@ impl Post {
             }
         }
         Ok(post)
+    }
+
+    /// What the rank gets, out of the post; what it gave goes. The rest stays where others have read it, until it is
+    /// written over: a line that has been read elsewhere costs some 100 ns to write to.
+    pub(super) fn take(&mut self) -> Tensors {
+        self.inputs.clear();
+        std::mem::take(&mut self.outputs)
     }
 
     pub(super) fn op(&self) -> &Op {

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use super::plan::Plan;
-use super::pool::{SlotPool, SlotRef, Spares};
+use super::pool::{Own, SlotPool, SlotRef};
 use super::post::Post;
 use crate::launch::message;
 use crate::op::Op;
@@ -27,7 +27,7 @@ const AT_ONCE: usize = 4 << 10;
 /// Every rank puts a [`Post`] into its cell: its call, and the tensors themselves, so that they
 /// stay valid whatever becomes of the rank. The last one to arrive makes the [`Plan`]. From then on
 /// whoever waits claims chunks and carries them out. Who has carried out the last one ends it. When
-/// all have taken their results, the slot is cleared and used again.
+/// all have taken their results and left, the slot is cleared and used again.
 ///
 /// Why this is sound. Between two clearings `state` goes from `FILLING` to `READY` to `DONE`; or from `FILLING` to
 /// `SUSPECT`, where it stays, since the world fails.
@@ -56,19 +56,19 @@ const AT_ONCE: usize = 4 << 10;
 ///    it may do so, or unwind, at any time. The tensors give access to their memory as long as they live: an
 ///    output was unique when it was posted, and nobody can clone it while it is in the cell; an input
 ///    may be shared, and is only read, as everywhere.
-/// 8. *A slot is given back when nobody knows it any more*, and cleared when it is taken again. A rank
+/// 8. *A slot is taken again when nobody knows it any more*, and cleared then. A rank
 ///    finds it as `link` of the slot before or in a mailbox, both before it posts; and forgets it
-///    after it has counted up `left` (`AcqRel`), when it has taken its result and is done running
-///    chunks. So who counts the last one comes after all of them, and gives it back. If the world
-///    fails, it never is.
+///    after it has said so by `left` of its cell (`Release`), when it has taken its result and is done running
+///    chunks. So who has seen the `left` of all cells (`Acquire`) comes after all of them. If the world
+///    fails, not all leave.
 /// 9. *The cells of a suspect slot stay.* Who finds that two calls differ sets `SUSPECT` before it counts its own
 ///    arrival; so the last to arrive sees it (2), and sets neither `READY` nor `DONE`. Then no rank takes anything out
-///    of its cell, and the slot is never given back: whoever has seen `SUSPECT` (`Acquire`) may read every cell whose
+///    of its cell or leaves, and the slot is never taken again: whoever has seen `SUSPECT` (`Acquire`) may read every cell whose
 ///    `posted` it has seen (`Acquire`), for as long as the group lives.
 /// 10. *Where a rank is known to stand, its slot is in use.* A rank that sleeps in a wait says so in its `Standings`,
 ///     under their lock, after it has posted; and takes that back, under the same lock, before it takes its
 ///     result. So whoever holds the lock and finds the slot there may read its `posted`s, `ranks` and `sequence`, and
-///     that rank's own cell: the slot is not given back before that rank has counted up `left` (8), and its group lives,
+///     that rank's own cell: the slot is not taken again before that rank has left it (8), and its group lives,
 ///     since the rank's own work holds it.
 ///
 /// A sleeper is not missed, since whoever wakes it orders what it has stored here before it looks for sleepers: see
@@ -82,11 +82,8 @@ pub(super) struct Slot {
     entrance: Entrance,
     stage: Stage,
     progress: Progress,
-    exit: Exit,
     /// How many ranks take part: the first so many cells are used.
     parties: AtomicUsize,
-    /// The rank that it goes back to.
-    pub(super) home: usize,
     cells: Box<[Cell]>,
     /// The ranks of the cells, in the world.
     ranks: Box<[AtomicUsize]>,
@@ -102,7 +99,7 @@ struct Entrance {
     /// How many have arrived, in the lower half; in the upper one the number, plus one, of the cell
     /// that was posted first: what others compare themselves with.
     arrivals: AtomicU64,
-    /// The next collective of the group; while the slot is free, the next free one.
+    /// The next collective of the group.
     link: AtomicPtr<Slot>,
 }
 
@@ -118,11 +115,6 @@ struct Stage {
 #[repr(align(128))]
 struct Progress(AtomicU64);
 
-/// How many ranks are done with the slot.
-#[derive(Default)]
-#[repr(align(128))]
-struct Exit(AtomicUsize);
-
 const LOWER: u64 = u32::MAX as u64;
 const UPPER: u32 = 32;
 /// A chunk is claimed.
@@ -135,6 +127,8 @@ struct Cell {
     /// The last use of the slot that the rank has posted for.
     posted: AtomicU64,
     post: UnsafeCell<Option<Post>>,
+    /// The last use of the slot that the rank has left.
+    left: AtomicU64,
     /// Whether the rank carries out chunks at this moment: told to those who wait for the last of them.
     runs: AtomicBool,
 }
@@ -192,16 +186,17 @@ unsafe impl Send for Slot {}
 unsafe impl Sync for Slot {}
 
 impl Slot {
-    /// A slot with so many cells, which belongs to rank `home`.
-    pub(super) fn new(home: usize, cells: usize) -> Slot {
+    /// A free slot with so many cells.
+    pub(super) fn new(cells: usize) -> Slot {
         let cell = |_| Cell {
             posted: AtomicU64::new(0),
+            left: AtomicU64::new(0),
             runs: AtomicBool::new(false),
             post: UnsafeCell::new(None),
         };
         Slot {
             entrance: Entrance {
-                uses: AtomicU64::new(0),
+                uses: AtomicU64::new(1),
                 sequence: AtomicU64::new(0),
                 arrivals: AtomicU64::new(0),
                 link: AtomicPtr::new(ptr::null_mut()),
@@ -211,40 +206,45 @@ impl Slot {
                 plan: UnsafeCell::new(None),
             },
             progress: Progress::default(),
-            exit: Exit::default(),
             parties: AtomicUsize::new(0),
-            home,
             cells: (0..cells).map(cell).collect(),
             ranks: (0..cells).map(|_| AtomicUsize::new(0)).collect(),
         }
     }
 
-    /// The next free slot, while this one is free.
-    pub(super) fn link(&self) -> &AtomicPtr<Slot> {
-        &self.entrance.link
+    /// Whether all have left who took part. Asked by whoever may take the slot.
+    pub(super) fn is_free(&self) -> bool {
+        let uses = self.entrance.uses.load(Relaxed);
+        let cells = self.cells().iter();
+        cells
+            .map(|cell| cell.left.load(Acquire))
+            .all(|left| left == uses) // `Acquire` for 8
     }
 
-    /// Makes a free slot as new, and says what it will be used for.
+    /// Makes a free slot as new.
     ///
     /// # Safety
     /// Nobody else knows the slot (guarantee 8).
-    pub(super) unsafe fn dedicate(&self, sequence: u64, ranks: &[usize]) {
+    pub(super) unsafe fn clear(&self) {
         // SAFETY: by the caller. Dropping a plan frees two lists at most.
         unsafe { self.stage.plan.with_mut(|plan| *plan = None) };
         self.stage.state.store(FILLING, Relaxed);
         self.progress.0.store(0, Relaxed);
-        self.exit.0.store(0, Relaxed);
         let Entrance {
             uses,
-            sequence: number,
             arrivals,
             link,
+            ..
         } = &self.entrance;
         arrivals.store(0, Relaxed);
         link.store(ptr::null_mut(), Relaxed);
         uses.store(uses.load(Relaxed) + 1, Relaxed);
-        number.store(sequence, Relaxed);
-        // What stays as it is does not change hands. What was stored in an earlier use is seen: whoever has a free slot comes
+    }
+
+    /// Says what a clear slot will be used for, of which nobody else has heard.
+    pub(super) fn dedicate(&self, sequence: u64, ranks: &[usize]) {
+        self.entrance.sequence.store(sequence, Relaxed);
+        // What stays as it is does not change hands. What was stored in an earlier use is seen: whoever takes a slot comes
         // after all its users.
         let set = |place: &AtomicUsize, value: usize| {
             if place.load(Relaxed) != value {
@@ -264,15 +264,9 @@ impl Slot {
         self.entrance.sequence.load(Relaxed)
     }
 
-    /// The slot of the group's next collective, from `spare` if this rank is the first to ask. A
+    /// The slot of the group's next collective, one of its `own` if this rank is the first to ask. A
     /// rank asks before it posts here.
-    pub(super) fn next(
-        &self,
-        ranks: &[usize],
-        spares: &mut Spares,
-        pool: &SlotPool,
-        me: usize,
-    ) -> SlotRef {
+    pub(super) fn next(&self, ranks: &[usize], own: &mut Own, pool: &SlotPool) -> SlotRef {
         // SAFETY: the link of a slot in use is null or the slot of the next collective.
         let known = |link| unsafe { SlotRef::from_ptr(link) };
         let link = &self.entrance.link;
@@ -281,19 +275,19 @@ impl Slot {
         }
         // Where ranks share their slots, one of them takes one, and the others find it.
         let mut common = pool.common();
-        let spares = match &mut common {
+        let own = match &mut common {
             Some(common) => match known(link.load(Acquire)) {
                 Some(next) => return next,
                 None => &mut **common,
             },
-            None => spares,
+            None => own,
         };
-        let new = pool.take(me, spares, self.sequence() + 1, ranks);
+        let new = pool.take(own, self.sequence() + 1, ranks);
         // Who puts its own there reads nothing: `Release` is enough.
         match link.compare_exchange(ptr::null_mut(), new.as_ptr(), Release, Acquire) {
             Ok(_) => new,
             Err(theirs) => {
-                SlotPool::keep(new, spares);
+                own.put_back(new);
                 known(theirs).unwrap_or(new)
             }
         }
@@ -312,8 +306,12 @@ impl Slot {
             .store(self.entrance.uses.load(Relaxed), Release);
         let arrivals = &self.entrance.arrivals;
         let first = (cell as u64 + 1) << UPPER | 1;
-        // Who comes first looks at no other cell: `Release` is enough.
-        let (arrived, differs) = match arrivals.compare_exchange(0, first, Release, Acquire) {
+        let before = match arrivals.load(Acquire) {
+            // Who comes first looks at no other cell: `Release` is enough.
+            0 => arrivals.compare_exchange(0, first, Release, Acquire),
+            so_far => Err(so_far),
+        };
+        let (arrived, differs) = match before {
             Ok(_) => (1, false),
             Err(so_far) => {
                 let differs = self.differ(cell, (so_far >> UPPER) as usize - 1);
@@ -377,17 +375,17 @@ impl Slot {
         true
     }
 
-    /// What the rank of this cell gets out of an operation that is done; and whether the slot is now
-    /// free, for the caller to give back.
+    /// What the rank of this cell gets out of an operation that is done. With it, the rank leaves the slot.
     ///
     /// # Safety
     /// `DONE` has been seen; called once for each cell, and the caller uses the slot no more.
-    pub(super) unsafe fn take(&self, cell: usize) -> (Tensors, bool) {
-        let parties = self.parties.load(Relaxed);
+    pub(super) unsafe fn take(&self, cell: usize) -> Tensors {
+        let uses = self.entrance.uses.load(Relaxed);
+        let Cell { post, left, .. } = &self.cells[cell];
         // SAFETY: guarantees 3 and 6: others look at the cell no more; once by the caller.
-        let post = unsafe { self.cells[cell].post.with_mut(|post| (*post).take()) };
-        let is_last = self.exit.0.fetch_add(1, AcqRel) + 1 == parties;
-        (post.map_or_else(Tensors::new, |p| p.outputs), is_last)
+        let outputs = post.with_mut(|post| unsafe { (*post).as_mut().map(Post::take) });
+        left.store(uses, Release); // for 8
+        outputs.unwrap_or_default()
     }
 
     pub(super) fn state(&self) -> State {

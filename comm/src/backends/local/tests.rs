@@ -168,6 +168,31 @@ fn slots_of_dropped_works_are_used_again() {
     assert!(made < 10, "{made} slots");
 }
 
+/// A work that is held for long keeps its slot, and no other one; and many in flight leave no more slots than twice so many.
+#[test]
+fn slots_that_are_held_do_not_hold_up_the_others() {
+    let g = ranks(2, PATIENCE);
+    let round = |order: [usize; 2]| order.map(|rank| sum(&g[rank], 3).unwrap());
+    let held = round([0, 1]);
+    for n in 0..1000 {
+        let works = round(if n % 3 == 0 { [0, 1] } else { [1, 0] });
+        works
+            .into_iter()
+            .for_each(|work| drop(work.wait().unwrap()));
+    }
+    let made = || g[0].endpoint.group.slots.made();
+    assert!(made() < 10, "{} slots", made());
+    const FLIGHT: usize = 300;
+    for _ in 0..3 {
+        let works: Vec<_> = (0..FLIGHT).map(|_| round([0, 1])).collect();
+        // The last ones first.
+        let works = works.into_iter().rev().flatten();
+        works.for_each(|work| drop(work.wait().unwrap()));
+    }
+    assert!(made() < 2 * FLIGHT + 10, "{} slots", made());
+    held.into_iter().for_each(|work| drop(work.wait().unwrap()));
+}
+
 /// In large groups all ranks use the same slots, whoever comes first.
 #[test]
 fn large_groups_share_their_slots() {

@@ -29,7 +29,7 @@ impl LocalWork {
     /// Posts this rank's call.
     pub(super) fn issue(me: &Arc<Endpoint>, post: Post) -> Result<LocalWork> {
         let (slot, cell) = me.place(post.op());
-        let part = Part::new(slot, cell, post.op().is_message());
+        let part = Part::new(slot, cell);
         let (world, rank) = (me.world(), me.membership.world_rank());
         // SAFETY: `place` gives out each cell once: in a collective's slot to each rank, in a
         // message's to each end.
@@ -40,7 +40,7 @@ impl LocalWork {
             is_over: false,
         };
         match posted {
-            Posted::Waits => {}
+            Posted::Waits => me.prepare(),
             Posted::Begun => part.wake_others(world, rank),
             // Who is to blame is said when all have come: mostly by whom comes last, here.
             Posted::Suspect => {
@@ -139,7 +139,7 @@ impl Pending for LocalWork {
                     drop(sleep); // before the result is taken: see `Standings`
                     *is_over = true;
                     // SAFETY: `DONE` has been seen; this work has its cell to itself, and ends here.
-                    return Ok(unsafe { part.take(&me.group) });
+                    return Ok(unsafe { part.take() });
                 }
                 State::Ready if part.chunks_left => {
                     part.help(world, rank, true);

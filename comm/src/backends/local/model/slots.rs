@@ -2,7 +2,7 @@
 
 use super::tensors::{HOURS, check_sum, explore, memberships, ones};
 use crate::backends::local::park::Parker;
-use crate::backends::local::pool::{SlotPool, SlotRef, Spares};
+use crate::backends::local::pool::{Own, SlotPool, SlotRef};
 use crate::backends::local::post::Post;
 use crate::backends::local::slot::{Helped, Posted, State};
 use crate::check;
@@ -24,8 +24,8 @@ struct Place {
 impl Place {
     fn new(ranks: usize) -> Place {
         let members = memberships(ranks);
-        let pool = SlotPool::new(ranks, ranks);
-        let first = pool.take(0, &mut Spares::default(), 0, &members[0].world_ranks);
+        let pool = SlotPool::new(ranks);
+        let first = pool.first(&members[0].world_ranks);
         Place {
             pool,
             first,
@@ -72,10 +72,7 @@ impl Place {
             }
         }
         // SAFETY: `DONE` has been seen, and this rank leaves.
-        let (result, is_free) = unsafe { slot.take(me) };
-        if is_free {
-            self.pool.give_back(slot);
-        }
+        let result = unsafe { slot.take(me) };
         check_sum(&self.members[me], &result);
     }
 }
@@ -84,12 +81,12 @@ impl Place {
 fn meet(name: &str, ranks: usize, operations: &'static [usize], preemptions: usize) {
     let world = move || Arc::new(Place::new(ranks));
     let rank = |place: &Arc<Place>, me: usize| {
-        let mut spares = Spares::default();
+        let mut own = Own::of(me, place.first);
         let mut slots = vec![place.first];
         for (i, chunks) in operations.iter().enumerate() {
             if i > 0 {
                 let members = &place.members[me].world_ranks;
-                slots.push(slots[i - 1].next(members, &mut spares, &place.pool, me));
+                slots.push(slots[i - 1].next(members, &mut own, &place.pool));
             }
             place.issue(me, slots[i], *chunks);
         }
@@ -126,19 +123,25 @@ fn three_ranks_end_what_has_begun() {
     explore("3 ranks, 2 chunks begun", 3, PREEMPTIONS, world, rank);
 }
 
-/// A slot comes back to the rank that took it from whoever leaves last, while that rank takes the next one.
+/// The rank that took a slot takes it again while others leave it.
 #[test]
-fn slots_come_back() {
+fn slots_are_taken_again() {
     let world = || Arc::new(Place::new(2));
-    explore("slots come back", 2, PREEMPTIONS - 1, world, |place, me| {
-        let members = &place.members[me].world_ranks;
-        let mut spares = Spares::default();
-        let mut slot = place.first;
-        for chunks in [2, 0] {
-            let next = slot.next(members, &mut spares, &place.pool, me);
-            place.issue(me, slot, chunks);
-            place.wait(me, slot);
-            slot = next;
-        }
-    });
+    explore(
+        "slots are taken again",
+        2,
+        PREEMPTIONS - 1,
+        world,
+        |place, me| {
+            let members = &place.members[me].world_ranks;
+            let mut own = Own::of(me, place.first);
+            let mut slot = place.first;
+            for chunks in [2, 0] {
+                let next = slot.next(members, &mut own, &place.pool);
+                place.issue(me, slot, chunks);
+                place.wait(me, slot);
+                slot = next;
+            }
+        },
+    );
 }
