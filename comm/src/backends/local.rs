@@ -164,6 +164,9 @@ impl Group {
         let size = world_ranks.len();
         let slots = SlotPool::new(size);
         let first = slots.first(world_ranks);
+        if let Some(mut common) = slots.common() {
+            common.add_first(first);
+        }
         Group {
             world_ranks: Arc::clone(world_ranks),
             slots,
@@ -191,10 +194,15 @@ impl LocalGroup {
         Watcher(self.endpoint.seat.world.clone())
     }
 
+    /// Called once for each rank of a group.
     fn new(membership: Membership, group: Shared<Group>, seat: Arc<Seat>) -> Self {
+        let mut own = Own::default();
+        if membership.rank == 0 && !group.slots.is_common() {
+            own.add_first(group.first);
+        }
         let issue = Issue {
             next: group.first,
-            own: Own::of(membership.rank, group.first),
+            own,
             own_pairs: Own::default(),
         };
         LocalGroup {
@@ -251,7 +259,8 @@ impl Endpoint {
         (std::mem::replace(next, after), me.rank)
     }
 
-    /// Makes ready for the next collective what can be, while others are still to come to this one.
+    /// Makes ready for the next collective what can be, while others are still to come to this one. In large groups the
+    /// lock would cost others more.
     fn prepare(&self) {
         if !self.group.slots.is_common() {
             self.issue.lock().own.prepare();

@@ -3,7 +3,7 @@
 //! A slot made by one thread and freed by another would meet the other thread in the system's
 //! allocator, which cost more than the collective (5 µs against 2 µs for 1 KiB, 2026-11). So slots
 //! are kept, and used again by the rank that asked for them; in large groups by all. Nobody gives one back: who takes
-//! one looks for one that all have left. Only who comes first takes one, and has to wait for the others anyhow.
+//! one looks for one that all have left. Only who comes first to an operation takes one.
 #![allow(unsafe_code)]
 
 use super::slot::Slot;
@@ -61,37 +61,46 @@ impl SlotRef {
     }
 }
 
-/// The slots that a rank uses again and again: in the order in which it took them, so that those which the others leave
-/// first come first.
+/// The slots that a rank uses again and again: roughly in the order in which it took them, so that those which the others
+/// leave first come first.
 #[derive(Default)]
 pub(super) struct Own {
     all: VecDeque<SlotRef>,
     /// One that is none of these: cleared, for the next operation.
     clear: Option<SlotRef>,
+    /// How many slots were looked at that somebody was still to leave, beyond a few for each that was taken.
+    in_vain: usize,
 }
 
+/// So many looks in vain are nothing to a slot that is taken.
+const FEW_LOOKS: usize = 2;
+
 impl Own {
-    /// Those of this rank, at the start: the group's first one counts as taken by rank 0.
-    pub(super) fn of(rank: usize, first: SlotRef) -> Own {
-        let mut own = Own::default();
-        if rank == 0 {
-            own.all.push_back(first);
-        }
-        own
-    }
-
-    /// Clears a slot for the next operation, if one is free: for who has nothing else to do.
+    /// Clears the next slot, if it is free. It looks at one alone.
     pub(super) fn prepare(&mut self) {
-        if self.clear.is_none() {
-            self.clear = self.free();
+        match self.all.front() {
+            Some(slot) if self.clear.is_none() && slot.is_free() => self.clear = self.take_at(0),
+            Some(_) if self.clear.is_none() => self.all.rotate_left(1),
+            _ => {}
         }
     }
 
-    /// One that all have left, cleared. Those in front of it go behind the others, so that one which somebody is slow to
-    /// leave is not looked at each time.
+    /// One that all have left, cleared. `None` where there is none, and where so many are held for long that it is better
+    /// to have more than to look at these again and again.
     fn free(&mut self) -> Option<SlotRef> {
-        let at = self.all.iter().position(|slot| slot.is_free())?;
-        self.all.rotate_left(at);
+        let at = self.all.iter().position(|slot| slot.is_free());
+        self.in_vain += at.unwrap_or(self.all.len());
+        self.in_vain = self.in_vain.saturating_sub(FEW_LOOKS);
+        if self.in_vain > self.all.len() {
+            self.in_vain = 0;
+            return None;
+        }
+        self.take_at(at?)
+    }
+
+    /// The slot of this place, which is free, cleared. Those in front of it go behind the others.
+    fn take_at(&mut self, place: usize) -> Option<SlotRef> {
+        self.all.rotate_left(place);
         let slot = self.all.pop_front()?;
         // SAFETY: the slot is free, and this call its one holder (guarantee 2).
         unsafe { slot.clear() };
@@ -102,6 +111,11 @@ impl Own {
     pub(super) fn put_back(&mut self, slot: SlotRef) {
         debug_assert!(self.all.back() == Some(&slot) && self.clear.is_none());
         self.clear = self.all.pop_back();
+    }
+
+    /// The group's first slot counts as taken by these. Called for one rank of the group, once: see guarantee 2.
+    pub(super) fn add_first(&mut self, first: SlotRef) {
+        self.all.push_back(first);
     }
 }
 
@@ -125,7 +139,7 @@ impl SlotPool {
         self.common.as_ref().map(Mutex::lock)
     }
 
-    /// A slot for the first operation between these ranks of the world: see [`Own::of`].
+    /// A slot for the first operation between these ranks of the world: see [`Own::add_first`].
     pub(super) fn first(&self, ranks: &[usize]) -> SlotRef {
         let slot = self.make();
         slot.dedicate(0, ranks);
@@ -148,10 +162,10 @@ impl SlotPool {
         self.all.lock().len()
     }
 
-    /// Makes as many slots as there are, of which none is free: so looking in vain is rare. Gives one of them.
+    /// Makes half as many slots as there are, and one, which it gives.
     #[cold]
     fn grow(&self, own: &mut Own) -> SlotRef {
-        for _ in 1..own.all.len() {
+        for _ in 0..own.all.len() / 2 {
             own.all.push_front(self.make());
         }
         self.make()

@@ -32,13 +32,13 @@ const AT_ONCE: usize = 4 << 10;
 /// Why this is sound. Between two clearings `state` goes from `FILLING` to `READY` to `DONE`; or from `FILLING` to
 /// `SUSPECT`, where it stays, since the world fails.
 ///
-/// 1. *A cell has one writer.* `Cell::post` is written by its rank alone, once, before that rank
-///    sets `posted` (`Release`).
+/// 1. *A cell has one writer.* `Cell::post` is written by its rank alone, once in each use of the slot, before that rank
+///    sets `posted` (`Release`). It drops what is left there of the use before, which all have left (8).
 /// 2. *A cell is read only after it was written.* Who reads the cell of another rank has seen its
 ///    `posted` (`Acquire`), or found it in `arrivals` as the one that came first (`Acquire`, of what
 ///    that rank put there with `Release`), or is the last to arrive: all count themselves in
 ///    `arrivals` by read-modify-writes with `AcqRel`, so the last arrival comes after all posts.
-/// 3. *A cell is emptied only when nobody looks any more.* Ranks look at the cells of others before
+/// 3. *A cell is emptied of its tensors only when nobody looks any more.* Ranks look at the cells of others before
 ///    their own arrival (who comes first looks at none), the last one also until it sets `READY` or
 ///    `DONE`. A rank takes its tensors out of its cell only after it has seen `DONE` (`Acquire`),
 ///    which comes after all arrivals (2). `posted` stays until the slot is cleared.
@@ -57,10 +57,10 @@ const AT_ONCE: usize = 4 << 10;
 ///    output was unique when it was posted, and nobody can clone it while it is in the cell; an input
 ///    may be shared, and is only read, as everywhere.
 /// 8. *A slot is taken again when nobody knows it any more*, and cleared then. A rank
-///    finds it as `link` of the slot before or in a mailbox, both before it posts; and forgets it
-///    after it has said so by `left` of its cell (`Release`), when it has taken its result and is done running
-///    chunks. So who has seen the `left` of all cells (`Acquire`) comes after all of them. If the world
-///    fails, not all leave.
+///    finds it as `link` of the slot before or in a mailbox, both before it posts; and touches
+///    nothing of it any more when it has said so by `left` of its cell (`Release`), which it does when it has taken its
+///    result and is done running chunks. So who has seen the `left` of all cells (`Acquire`) comes after all of them.
+///    An operation that is not done when the world fails is not left by all.
 /// 9. *The cells of a suspect slot stay.* Who finds that two calls differ sets `SUSPECT` before it counts its own
 ///    arrival; so the last to arrive sees it (2), and sets neither `READY` nor `DONE`. Then no rank takes anything out
 ///    of its cell or leaves, and the slot is never taken again: whoever has seen `SUSPECT` (`Acquire`) may read every cell whose
@@ -347,6 +347,7 @@ impl Slot {
     /// Makes the plan; false where ranks differ. The last rank to arrive calls this.
     fn begin(&self, workers: usize) -> bool {
         let n = self.cells().len();
+        debug_assert!((0..n).all(|cell| self.has_posted(cell)));
         // SAFETY: guarantees 2 and 3: all cells are posted, and only this thread looks at them.
         let posts: SmallVec<[&Post; 4]> = (0..n)
             .filter_map(|c| unsafe { self.cells[c].post.with(|post| (*post).as_ref()) })

@@ -28,6 +28,7 @@ pub(super) struct LocalWork {
 impl LocalWork {
     /// Posts this rank's call.
     pub(super) fn issue(me: &Arc<Endpoint>, post: Post) -> Result<LocalWork> {
+        let is_message = post.op().is_message();
         let (slot, cell) = me.place(post.op());
         let part = Part::new(slot, cell);
         let (world, rank) = (me.world(), me.membership.world_rank());
@@ -40,6 +41,7 @@ impl LocalWork {
             is_over: false,
         };
         match posted {
+            Posted::Waits if is_message => {}
             Posted::Waits => me.prepare(),
             Posted::Begun => part.wake_others(world, rank),
             // Who is to blame is said when all have come: mostly by whom comes last, here.

@@ -34,6 +34,15 @@ impl Place {
         }
     }
 
+    /// The slots of a rank, at the start.
+    fn own(&self, me: usize) -> Own {
+        let mut own = Own::default();
+        if me == 0 {
+            own.add_first(self.first);
+        }
+        own
+    }
+
     fn wake_others(&self, me: usize) {
         let others = self.parkers.iter().enumerate();
         Parker::unpark(others.filter(|(r, _)| *r != me).map(|(_, p)| p));
@@ -81,7 +90,7 @@ impl Place {
 fn meet(name: &str, ranks: usize, operations: &'static [usize], preemptions: usize) {
     let world = move || Arc::new(Place::new(ranks));
     let rank = |place: &Arc<Place>, me: usize| {
-        let mut own = Own::of(me, place.first);
+        let mut own = place.own(me);
         let mut slots = vec![place.first];
         for (i, chunks) in operations.iter().enumerate() {
             if i > 0 {
@@ -134,7 +143,7 @@ fn slots_are_taken_again() {
         world,
         |place, me| {
             let members = &place.members[me].world_ranks;
-            let mut own = Own::of(me, place.first);
+            let mut own = place.own(me);
             let mut slot = place.first;
             for chunks in [2, 0] {
                 let next = slot.next(members, &mut own, &place.pool);

@@ -82,7 +82,7 @@ impl Slot {
         unsafe { self.signature(cell) }.map_or_else(String::new, Signature::to_string)
     }
 
-    fn has_posted(&self, cell: usize) -> bool {
+    pub(super) fn has_posted(&self, cell: usize) -> bool {
         self.cells[cell].posted.load(Acquire) == self.entrance.uses.load(Relaxed)
     }
 
