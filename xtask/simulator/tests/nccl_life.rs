@@ -7,6 +7,7 @@ mod driver;
 mod ranks;
 
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use driver::*;
@@ -48,20 +49,18 @@ fn two_threads() {
 /// Rank 1 never joins; an abort ends the wait of rank 0, or its being in progress.
 fn abort_of_a_start(blocking: bool) {
     let _gpu = Gpu::new(0);
-    let mut comm = 0;
+    let comm = AtomicU64::new(0);
     let configs = [config(blocking.into())];
-    let place = &raw mut comm as usize;
     let id = id();
     std::thread::scope(|scope| {
-        let joining = scope.spawn(move || {
+        let joining = scope.spawn(|| {
             let _gpu = Gpu::new(0);
-            // SAFETY: the place outlives the scope.
-            let out = Out::to(unsafe { &mut *(place as *mut u64) });
+            // SAFETY: the place outlives the scope, and the library alone writes to it.
+            let out = Out::to(unsafe { &mut *comm.as_ptr() });
             call!(ncclCommInitRankConfig(out, 2, id, 0, Array::of(&configs)))
         });
         std::thread::sleep(Duration::from_millis(300));
-        // SAFETY: the library has written it by now.
-        let comm = unsafe { (place as *const u64).read_volatile() };
+        let comm = comm.load(Ordering::SeqCst); // the library has written it by now
         assert_eq!(state(comm), IN_PROGRESS);
         good!(ncclCommAbort(comm));
         let code = joining.join().unwrap();
