@@ -144,3 +144,69 @@ pub(super) fn host(me: &Membership) -> Device {
         false => Device::cpu(0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::op::Op;
+    use std::time::Duration;
+
+    fn rank_1_of_2() -> Membership {
+        Membership {
+            rank: 1,
+            world_ranks: [0, 1].into(),
+            name: "world".into(),
+            device: Device::cpu(0),
+            deadline: Duration::from_secs(1),
+        }
+    }
+
+    #[test]
+    fn a_head_says_what_comes_behind_it() {
+        let me = rank_1_of_2();
+        for (shape, dtype) in [(&[][..], DType::Bool), (&[3, 0, 5], DType::F32)] {
+            let tensor = Tensor::zeros(shape, dtype, Device::cpu(0)).unwrap();
+            let head = read_head(&me, &head(&me, &[], &tensor).unwrap()).unwrap();
+            assert_eq!((&*head.shape, head.dtype, head.slot), (shape, dtype, None));
+            let call = behind(&me, head, &[], 0, 7).unwrap();
+            assert_eq!(call.signature.op, Op::Recv { source: 0, tag: 7 });
+            assert_eq!(*call.signature.tensors, [(dtype, Shape::from(shape))]);
+        }
+    }
+
+    #[test]
+    fn a_head_from_a_card_that_is_not_here_is_refused() {
+        let head = Head {
+            shape: [2].into(),
+            dtype: DType::F32,
+            slot: Some(1),
+        };
+        let error = behind(&rank_1_of_2(), head, &[Device::cuda(0)], 0, 7).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "recv_any on rank 1: it was sent from card 1 of a rank, and this one has 1"
+        );
+    }
+
+    #[test]
+    fn what_is_no_head_is_refused() {
+        let me = rank_1_of_2();
+        let good: [i64; HEAD[0]] = std::array::from_fn(|at| i64::from(at == 2)); // [0]
+        let numbers = |head: &[i64]| Tensor::from_slice(head, [head.len()], Device::cpu(0));
+        assert!(read_head(&me, &numbers(&good).unwrap()).is_ok());
+        // An element type, a memory, a number of axes and an extent that are none.
+        let types = DType::ALL.len() as i64;
+        let axes = MOST_AXES as i64 + 1;
+        for (at, odd) in [(0, -1), (0, types), (1, -1), (2, -1), (2, axes), (3, -1)] {
+            let mut head = good;
+            head[at] = odd;
+            let Err(error) = read_head(&me, &numbers(&head).unwrap()) else {
+                panic!("{head:?} is taken for a head");
+            };
+            assert!(
+                error.to_string().contains("it was not sent by `send_any`"),
+                "{error}"
+            );
+        }
+    }
+}

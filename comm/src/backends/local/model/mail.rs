@@ -63,3 +63,19 @@ fn a_sender_drops_its_end() {
 fn a_receiver_drops_its_end() {
     play("a receiver drops its end", 1, Some(1));
 }
+
+/// The sender finds a slot that the receiver may not have left, or a free one, in which both have posted before.
+#[test]
+fn a_slot_of_messages_is_taken_again() {
+    run_with(
+        "a slot of messages is taken again",
+        2,
+        PREEMPTIONS - 1,
+        |g| {
+            for _ in 0..2 {
+                let work = issue(g, 0).unwrap();
+                wait(g, work);
+            }
+        },
+    );
+}

@@ -48,17 +48,18 @@ impl Place {
         Parker::unpark(others.filter(|(r, _)| *r != me).map(|(_, p)| p));
     }
 
-    /// A rank's call: what `LocalWork` does, but for all that may go wrong.
-    fn issue(&self, me: usize, slot: SlotRef, chunks: usize) {
+    /// A rank's call: what `LocalWork` does, but for all that may go wrong. Says whether others are still to come.
+    fn issue(&self, me: usize, slot: SlotRef, chunks: usize) -> bool {
         let member = &self.members[me];
         let call = check::all_reduce(member, ones(member, chunks), ReduceOp::Sum).unwrap();
         let post = Post::new(call, member).unwrap();
         // SAFETY: each rank has a cell of its own, and posts once in each slot.
         match unsafe { slot.post(me, post, self.members.len()) } {
-            Posted::Waits => {}
+            Posted::Waits => return true,
             Posted::Begun => self.wake_others(me),
             bad => panic!("{bad:?}"),
         }
+        false
     }
 
     /// A rank's wait, as there.
@@ -125,32 +126,44 @@ fn three_ranks_share_the_chunks() {
 fn three_ranks_end_what_has_begun() {
     let world = || {
         let place = Arc::new(Place::new(3));
-        (0..3).for_each(|me| place.issue(me, place.first, 2));
+        (0..3).for_each(|me| _ = place.issue(me, place.first, 2));
         place
     };
     let rank = |place: &Arc<Place>, me| place.wait(me, place.first);
     explore("3 ranks, 2 chunks begun", 3, PREEMPTIONS, world, rank);
 }
 
-/// The rank that took a slot takes it again while others leave it.
+/// The rank that took a slot takes it again while others leave it: when it comes to the next operation, or, having come
+/// first, while it waits for the others.
+fn take_again(name: &str, operations: &'static [usize], prepares: bool, preemptions: usize) {
+    let world = || Arc::new(Place::new(2));
+    let rank = move |place: &Arc<Place>, me: usize| {
+        let members = &place.members[me].world_ranks;
+        let mut own = place.own(me);
+        let mut slot = place.first;
+        for chunks in operations {
+            let next = slot.next(members, &mut own, &place.pool);
+            if place.issue(me, slot, *chunks) && prepares {
+                own.prepare();
+            }
+            place.wait(me, slot);
+            slot = next;
+        }
+    };
+    explore(name, 2, preemptions, world, rank);
+}
+
 #[test]
 fn slots_are_taken_again() {
-    let world = || Arc::new(Place::new(2));
-    explore(
-        "slots are taken again",
-        2,
+    take_again("slots are taken again", &[2, 0], false, PREEMPTIONS - 1);
+}
+
+#[test]
+fn slots_are_made_ready_again() {
+    take_again(
+        "slots are made ready again",
+        &[0, 0, 0],
+        true,
         PREEMPTIONS - 1,
-        world,
-        |place, me| {
-            let members = &place.members[me].world_ranks;
-            let mut own = place.own(me);
-            let mut slot = place.first;
-            for chunks in [2, 0] {
-                let next = slot.next(members, &mut own, &place.pool);
-                place.issue(me, slot, chunks);
-                place.wait(me, slot);
-                slot = next;
-            }
-        },
     );
 }
