@@ -1,8 +1,10 @@
-//! What this machine has: an MPI to build for and to start, and cores.
+//! What this machine has: an MPI to build for and to start, and cores, which chores share out.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs, thread};
+
+use anyhow::Result;
 
 /// Why there is no MPI here to build for and to start, if there is none.
 pub fn obstacle() -> Option<String> {
@@ -70,9 +72,41 @@ fn count(list: &str) -> Option<usize> {
     ranges.sum()
 }
 
+/// Runs `lane` once for each core, at the same time: it gets its number. What takes turns at a list does so there.
+///
+/// # Errors
+/// That of the first lane with one; the others have ended, too.
+pub fn in_lanes(lane: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+    let lanes = thread::available_parallelism().map_or(1, usize::from);
+    thread::scope(|scope| {
+        let lane = &lane;
+        let lanes: Vec<_> = (0..lanes)
+            .map(|number| scope.spawn(move || lane(number)))
+            .collect();
+        let ends: Vec<_> = lanes.into_iter().map(|lane| lane.join()).collect();
+        ends.into_iter()
+            .try_for_each(|end| end.expect("a lane has panicked"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_lane_ends_and_an_error_is_told() {
+        let ends = std::sync::Mutex::new(Vec::new());
+        let end = in_lanes(|lane| {
+            ends.lock().unwrap().push(lane);
+            anyhow::ensure!(lane > 0, "lane {lane}");
+            Ok(())
+        });
+        assert_eq!(end.unwrap_err().to_string(), "lane 0");
+        let mut ends = ends.into_inner().unwrap();
+        ends.sort_unstable();
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        assert_eq!(ends, Vec::from_iter(0..cores));
+    }
 
     #[test]
     fn lists_are_counted() {

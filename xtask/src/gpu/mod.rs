@@ -14,12 +14,10 @@ pub mod simulator;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::thread::{self, available_parallelism};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -30,6 +28,7 @@ use self::nvrtc::Nvrtc;
 use self::programs::Program;
 use self::simulator::{Simulator, search};
 use crate::cargo::{root, watch};
+use crate::machine::in_lanes;
 use crate::report::Report;
 use crate::tally::Tally;
 
@@ -235,21 +234,12 @@ fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
     let beside = |run: &Run| run.program.runs_beside_others && matches!(cards, Cards::Simulated(_));
     let (beside, alone): (Vec<Run>, Vec<Run>) = runs.into_iter().partition(beside);
     let next = AtomicUsize::new(0);
-    let lanes = available_parallelism().map_or(1, NonZero::get);
-    thread::scope(|scope| {
-        let lane = |number| {
-            let cards = cards.beside(number);
-            let (next, beside, report) = (&next, &beside, &report);
-            scope.spawn(move || -> Result<()> {
-                while let Some(run) = beside.get(next.fetch_add(1, Relaxed)) {
-                    run.go(&cards, nvrtc, report, false)?;
-                }
-                Ok(())
-            })
-        };
-        let lanes: Vec<_> = (0..lanes).map(lane).collect();
-        let mut ends = lanes.into_iter().map(|lane| lane.join().expect("a lane"));
-        ends.try_for_each(|end| end)
+    in_lanes(|number| {
+        let cards = cards.beside(number);
+        while let Some(run) = beside.get(next.fetch_add(1, Relaxed)) {
+            run.go(&cards, nvrtc, &report, false)?;
+        }
+        Ok(())
     })?;
     for run in &alone {
         run.go(cards, nvrtc, &report, true)?;

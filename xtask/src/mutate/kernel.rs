@@ -41,12 +41,12 @@ pub fn with_changed_text(file: &[u8]) -> Result<Vec<u8>> {
     Ok(changed.into_bytes())
 }
 
-/// Writes what the program takes for which text; answers the folder.
+/// Writes what the programs of a lane take for which text; answers the folder.
 ///
 /// # Errors
 /// It cannot be written.
-pub fn change(before: &str, after: &str) -> Result<PathBuf> {
-    let folder = root().join("target/mutants/change");
+pub fn change(before: &str, after: &str, lane: usize) -> Result<PathBuf> {
+    let folder = root().join(format!("target/mutants/change-{lane}"));
     fs::create_dir_all(&folder)?;
     fs::write(folder.join("before"), before)?;
     fs::write(folder.join("after"), after)?;

@@ -10,12 +10,12 @@ mod sites;
 mod switch;
 mod tree;
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -28,6 +28,7 @@ use crate::cargo::root;
 use crate::gpu::ahead;
 use crate::gpu::simulator::{Simulator, nvrtc};
 use crate::lines::report;
+use crate::machine::in_lanes;
 
 /// What the tests need not notice, and why.
 const SURVIVORS: &str = include_str!("survivors.txt");
@@ -114,58 +115,111 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let tree = Tree::copy()?;
     let switch = Switch::build(&tree, &order[..args.count.min(order.len())])?;
     let workshop = Workshop {
-        tree,
+        tree: Mutex::new(tree),
         switch,
         simulator: Simulator::build(2)?.checking(),
         nvrtc: nvrtc.folder,
         args,
         survivors,
-        limits: RefCell::default(),
+        limits: Mutex::default(),
     };
     report(format_args!(
         "seed {} of {} mistakes, each of which the tests must notice",
         args.seed,
         order.len()
     ))?;
-    let (mut killed, mut known, mut survived, mut made) = (0, 0, 0, 0);
-    for mutant in &order {
-        if made == args.count {
-            break;
+    let totals = Mutex::new(Totals::default());
+    in_lanes(|number| {
+        let simulator = workshop.simulator.beside(number);
+        let lane = Lane { number, simulator };
+        loop {
+            let next = lock(&totals).next(&order, args.count);
+            let Some(mutant) = next else {
+                return Ok(());
+            };
+            let start = Instant::now();
+            let fate = workshop.fate(mutant, &lane)?;
+            let seconds = start.elapsed().as_secs();
+            let line = lock(&totals).count(fate, workshop.known(mutant));
+            println!("test {mutant} ... {line} ({seconds} s)");
         }
-        let start = Instant::now();
-        let fate = workshop.fate(mutant)?;
-        let seconds = start.elapsed().as_secs();
-        let (word, why) = match fate {
-            Fate::Stillborn => {
-                println!("test {mutant} ... does not compile, and is not counted");
-                continue;
-            }
-            Fate::Killed(why) => ("ok", format!("killed: {why}")),
-            Fate::Survived => match workshop.known(mutant) {
-                Some(entry) => ("known", format!("survived: {}", entry.reason)),
-                None => ("FAILED", "survived".to_owned()),
-            },
-        };
-        made += 1;
-        match word {
-            "ok" => killed += 1,
-            "known" => known += 1,
-            _ => survived += 1,
-        }
-        println!("test {mutant} ... {word}: {why} ({seconds} s)");
-    }
-    println!(
-        "{killed} of {made} killed, {known} survived as survivors.txt has it, {survived} survived"
-    );
-    let word = if survived == 0 { "ok" } else { "FAILED" };
-    println!(
-        "test result: {word}. {} passed; {survived} failed",
-        killed + known
-    );
-    Ok(match survived {
+    })?;
+    let totals = lock(&totals);
+    totals.lines().iter().for_each(|line| println!("{line}"));
+    Ok(match totals.survived {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// What works at one mistake after the other, beside others.
+struct Lane {
+    number: usize,
+    /// What its programs find is kept apart.
+    simulator: Simulator,
+}
+
+/// What has become of the mistakes so far.
+#[derive(Default)]
+struct Totals {
+    /// How many have been taken up, in order; and how many of these do not compile.
+    taken: usize,
+    stillborn: usize,
+    killed: usize,
+    known: usize,
+    survived: usize,
+}
+
+impl Totals {
+    /// The next mistake, where fewer than `count` of those that compile have been taken up.
+    fn next<'a>(&mut self, order: &'a [Mutant], count: usize) -> Option<&'a Mutant> {
+        let wanted = self.taken - self.stillborn < count;
+        let next = order.get(self.taken).filter(|_| wanted)?;
+        self.taken += 1;
+        Some(next)
+    }
+
+    /// Counts what became of one; in words.
+    fn count(&mut self, fate: Fate, known: Option<&Survivor<'_>>) -> String {
+        let (place, line) = match (fate, known) {
+            (Fate::Stillborn, _) => (
+                &mut self.stillborn,
+                "does not compile, and is not counted".to_owned(),
+            ),
+            (Fate::Killed(why), _) => (&mut self.killed, format!("ok: killed: {why}")),
+            (Fate::Survived, Some(entry)) => (
+                &mut self.known,
+                format!("known: survived: {}", entry.reason),
+            ),
+            (Fate::Survived, None) => (&mut self.survived, "FAILED: survived".to_owned()),
+        };
+        *place += 1;
+        line
+    }
+
+    fn lines(&self) -> [String; 2] {
+        let Totals {
+            killed,
+            known,
+            survived,
+            ..
+        } = self;
+        let word = if *survived == 0 { "ok" } else { "FAILED" };
+        [
+            format!(
+                "{killed} of {} killed, {known} survived as survivors.txt has it, {survived} survived",
+                killed + known + survived
+            ),
+            format!(
+                "test result: {word}. {} passed; {survived} failed",
+                killed + known
+            ),
+        ]
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no lane has panicked")
 }
 
 /// The folder with the compiled kernels of the tests: those with a mistake, too.
@@ -195,7 +249,8 @@ fn files() -> Result<Vec<String>> {
 
 /// Where mistakes are made.
 struct Workshop<'a> {
-    tree: Tree,
+    /// Locked while one that has to be built is made and tested there.
+    tree: Mutex<Tree>,
     switch: Switch,
     simulator: Simulator,
     nvrtc: Option<PathBuf>,
@@ -203,29 +258,32 @@ struct Workshop<'a> {
     /// What the tests need not notice.
     survivors: Vec<Survivor<'a>>,
     /// How long the tests may take that have these words in their names.
-    limits: RefCell<HashMap<Words, Duration>>,
+    limits: Mutex<HashMap<Words, Arc<Mutex<Option<Duration>>>>>,
 }
 
 impl Workshop<'_> {
     /// Makes a mistake, looks what comes of it, and takes it back.
-    fn fate(&self, mutant: &Mutant) -> Result<Fate> {
-        let text = self.tree.read(&mutant.file)?;
+    fn fate(&self, mutant: &Mutant, lane: &Lane) -> Result<Fate> {
+        let switch = &self.switch;
+        if let Some(number) = switch.number(mutant) {
+            let told = (switch::VARIABLE, number.to_string().into());
+            return self.test(&switch.program, mutant, Some(&told), lane);
+        }
+        let tree = lock(&self.tree);
+        let text = tree.read(&mutant.file)?;
         let changed = mutant.apply(&text);
         if mutant.is_in_kernel() {
-            let change = kernel::change(&text, &changed)?;
+            drop(tree);
+            let change = kernel::change(&text, &changed, lane.number)?;
             let told = (kernel::VARIABLE, change.into_os_string());
-            return self.test(&self.switch.program, mutant, Some(&told));
+            return self.test(&switch.program, mutant, Some(&told), lane);
         }
-        if let Some(number) = self.switch.number(mutant) {
-            let told = (switch::VARIABLE, number.to_string().into());
-            return self.test(&self.switch.program, mutant, Some(&told));
-        }
-        self.tree.write(&mutant.file, &changed)?;
-        let fate = match self.tree.build()? {
-            Built::Program(program) => self.test(&program, mutant, None),
+        tree.write(&mutant.file, &changed)?;
+        let fate = match tree.build()? {
+            Built::Program(program) => self.test(&program, mutant, None, lane),
             Built::Faults(_) => Ok(Fate::Stillborn),
         };
-        self.tree.write(&mutant.file, &text)?;
+        tree.write(&mutant.file, &text)?;
         fate
     }
 
@@ -236,15 +294,21 @@ impl Workshop<'_> {
 
     /// Runs the tests of `program`, first those that look closest at the file that was changed, then all, but for a
     /// mistake that is known to survive them. `told` is what the environment tells the program of the mistake.
-    fn test(&self, program: &Path, mutant: &Mutant, told: Option<&Told>) -> Result<Fate> {
+    fn test(
+        &self,
+        program: &Path,
+        mutant: &Mutant,
+        told: Option<&Told>,
+        lane: &Lane,
+    ) -> Result<Fate> {
         let closest = closest(&mutant.file);
         let all: &[Words] = match self.args.closest || self.known(mutant).is_some() {
             true => &[closest],
             false => &[closest, &[]],
         };
         for words in all {
-            let limit = self.limit(words)?;
-            match self.test_some(program, words, told, limit)? {
+            let limit = self.limit(words, lane)?;
+            match self.test_some(program, words, told, limit, lane)? {
                 Fate::Survived => {}
                 noticed => return Ok(noticed),
             }
@@ -253,20 +317,21 @@ impl Workshop<'_> {
     }
 
     /// How long tests may take. Without a mistake they must pass: that is seen at the first call.
-    fn limit(&self, words: Words) -> Result<Duration> {
-        if let Some(limit) = self.limits.borrow().get(words) {
-            return Ok(*limit);
+    fn limit(&self, words: Words, lane: &Lane) -> Result<Duration> {
+        // Who else wants it waits for that call.
+        let limit = Arc::clone(lock(&self.limits).entry(words).or_default());
+        let mut limit = lock(&limit);
+        if let Some(limit) = *limit {
+            return Ok(limit);
         }
         let start = Instant::now();
-        match self.test_some(&self.switch.program, words, None, FIRST)? {
+        match self.test_some(&self.switch.program, words, None, FIRST, lane)? {
             Fate::Survived => {}
             Fate::Killed(why) => bail!("the tests do not pass without a mistake: {why}"),
             Fate::Stillborn => bail!("a kernel does not compile without a mistake"),
         }
         // Kernels were compiled in that run, which costs more than anything else.
-        let limit = start.elapsed() * 2 + Duration::from_secs(30);
-        self.limits.borrow_mut().insert(words, limit);
-        Ok(limit)
+        Ok(*limit.insert(start.elapsed() * 2 + Duration::from_secs(30)))
     }
 
     /// Runs the tests with one of `words` in their names; all of them where there is no word.
@@ -276,9 +341,10 @@ impl Workshop<'_> {
         words: Words,
         told: Option<&Told>,
         limit: Duration,
+        lane: &Lane,
     ) -> Result<Fate> {
         let mut command = Command::new(program);
-        command.envs(self.simulator.environment(1, self.nvrtc.as_deref()));
+        command.envs(lane.simulator.environment(1, self.nvrtc.as_deref()));
         command.env("PHALANX_KERNEL_CACHE", kernels());
         command.env("PHALANX_REQUIRE_CARDS", "1");
         // A thread that waits for what does not come is soon given up.
@@ -292,7 +358,7 @@ impl Workshop<'_> {
         }
         command.args(words);
         let outcome = run_tests(&mut command, limit)?;
-        let finding = self.simulator.findings().into_iter().next();
+        let finding = lane.simulator.findings().into_iter().next();
         let found = finding.map_or(String::new(), |finding| format!(": {finding}"));
         Ok(match outcome {
             Outcome::Passed if found.is_empty() => Fate::Survived,
@@ -345,6 +411,27 @@ fn survivors(text: &str) -> Result<Vec<Survivor<'_>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_does_not_compile_is_made_up_for() {
+        let text = "fn f() {\n    if a < b && c {\n        lanes.wait(lane, stamp)?;\n    }\n}\n";
+        let order = mutants("cuda.rs", text);
+        assert!(order.len() > 3);
+        let mut totals = Totals::default();
+        assert_eq!(totals.next(&order, 2), Some(&order[0]));
+        assert_eq!(totals.next(&order, 2), Some(&order[1]));
+        assert_eq!(totals.next(&order, 2), None); // two are under way
+        totals.count(Fate::Stillborn, None);
+        assert_eq!(totals.next(&order, 2), Some(&order[2]));
+        assert_eq!(totals.next(&order, 2), None);
+        let line = totals.count(Fate::Killed("f".into()), None);
+        assert_eq!(line, "ok: killed: f");
+        assert!(totals.count(Fate::Survived, None).starts_with("FAILED"));
+        assert_eq!(totals.next(&order, 2), None);
+        assert_eq!(totals.lines()[1], "test result: FAILED. 1 passed; 1 failed");
+        // There are no more than there are.
+        assert_eq!(totals.next(&order[..3], 9), None);
+    }
 
     #[test]
     fn the_list_of_survivors_can_be_read() {
