@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::{env, fs, thread};
 
 use anyhow::Result;
@@ -72,15 +73,32 @@ fn count(list: &str) -> Option<usize> {
     ranges.sum()
 }
 
-/// Runs `lane` once for each core, at the same time: it gets its number. What takes turns at a list does so there.
+/// How many lanes [`in_lanes`] has: one for each core.
+pub fn lanes() -> usize {
+    thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Does what `next` gives, in as many threads as there are [`lanes`]: `work` gets the number of its lane. After an error no
+/// lane takes up anything more.
 ///
 /// # Errors
-/// That of the first lane with one; the others have ended, too.
-pub fn in_lanes(lane: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
-    let lanes = thread::available_parallelism().map_or(1, usize::from);
+/// That of the first lane that has one, when all lanes have ended.
+pub fn in_lanes<T>(
+    next: impl Fn() -> Option<T> + Sync,
+    work: impl Fn(usize, T) -> Result<()> + Sync,
+) -> Result<()> {
+    let has_failed = AtomicBool::new(false);
+    let lane = |number| {
+        while !has_failed.load(Relaxed)
+            && let Some(one) = next()
+        {
+            work(number, one).inspect_err(|_| has_failed.store(true, Relaxed))?;
+        }
+        Ok(())
+    };
     thread::scope(|scope| {
         let lane = &lane;
-        let lanes: Vec<_> = (0..lanes)
+        let lanes: Vec<_> = (0..lanes())
             .map(|number| scope.spawn(move || lane(number)))
             .collect();
         let ends: Vec<_> = lanes.into_iter().map(|lane| lane.join()).collect();
@@ -92,20 +110,42 @@ pub fn in_lanes(lane: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::{Barrier, Mutex};
 
     #[test]
-    fn each_lane_ends_and_an_error_is_told() {
-        let ends = std::sync::Mutex::new(Vec::new());
-        let end = in_lanes(|lane| {
-            ends.lock().unwrap().push(lane);
-            anyhow::ensure!(lane > 0, "lane {lane}");
+    fn all_lanes_work_at_the_same_time() {
+        let (left, together) = (Mutex::new(3 * lanes()), Barrier::new(lanes()));
+        let seen = Mutex::new(HashSet::new());
+        let next = || {
+            let mut left = left.lock().unwrap();
+            *left = left.checked_sub(1)?;
+            Some(*left)
+        };
+        let work = |lane, one| {
+            together.wait(); // for ever, where one lane has ended before, or does two at once
+            seen.lock().unwrap().insert(one);
+            anyhow::ensure!(lane < lanes());
             Ok(())
-        });
-        assert_eq!(end.unwrap_err().to_string(), "lane 0");
-        let mut ends = ends.into_inner().unwrap();
-        ends.sort_unstable();
-        let cores = thread::available_parallelism().map_or(1, usize::from);
-        assert_eq!(ends, Vec::from_iter(0..cores));
+        };
+        in_lanes(next, work).unwrap();
+        assert_eq!(
+            seen.into_inner().unwrap(),
+            HashSet::from_iter(0..3 * lanes())
+        );
+    }
+
+    #[test]
+    fn nothing_is_taken_up_after_an_error() {
+        let taken = AtomicUsize::new(0);
+        let next = || Some(taken.fetch_add(1, Relaxed));
+        let work = |_, one| match one {
+            9 => anyhow::bail!("number {one}"),
+            _ => Ok(()),
+        };
+        let error = in_lanes(next, work).unwrap_err();
+        assert_eq!(error.to_string(), "number 9");
     }
 
     #[test]

@@ -148,6 +148,7 @@ pub(super) fn host(me: &Membership) -> Device {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::check::Room;
     use crate::op::Op;
     use std::time::Duration;
 
@@ -172,6 +173,24 @@ mod tests {
             assert_eq!(call.signature.op, Op::Recv { source: 0, tag: 7 });
             assert_eq!(*call.signature.tensors, [(dtype, Shape::from(shape))]);
         }
+        let many = Tensor::zeros([1; MOST_AXES + 1], DType::F32, Device::cpu(0)).unwrap();
+        let error = head(&me, &[], &many).unwrap_err().to_string();
+        let expected = "send_any on rank 1: the tensor has 15 axes; it may have 14";
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn a_tensor_arrives_on_the_card_of_the_same_slot() {
+        let head = Head {
+            shape: [2].into(),
+            dtype: DType::F32,
+            slot: Some(1),
+        };
+        // For want of two cards.
+        let cards = [Device::cuda(0), Device::cpu(0)];
+        let call = behind(&rank_1_of_2(), head, &cards, 0, 7).unwrap();
+        assert_eq!(call.outputs[0].shape(), &Shape::from([2]));
+        assert!(matches!(&call.outputs[0], Room::Given(t) if t.device() == cards[1]));
     }
 
     #[test]
@@ -198,7 +217,8 @@ mod tests {
         let types = DType::ALL.len() as i64;
         let axes = MOST_AXES as i64 + 1;
         for (at, odd) in [(0, -1), (0, types), (1, -1), (2, -1), (2, axes), (3, -1)] {
-            let mut head = good;
+            let mut head = good.to_vec();
+            head.push(0); // so that it does not end before the extents do
             head[at] = odd;
             let Err(error) = read_head(&me, &numbers(&head).unwrap()) else {
                 panic!("{head:?} is taken for a head");

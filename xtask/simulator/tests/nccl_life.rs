@@ -55,7 +55,7 @@ fn abort_of_a_start(blocking: bool) {
     std::thread::scope(|scope| {
         let joining = scope.spawn(|| {
             let _gpu = Gpu::new(0);
-            // SAFETY: the place outlives the scope, and the library alone writes to it.
+            // SAFETY: the place outlives the scope, and is read long after the library has written to it.
             let out = Out::to(unsafe { &mut *comm.as_ptr() });
             call!(ncclCommInitRankConfig(out, 2, id, 0, Array::of(&configs)))
         });

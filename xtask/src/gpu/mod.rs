@@ -234,13 +234,10 @@ fn test(cards: &Cards, nvrtc: &Nvrtc, seeds: u64) -> Result<Report> {
     let beside = |run: &Run| run.program.runs_beside_others && matches!(cards, Cards::Simulated(_));
     let (beside, alone): (Vec<Run>, Vec<Run>) = runs.into_iter().partition(beside);
     let next = AtomicUsize::new(0);
-    in_lanes(|number| {
-        let cards = cards.beside(number);
-        while let Some(run) = beside.get(next.fetch_add(1, Relaxed)) {
-            run.go(&cards, nvrtc, &report, false)?;
-        }
-        Ok(())
-    })?;
+    in_lanes(
+        || beside.get(next.fetch_add(1, Relaxed)),
+        |lane, run| run.go(&cards.beside(lane), nvrtc, &report, false),
+    )?;
     for run in &alone {
         run.go(cards, nvrtc, &report, true)?;
     }

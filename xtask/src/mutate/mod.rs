@@ -1,6 +1,6 @@
-//! `cargo xtask mutate-cuda`: makes one small mistake at a time in the kernels and in the code of the host for cards, and
-//! looks whether the tests of cards notice, on simulated ones. What they do not notice is a failure, unless
-//! `survivors.txt` says why.
+//! `cargo xtask mutate-cuda`: makes small mistakes in the kernels and in the code of the host for cards, one in each run of
+//! the tests of cards, and looks whether these notice, on simulated ones. As many run at the same time as there are
+//! cores. What the tests do not notice is a failure, unless `survivors.txt` says why.
 
 mod closest;
 mod host;
@@ -28,7 +28,7 @@ use crate::cargo::root;
 use crate::gpu::ahead;
 use crate::gpu::simulator::{Simulator, nvrtc};
 use crate::lines::report;
-use crate::machine::in_lanes;
+use crate::machine::{in_lanes, lanes};
 
 /// What the tests need not notice, and why.
 const SURVIVORS: &str = include_str!("survivors.txt");
@@ -115,7 +115,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let tree = Tree::copy()?;
     let switch = Switch::build(&tree, &order[..args.count.min(order.len())])?;
     let workshop = Workshop {
-        tree: Mutex::new(tree),
+        tree,
+        building: Mutex::default(),
         switch,
         simulator: Simulator::build(2)?.checking(),
         nvrtc: nvrtc.folder,
@@ -129,20 +130,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         order.len()
     ))?;
     let totals = Mutex::new(Totals::default());
-    in_lanes(|number| {
+    let next = || lock(&totals).next(&order, args.count);
+    in_lanes(next, |number, mutant| {
         let simulator = workshop.simulator.beside(number);
-        let lane = Lane { number, simulator };
-        loop {
-            let next = lock(&totals).next(&order, args.count);
-            let Some(mutant) = next else {
-                return Ok(());
-            };
-            let start = Instant::now();
-            let fate = workshop.fate(mutant, &lane)?;
-            let seconds = start.elapsed().as_secs();
-            let line = lock(&totals).count(fate, workshop.known(mutant));
-            println!("test {mutant} ... {line} ({seconds} s)");
-        }
+        let start = Instant::now();
+        let fate = workshop.fate(mutant, &Lane { number, simulator })?;
+        let seconds = start.elapsed().as_secs();
+        let line = lock(&totals).count(fate, workshop.known(mutant));
+        println!("test {mutant} ... {line} ({seconds} s)");
+        Ok(())
     })?;
     let totals = lock(&totals);
     totals.lines().iter().for_each(|line| println!("{line}"));
@@ -249,15 +245,17 @@ fn files() -> Result<Vec<String>> {
 
 /// Where mistakes are made.
 struct Workshop<'a> {
-    /// Locked while one that has to be built is made and tested there.
-    tree: Mutex<Tree>,
+    tree: Tree,
+    /// Held while a mistake is in the tree, to be built. (Mistakes in kernels never are.)
+    building: Mutex<()>,
     switch: Switch,
     simulator: Simulator,
     nvrtc: Option<PathBuf>,
     args: &'a Args,
     /// What the tests need not notice.
     survivors: Vec<Survivor<'a>>,
-    /// How long the tests may take that have these words in their names.
+    /// How long the tests may take that have these words in their names; `None` before the first run of them, during which
+    /// its own lock is held.
     limits: Mutex<HashMap<Words, Arc<Mutex<Option<Duration>>>>>,
 }
 
@@ -269,22 +267,31 @@ impl Workshop<'_> {
             let told = (switch::VARIABLE, number.to_string().into());
             return self.test(&switch.program, mutant, Some(&told), lane);
         }
-        let tree = lock(&self.tree);
-        let text = tree.read(&mutant.file)?;
-        let changed = mutant.apply(&text);
         if mutant.is_in_kernel() {
-            drop(tree);
-            let change = kernel::change(&text, &changed, lane.number)?;
+            let text = self.tree.read(&mutant.file)?;
+            let change = kernel::change(&text, &mutant.apply(&text), lane.number)?;
             let told = (kernel::VARIABLE, change.into_os_string());
             return self.test(&switch.program, mutant, Some(&told), lane);
         }
-        tree.write(&mutant.file, &changed)?;
-        let fate = match tree.build()? {
-            Built::Program(program) => self.test(&program, mutant, None, lane),
-            Built::Faults(_) => Ok(Fate::Stillborn),
+        match self.build(mutant, lane)? {
+            Some(program) => self.test(&program, mutant, None, lane),
+            None => Ok(Fate::Stillborn),
+        }
+    }
+
+    /// A program with a mistake in the host's code, out of the way of the next one; `None` where it does not compile.
+    fn build(&self, mutant: &Mutant, lane: &Lane) -> Result<Option<PathBuf>> {
+        let _turn = lock(&self.building);
+        let text = self.tree.read(&mutant.file)?;
+        self.tree.write(&mutant.file, &mutant.apply(&text))?;
+        let built = self.tree.build();
+        self.tree.write(&mutant.file, &text)?;
+        let Built::Program(built) = built? else {
+            return Ok(None);
         };
-        tree.write(&mutant.file, &text)?;
-        fate
+        let program = root().join(format!("target/mutants/program-{}", lane.number));
+        fs::copy(built, &program)?;
+        Ok(Some(program))
     }
 
     /// The entry of the list of survivors that names a mistake.
@@ -331,7 +338,9 @@ impl Workshop<'_> {
             Fate::Stillborn => bail!("a kernel does not compile without a mistake"),
         }
         // Kernels were compiled in that run, which costs more than anything else.
-        Ok(*limit.insert(start.elapsed() * 2 + Duration::from_secs(30)))
+        // Later ones may have less of the machine than that one.
+        let time = start.elapsed() * u32::try_from(2 * lanes())?;
+        Ok(*limit.insert(time + Duration::from_secs(30)))
     }
 
     /// Runs the tests with one of `words` in their names; all of them where there is no word.

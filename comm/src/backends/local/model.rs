@@ -4,7 +4,7 @@
 //! Loom sees the atomics, the locks and the cells of `crate::sync`. All else runs as it is, on the one thread of the
 //! system on which loom takes its threads' turns: clocks, which the models keep from mattering by deadlines of hours;
 //! and tensors, whose elements loom would not see, but for [`fold`] here. `Mark` is not modelled, nor are the counts of
-//! `Arc`, messages, and slots that large groups share.
+//! `Arc` and the slots that large groups share.
 //!
 //! What was weakened by hand (to `Relaxed`, or taken out), and which model fails then. `slots` are those of that file.
 //!

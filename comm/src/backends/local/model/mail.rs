@@ -64,7 +64,8 @@ fn a_receiver_drops_its_end() {
     play("a receiver drops its end", 1, Some(1));
 }
 
-/// The sender finds a slot that the receiver may not have left, or a free one, in which both have posted before.
+/// Who comes first to the second message takes the slot of the first one again, or another one where the peer has not left
+/// that one yet.
 #[test]
 fn a_slot_of_messages_is_taken_again() {
     run_with(

@@ -9,6 +9,7 @@ use crate::check;
 use crate::membership::Membership;
 use crate::op::ReduceOp;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// How often a thread loses its turn at other times than when it waits.
 const PREEMPTIONS: usize = 3;
@@ -133,16 +134,28 @@ fn three_ranks_end_what_has_begun() {
     explore("3 ranks, 2 chunks begun", 3, PREEMPTIONS, world, rank);
 }
 
-/// The rank that took a slot takes it again while others leave it: when it comes to the next operation, or, having come
-/// first, while it waits for the others.
-fn take_again(name: &str, operations: &'static [usize], prepares: bool, preemptions: usize) {
-    let world = || Arc::new(Place::new(2));
-    let rank = move |place: &Arc<Place>, me: usize| {
+/// Two ranks meet in operations of so many chunks, one after the other. Who `prepares` clears a slot for the next one when it
+/// has come first. Says how often a rank posted in a slot again, over all orders.
+fn take_again(
+    name: &str,
+    operations: &'static [usize],
+    prepares: bool,
+    preemptions: usize,
+) -> usize {
+    let again = Arc::new(AtomicUsize::new(0));
+    let world = {
+        let again = Arc::clone(&again);
+        move || Arc::new((Place::new(2), Arc::clone(&again)))
+    };
+    let rank = move |world: &Arc<(Place, Arc<AtomicUsize>)>, me: usize| {
+        let (place, again) = &**world;
         let members = &place.members[me].world_ranks;
         let mut own = place.own(me);
-        let mut slot = place.first;
+        let (mut slot, mut before) = (place.first, Vec::new());
         for chunks in operations {
             let next = slot.next(members, &mut own, &place.pool);
+            again.fetch_add(usize::from(before.contains(&slot)), Relaxed);
+            before.push(slot);
             if place.issue(me, slot, *chunks) && prepares {
                 own.prepare();
             }
@@ -151,19 +164,29 @@ fn take_again(name: &str, operations: &'static [usize], prepares: bool, preempti
         }
     };
     explore(name, 2, preemptions, world, rank);
+    again.load(Relaxed)
 }
 
+/// A rank that looks for a slot clears the one that the others are leaving.
 #[test]
 fn slots_are_taken_again() {
     take_again("slots are taken again", &[2, 0], false, PREEMPTIONS - 1);
 }
 
+/// So does a rank that waits for the others.
 #[test]
-fn slots_are_made_ready_again() {
-    take_again(
-        "slots are made ready again",
-        &[0, 0, 0],
-        true,
-        PREEMPTIONS - 1,
-    );
+fn slots_are_made_ready() {
+    take_again("slots are made ready", &[2, 0], true, PREEMPTIONS - 1);
+}
+
+/// With a preemption less, since a slot in which all have posted comes back with the fourth operation.
+#[test]
+fn all_post_again() {
+    for (name, prepares) in [
+        ("all post again", false),
+        ("... in what was made ready", true),
+    ] {
+        let again = take_again(name, &[2, 0, 0, 0], prepares, PREEMPTIONS - 2);
+        assert!(again > 0, "no slot was posted in twice");
+    }
 }
