@@ -20,6 +20,7 @@
 //! | a chunk counted in `progress`: `Acquire` | `three_ranks_share_the_chunks` |
 //! | a claim that is no read-modify-write | `two_ranks_in_two_slots`, `two_ranks_meet_twice` |
 //! | `left`: `Release` or `Acquire` | `slots_are_taken_again` |
+//! | `prepare`: its look whether the slot is free | `slots_are_made_ready`, `all_post_again` |
 //! | `link`: load, exchange, failure | `two_ranks_in_two_slots`, `a_dropped_work_is_carried_out` |
 //! | either fence of `Parker` | all (a wake-up is lost) |
 //! | `Parker`: the count, the lock, the bell, the second look | all |
