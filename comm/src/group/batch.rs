@@ -162,6 +162,14 @@ mod tests {
         }
     }
 
+    fn from_the_second_card() -> Head {
+        Head {
+            shape: [2].into(),
+            dtype: DType::F32,
+            slot: Some(1),
+        }
+    }
+
     #[test]
     fn a_head_says_what_comes_behind_it() {
         let me = rank_1_of_2();
@@ -181,26 +189,17 @@ mod tests {
 
     #[test]
     fn a_tensor_arrives_on_the_card_of_the_same_slot() {
-        let head = Head {
-            shape: [2].into(),
-            dtype: DType::F32,
-            slot: Some(1),
-        };
         // For want of two cards.
         let cards = [Device::cuda(0), Device::cpu(0)];
-        let call = behind(&rank_1_of_2(), head, &cards, 0, 7).unwrap();
+        let call = behind(&rank_1_of_2(), from_the_second_card(), &cards, 0, 7).unwrap();
         assert_eq!(call.outputs[0].shape(), &Shape::from([2]));
         assert!(matches!(&call.outputs[0], Room::Given(t) if t.device() == cards[1]));
     }
 
     #[test]
     fn a_head_from_a_card_that_is_not_here_is_refused() {
-        let head = Head {
-            shape: [2].into(),
-            dtype: DType::F32,
-            slot: Some(1),
-        };
-        let error = behind(&rank_1_of_2(), head, &[Device::cuda(0)], 0, 7).unwrap_err();
+        let cards = [Device::cuda(0)];
+        let error = behind(&rank_1_of_2(), from_the_second_card(), &cards, 0, 7).unwrap_err();
         assert_eq!(
             error.to_string(),
             "recv_any on rank 1: it was sent from card 1 of a rank, and this one has 1"

@@ -15,6 +15,7 @@ use super::simulator::search;
 use crate::cargo::{cargo, executables, root};
 use crate::features;
 use crate::lines::report;
+use crate::machine::lanes;
 
 /// The compute capabilities for which there is machine code: 8.0 is the A100's, 9.0 the H100's, 10.0 the B200's, 12.0
 /// that of the RTX 50 series.
@@ -153,7 +154,7 @@ fn program() -> Result<PathBuf> {
 
 /// Compiles in as many processes as there are cores; what they say of kernels comes back, in order.
 fn in_shares(program: &Path, folder: &Path, nvrtc: &Nvrtc) -> Result<String> {
-    let shares = thread::available_parallelism().map_or(2, usize::from);
+    let shares = lanes();
     report(format_args!(
         "all kernels are compiled, in {shares} processes"
     ))?;

@@ -14,8 +14,8 @@ pub(super) enum End {
 /// Messages from one rank of a group of which only one end has been issued, by receiver. Between two ranks messages are
 /// matched in the order of issue.
 ///
-/// The lock is held for a look at lists, and while free slots are made where there are none, but never while data moves. A receiver has an entry from its first
-/// message on: what nobody writes to takes no memory.
+/// The lock is held for a look at lists, and while free slots are made where there are none, but never while data moves. A
+/// receiver has an entry from its first message on: what nobody writes to takes no memory.
 #[derive(Default)]
 pub(super) struct Mailboxes {
     unmatched: Mutex<HashMap<usize, Unmatched>>,

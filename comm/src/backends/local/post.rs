@@ -65,7 +65,8 @@ impl Post {
     }
 
     /// What the rank gets, out of the post; what it gave goes. The rest (the signature with its label and splits, but no
-    /// tensor) stays where others have read it, until it is written over: a line that has been read elsewhere costs some 100 ns to write to.
+    /// tensor) stays where others have read it, until it is written over: a line that has been read elsewhere costs some
+    /// 100 ns to write to.
     pub(super) fn take(&mut self) -> Tensors {
         self.inputs.clear();
         std::mem::take(&mut self.outputs)
